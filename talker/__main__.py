@@ -1,0 +1,95 @@
+"""The `talker` command: `talker STAGE [options]` runs one stage.
+
+Only the module of the stage that was asked for is imported, so `talker --help` is instant.
+"""
+
+import functools
+import importlib
+import inspect
+import logging
+import sys
+from pathlib import Path
+
+from talker import __version__
+from talker.errors import UserError
+
+COMMANDS = {
+    "frames": "25 fps frames, cropped around the face, from any video",
+    "audio": "16 kHz mono sound of exactly the clip's length",
+    "speech": "speech features, one window a frame",
+    "landmarks": "478 face mesh points and 68 landmarks a frame",
+    "parsing": "head, neck, torso and background masks",
+    "blink": "eye closure (AU45) a frame",
+    "track": "head pose a frame, focal length, subject mesh",
+    "background": "the plate behind the person",
+    "layers": "ground-truth and torso layers",
+    "check": "prove that a dataset folder is complete and consistent",
+    "train": "fit the avatar",
+    "render": "make a video from the avatar",
+    "evaluate": "measure the avatar on the held-out part",
+    "report": "one HTML page about a subject",
+    "synthesize": "make the demo subject, with its exact truth",
+}
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    rows = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
+    return (
+        "usage: talker STAGE [options]\n\n"
+        f"{rows}\n\n"
+        "`talker STAGE --help` lists a stage's options; `--config FILE.yaml` reads them from the "
+        "section of that name in a YAML file."
+    )
+
+
+def _take_config(args: list[str]) -> tuple[Path | None, list[str]]:
+    """Split `--config FILE` off the arguments."""
+    for i, arg in enumerate(args):
+        if arg.startswith("--config="):
+            return Path(arg.removeprefix("--config=")), args[:i] + args[i + 1 :]
+        if arg == "--config":
+            if i + 1 == len(args):
+                raise UserError("--config: expected the path of a YAML file")
+            return Path(args[i + 1]), args[:i] + args[i + 2 :]
+    return None, args
+
+
+def _run(stage: str, args: list[str]) -> None:
+    import tyro
+
+    main = importlib.import_module(f"talker.{stage}").main
+    config_file, args = _take_config(args)
+    if config_file is not None:
+        from talker.config import from_mapping, read_yaml
+
+        default = inspect.signature(main).parameters["config"].default
+        section = read_yaml(config_file).get(stage)
+        main = functools.partial(
+            main, config=from_mapping(type(default), section, f"{config_file}: {stage}")
+        )
+    tyro.cli(main, prog=f"talker {stage}", args=args, config=(tyro.conf.OmitArgPrefixes,))
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    args = sys.argv[1:]
+    if not args or args[0] in ("-h", "--help"):
+        print(_usage())
+        return
+    if args[0] == "--version":
+        print(f"talker {__version__}")
+        return
+    stage = args[0]
+    if stage not in COMMANDS:
+        sys.exit(f"talker: unknown stage '{stage}'\n\n{_usage()}")
+    try:
+        _run(stage, args[1:])
+    except UserError as error:
+        sys.exit(f"talker {stage}: error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""The per-frame contract: index i means frame i at 25 fps, in every file of a dataset folder.
+
+`clip.json` holds the clip's length, size, crop and split; every per-frame array is [T, ...] and
+comes with `valid` [T]. Frames are marked invalid, never dropped.
+"""
+
+import dataclasses
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from talker.config import from_mapping
+from talker.errors import UserError
+from talker.files import replacing
+
+FPS = 25
+SAMPLE_RATE = 16_000
+SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Source:
+    """What was found in the video file that the clip was made from."""
+
+    name: str
+    width: int
+    height: int
+    fps: float
+    variable_rate: bool
+    rotation: int
+    duration: float
+    video_start: float
+    audio_start: float
+    codec: str
+
+
+@dataclass(frozen=True)
+class Crop:
+    """The square that was cut out of the (upright) source frame, in source pixels."""
+
+    x: int
+    y: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A clip of `frames` images of `height` x `width` pixels at 25 fps."""
+
+    frames: int
+    height: int
+    width: int
+    source: Source
+    crop: Crop | None = None
+    fps: int = FPS
+    version: int = VERSION
+
+    @property
+    def train_frames(self) -> int:
+        """Frames [0, train_frames) are for training, the rest is held out (method.md 1.7)."""
+        return self.frames * 10 // 11
+
+    @property
+    def samples(self) -> int:
+        """Audio samples that belong to the clip: 640 a frame."""
+        return self.frames * SAMPLES_PER_FRAME
+
+    @classmethod
+    def load(cls, path: Path) -> "Clip":
+        """Read a `clip.json`; UserError if it is missing, damaged or of another version."""
+        try:
+            values = json.loads(path.read_text())
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        except ValueError as error:
+            raise UserError(f"{path}: is not JSON: {error}") from error
+        if not isinstance(values, dict) or values.get("version") != VERSION:
+            raise UserError(
+                f"{path}: expected version {VERSION} of the clip format; run `talker frames` again"
+            )
+        return from_mapping(cls, values, str(path))
+
+    def save(self, path: Path) -> None:
+        with replacing(path) as (scratch,):
+            scratch.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+
+def save_per_frame(path: Path, valid: np.ndarray, **arrays: np.ndarray) -> None:
+    """Write an .npz of arrays [T, ...] beside `valid` bool [T]."""
+    for name, array in arrays.items():
+        if len(array) != len(valid):
+            raise ValueError(f"{name}: {len(array)} rows, but valid has {len(valid)}")
+    with replacing(path) as (scratch,):
+        np.savez_compressed(scratch, valid=valid.astype(bool), **arrays)
+
+
+def load_per_frame(path: Path, frames: int) -> dict[str, Any]:
+    """Read an .npz of per-frame arrays, `valid` among them.
+
+    Raises:
+        UserError: the file is missing or damaged, or an array does not have `frames` rows.
+    """
+    try:
+        with np.load(path) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: cannot be read as .npz ({error})") from error
+    if "valid" not in arrays:
+        raise UserError(f"{path}: has no array 'valid'; found {', '.join(arrays) or 'nothing'}")
+    for name, array in arrays.items():
+        if len(array) != frames:
+            raise UserError(
+                f"{path}: '{name}' has {len(array)} rows, expected one for each of {frames} frames"
+            )
+    return arrays

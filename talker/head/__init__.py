@@ -1,0 +1,1 @@
+"""Head geometry: the one camera convention, morphable models, fitting."""

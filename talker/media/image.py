@@ -1,0 +1,31 @@
+"""Images on disk: RGB uint8 arrays in memory, whatever the file format keeps."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from talker.errors import UserError
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Read an image as RGB uint8 [H, W, 3], or RGBA uint8 [H, W, 4] if it has an alpha channel.
+
+    Raises:
+        UserError: the file is missing or no image.
+    """
+    pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        raise UserError(f"{path}: missing, or not an image that OpenCV can read")
+    if pixels.ndim == 2:
+        return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
+    code = cv2.COLOR_BGRA2RGBA if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB
+    return cv2.cvtColor(pixels, code)
+
+
+def write_image(path: Path, pixels: np.ndarray, quality: int = 95) -> None:
+    """Write RGB uint8 [H, W, 3] or RGBA [H, W, 4]; `quality` (0-100) is for .jpg."""
+    code = cv2.COLOR_RGBA2BGRA if pixels.shape[2] == 4 else cv2.COLOR_RGB2BGR
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality] if path.suffix == ".jpg" else []
+    if not cv2.imwrite(str(path), cv2.cvtColor(pixels, code), options):
+        raise OSError(f"{path}: could not be written")
