@@ -1,0 +1,79 @@
+"""The one camera convention: published euler angles and translations, OpenCV cameras, pixels.
+
+The published (AD-NeRF) tracker puts a head point p at R p + t in a camera that looks along -z with
+y up; `euler` and `trans` follow it, so that its files and ours are the same. Everything else in
+talker uses OpenCV world-to-camera matrices ("viewmats": x right, y down, z forward) of a head that
+is fixed in the world. Unit: dm. Pixel centres lie at +0.5.
+"""
+
+import numpy as np
+
+JSON_SCALE = 0.1
+"""The published transforms files hold translations in m, everything else is in dm."""
+
+_FLIP = np.array([1.0, -1.0, -1.0])
+
+
+def rotation_from_euler(euler: np.ndarray) -> np.ndarray:
+    """Rotations [N, 3, 3] of published euler angles [N, 3] (radians).
+
+    R = Rx(theta) Ry(phi) Rz(-psi) with the usual right-handed factors. The published routine
+    stacks columns, so its factors are the transposes of how its source reads.
+    """
+    (sx, sy, sz), (cx, cy, cz) = np.sin(euler).T, np.cos(euler).T
+    return np.stack(
+        [
+            *(cy * cz, cy * sz, sy),
+            *(sx * sy * cz - cx * sz, sx * sy * sz + cx * cz, -sx * cy),
+            *(-cx * sy * cz - sx * sz, sx * cz - cx * sy * sz, cx * cy),
+        ],
+        axis=-1,
+    ).reshape(-1, 3, 3)
+
+
+def euler_from_rotation(rotation: np.ndarray) -> np.ndarray:
+    """Published euler angles [N, 3] of rotations [N, 3, 3]; |phi| <= pi/2."""
+    theta = np.arctan2(-rotation[:, 1, 2], rotation[:, 2, 2])
+    phi = np.arcsin(np.clip(rotation[:, 0, 2], -1.0, 1.0))
+    psi = np.arctan2(rotation[:, 0, 1], rotation[:, 0, 0])
+    return np.stack([theta, phi, psi], axis=-1)
+
+
+def _rigid(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
+    matrices = np.zeros((len(rotation), 4, 4))
+    matrices[:, :3, :3] = rotation
+    matrices[:, :3, 3] = translation
+    matrices[:, 3, 3] = 1.0
+    return matrices
+
+
+def viewmats_from_pose(euler: np.ndarray, trans: np.ndarray) -> np.ndarray:
+    """OpenCV world-to-camera matrices [N, 4, 4]: diag(1, -1, -1) [R | t] (method.md 1.8)."""
+    return _rigid(_FLIP[:, None] * rotation_from_euler(euler), _FLIP * trans)
+
+
+def pose_from_viewmats(viewmats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The inverse of `viewmats_from_pose`: (euler [N, 3], trans [N, 3])."""
+    return (
+        euler_from_rotation(_FLIP[:, None] * viewmats[:, :3, :3]),
+        _FLIP * viewmats[:, :3, 3],
+    )
+
+
+def transform_matrices(euler: np.ndarray, trans: np.ndarray) -> np.ndarray:
+    """The matrices [N, 4, 4] of a transforms file: the inverse of [R | t / 10] (method.md 1.7)."""
+    inverse = rotation_from_euler(euler).transpose(0, 2, 1)
+    return _rigid(inverse, -np.einsum("nij,nj->ni", inverse, JSON_SCALE * np.asarray(trans)))
+
+
+def intrinsics(focal: float, width: int, height: int) -> np.ndarray:
+    """K [3, 3] in pixels with the principal point at the image centre."""
+    return np.array([[focal, 0.0, width / 2], [0.0, focal, height / 2], [0.0, 0.0, 1.0]])
+
+
+def project(points: np.ndarray, viewmats: np.ndarray, K: np.ndarray) -> np.ndarray:
+    """Pixels [N, P, 2] of world points [P, 3] (or [N, P, 3]) seen by viewmats [N, 4, 4]."""
+    rotation, translation = viewmats[:, :3, :3], viewmats[:, :3, 3]
+    camera = points @ rotation.transpose(0, 2, 1) + translation[:, None]
+    pixels = camera @ K.T
+    return pixels[..., :2] / pixels[..., 2:]
