@@ -1,0 +1,228 @@
+"""The avatar: canonical 3D Gaussians, deformed for each frame by speech, blink and pose tokens.
+
+GaussianTalker (ACM MM 2024): a tri-plane gives each Gaussian a feature, attention over the frame's
+condition tokens turns it into offsets of position, scale, rotation, opacity and colour. The five
+deformation heads share their hidden layer, so that one product serves all Gaussians and heads.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from talker.avatar.attention import TokenAttention
+from talker.avatar.ply import save_ply
+from talker.avatar.rasterize import Rasterized, rasterize
+from talker.avatar.speech_encoder import SpeechEncoder
+from talker.avatar.spherical_harmonics import evaluate_sh
+from talker.avatar.triplane import TriPlane
+from talker.config import from_mapping
+from talker.errors import UserError
+from talker.files import replacing
+
+
+@dataclass(frozen=True)
+class AvatarConfig:
+    """The shape of the network; stored with the weights."""
+
+    image_size: int
+    """longer side of the images it was trained on, pixels"""
+    speech_features: int
+    """channels C of a speech window [16, C]"""
+    encoder: str
+    """the speech encoder that made the windows"""
+    sh_degree: int
+    plane_resolutions: tuple[int, ...]
+    plane_channels: int
+    features: int
+    """width of tokens, queries and attention"""
+    heads: int
+    layers: int
+    hidden: int
+    """width of the deformation heads"""
+
+
+@dataclass(frozen=True)
+class Gaussians:
+    """Raw parameters of G Gaussians, one set or one for each of B frames: [(B,) G, ...]."""
+
+    means: Tensor
+    """dm"""
+    quats: Tensor
+    """wxyz, not normalised"""
+    scales: Tensor
+    """log of dm"""
+    opacities: Tensor
+    """logit, [(B,) G]"""
+    sh: Tensor
+    """[(B,) G, K, 3]"""
+
+
+class Avatar(nn.Module):
+    """Canonical Gaussians and the network that deforms them.
+
+    Args:
+        gaussians: the canonical set, [G, ...].
+        bounds: box of the head [2, 3], dm; features of points outside are those of its border.
+        poses: viewmats [T, 4, 4] of the training frames; they scale the pose token.
+    """
+
+    def __init__(
+        self, config: AvatarConfig, gaussians: Gaussians, bounds: Tensor, poses: Tensor
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.canonical = nn.ParameterDict(
+            {name: nn.Parameter(value.clone()) for name, value in vars(gaussians).items()}
+        )
+        self.planes = TriPlane(bounds, config.plane_resolutions, config.plane_channels)
+        width = config.features
+        self.query = nn.Linear(self.planes.out_features, width)
+        self.speech_encoder = SpeechEncoder(config.speech_features, width)
+        self.eye_token = nn.Sequential(nn.Linear(1, 32), nn.ReLU(), nn.Linear(32, width))
+        self.pose_token = nn.Sequential(nn.Linear(12, 64), nn.ReLU(), nn.Linear(64, width))
+        self.null_token = nn.Parameter(torch.randn(width) * 0.1)
+        self.blocks = nn.ModuleList(
+            TokenAttention(width, config.heads) for _ in range(config.layers)
+        )
+        coefficients = 3 * (config.sh_degree + 1) ** 2
+        self.parts = (3, 4, 3, 1, coefficients)
+        self.deform = nn.Sequential(
+            nn.ReLU(), nn.Linear(width, config.hidden), nn.ReLU(),
+            nn.Linear(config.hidden, sum(self.parts)),
+        )  # fmt: skip
+        nn.init.xavier_uniform_(self.deform[-1].weight, gain=0.1)
+        nn.init.zeros_(self.deform[-1].bias)
+        pose = _pose_vector(poses)
+        self.register_buffer("pose_mean", pose.mean(0))
+        self.register_buffer("pose_std", pose.std(0).clamp_min(1e-2))
+
+    def gaussians(self) -> Gaussians:
+        """The canonical set, [G, ...]."""
+        return Gaussians(**dict(self.canonical.items()))
+
+    def deformed(
+        self, speech_token: Tensor, eye: Tensor, pose: Tensor
+    ) -> Gaussians:
+        """The Gaussians of B frames.
+
+        Args:
+            speech_token: [B, D], of `speech_encoder`.
+            eye: [B], 0 open .. 1 closed.
+            pose: [B, 12], of `pose_vector`.
+        """
+        tokens = torch.stack(
+            [
+                speech_token,
+                self.eye_token(eye[:, None]),
+                self.pose_token(pose),
+                self.null_token.expand(len(eye), -1),
+            ],
+            dim=1,
+        )
+        x = self.query(self.planes(self.canonical["means"]))[None]
+        for block in self.blocks:
+            x = block(x, tokens)
+        means, quats, scales, opacities, sh = self.deform(x).split(self.parts, dim=-1)
+        base = self.gaussians()
+        return Gaussians(
+            means=base.means + means,
+            quats=base.quats + quats,
+            scales=base.scales + scales,
+            opacities=base.opacities + opacities[..., 0],
+            sh=base.sh + sh.unflatten(-1, (-1, 3)),
+        )
+
+    def pose_vector(self, viewmats: Tensor) -> Tensor:
+        """What the network knows of the camera, standardised: viewmats [B, 4, 4] -> [B, 12]."""
+        return (_pose_vector(viewmats) - self.pose_mean) / self.pose_std
+
+    def forward(
+        self, speech: Tensor, eye: Tensor, viewmats: Tensor, Ks: Tensor, height: int, width: int
+    ) -> tuple[Tensor, Tensor]:
+        """Render B frames.
+
+        Args:
+            speech: [B, 8, 16, C], of `speech_context`.
+            eye: [B], 0 open .. 1 closed.
+            viewmats: [B, 4, 4] world to OpenCV camera, dm.
+            Ks: [B, 3, 3], pixels.
+
+        Returns:
+            rgb [B, H, W, 3], premultiplied, and alpha [B, H, W, 1]: a frame is
+            `rgb + (1 - alpha) * background`.
+        """
+        token = self.speech_encoder(speech)
+        drawn = draw(
+            self.deformed(token, eye, self.pose_vector(viewmats)), viewmats, Ks, height, width
+        )
+        return drawn.rgb, drawn.alpha
+
+    def save(self, folder: Path) -> None:
+        """Write `config.json`, `weights.safetensors` and `point_cloud.ply` into `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        names = ("weights.safetensors", "point_cloud.ply", "config.json")
+        with replacing(*(folder / name for name in names)) as (weights, cloud, config):
+            save_file({k: v.contiguous().cpu() for k, v in self.state_dict().items()}, weights)
+            save_ply(cloud, **{k: v.detach().cpu().numpy() for k, v in self.canonical.items()})
+            config.write_text(json.dumps(dataclasses.asdict(self.config), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device | str = "cpu") -> "Avatar":
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: a file is missing, damaged or belongs to another network shape.
+        """
+        try:
+            state = load_file(folder / "weights.safetensors", device=str(device))
+            values = json.loads((folder / "config.json").read_text())
+        except (OSError, ValueError, SafetensorError) as error:
+            raise UserError(
+                f"{folder}: holds no avatar that can be read ({error}); `talker train` makes one"
+            ) from error
+        config = from_mapping(AvatarConfig, values, str(folder / "config.json"))
+        canonical = Gaussians(
+            **{f.name: state[f"canonical.{f.name}"] for f in dataclasses.fields(Gaussians)}
+        )
+        identity = torch.eye(4, device=device).expand(2, 4, 4)
+        avatar = cls(config, canonical, state["planes.bounds"], identity).to(device)
+        avatar.load_state_dict(state)
+        return avatar.eval()
+
+
+def draw(
+    gaussians: Gaussians, viewmats: Tensor, Ks: Tensor, height: int, width: int
+) -> Rasterized:
+    """Rasterise B frames; `gaussians` may be one set [G, ...] for all of them."""
+    batch = len(viewmats)
+    rotation, translation = viewmats[:, :3, :3], viewmats[:, :3, 3]
+    camera = -(rotation.transpose(1, 2) @ translation[..., None])[..., 0]
+    directions = F.normalize(gaussians.means - camera[:, None], dim=-1)
+
+    def batched(x: Tensor, dims: int) -> Tensor:
+        return x if x.ndim == dims else x.expand(batch, *x.shape)
+
+    return rasterize(
+        means=batched(gaussians.means, 3),
+        quats=batched(gaussians.quats, 3),
+        scales=batched(gaussians.scales, 3).exp(),
+        opacities=batched(gaussians.opacities, 2).sigmoid(),
+        colors=evaluate_sh(batched(gaussians.sh, 4), directions),
+        viewmats=viewmats,
+        Ks=Ks,
+        width=width,
+        height=height,
+    )
+
+
+def _pose_vector(viewmats: Tensor) -> Tensor:
+    """Camera-to-world rotation, row-major, and world-to-camera translation (method.md 1.8)."""
+    rotation = viewmats[:, :3, :3].transpose(1, 2).flatten(1)
+    return torch.cat([rotation, viewmats[:, :3, 3]], dim=1)

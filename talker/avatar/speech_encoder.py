@@ -1,0 +1,48 @@
+"""From speech windows to one token a frame: AudioNet and its temporal attention (AD-NeRF, ICCV 2021)."""
+
+import torch
+from torch import Tensor, nn
+
+CONTEXT = 8
+"""Frames [i - 4, i + 4) inform frame i."""
+
+
+def speech_context(windows: Tensor, ids: Tensor) -> Tensor:
+    """The windows around each frame: windows [T, 16, C], ids [B] -> [B, 8, 16, C].
+
+    Before the first and after the last frame the edge window is repeated.
+    """
+    offsets = torch.arange(-CONTEXT // 2, CONTEXT // 2, device=ids.device)
+    return windows[(ids[:, None] + offsets).clamp(0, len(windows) - 1)]
+
+
+class SpeechEncoder(nn.Module):
+    """[B, 8, 16, C] -> [B, out_features]."""
+
+    def __init__(self, in_features: int, out_features: int, hidden: int = 32) -> None:
+        super().__init__()
+
+        def conv(wide: int, narrow: int) -> list[nn.Module]:
+            return [nn.Conv1d(wide, narrow, 3, stride=2, padding=1), nn.LeakyReLU(0.02)]
+
+        self.window = nn.Sequential(
+            *conv(in_features, 32), *conv(32, 32), *conv(32, 64), *conv(64, 64), nn.Flatten(),
+            nn.Linear(64, 64), nn.LeakyReLU(0.02), nn.Linear(64, hidden),
+        )  # fmt: skip
+
+        def smooth(wide: int, narrow: int) -> list[nn.Module]:
+            return [nn.Conv1d(wide, narrow, 3, padding=1), nn.LeakyReLU(0.02)]
+
+        self.weight = nn.Sequential(
+            *smooth(hidden, 16), *smooth(16, 8), *smooth(8, 4), *smooth(4, 2), *smooth(2, 1),
+            nn.Flatten(), nn.Linear(CONTEXT, CONTEXT), nn.Softmax(-1),
+        )  # fmt: skip
+        self.out = nn.Sequential(
+            nn.Linear(hidden, 64), nn.LeakyReLU(0.02), nn.Linear(64, out_features)
+        )
+
+    def forward(self, context: Tensor) -> Tensor:
+        batch = len(context)
+        frames = self.window(context.flatten(0, 1).transpose(1, 2)).view(batch, CONTEXT, -1)
+        weights = self.weight(frames.transpose(1, 2))
+        return self.out((weights[..., None] * frames).sum(1))

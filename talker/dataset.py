@@ -1,0 +1,211 @@
+"""Reading a prepared dataset folder (docs/conventions.md): poses, speech, blinks and images of a clip.
+
+Works on folders that the published AD-NeRF-family scripts made as well as on talker's own.
+"""
+
+import csv
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from talker.errors import UserError
+from talker.head.camera import intrinsics, viewmats_from_pose
+from talker.media.image import read_image
+from talker.progress import progress
+
+HEAD_COLOUR = (0, 0, 255)
+SPEECH_FILES = {"hama": "aud_hama.npy", "deepspeech": "aud_ds.npy"}
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images of B frames, uint8: the frame, what lies behind the head, and the head's mask."""
+
+    frame: np.ndarray
+    """[B, H, W, 3]"""
+    background: np.ndarray
+    """[B, H, W, 3], the torso over the plate"""
+    head_mask: np.ndarray
+    """[B, H, W], 0..255"""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A prepared clip of T frames, its images scaled so that the longer side has `size` pixels."""
+
+    folder: Path
+    height: int
+    width: int
+    valid: np.ndarray
+    """bool [T]"""
+    viewmats: np.ndarray
+    """float32 [T, 4, 4], world to OpenCV camera, dm"""
+    K: np.ndarray
+    """float32 [3, 3], pixels of the scaled image"""
+    speech: np.ndarray
+    """float32 [T, 16, C]"""
+    eye: np.ndarray
+    """float32 [T], 0 open .. 1 closed: clip(AU45, 0, 2) / 2"""
+    landmarks: np.ndarray
+    """float32 [T, 68, 2], pixels of the scaled image"""
+    expression: np.ndarray
+    """float32 [T, E], the tracker's expression coefficients"""
+    vertices: np.ndarray
+    """float32 [V, 3], mean head mesh, dm"""
+    faces: np.ndarray | None
+    """int64 [F, 3], or None where the tracker stored none"""
+    train_ids: np.ndarray
+    """int64, valid frames of the training split"""
+    val_ids: np.ndarray
+    """int64, valid frames of the held-out split"""
+
+    @property
+    def frames(self) -> int:
+        return len(self.valid)
+
+    @classmethod
+    def load(cls, folder: Path, size: int, encoder: str = "hama") -> "Dataset":
+        """Read everything but the images.
+
+        Raises:
+            UserError: a file is missing or does not have one row for each frame; `talker check`
+                lists every fault of a folder at once.
+        """
+        params = _load_params(folder / "track_params.pt")
+        euler, trans = params["euler"].numpy(), params["trans"].numpy()
+        frames = len(euler)
+        train, val = (_load_json(folder / f"transforms_{split}.json") for split in ("train", "val"))
+        full_height, full_width = read_image(folder / "ori_imgs" / "0.jpg").shape[:2]
+        scale = size / max(full_height, full_width)
+        height, width = round(full_height * scale), round(full_width * scale)
+        valid = params["valid"].numpy() if "valid" in params else np.ones(frames, bool)
+        K = intrinsics(train["focal_len"], full_width, full_height)
+        K[:2] *= scale
+        speech_path = folder / SPEECH_FILES[encoder]
+        speech = _rows(_load_array(speech_path), frames, speech_path)
+        au45 = _rows(_load_au45(folder / "au.csv"), frames, folder / "au.csv")
+        return cls(
+            folder=folder,
+            height=height,
+            width=width,
+            valid=valid,
+            viewmats=viewmats_from_pose(euler, trans).astype(np.float32),
+            K=K.astype(np.float32),
+            speech=speech.astype(np.float32),
+            eye=(np.clip(au45, 0, 2) / 2).astype(np.float32),
+            landmarks=_load_landmarks(folder / "ori_imgs", frames) * np.float32(scale),
+            expression=params["exp"].numpy().astype(np.float32),
+            vertices=params["vertices"].float().mean(0).numpy(),
+            faces=params["faces"].long().numpy() if "faces" in params else None,
+            train_ids=_frame_ids(train, valid),
+            val_ids=_frame_ids(val, valid),
+        )
+
+    def frame(self, i: int) -> np.ndarray:
+        """The real frame i, uint8 [H, W, 3]."""
+        return self._scaled(read_image(self.folder / "ori_imgs" / f"{i}.jpg"))
+
+    def background(self, i: int) -> np.ndarray:
+        """What lies behind the head in frame i: the torso over the plate, uint8 [H, W, 3]."""
+        torso = read_image(self.folder / "torso_imgs" / f"{i}.png")
+        plate = read_image(self.folder / "bc.jpg")
+        alpha = torso[..., 3:].astype(np.uint16)
+        blend = (torso[..., :3] * alpha + plate * (255 - alpha) + 127) // 255
+        return self._scaled(blend.astype(np.uint8))
+
+    def head_mask(self, i: int) -> np.ndarray:
+        """How much of each pixel of frame i is head, uint8 [H, W], 0..255."""
+        parsing = read_image(self.folder / "parsing" / f"{i}.png")
+        return self._scaled(np.all(parsing == HEAD_COLOUR, axis=-1).astype(np.uint8) * 255)
+
+    def images(self, ids: np.ndarray, name: str = "images") -> Images:
+        """Decode the frames `ids` [B] on all cores."""
+        made = Images(
+            np.empty((len(ids), self.height, self.width, 3), np.uint8),
+            np.empty((len(ids), self.height, self.width, 3), np.uint8),
+            np.empty((len(ids), self.height, self.width), np.uint8),
+        )
+
+        def fill(row: int) -> None:
+            i = int(ids[row])
+            made.frame[row] = self.frame(i)
+            made.background[row] = self.background(i)
+            made.head_mask[row] = self.head_mask(i)
+
+        with ThreadPoolExecutor() as pool:
+            for _ in progress(pool.map(fill, range(len(ids))), name, total=len(ids)):
+                pass
+        return made
+
+    def _scaled(self, image: np.ndarray) -> np.ndarray:
+        if image.shape[:2] == (self.height, self.width):
+            return image
+        shrinks = self.height < image.shape[0]
+        mode = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        return cv2.resize(image, (self.width, self.height), interpolation=mode)
+
+
+def _load_params(path: Path) -> dict[str, Any]:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: missing; `talker track` writes it") from error
+    except Exception as error:
+        raise UserError(f"{path}: cannot be read by torch.load ({error})") from error
+
+
+def _load_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
+
+
+def _load_array(path: Path) -> np.ndarray:
+    try:
+        return np.load(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as .npy ({error})") from error
+
+
+def _load_au45(path: Path) -> np.ndarray:
+    try:
+        with path.open(newline="") as handle:
+            rows = [
+                {key.strip(): value for key, value in row.items()} for row in csv.DictReader(handle)
+            ]
+        return np.array([float(row["AU45_r"]) for row in rows], np.float32)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path}: expected a column AU45_r of numbers ({error})") from error
+
+
+def _load_landmarks(folder: Path, frames: int) -> np.ndarray:
+    landmarks = np.empty((frames, 68, 2), np.float32)
+    for i in range(frames):
+        path = folder / f"{i}.lms"
+        try:
+            landmarks[i] = np.loadtxt(path, dtype=np.float32)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: expected 68 lines of 'x y' ({error})") from error
+    return landmarks
+
+
+def _rows(array: np.ndarray, frames: int, path: Path) -> np.ndarray:
+    if len(array) != frames:
+        raise UserError(
+            f"{path}: has {len(array)} rows, expected one for each of the {frames} tracked frames"
+        )
+    return array
+
+
+def _frame_ids(transforms: dict[str, Any], valid: np.ndarray) -> np.ndarray:
+    ids = np.array([frame["img_id"] for frame in transforms["frames"]], np.int64)
+    return ids[valid[ids]]

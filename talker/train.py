@@ -1,0 +1,498 @@
+"""Fit the avatar of a prepared dataset folder: speech prior, canonical stage, deformation stage.
+
+The order and the losses follow GaussianTalker (ACM MM 2024); a checkpoint folder lets a killed
+training go on where it was, with the same result.
+
+    talker train --data data/me --avatar results/me/avatar --checkpoints results/me/checkpoints
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from talker.avatar.density import DensityConfig, DensityControl
+from talker.avatar.initialise import initial_gaussians, mean_colours, sample_surface
+from talker.avatar.losses import ssim
+from talker.avatar.model import Avatar, AvatarConfig, draw
+from talker.avatar.rasterize import Rasterized
+from talker.avatar.speech_encoder import speech_context
+from talker.avatar.speech_prior import fit_speech_encoder, mouth_targets
+from talker.dataset import Dataset, Images
+from talker.errors import UserError
+from talker.files import replacing
+from talker.head.landmarks68 import OUTER_LIPS
+from talker.progress import progress
+
+logger = logging.getLogger(__name__)
+
+CROP_MARGIN = 0.08
+CROP_MULTIPLE = 16
+BOUNDS_MARGIN = 1.1
+COLOUR_FRAMES = 16
+LOG_EVERY = 20
+
+
+@dataclass(frozen=True)
+class LearningRates:
+    """Adam rates, in dm where they move points; none depends on how much the head moves."""
+
+    means: float = 4e-4
+    quats: float = 1e-3
+    scales: float = 5e-3
+    opacities: float = 0.05
+    sh: float = 2.5e-3
+    planes: float = 5e-3
+    network: float = 1e-3
+    speech: float = 1e-4
+    """of the speech encoder, after its prior"""
+    decay: float = 0.05
+    """the last rate of a stage over its first; exponential in between (not for colour, opacity)"""
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    l1: float = 0.8
+    ssim: float = 0.2
+    lips: float = 0.4
+    """L1 inside the box of the lips"""
+    alpha: float = 0.4
+    """L1 between the rendered alpha and the head mask"""
+
+
+@dataclass(frozen=True)
+class Config:
+    encoder: str = "hama"
+    """the speech features to train on: hama or deepspeech"""
+    image_size: int = 512
+    """longer side of the training images, pixels"""
+    device: str = "auto"
+    """auto, cpu or cuda"""
+    seed: int = 6666
+
+    gaussians: int = 20_000
+    """how many to start with"""
+    sh_degree: int = 3
+    plane_resolutions: tuple[int, ...] = (64, 128)
+    plane_channels: int = 32
+    features: int = 64
+    heads: int = 2
+    layers: int = 1
+    hidden: int = 128
+
+    speech_steps: int = 800
+    canonical_steps: int = 8_000
+    canonical_batch: int = 4
+    deformation_steps: int = 10_000
+    deformation_batch: int = 32
+    pose_noise: float = 0.3
+    """noise on the pose token, in standard deviations of the poses: the pose must not tell the
+    network which frame it is, or the mouth follows the head instead of the speech"""
+    speech_noise: float = 0.1
+    """noise on the speech windows"""
+
+    rates: LearningRates = field(default_factory=LearningRates)
+    weights: LossWeights = field(default_factory=LossWeights)
+    density: DensityConfig = field(default_factory=DensityConfig)
+    checkpoint_every: int = 500
+    """steps"""
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """The training split on one device, cropped to where the head ever is."""
+
+    frame: Tensor
+    """uint8 [N, H, W, 3]"""
+    background: Tensor
+    """uint8 [N, H, W, 3]"""
+    mask: Tensor
+    """uint8 [N, H, W]"""
+    lips: Tensor
+    """int64 [N, 4], the box x0, y0, x1, y1 of the lips in the crop"""
+    viewmats: Tensor
+    """[N, 4, 4]"""
+    K: Tensor
+    """[3, 3] of the crop"""
+    eye: Tensor
+    """[N]"""
+    windows: Tensor
+    """all speech windows [T, 16, C]"""
+    ids: Tensor
+    """int64 [N], frame numbers"""
+    mouth: Tensor
+    """[N, 10], the targets of the speech prior"""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the crop."""
+        return self.frame.shape[1], self.frame.shape[2]
+
+
+def crop_box(masks: np.ndarray) -> tuple[int, int, int, int]:
+    """The box x0, y0, x1, y1 around every head in masks [N, H, W], with a margin."""
+    height, width = masks.shape[1:]
+    ever = masks.max(0) > 0
+    spans = []
+    for covered, limit in ((ever.any(0), width), (ever.any(1), height)):
+        inside = np.flatnonzero(covered)
+        margin = math.ceil(CROP_MARGIN * (inside[-1] - inside[0]))
+        low = max(inside[0] - margin, 0)
+        wanted = math.ceil((inside[-1] + 1 + margin - low) / CROP_MULTIPLE) * CROP_MULTIPLE
+        low = max(min(low, limit - wanted), 0)
+        spans.append((int(low), int(min(low + wanted, limit))))
+    return spans[0][0], spans[1][0], spans[0][1], spans[1][1]
+
+
+def lip_boxes(landmarks: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The square around the outer lips (method.md 1.8): [N, 68, 2] -> int64 [N, 4]."""
+    lips = landmarks[:, OUTER_LIPS]
+    low, high = lips.min(1), lips.max(1)
+    centre, half = (low + high) / 2, ((high - low).max(-1, keepdims=True) / 2)
+    box = np.concatenate([centre - half, centre + half], axis=1).round().astype(np.int64)
+    limit = np.array([width, height, width, height])
+    box = box.clip(0, limit)
+    box[:, 2:] = np.maximum(box[:, 2:], np.minimum(box[:, :2] + 1, limit[2:]))
+    return box
+
+
+def training_set(data: Dataset, images: Images, device: torch.device) -> TrainingSet:
+    """Crop the images of the training split and move everything to `device`."""
+    if not images.head_mask.any():
+        raise UserError(f"{data.folder}: no training frame has head pixels in parsing/*.png")
+    x0, y0, x1, y1 = crop_box(images.head_mask)
+    K = data.K.copy()
+    K[:2, 2] -= (x0, y0)
+    ids = data.train_ids
+
+    def put(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+    return TrainingSet(
+        frame=put(images.frame[:, y0:y1, x0:x1]),
+        background=put(images.background[:, y0:y1, x0:x1]),
+        mask=put(images.head_mask[:, y0:y1, x0:x1]),
+        lips=put(lip_boxes(data.landmarks[ids] - (x0, y0), y1 - y0, x1 - x0)),
+        viewmats=put(data.viewmats[ids]),
+        K=put(K),
+        eye=put(data.eye[ids]),
+        windows=put(data.speech),
+        ids=put(ids),
+        mouth=mouth_targets(data.landmarks[ids]).to(device),
+    )
+
+
+def batch_rows(count: int, batch: int, step: int, seed: int) -> Tensor:
+    """The rows of batch `step`: epochs in an order that depends on seed and epoch alone."""
+    batch = min(batch, count)
+    per_epoch = count // batch
+    epoch, place = divmod(step, per_epoch)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 10_007 + epoch))
+    return order[place * batch : (place + 1) * batch]
+
+
+def compute_loss(
+    drawn: Rasterized, subset: TrainingSet, rows: Tensor, weights: LossWeights
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of a rendered batch and its parts.
+
+    The target is the frame inside the head mask and the background outside; alpha is supervised
+    directly with the mask, so that Gaussians that only copy the background are pushed away.
+    """
+    mask = subset.mask[rows, ..., None].float() / 255
+    background = subset.background[rows].float() / 255
+    target = torch.lerp(background, subset.frame[rows].float() / 255, mask)
+    image = drawn.rgb + (1 - drawn.alpha) * background
+    difference = (image - target).abs()
+    height, width = subset.size
+    x0, y0, x1, y1 = subset.lips[rows, :, None].unbind(1)
+    columns = torch.arange(width, device=rows.device)
+    lines = torch.arange(height, device=rows.device)
+    inside = ((lines >= y0) & (lines < y1))[:, :, None] & ((columns >= x0) & (columns < x1))[:, None]
+    inside = inside[..., None].float()
+    parts = {
+        "l1": difference.mean(),
+        "ssim": 1 - ssim(image, target),
+        "lips": (difference * inside).sum() / (3 * inside.sum()).clamp_min(1),
+        "alpha": (drawn.alpha - mask).abs().mean(),
+    }
+    total = torch.stack([getattr(weights, name) * part for name, part in parts.items()]).sum()
+    return total, parts
+
+
+class Training:
+    """A training run: what a checkpoint holds, and one step of each stage."""
+
+    STAGES = ("canonical", "deformation")
+
+    def __init__(self, data: Dataset, subset: TrainingSet, config: Config) -> None:
+        self.config, self.subset = config, subset
+        self.stage, self.step = self.STAGES[0], 0
+        self.log: list[dict[str, Any]] = []
+        self.seconds = 0.0
+        torch.manual_seed(config.seed)
+        self.avatar = _new_avatar(data, subset, config).to(subset.frame.device)
+        self.density = DensityControl(config.density)
+        self.optimiser = self._new_optimiser()
+
+    @property
+    def stage_steps(self) -> int:
+        config = self.config
+        return config.canonical_steps if self.stage == "canonical" else config.deformation_steps
+
+    def _new_optimiser(self) -> torch.optim.Adam:
+        rates = self.config.rates
+        groups = [
+            {"params": [value], "lr": getattr(rates, name), "name": name}
+            for name, value in self.avatar.canonical.items()
+        ]
+        if self.stage == "deformation":
+            avatar = self.avatar
+            speech = list(avatar.speech_encoder.parameters())
+            planes = list(avatar.planes.parameters())
+            taken = {id(p) for p in [*speech, *planes, *avatar.canonical.values()]}
+            network = [p for p in avatar.parameters() if id(p) not in taken]
+            groups += [
+                {"params": planes, "lr": rates.planes, "name": "planes"},
+                {"params": network, "lr": rates.network, "name": "network"},
+                {"params": speech, "lr": rates.speech, "name": "speech"},
+            ]
+        for group in groups:
+            group["initial_lr"] = group["lr"]
+        return torch.optim.Adam(groups, eps=1e-15, fused=True)
+
+    def _decay_rates(self) -> None:
+        share = self.config.rates.decay ** (self.step / self.stage_steps)
+        for group in self.optimiser.param_groups:
+            if group["name"] not in ("sh", "opacities"):
+                group["lr"] = group["initial_lr"] * share
+
+    def _generator(self) -> torch.Generator:
+        """Randomness of this step alone, so that a resumed run draws the same numbers."""
+        offset = self.STAGES.index(self.stage) * 1_000_003 + self.step
+        return torch.Generator().manual_seed(self.config.seed * 1_000_033 + offset)
+
+    def _draw(self, rows: Tensor, generator: torch.Generator) -> Rasterized:
+        subset, config = self.subset, self.config
+        viewmats = subset.viewmats[rows]
+        Ks = subset.K.expand(len(rows), 3, 3)
+        if self.stage == "canonical":
+            return draw(self.avatar.gaussians(), viewmats, Ks, *subset.size)
+
+        def noisy(clean: Tensor, strength: float) -> Tensor:
+            return clean + strength * torch.randn(clean.shape, generator=generator).to(clean.device)
+
+        context = noisy(speech_context(subset.windows, subset.ids[rows]), config.speech_noise)
+        pose = noisy(self.avatar.pose_vector(viewmats), config.pose_noise)
+        token = self.avatar.speech_encoder(context)
+        return draw(
+            self.avatar.deformed(token, subset.eye[rows], pose), viewmats, Ks, *subset.size
+        )
+
+    def advance(self) -> dict[str, float] | None:
+        """Take one step; the losses where they are logged.
+
+        Raises:
+            UserError: a loss is not finite.
+        """
+        config, subset = self.config, self.subset
+        canonical = self.stage == "canonical"
+        batch = config.canonical_batch if canonical else config.deformation_batch
+        rows = batch_rows(len(subset.ids), batch, self.step, config.seed).to(subset.ids.device)
+        generator = self._generator()
+        drawn = self._draw(rows, generator)
+        densifies = canonical and self.density.watches(self.step)
+        if densifies:
+            drawn.means2d.retain_grad()
+        loss, parts = compute_loss(drawn, subset, rows, config.weights)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self._decay_rates()
+        self.optimiser.step()
+        if densifies:
+            self.density.step(
+                self.avatar.canonical, self.optimiser, drawn, *subset.size, self.step, generator
+            )
+        self.step += 1
+        if self.step % LOG_EVERY and self.step != self.stage_steps:
+            return None
+        values = {"loss": loss.item(), **{name: part.item() for name, part in parts.items()}}
+        if not math.isfinite(values["loss"]):
+            raise UserError(
+                f"training diverged: the loss is {values['loss']} at step {self.step} of the "
+                f"{self.stage} stage; the last good checkpoint is kept. Lower --rates.* or look "
+                "for broken frames with `talker check`"
+            )
+        return values
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "stage": self.stage,
+            "step": self.step,
+            "avatar": self.avatar.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "density": self.density.state_dict(),
+            "log": self.log,
+            "seconds": self.seconds,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`; the number of Gaussians may have changed since the start."""
+        self.stage, self.step = state["stage"], state["step"]
+        self.log, self.seconds = state["log"], state["seconds"]
+        for name in self.avatar.canonical:
+            value = state["avatar"][f"canonical.{name}"]
+            self.avatar.canonical[name] = torch.nn.Parameter(value.to(self.subset.frame.device))
+        self.avatar.load_state_dict(state["avatar"])
+        self.optimiser = self._new_optimiser()
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.density.load_state_dict(state["density"])
+
+    def next_stage(self) -> None:
+        self.stage, self.step = "deformation", 0
+        self.optimiser = self._new_optimiser()
+
+    def run_stage(self) -> Iterator[None]:
+        """Step to the end of the stage, keeping the log."""
+        while self.step < self.stage_steps:
+            start = time.monotonic()
+            values = self.advance()
+            self.seconds += time.monotonic() - start
+            if values is not None:
+                self.log.append(
+                    {
+                        "stage": self.stage,
+                        "step": self.step,
+                        **values,
+                        "gaussians": len(self.avatar.canonical["means"]),
+                        "seconds": round(self.seconds, 3),
+                    }
+                )
+            yield
+
+
+def _new_avatar(data: Dataset, subset: TrainingSet, config: Config) -> Avatar:
+    rng = np.random.default_rng(config.seed)
+    points = sample_surface(data.vertices, data.faces, config.gaussians, rng)
+    some = np.linspace(0, len(subset.ids) - 1, COLOUR_FRAMES).astype(int)
+    colours = mean_colours(
+        points,
+        subset.frame[some].cpu().numpy(),
+        subset.viewmats[some].cpu().numpy(),
+        subset.K.cpu().numpy(),
+    )
+    low, high = points.min(0), points.max(0)
+    centre, half = (low + high) / 2, (high - low) / 2 * BOUNDS_MARGIN
+    shape = AvatarConfig(
+        image_size=config.image_size,
+        speech_features=data.speech.shape[-1],
+        encoder=config.encoder,
+        sh_degree=config.sh_degree,
+        plane_resolutions=config.plane_resolutions,
+        plane_channels=config.plane_channels,
+        features=config.features,
+        heads=config.heads,
+        layers=config.layers,
+        hidden=config.hidden,
+    )
+    bounds = torch.from_numpy(np.stack([centre - half, centre + half])).float()
+    return Avatar(
+        shape, initial_gaussians(points, colours, config.sh_degree), bounds, subset.viewmats.cpu()
+    )
+
+
+def fingerprint(config: Config, subset: TrainingSet) -> str:
+    """What a checkpoint belongs to: the options and the data."""
+    digest = hashlib.sha256(json.dumps(dataclasses.asdict(config), sort_keys=True).encode())
+    for item in dataclasses.fields(subset):
+        digest.update(getattr(subset, item.name).cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _save_checkpoint(path: Path, training: Training, owner: str) -> None:
+    with replacing(path) as (scratch,):
+        torch.save({"owner": owner, **training.state()}, scratch)
+
+
+def _load_checkpoint(path: Path, owner: str) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if state["owner"] != owner:
+        logger.info("%s belongs to other data or options: starting anew", path)
+        return None
+    return state
+
+
+def train(data: Dataset, subset: TrainingSet, config: Config, checkpoint: Path) -> Training:
+    """Run every stage, going on from `checkpoint` if it belongs to this data and these options."""
+    owner = fingerprint(config, subset)
+    training = Training(data, subset, config)
+    state = _load_checkpoint(checkpoint, owner)
+    if state is None:
+        losses = fit_speech_encoder(
+            training.avatar.speech_encoder,
+            subset.windows,
+            subset.ids,
+            subset.mouth,
+            config.speech_steps,
+            torch.Generator().manual_seed(config.seed),
+        )
+        for _ in progress(losses, "speech prior", config.speech_steps, "steps"):
+            pass
+    else:
+        training.restore(state)
+        logger.info("going on at step %d of the %s stage", training.step, training.stage)
+    while True:
+        total = training.stage_steps - training.step
+        for _ in progress(training.run_stage(), training.stage, total, "steps"):
+            if training.step % config.checkpoint_every == 0:
+                _save_checkpoint(checkpoint, training, owner)
+        if training.stage == Training.STAGES[-1]:
+            return training
+        training.next_stage()
+        _save_checkpoint(checkpoint, training, owner)
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is a GPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device: expected a CUDA GPU, found none; use --device cpu")
+    if name not in ("cpu", "cuda"):
+        raise UserError(f"device: expected auto, cpu or cuda, found '{name}'")
+    return torch.device(name)
+
+
+def main(data: Path, avatar: Path, checkpoints: Path, config: Config = Config()) -> None:
+    """Fit an avatar to a prepared dataset folder.
+
+    Args:
+        data: the dataset folder.
+        avatar: where config.json, weights.safetensors, point_cloud.ply and log.jsonl go.
+        checkpoints: a folder for the state of an unfinished training.
+    """
+    device = pick_device(config.device)
+    dataset = Dataset.load(data, config.image_size, config.encoder)
+    images = dataset.images(dataset.train_ids, "training images")
+    subset = training_set(dataset, images, device)
+    del images
+    checkpoint = checkpoints / "latest.pt"
+    training = train(dataset, subset, config, checkpoint)
+    with replacing(avatar) as (folder,):
+        training.avatar.save(folder)
+        lines = (json.dumps(entry) + "\n" for entry in training.log)
+        (folder / "log.jsonl").write_text("".join(lines))
+    checkpoint.unlink(missing_ok=True)
+    logger.info("%s: %d Gaussians", avatar, len(training.avatar.canonical["means"]))
