@@ -1,0 +1,69 @@
+"""The gate of the dataset folder, and the training that needs nothing but that folder.
+
+Checkpoints are no declared output: a failed job loses those, and a killed training goes on where
+it was.
+"""
+
+
+rule check:
+    input:
+        clip="data/{subject}/clip.json",
+        wav="data/{subject}/aud.wav",
+        features="data/{subject}/aud_hama.npy",
+        landmarks="data/{subject}/landmarks.npz",
+        masks="data/{subject}/parsing",
+        au="data/{subject}/au.csv",
+        params="data/{subject}/track_params.pt",
+        train="data/{subject}/transforms_train.json",
+        val="data/{subject}/transforms_val.json",
+        plate="data/{subject}/bc.jpg",
+        truth="data/{subject}/gt_imgs",
+        torso="data/{subject}/torso_imgs",
+    output:
+        quality="data/{subject}/quality.json",
+    log:
+        "logs/{subject}/check.log",
+    benchmark:
+        "benchmarks/{subject}/check.tsv"
+    conda:
+        "../envs/avatar.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        options=flags("check"),
+        code=code_of("talker.check"),
+    message:
+        "{wildcards.subject}: is the dataset complete and consistent?"
+    shell:
+        "talker check --data data/{wildcards.subject:q} --quality {output.quality:q}"
+        " {params.options} > {log:q} 2>&1"
+
+
+rule train:
+    input:
+        dataset=rules.check.input,
+        quality="data/{subject}/quality.json",
+    output:
+        avatar=directory("results/{subject}/avatar"),
+    log:
+        "logs/{subject}/train.log",
+    benchmark:
+        "benchmarks/{subject}/train.tsv"
+    conda:
+        "../envs/avatar.yaml"
+    threads: 16
+    resources:
+        mem_mb=6000,
+        runtime=720,
+        gpu=GPU,
+    params:
+        options=flags("train"),
+        code=code_of("talker.train"),
+    message:
+        "{wildcards.subject}: train the avatar (follow it in {log})"
+    shell:
+        "talker train --data data/{wildcards.subject:q} --avatar {output.avatar:q}"
+        " --checkpoints results/{wildcards.subject:q}/checkpoints"
+        " {params.options} > {log:q} 2>&1"

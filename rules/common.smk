@@ -1,0 +1,123 @@
+"""What the rules share: the subjects, the speeches, the options of the stages."""
+
+import csv
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import yaml
+from jsonschema import Draft202012Validator
+from snakemake.exceptions import WorkflowError
+from snakemake.utils import update_config
+
+from talker.provenance import code_of
+
+AUDIO_SUFFIXES = {".wav", ".mp3", ".flac", ".m4a", ".aac", ".ogg", ".opus"}
+
+
+wildcard_constraints:
+    subject="[^/]+",
+    name="[^/]+",
+    split="train|val",
+
+
+def read_yaml(path):
+    return yaml.safe_load(Path(workflow.source_path(path)).read_text()) or {}
+
+
+def check_schema(data, schema, where):
+    """Stop where `data` does not fit the schema, with a line for every fault."""
+    validator = Draft202012Validator(read_yaml(f"../workflow/schemas/{schema}"))
+    faults = []
+    for error in validator.iter_errors(data):
+        key = ".".join(map(str, error.absolute_path))
+        faults.append(f"{where}: {key}: {error.message}" if key else f"{where}: {error.message}")
+    if faults:
+        raise WorkflowError("\n".join(faults))
+
+
+def name_of(file):
+    """The name of a subject or a speech: its file's stem, fit to be the name of a folder."""
+    return re.sub(r"[^\w.-]+", "_", Path(file).stem)
+
+
+def read_subjects():
+    """{subject: video}: only the video of `--config video=...`, or every row of the table."""
+    if config.get("video"):
+        return {name_of(config["video"]): config["video"]}
+    subjects = {}
+    with open(config["subjects"], newline="") as file:
+        rows = csv.DictReader(file, delimiter="\t")
+        for row in rows:
+            where = f"{config['subjects']}, line {rows.line_num}"
+            check_schema(row, "subjects.schema.yaml", where)
+            if row["subject"] in subjects:
+                raise WorkflowError(f"{where}: subject '{row['subject']}' has a row already")
+            subjects[row["subject"]] = row["video"]
+    return subjects
+
+
+def video_of(wildcards):
+    """The video of a subject; one without a row brings its own in its dataset folder."""
+    own = f"data/{wildcards.subject}/{wildcards.subject}.mp4"
+    return SUBJECTS.get(wildcards.subject, own)
+
+
+def speeches_of(subject):
+    """{name: file}: the speeches of `config["speech"]` and of data/{subject}/novel/."""
+    files = [
+        file
+        for file in sorted(Path("data", subject, "novel").glob("*"))
+        if file.suffix.lower() in AUDIO_SUFFIXES
+    ]
+    given = config.get("speech") or {}
+    if isinstance(given, str):
+        given = {name_of(given): given}
+    return {file.stem: str(file) for file in files} | given
+
+
+def speech_of(wildcards):
+    """The file of a novel speech; one `--config speech=FILE` serves any name that is asked for."""
+    speeches = speeches_of(wildcards.subject)
+    if wildcards.name in speeches:
+        return speeches[wildcards.name]
+    if isinstance(config.get("speech"), str):
+        return config["speech"]
+    return f"data/{wildcards.subject}/novel/{wildcards.name}.wav"
+
+
+def flags(stage):
+    """The options of a stage as command line flags; the names of groups are left out."""
+
+    def words(options):
+        for key, value in options.items():
+            name = key.replace("_", "-")
+            if isinstance(value, dict):
+                yield from words(value)
+            elif isinstance(value, bool):
+                yield f"--{name}" if value else f"--no-{name}"
+            elif isinstance(value, list):
+                yield from (f"--{name}", *map(str, value))
+            else:
+                yield f"--{name}={value}"
+
+    return shlex.join(words(OPTIONS.get(stage, {})))
+
+
+check_schema(config, "config.schema.yaml", "config")
+SUBJECTS = read_subjects()
+
+PRESET = config["preset"]
+if PRESET == "auto":
+    PRESET = "full" if shutil.which("nvidia-smi") else "draft"
+GPU = int(PRESET == "full")
+OPTIONS = read_yaml(f"../config/presets/{PRESET}.yaml")
+update_config(OPTIONS, config.get("options") or {})
+
+# Where its environment is not active, the `talker` beside this Python is found last on the PATH.
+# Snakemake sets OMP_NUM_THREADS for every job, numba wants a variable of its own.
+shell.prefix(
+    f'export PATH="$PATH:{Path(sys.executable).parent}" NUMBA_NUM_THREADS=$OMP_NUM_THREADS; '
+)

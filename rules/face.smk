@@ -1,0 +1,172 @@
+"""What is seen in the frames: landmarks, masks, blinks, poses, plate and layers.
+
+`landmarks` writes its .lms files beside the frames, which changes their folder: every rule takes
+clip.json as the handle of the frames and never the folder itself.
+"""
+
+
+rule landmarks:
+    input:
+        clip="data/{subject}/clip.json",
+    output:
+        landmarks="data/{subject}/landmarks.npz",
+    log:
+        "logs/{subject}/landmarks.log",
+    benchmark:
+        "benchmarks/{subject}/landmarks.tsv"
+    conda:
+        "../envs/face.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        images=rules.frames.output.images,
+        options=flags("landmarks"),
+        code=code_of("talker.landmarks"),
+    message:
+        "{wildcards.subject}: face mesh and 68 landmarks of every frame"
+    shell:
+        "talker landmarks --clip {input.clip:q} --images {params.images:q}"
+        " --landmarks {output.landmarks:q} {params.options} > {log:q} 2>&1"
+
+
+rule parsing:
+    input:
+        clip="data/{subject}/clip.json",
+        landmarks="data/{subject}/landmarks.npz",
+    output:
+        masks=directory("data/{subject}/parsing"),
+    log:
+        "logs/{subject}/parsing.log",
+    benchmark:
+        "benchmarks/{subject}/parsing.tsv"
+    conda:
+        "../envs/face.yaml"
+    threads: 1
+    resources:
+        mem_mb=3000,
+        runtime=30,
+    params:
+        images=rules.frames.output.images,
+        options=flags("parsing"),
+        code=code_of("talker.parsing"),
+    message:
+        "{wildcards.subject}: masks of head, neck, torso and background"
+    shell:
+        "talker parsing --clip {input.clip:q} --images {params.images:q}"
+        " --landmarks {input.landmarks:q} --masks {output.masks:q}"
+        " {params.options} > {log:q} 2>&1"
+
+
+rule blink:
+    input:
+        clip="data/{subject}/clip.json",
+        landmarks="data/{subject}/landmarks.npz",
+    output:
+        au="data/{subject}/au.csv",
+    log:
+        "logs/{subject}/blink.log",
+    benchmark:
+        "benchmarks/{subject}/blink.tsv"
+    conda:
+        "../envs/face.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=5,
+    params:
+        options=flags("blink"),
+        code=code_of("talker.blink"),
+    message:
+        "{wildcards.subject}: eye closure of every frame"
+    shell:
+        "talker blink --clip {input.clip:q} --landmarks {input.landmarks:q} --au {output.au:q}"
+        " {params.options} > {log:q} 2>&1"
+
+
+rule track:
+    input:
+        clip="data/{subject}/clip.json",
+        landmarks="data/{subject}/landmarks.npz",
+    output:
+        params="data/{subject}/track_params.pt",
+        train="data/{subject}/transforms_train.json",
+        val="data/{subject}/transforms_val.json",
+        report="data/{subject}/track_report.json",
+    log:
+        "logs/{subject}/track.log",
+    benchmark:
+        "benchmarks/{subject}/track.tsv"
+    conda:
+        "../envs/face.yaml"
+    threads: 1
+    resources:
+        mem_mb=3000,
+        runtime=30,
+    params:
+        options=flags("track"),
+        code=code_of("talker.track"),
+    message:
+        "{wildcards.subject}: head pose of every frame, focal length, face shape"
+    shell:
+        "talker track --clip {input.clip:q} --landmarks {input.landmarks:q}"
+        " --params {output.params:q} --train {output.train:q} --val {output.val:q}"
+        " --report {output.report:q} {params.options} > {log:q} 2>&1"
+
+
+rule background:
+    input:
+        clip="data/{subject}/clip.json",
+        masks="data/{subject}/parsing",
+    output:
+        plate="data/{subject}/bc.jpg",
+    log:
+        "logs/{subject}/background.log",
+    benchmark:
+        "benchmarks/{subject}/background.tsv"
+    conda:
+        "../envs/face.yaml"
+    threads: 1
+    resources:
+        mem_mb=3000,
+        runtime=20,
+    params:
+        images=rules.frames.output.images,
+        options=flags("background"),
+        code=code_of("talker.background"),
+    message:
+        "{wildcards.subject}: the plate behind the person"
+    shell:
+        "talker background --clip {input.clip:q} --images {params.images:q}"
+        " --masks {input.masks:q} --plate {output.plate:q} {params.options} > {log:q} 2>&1"
+
+
+rule layers:
+    input:
+        clip="data/{subject}/clip.json",
+        masks="data/{subject}/parsing",
+        plate="data/{subject}/bc.jpg",
+    output:
+        truth=directory("data/{subject}/gt_imgs"),
+        torso=directory("data/{subject}/torso_imgs"),
+    log:
+        "logs/{subject}/layers.log",
+    benchmark:
+        "benchmarks/{subject}/layers.tsv"
+    conda:
+        "../envs/face.yaml"
+    threads: 2
+    resources:
+        mem_mb=3000,
+        runtime=30,
+    params:
+        images=rules.frames.output.images,
+        options=flags("layers"),
+        code=code_of("talker.layers"),
+    message:
+        "{wildcards.subject}: layers of head and torso"
+    shell:
+        "talker layers --clip {input.clip:q} --images {params.images:q} --masks {input.masks:q}"
+        " --plate {input.plate:q} --truth {output.truth:q} --torso {output.torso:q}"
+        " {params.options} > {log:q} 2>&1"

@@ -1,0 +1,161 @@
+"""The demo's video, the frames and the sound of a video, the sound of novel speech."""
+
+
+rule synthesize:
+    input:
+        speech="demo/speech.wav",
+        timings="demo/timings.json",
+    output:
+        video="data/demo/demo.mp4",
+        truth="data/demo/truth.npz",
+    log:
+        "logs/demo/synthesize.log",
+    benchmark:
+        "benchmarks/demo/synthesize.tsv"
+    conda:
+        "../envs/media.yaml"
+    threads: 2
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        options=flags("synthesize"),
+        code=code_of("talker.synthesize"),
+    message:
+        "demo: a synthetic talking person, with its exact truth"
+    shell:
+        "talker synthesize --speech {input.speech:q} --timings {input.timings:q}"
+        " --video {output.video:q} --truth {output.truth:q} {params.options} > {log:q} 2>&1"
+
+
+rule frames:
+    input:
+        video=video_of,
+    output:
+        clip="data/{subject}/clip.json",
+        images=directory("data/{subject}/ori_imgs"),
+    log:
+        "logs/{subject}/frames.log",
+    benchmark:
+        "benchmarks/{subject}/frames.tsv"
+    conda:
+        "../envs/media.yaml"
+    threads: 2
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        options=flags("frames"),
+        code=code_of("talker.frames"),
+    message:
+        "{wildcards.subject}: frames at 25 fps, cropped around the face"
+    shell:
+        "talker frames --video {input.video:q} --clip {output.clip:q} --images {output.images:q}"
+        " {params.options} > {log:q} 2>&1"
+
+
+rule audio:
+    input:
+        source=video_of,
+        clip="data/{subject}/clip.json",
+    output:
+        wav="data/{subject}/aud.wav",
+        train="data/{subject}/aud_train.wav",
+        novel="data/{subject}/aud_novel.wav",
+    log:
+        "logs/{subject}/audio.log",
+    benchmark:
+        "benchmarks/{subject}/audio.tsv"
+    conda:
+        "../envs/media.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        options=flags("audio"),
+        code=code_of("talker.audio"),
+    message:
+        "{wildcards.subject}: sound at 16 kHz, as long as the frames"
+    shell:
+        "talker audio --source {input.source:q} --clip {input.clip:q} --wav {output.wav:q}"
+        " --train {output.train:q} --novel {output.novel:q} {params.options} > {log:q} 2>&1"
+
+
+rule speech:
+    input:
+        wav="data/{subject}/aud.wav",
+        clip="data/{subject}/clip.json",
+    output:
+        statistics="data/{subject}/aud_hama.npz",
+        features="data/{subject}/aud_hama.npy",
+    log:
+        "logs/{subject}/speech.log",
+    benchmark:
+        "benchmarks/{subject}/speech.tsv"
+    conda:
+        "../envs/media.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=20,
+    params:
+        options=flags("speech"),
+        code=code_of("talker.speech"),
+    message:
+        "{wildcards.subject}: speech features, a window for every frame"
+    shell:
+        "talker speech --wav {input.wav:q} --clip {input.clip:q}"
+        " --statistics {output.statistics:q} --features {output.features:q}"
+        " {params.options} > {log:q} 2>&1"
+
+
+rule novel_audio:
+    input:
+        source=speech_of,
+    output:
+        wav="data/{subject}/novel/{name}/aud.wav",
+    log:
+        "logs/{subject}/novel/{name}/audio.log",
+    benchmark:
+        "benchmarks/{subject}/novel/{name}/audio.tsv"
+    conda:
+        "../envs/media.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        options=flags("audio"),
+        code=code_of("talker.audio"),
+    message:
+        "{wildcards.subject}: sound of the novel speech '{wildcards.name}'"
+    shell:
+        "talker audio --source {input.source:q} --wav {output.wav:q}"
+        " {params.options} > {log:q} 2>&1"
+
+
+rule novel_speech:
+    input:
+        wav="data/{subject}/novel/{name}/aud.wav",
+        statistics="data/{subject}/aud_hama.npz",
+    output:
+        features="data/{subject}/novel/{name}/aud_hama.npy",
+    log:
+        "logs/{subject}/novel/{name}/speech.log",
+    benchmark:
+        "benchmarks/{subject}/novel/{name}/speech.tsv"
+    conda:
+        "../envs/media.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=20,
+    params:
+        options=flags("speech"),
+        code=code_of("talker.speech"),
+    message:
+        "{wildcards.subject}: features of the novel speech '{wildcards.name}'"
+    shell:
+        "talker speech --wav {input.wav:q} --statistics {input.statistics:q}"
+        " --features {output.features:q} {params.options} > {log:q} 2>&1"

@@ -1,0 +1,78 @@
+"""Which code made an output: a hash of a stage's module and of every talker module it imports.
+
+The rules put it among their parameters, so that an edit reruns exactly the stages it affects;
+comments, docstrings and layout do not count. Sources are parsed, never imported.
+"""
+
+import ast
+import functools
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent
+
+
+def code_of(module: str, *data: str, package: Path = PACKAGE) -> str:
+    """Return 12 hex digits that change with the code of `module` and of what it imports.
+
+    Args:
+        module: dotted name of a module, such as "talker.track".
+        data: files in the package that count as its code too, such as "head/mean.npz".
+        package: folder of the top-level package.
+    """
+    sources = [_source(name, package) for name in closure(module, package)]
+    parts = [_parse(source.read_text())[0].encode() for source in sources]
+    parts += [(package / name).read_bytes() for name in data]
+    digests = b"".join(hashlib.sha256(part).digest() for part in parts)
+    return hashlib.sha256(digests).hexdigest()[:12]
+
+
+def closure(module: str, package: Path = PACKAGE) -> list[str]:
+    """Return, sorted, `module`, the modules of the package that it imports, and so on.
+
+    Imports inside functions count, and so does the `__init__` of every package on the way.
+
+    Raises:
+        ModuleNotFoundError: the package has no such module.
+    """
+    if not _source(module, package).exists():
+        raise ModuleNotFoundError(f"no module {module} in {package.parent}")
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        source = _source(name, package)
+        if name.partition(".")[0] == package.name and name not in found and source.exists():
+            found.add(name)
+            waiting += [name.rpartition(".")[0], *_parse(source.read_text())[1]]
+    return sorted(found)
+
+
+def _source(name: str, package: Path) -> Path:
+    path = package.parent.joinpath(*name.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+@functools.cache
+def _parse(text: str) -> tuple[str, tuple[str, ...]]:
+    """Return a module's code without comments and docstrings, and the names that it imports."""
+    tree = ast.parse(text)
+    imports = tuple(name for node in ast.walk(tree) for name in _imported(node))
+    return ast.unparse(_Undocumented().visit(tree)), imports
+
+
+def _imported(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and node.module:
+        yield node.module
+        yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+class _Undocumented(ast.NodeTransformer):
+    """Drop the strings that stand alone: docstrings of modules, classes, functions, options."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        is_text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        return None if is_text else node
