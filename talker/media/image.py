@@ -29,3 +29,10 @@ def write_image(path: Path, pixels: np.ndarray, quality: int = 95) -> None:
     options = [cv2.IMWRITE_JPEG_QUALITY, quality] if path.suffix == ".jpg" else []
     if not cv2.imwrite(str(path), cv2.cvtColor(pixels, code), options):
         raise OSError(f"{path}: could not be written")
+
+
+def jpeg_bytes(pixels: np.ndarray, quality: int = 95) -> bytes:
+    """Encode RGB uint8 [H, W, 3] as a JPEG file in memory."""
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality]
+    encoded = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)[1]
+    return encoded.tobytes()

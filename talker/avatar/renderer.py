@@ -1,0 +1,106 @@
+"""Streaming renderer: an avatar, a dataset and a drive become frames, one batch at a time.
+
+Only the head is 3D: it is composited over the torso and plate of the dataset frame it replays.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from talker.avatar.model import Avatar
+from talker.avatar.speech_encoder import CONTEXT, speech_context
+from talker.dataset import Dataset
+
+
+@dataclass(frozen=True)
+class Drive:
+    """What drives each of N output frames."""
+
+    frames: np.ndarray
+    """int64 [N], the dataset frame whose pose, eyes, torso and plate are shown"""
+    windows: np.ndarray
+    """float32 [M, 16, C], the driving speech"""
+    heard: np.ndarray
+    """int64 [N], the window that belongs to the output frame; its neighbours give the context"""
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+
+def load_avatar(folder: Path) -> Avatar:
+    """Read an avatar, onto the GPU if there is one; UserError if `folder` holds none."""
+    return Avatar.load(folder, "cuda" if torch.cuda.is_available() else "cpu")
+
+
+def ping_pong(length: int, period: int) -> np.ndarray:
+    """Walk 0 .. period-1 and back again, without standing still at the ends, `length` steps long.
+
+    Returns:
+        int64 [length], neighbours differ by exactly 1 (or are all 0 where period is 1).
+    """
+    steps = np.arange(length) % max(2 * period - 2, 1)
+    return np.minimum(steps, 2 * period - 2 - steps)
+
+
+def longest_run(valid: np.ndarray) -> np.ndarray:
+    """The longest stretch of consecutive true entries of bool [T]: int64 ids, maybe none."""
+    edges = np.diff(np.concatenate([[0], valid.astype(np.int8), [0]]))
+    starts, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
+    if len(starts) == 0:
+        return np.empty(0, np.int64)
+    best = int(np.argmax(ends - starts))
+    return np.arange(starts[best], ends[best])
+
+
+def nearest_valid(frames: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Replace each frame id that is not valid by the nearest one that is (the earlier of two)."""
+    good = np.flatnonzero(valid)
+    right = np.searchsorted(good, frames).clip(0, len(good) - 1)
+    left = (right - 1).clip(0)
+    takes_left = np.abs(frames - good[left]) <= np.abs(good[right] - frames)
+    return np.where(takes_left, good[left], good[right])
+
+
+@torch.inference_mode()
+def render_batches(
+    avatar: nn.Module, dataset: Dataset, drive: Drive, batch: int
+) -> Iterator[Tensor]:
+    """Render a drive, holding one batch in memory.
+
+    Yields:
+        RGB float32 [b, H, W, 3] in 0..1 on the avatar's device, b <= batch.
+    """
+    device = next(avatar.parameters()).device
+    avatar.eval()
+    for start in range(0, len(drive), batch):
+        ids = drive.frames[start : start + batch]
+        backgrounds = torch.from_numpy(np.stack([dataset.background(int(i)) for i in ids]))
+        rgb, alpha = avatar(
+            _context(drive.windows, drive.heard[start : start + batch]).to(device),
+            torch.from_numpy(dataset.eye[ids]).to(device),
+            torch.from_numpy(dataset.viewmats[ids]).to(device),
+            torch.from_numpy(dataset.K).to(device).expand(len(ids), 3, 3),
+            dataset.height,
+            dataset.width,
+        )
+        yield rgb + (1 - alpha) * backgrounds.to(device).float().div(255)
+
+
+def render_frames(
+    avatar: nn.Module, dataset: Dataset, drive: Drive, batch: int
+) -> Iterator[np.ndarray]:
+    """Render a drive frame by frame: RGB uint8 [H, W, 3]."""
+    for colours in render_batches(avatar, dataset, drive, batch):
+        yield from colours.clamp(0, 1).mul(255).round().byte().cpu().numpy()
+
+
+def _context(windows: np.ndarray, heard: np.ndarray) -> Tensor:
+    """`speech_context`, reading only the windows it needs (the array may be on disk)."""
+    first = max(int(heard.min()) - CONTEXT // 2, 0)
+    last = int(heard.max()) + CONTEXT // 2
+    near = np.array(windows[first:last], np.float32)
+    return speech_context(torch.from_numpy(near), torch.from_numpy(heard - first))

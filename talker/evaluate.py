@@ -1,0 +1,320 @@
+"""Measure an avatar on the held-out frames, beside controls that a dead or deaf mouth would pass.
+
+talker evaluate --data data/me --avatar results/me/avatar --metrics results/me/metrics.json
+"""
+
+import json
+import logging
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from torch import nn
+
+from talker import metrics as m
+from talker.avatar.renderer import Drive, load_avatar, render_frames
+from talker.dataset import Dataset
+from talker.errors import UserError
+from talker.files import replacing
+from talker.head.landmarks68 import eye_aspect_ratio, landmarks68
+from talker.media.mediapipe import track_meshes
+from talker.progress import progress
+
+logger = logging.getLogger(__name__)
+
+MIN_DETECTOR_SIZE = 384
+"""Pixels; smaller frames, real and rendered alike, are enlarged before faces are looked for."""
+
+DEFINITIONS = {
+    "psnr": "dB, whole frame: the rendered head over the torso and plate of the real frame, "
+    "against the real head (parsing mask) over the same torso and plate; mean over frames",
+    "ssim": "the same pair, 11 x 11 Gaussian window, sigma 1.5",
+    "psnr_head": "dB, against the untouched real frame inside the box of the 68 landmarks, 15 % "
+    "wider on each side and 45 % higher",
+    "ssim_head": "the mean of the SSIM map in that box",
+    "psnr_mouth": "dB, against the untouched real frame inside the square around the lips, 1.5 "
+    "times as wide as they",
+    "ssim_mouth": "the mean of the SSIM map in that square",
+    "lmd_mouth": "px of the rendered size: mean distance of the 20 mouth landmarks found in the "
+    "rendered and in the real frame, each set centred on its mean. A frozen mouth scores well here",
+    "lmd_mouth_relative": "the same over the distance of the outer eye corners",
+    "mouth_correlation": "Pearson's r of the mouth opening (inner lips over outer eye corners) of "
+    "the rendered and the real frames",
+    "mouth_std_ratio": "standard deviation of the rendered mouth opening over the real one: 0 is "
+    "frozen, 1 the right amplitude",
+    "best_lag_frames": "shift with the highest correlation within 12 frames; positive: the "
+    "rendered mouth is late",
+    "faces_lost": "rendered frames in which no face was found",
+}
+CONTROLS = {
+    "frozen_mouth": "the avatar driven by the mean of the training speech in every frame",
+    "shuffled_audio": "the avatar driven by the sound of other parts of the clip: the track turned "
+    "by k/(K+1) of its length for k = 1 .. K; every number is the mean over them (the lag: their "
+    "median)",
+}
+FLOOR = (
+    "the real frames halved and enlarged again, measured like a rendering: the detector's own noise"
+)
+NOT_COMPUTED = {
+    "LPIPS": "needs AlexNet or VGG weights",
+    "FID": "needs Inception weights",
+    "Sync-C": "needs SyncNet weights",
+    "Sync-D": "needs SyncNet weights",
+    "CSIM": "needs ArcFace weights",
+}
+
+Row = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of `talker evaluate`."""
+
+    batch: int = 16
+    """frames rendered at once"""
+    shuffles: int = 8
+    """turns of the sound track that the shuffled-audio control is averaged over"""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """N real held-out frames and what was found in them."""
+
+    ids: np.ndarray
+    """int64 [N], frame numbers in the clip"""
+    frames: np.ndarray
+    """uint8 [N, H, W, 3]"""
+    targets: np.ndarray
+    """uint8 [N, H, W, 3], the real head over torso and plate (method.md 1.11)"""
+    landmarks: np.ndarray
+    """float32 [N, 68, 2], the dataset's; they place the boxes"""
+    found: np.ndarray
+    """float32 [N, 68, 2], as MediaPipe finds them in `frames`, nan where there is no face"""
+
+    @classmethod
+    def load(cls, dataset: Dataset, ids: np.ndarray) -> "Truth":
+        images = dataset.images(ids, "real frames")
+        mask = images.head_mask[..., None].astype(np.uint16)
+        targets = (images.frame * mask + images.background * (255 - mask) + 127) // 255
+        return cls(
+            ids=ids,
+            frames=images.frame,
+            targets=targets.astype(np.uint8),
+            landmarks=dataset.landmarks[ids],
+            found=find_landmarks(images.frame),
+        )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The metrics of one rendering and its curves over the clip's time axis."""
+
+    row: Row
+    mouth: np.ndarray
+    """float [last - first + 1], mouth opening, nan where there is no frame or no face"""
+    eyes: np.ndarray
+    """float [last - first + 1], eye opening"""
+
+
+def find_landmarks(images: Iterable[np.ndarray]) -> np.ndarray:
+    """MediaPipe's landmarks in consecutive frames, uint8 [H, W, 3] of whatever size.
+
+    Returns:
+        float32 [N, 68, 2], pixels of the frames, nan where no face was found.
+    """
+    scales: list[int] = []
+
+    def enlarged() -> Iterator[np.ndarray]:
+        for image in images:
+            scale = math.ceil(MIN_DETECTOR_SIZE / max(image.shape[:2]))
+            scales.append(scale)
+            yield cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+
+    missing = np.full((68, 2), np.nan, np.float32)
+    found = [
+        landmarks68(meshes[0]) if len(meshes) else missing for meshes in track_meshes(enlarged())
+    ]
+    return np.stack(found) / np.array(scales, np.float32)[:, None, None]
+
+
+def measure(images: Iterable[np.ndarray], truth: Truth) -> Measured:
+    """Compare rendered frames uint8 [H, W, 3], one for each of `truth`, with the real ones."""
+    quality: list[Row] = []
+
+    def graded() -> Iterator[np.ndarray]:
+        for k, image in enumerate(images):
+            quality.append(_image_quality(image, truth, k))
+            yield image
+
+    found = find_landmarks(graded())
+    mouth, real_mouth = (
+        _on_time_axis(m.mouth_opening(one), truth.ids) for one in (found, truth.found)
+    )
+    distance = m.mouth_distance(found, truth.found)
+    row = {name: _mean([frame[name] for frame in quality]) for name in quality[0]}
+    row |= {
+        "lmd_mouth": _mean(distance),
+        "lmd_mouth_relative": _mean(distance / m.outer_eye_distance(truth.found)),
+        "mouth_correlation": m.correlation(mouth, real_mouth),
+        "mouth_std_ratio": m.std_ratio(mouth, real_mouth),
+        "best_lag_frames": m.best_lag(mouth, real_mouth),
+        "faces_lost": int(np.isnan(found[:, 0, 0]).sum()),
+        "frames": len(found),
+    }
+    return Measured(row, mouth, _on_time_axis(eye_aspect_ratio(found), truth.ids))
+
+
+def evaluate(avatar: nn.Module, dataset: Dataset, config: Config) -> dict[str, Any]:
+    """All numbers and curves of `metrics.json`.
+
+    Raises:
+        UserError: the dataset holds out no frames.
+    """
+    ids = dataset.val_ids
+    if len(ids) == 0:
+        raise UserError(
+            f"{dataset.folder / 'transforms_val.json'}: holds no usable frame, so there is "
+            "nothing to measure on; use a longer clip"
+        )
+    truth = Truth.load(dataset, ids)
+
+    def driven(name: str, windows: np.ndarray, heard: np.ndarray) -> Measured:
+        frames = render_frames(avatar, dataset, Drive(ids, windows, heard), config.batch)
+        return measure(progress(frames, name, len(ids)), truth)
+
+    mean_speech = dataset.speech[dataset.train_ids].mean(0, keepdims=True)
+    turns = [dataset.frames * k // (config.shuffles + 1) for k in range(1, config.shuffles + 1)]
+    true = driven("avatar", dataset.speech, ids)
+    frozen = driven("frozen mouth", mean_speech, np.zeros_like(ids))
+    shuffled = [
+        driven(f"shuffled audio {k}/{len(turns)}", dataset.speech, (ids + turn) % dataset.frames)
+        for k, turn in enumerate(turns, 1)
+    ]
+    floor = measure(map(_halved, truth.frames), truth)
+    first, last = int(ids[0]), int(ids[-1])
+    return {
+        "held_out": true.row,
+        "controls": {"frozen_mouth": frozen.row, "shuffled_audio": _mean_row(shuffled)},
+        "detector_floor": floor.row,
+        "not_computed": NOT_COMPUTED,
+        "settings": {
+            "height": dataset.height,
+            "width": dataset.width,
+            "frames": [first, last + 1],
+            "shuffles": config.shuffles,
+            "definitions": DEFINITIONS,
+            "controls": CONTROLS,
+            "detector_floor": FLOOR,
+        },
+        "curves": {
+            "frames": list(range(first, last + 1)),
+            "mouth_opening": {
+                "real": _on_time_axis(m.mouth_opening(truth.found), ids),
+                "avatar": true.mouth,
+                "frozen_mouth": frozen.mouth,
+                "shuffled_audio": [one.mouth for one in shuffled],
+            },
+            "eye_opening": {
+                "real": _on_time_axis(eye_aspect_ratio(truth.found), ids),
+                "avatar": true.eyes,
+            },
+        },
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    """The rows of `evaluate` as aligned plain text."""
+    rows = {
+        "avatar": results["held_out"],
+        **{name.replace("_", " "): row for name, row in results["controls"].items()},
+        "detector floor": results["detector_floor"],
+    }
+    lines = [["", *rows]]
+    lines += [[name, *(_shown(row[name]) for row in rows.values())] for name in DEFINITIONS]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
+        for line in lines
+    )
+
+
+def main(*, data: Path, avatar: Path, metrics: Path, config: Config = Config()) -> None:
+    """Measure an avatar on the frames that were held out of its training.
+
+    Args:
+        data: dataset folder.
+        avatar: folder that `talker train` wrote.
+        metrics: JSON file to write.
+        config: options.
+    """
+    model = load_avatar(avatar)
+    dataset = Dataset.load(data, model.config.image_size, model.config.encoder)
+    results = evaluate(model, dataset, config)
+    logger.info("%s", table(results))
+    for name, reason in NOT_COMPUTED.items():
+        logger.info("%s: not computed, %s", name, reason)
+    with replacing(metrics) as (scratch,):
+        scratch.write_text(json.dumps(_plain(results), indent=1) + "\n")
+
+
+def _image_quality(image: np.ndarray, truth: Truth, k: int) -> Row:
+    real, target = truth.frames[k], truth.targets[k]
+    similarity = m.ssim_map(image, real)
+    height, width = real.shape[:2]
+    head = m.head_box(truth.landmarks[k], height, width)
+    mouth = m.mouth_box(truth.landmarks[k], height, width)
+    return {
+        "psnr": m.psnr(image, target),
+        "ssim": m.mean_ssim(m.ssim_map(image, target)),
+        "psnr_head": m.psnr(image, real, head),
+        "ssim_head": m.mean_ssim(similarity, head),
+        "psnr_mouth": m.psnr(image, real, mouth),
+        "ssim_mouth": m.mean_ssim(similarity, mouth),
+    }
+
+
+def _on_time_axis(values: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Spread [N] over every frame from the first to the last id, nan in the gaps."""
+    curve = np.full(ids[-1] - ids[0] + 1, np.nan)
+    curve[ids - ids[0]] = values
+    return curve
+
+
+def _halved(image: np.ndarray) -> np.ndarray:
+    height, width = image.shape[:2]
+    small = cv2.resize(image, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
+    return cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def _mean(values: Any) -> float:
+    values = np.asarray(values, np.float64)
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+
+
+def _mean_row(runs: list[Measured]) -> Row:
+    rows = [run.row for run in runs]
+    row = {name: _mean([one[name] for one in rows]) for name in rows[0]}
+    row["best_lag_frames"] = float(np.nanmedian([one["best_lag_frames"] for one in rows]))
+    row["mouth_correlation_sd"] = float(np.nanstd([one["mouth_correlation"] for one in rows]))
+    return row
+
+
+def _shown(value: float) -> str:
+    if not math.isfinite(value):
+        return "-"
+    return str(int(value)) if value == int(value) else f"{value:.3f}"
+
+
+def _plain(value: Any) -> Any:
+    """JSON has neither arrays nor nan: lists, null, and five digits are what a reader needs."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [_plain(one) for one in value]
+    if isinstance(value, (float, np.floating)):
+        return round(float(value), 5) if math.isfinite(value) else None
+    return value

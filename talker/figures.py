@@ -1,0 +1,178 @@
+"""Figures of a self-contained web page: pictures as data URIs, curves as inline SVG.
+
+Colours are left to the page: a curve has a CSS class, texts and grid lines have theirs.
+"""
+
+import base64
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from markupsafe import Markup, escape
+
+from talker.media.image import jpeg_bytes
+
+MARGIN = {"left": 46, "right": 12, "top": 10, "bottom": 30}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a chart; nan in `y` leaves a gap."""
+
+    name: str
+    style: str
+    """CSS class"""
+    x: Sequence[float] | np.ndarray
+    y: Sequence[float] | np.ndarray
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """`content` of MIME type `kind` as a URI that needs no file."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def picture(pixels: np.ndarray, quality: int = 90) -> str:
+    """RGB uint8 [H, W, 3] as the data URI of a JPEG."""
+    return data_uri(jpeg_bytes(pixels, quality), "image/jpeg")
+
+
+def embedded_video(path: Path) -> str:
+    """An mp4 as a data URI."""
+    return data_uri(path.read_bytes(), "video/mp4")
+
+
+def chart(
+    curves: Sequence[Curve],
+    x_label: str,
+    y_label: str,
+    width: int = 1040,
+    height: int = 240,
+    log_y: bool = False,
+    zero: bool = False,
+) -> Markup:
+    """Curves over common axes, as SVG that fills the width it is given.
+
+    Args:
+        log_y: decades on the y axis; values <= 0 are left out.
+        zero: the y axis includes 0, and 0 is marked.
+
+    Raises:
+        ValueError: no curve has a finite point.
+    """
+    ys = [np.asarray(curve.y, np.float64) for curve in curves]
+    xs = [np.asarray(curve.x, np.float64) for curve in curves]
+    if log_y:
+        ys = [np.log10(np.where(y > 0, y, np.nan)) for y in ys]
+    all_x, all_y = np.concatenate(xs), np.concatenate(ys)
+    if not np.isfinite(all_y).any():
+        raise ValueError("a chart needs at least one finite value")
+    x0, x1 = float(np.nanmin(all_x)), float(np.nanmax(all_x))
+    y0, y1 = float(np.nanmin(all_y)), float(np.nanmax(all_y))
+    if zero:
+        y0, y1 = min(y0, 0.0), max(y1, 0.0)
+    pad = 0.06 * (y1 - y0) or 0.5
+    y0, y1 = y0 - pad * (y0 != 0), y1 + pad
+    x1 = x1 if x1 > x0 else x0 + 1
+    left, top = MARGIN["left"], MARGIN["top"]
+    right, bottom = width - MARGIN["right"], height - MARGIN["bottom"]
+
+    def px(x: np.ndarray | float) -> np.ndarray | float:
+        return left + (x - x0) / (x1 - x0) * (right - left)
+
+    def py(y: np.ndarray | float) -> np.ndarray | float:
+        return bottom - (y - y0) / (y1 - y0) * (bottom - top)
+
+    parts = [f'<svg class="chart" viewBox="0 0 {width} {height}" role="img">']
+    parts.append(f"<title>{escape(y_label)} over {escape(x_label)}</title>")
+    for tick in _decades(y0, y1) if log_y else _ticks(y0, y1, 4):
+        y = py(tick)
+        mark = ' class="zero"' if tick == 0 and zero else ' class="grid"'
+        parts.append(f'<line{mark} x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(
+            f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">'
+            f"{_number(10**tick if log_y else tick)}</text>"
+        )
+    for tick in _ticks(x0, x1, width // 110):
+        at = f'x="{px(tick):.1f}" y="{bottom + 18}"'
+        parts.append(f'<text {at} text-anchor="middle">{_number(tick)}</text>')
+    parts.append(f'<text x="{right}" y="{height - 1}" text-anchor="end">{escape(x_label)}</text>')
+    for curve, x, y in zip(curves, xs, ys, strict=True):
+        parts.append(
+            f'<path class="{curve.style}" d="{_path(px(x), py(y))}">'
+            f"<title>{escape(curve.name)}</title></path>"
+        )
+    return Markup("".join([*parts, "</svg>"]))
+
+
+def draw_points(pixels: np.ndarray, points: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    """A copy of RGB uint8 [H, W, 3] with a dot at each point [N, 2]."""
+    drawn = pixels.copy()
+    radius = max(1.0, max(pixels.shape[:2]) / 300)
+    for point in points:
+        cv2.circle(drawn, _fixed(point), round(radius * 16), colour, -1, cv2.LINE_AA, shift=4)
+    return drawn
+
+
+def draw_mesh(
+    pixels: np.ndarray, points: np.ndarray, faces: np.ndarray, colour: tuple[int, int, int]
+) -> np.ndarray:
+    """A copy of RGB uint8 [H, W, 3] with the edges of the triangles that face the camera.
+
+    Args:
+        points: pixels [V, 2].
+        faces: vertex ids [F, 3]; seen from outside their corners run counter-clockwise.
+    """
+    corners = points[faces]
+    a, b = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+    clockwise_in_image = a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]
+    seen = np.round(corners[clockwise_in_image < 0] * 16).astype(np.int32)
+    lines = pixels.copy()
+    cv2.polylines(lines, list(seen), True, colour, 1, cv2.LINE_AA, shift=4)
+    return cv2.addWeighted(lines, 0.65, pixels, 0.35, 0)
+
+
+def blend(pixels: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    """RGB uint8 [H, W, 3] with `colour` laid half over the pixels where bool `mask` [H, W] is."""
+    mixed = (pixels.astype(np.uint16) + np.array(colour, np.uint16)) // 2
+    return np.where(mask[..., None], mixed, pixels).astype(np.uint8)
+
+
+def _fixed(point: np.ndarray) -> tuple[int, int]:
+    """Pixel coordinates (centres at +0.5) in OpenCV's 1/16 px (centres at 0)."""
+    x, y = np.round((point - 0.5) * 16).astype(int)
+    return int(x), int(y)
+
+
+def _path(x: np.ndarray | float, y: np.ndarray | float) -> str:
+    """SVG path through the finite points, lifted over the others."""
+    steps, pen_down = [], False
+    for a, b in zip(np.atleast_1d(x), np.atleast_1d(y), strict=True):
+        finite = bool(np.isfinite(b))
+        if finite:
+            steps.append(f"{'L' if pen_down else 'M'}{a:.1f} {b:.1f}")
+        pen_down = finite
+    return "".join(steps)
+
+
+def _ticks(low: float, high: float, about: int) -> list[float]:
+    """Round numbers within low .. high, near `about` of them."""
+    rough = (high - low) / max(about, 1)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * k for k in (1, 2, 5, 10) if power * k >= rough)
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [k * step for k in range(first, last + 1)]
+
+
+def _decades(low: float, high: float) -> list[float]:
+    """log10 of 1, 2 and 5 times powers of ten within low .. high."""
+    decades = range(math.floor(low), math.ceil(high) + 1)
+    marks = [decade + math.log10(k) for decade in decades for k in (1, 2, 5)]
+    return [mark for mark in marks if low <= mark <= high]
+
+
+def _number(value: float) -> str:
+    return f"{value:,.4g}" if abs(value) < 10_000 else f"{value / 1000:,.4g}k"

@@ -1,0 +1,424 @@
+"""One self-contained HTML page about a subject: avatar beside real person, and every number.
+
+    talker report --data data/me --avatar results/me/avatar --metrics results/me/metrics.json \
+        --video results/me/val.mp4 --benchmarks benchmarks/me --html results/me/report.html
+"""
+
+import csv
+import json
+import logging
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import cv2
+import jinja2
+import numpy as np
+from torch import nn
+
+from talker import metrics as m
+from talker.avatar.renderer import Drive, load_avatar, render_frames
+from talker.clip import FPS, Clip
+from talker.dataset import Dataset
+from talker.errors import UserError
+from talker.figures import (
+    Curve,
+    blend,
+    chart,
+    draw_mesh,
+    draw_points,
+    embedded_video,
+    picture,
+)
+from talker.files import replacing
+from talker.head.camera import project
+from talker.media.image import read_image
+
+logger = logging.getLogger(__name__)
+
+STAGES = (
+    *("synthesize", "frames", "audio", "speech", "landmarks", "parsing", "blink", "track"),
+    *("background", "layers", "check", "train", "render_val", "render_train", "evaluate", "report"),
+)
+PACKAGES = ("talker", "torch", "gsplat", "mediapipe", "hama", "numpy", "numba", "av")
+YELLOW = (255, 214, 10)
+MASKS = {
+    "head": ((0, 0, 255), (64, 110, 255)),
+    "neck": ((0, 255, 0), (60, 200, 120)),
+    "torso": ((255, 0, 0), (255, 150, 50)),
+}
+"""Name -> (colour in the parsing files, colour on the page)."""
+
+Section = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of `talker report`."""
+
+    stills: int = 6
+    """held-out moments that are shown side by side"""
+    samples: int = 4
+    """frames on which landmarks, masks and mesh are shown"""
+    embed_mb: float = 6.0
+    """the video is part of the page up to this size in MB, beyond it a link"""
+
+
+def stills(avatar: nn.Module, dataset: Dataset, count: int) -> Section:
+    """Real and rendered held-out frames, whole and around the mouth, as pictures."""
+    ids = _spread(dataset.val_ids, count)
+    if len(ids) == 0:
+        raise ValueError("the clip holds out no frame")
+    rendered = render_frames(avatar, dataset, Drive(ids, dataset.speech, ids), batch=count)
+    columns = []
+    for i, image in zip(ids, rendered, strict=True):
+        real = dataset.frame(i)
+        box = m.mouth_box(dataset.landmarks[i], dataset.height, dataset.width)
+        columns.append(
+            {
+                "time": f"{i / FPS:.2f} s",
+                "real": picture(real),
+                "avatar": picture(image),
+                "real_mouth": picture(_close_up(real, box)),
+                "avatar_mouth": picture(_close_up(image, box)),
+            }
+        )
+    return {"columns": columns, "size": f"{dataset.width} x {dataset.height}"}
+
+
+def overlays(data: Path, count: int) -> Section:
+    """Landmarks, masks and the reprojected mesh on frames spread over the clip, as pictures."""
+    dataset = Dataset.load(data, max(read_image(data / "ori_imgs" / "0.jpg").shape[:2]))
+    columns = []
+    for i in _spread(np.flatnonzero(dataset.valid), count):
+        frame = dataset.frame(i)
+        points = project(dataset.vertices, dataset.viewmats[i : i + 1], dataset.K)[0]
+        if dataset.faces is None:
+            mesh = draw_points(frame, points, YELLOW)
+        else:
+            mesh = draw_mesh(frame, points, dataset.faces, YELLOW)
+        parsing = read_image(data / "parsing" / f"{i}.png")
+        masked = frame
+        for stored, shown in MASKS.values():
+            masked = blend(masked, np.all(parsing == stored, axis=-1), shown)
+        columns.append(
+            {
+                "frame": i,
+                "landmarks": picture(_tile(draw_points(frame, dataset.landmarks[i], YELLOW))),
+                "masks": picture(_tile(masked)),
+                "mesh": picture(_tile(mesh)),
+            }
+        )
+    return {"columns": columns, "legend": {name: shown for name, (_, shown) in MASKS.items()}}
+
+
+def numbers(metrics: Section) -> Section:
+    """The metric table: one row a metric, one column a rendering."""
+    settings = metrics["settings"]
+    runs = {"avatar": metrics["held_out"], **metrics["controls"], "detector floor": None}
+    runs["detector floor"] = metrics["detector_floor"]
+    rows = [
+        {
+            "name": name,
+            "text": text,
+            "values": [_shown(name, run.get(name)) for run in runs.values()],
+        }
+        for name, text in settings["definitions"].items()
+    ]
+    return {
+        "columns": [name.replace("_", " ") for name in runs],
+        "rows": rows,
+        "notes": {
+            **{name.replace("_", " "): text for name, text in settings["controls"].items()},
+            "detector floor": settings["detector_floor"],
+        },
+        "not_computed": metrics["not_computed"],
+        "spread": metrics["controls"]["shuffled_audio"].get("mouth_correlation_sd"),
+        "frames": metrics["held_out"]["frames"],
+    }
+
+
+def mouth_curves(metrics: Section) -> Section:
+    """Mouth and eye opening over time, and the correlation by lag, as charts."""
+    curves = metrics["curves"]
+    times = np.array(curves["frames"]) / FPS
+    mouth = {name: _series(values) for name, values in curves["mouth_opening"].items()}
+    eyes = {name: _series(values) for name, values in curves["eye_opening"].items()}
+    reach = min(12, len(times) // 2)
+    lags = np.arange(-reach, reach + 1)
+    by_lag = [
+        Curve("avatar", "avatar", lags, m.lag_curve(mouth["avatar"], mouth["real"], reach)),
+    ]
+    shuffled = np.atleast_2d(mouth["shuffled_audio"])
+    if shuffled.size:
+        turned = np.stack([m.lag_curve(one, mouth["real"], reach) for one in shuffled])
+        by_lag.insert(0, Curve("shuffled audio", "shuffled", lags, turned.mean(0)))
+    return {
+        "mouth": chart(
+            [
+                Curve("frozen mouth", "frozen", times, mouth["frozen_mouth"]),
+                Curve("real", "real", times, mouth["real"]),
+                Curve("avatar", "avatar", times, mouth["avatar"]),
+            ],
+            "time in the clip, s",
+            "mouth opening",
+        ),
+        "eyes": chart(
+            [
+                Curve("real", "real", times, eyes["real"]),
+                Curve("avatar", "avatar", times, eyes["avatar"]),
+            ],
+            "time in the clip, s",
+            "eye opening",
+            height=190,
+        ),
+        "lags": chart(by_lag, "lag, frames", "correlation", 500, 260, zero=True),
+    }
+
+
+def training(log: Path) -> Section:
+    """The losses of both training stages, as charts."""
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    charts = {}
+    for stage in dict.fromkeys(entry["stage"] for entry in entries):
+        rows = [entry for entry in entries if entry["stage"] == stage]
+        steps = [row["step"] for row in rows]
+        curves = [
+            Curve(name, style, steps, [row[name] for row in rows])
+            for name, style in (("lips", "frozen"), ("l1", "real"), ("loss", "avatar"))
+            if name in rows[0]
+        ]
+        charts[stage] = chart(curves, "step", "loss", 510, 230, log_y=True)
+    if not charts:
+        raise ValueError(f"{log}: is empty")
+    return {
+        "charts": charts,
+        "gaussians": entries[-1].get("gaussians"),
+        "minutes": entries[-1].get("seconds", 0) / 60,
+    }
+
+
+def clip_facts(data: Path) -> Section:
+    """What the clip was made from and how it was cut, as label -> text."""
+    clip = Clip.load(data / "clip.json")
+    source = clip.source
+    crop = clip.crop
+    rate = "variable, " if source.variable_rate else ""
+    held_out = clip.frames - clip.train_frames
+    return {
+        "facts": {
+            "source": f"{source.name}, {source.codec}",
+            "source picture": f"{source.width} x {source.height}, {rate}{source.fps:.4g} fps",
+            "crop": f"{crop.size} px square at ({crop.x}, {crop.y})" if crop else "none",
+            "clip": f"{clip.width} x {clip.height}, {clip.frames} frames, "
+            f"{clip.frames / clip.fps:.1f} s at {clip.fps} fps",
+            "split": f"{clip.train_frames} frames to learn from, {held_out} held out",
+        }
+    }
+
+
+def json_facts(path: Path) -> Section:
+    """The plain values of a JSON file, one level deep, as label -> text."""
+    facts = {}
+    for key, value in json.loads(path.read_text()).items():
+        inner = value.items() if isinstance(value, dict) else [("", value)]
+        for name, one in inner:
+            if isinstance(one, str | int | float):
+                label = f"{key} {name}".replace("_", " ").strip()
+                facts[label] = f"{one:.4g}" if isinstance(one, float) else str(one)
+    return {"facts": facts}
+
+
+def timings(benchmarks: Path) -> Section:
+    """Seconds and peak memory of every step, from Snakemake's benchmark files."""
+    rows = []
+    for path in sorted(benchmarks.rglob("*.tsv")):
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file, delimiter="\t"):
+                name = str(path.relative_to(benchmarks).with_suffix(""))
+                rows.append(
+                    {
+                        "name": name.replace("_", " "),
+                        "order": STAGES.index(name) if name in STAGES else len(STAGES),
+                        "seconds": float(row["s"]),
+                        "memory": _float(row["max_rss"]),
+                    }
+                )
+    if not rows:
+        raise ValueError(f"{benchmarks}: holds no benchmark file")
+    rows.sort(key=lambda row: (row["order"], row["name"]))
+    longest = max(row["seconds"] for row in rows)
+    return {
+        "rows": [row | {"share": 100 * row["seconds"] / longest} for row in rows],
+        "minutes": sum(row["seconds"] for row in rows) / 60,
+        "peak": max((row["memory"] for row in rows if row["memory"] is not None), default=None),
+    }
+
+
+def video_section(video: Path, html: Path, embed_mb: float) -> Section:
+    """The video itself if it is small, else a link that is relative to the page."""
+    size = video.stat().st_size / 1e6
+    link = os.path.relpath(video, html.parent)
+    return {
+        "source": embedded_video(video) if size <= embed_mb else link,
+        "link": link,
+        "embedded": size <= embed_mb,
+        "size": f"{size:.1f} MB",
+    }
+
+
+def versions() -> dict[str, str]:
+    """Name -> version of Python and the packages that made the page."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def tiles(metrics: Section) -> list[dict[str, str]]:
+    """The few numbers that say whether the avatar works, each with what it is to be judged by."""
+    row = metrics["held_out"]
+    deaf, dead = (metrics["controls"][name] for name in ("shuffled_audio", "frozen_mouth"))
+
+    def tile(label: str, name: str, unit: str, note: str) -> dict[str, str]:
+        return {"label": label, "value": _shown(name, row[name]), "unit": unit, "note": note}
+
+    return [
+        tile(
+            "mouth follows speech",
+            *("mouth_correlation", "r"),
+            f"{_shown('mouth_correlation', deaf['mouth_correlation'])} with shuffled audio",
+        ),
+        tile("mouth amplitude", "mouth_std_ratio", "x real", "1 is right, 0 is frozen"),
+        tile("best lag", "best_lag_frames", "frames", "0 is in step"),
+        tile(
+            "mouth PSNR",
+            *("psnr_mouth", "dB"),
+            f"{_shown('psnr_mouth', dead['psnr_mouth'])} with a frozen mouth",
+        ),
+        tile("whole frame", "psnr", "dB", f"SSIM {_shown('ssim', row['ssim'])}"),
+    ]
+
+
+def main(
+    *,
+    data: Path,
+    avatar: Path,
+    html: Path,
+    metrics: Path | None = None,
+    video: Path | None = None,
+    benchmarks: Path | None = None,
+    config: Config = Config(),
+) -> None:
+    """Write one HTML page about a subject that needs no other file and no network.
+
+    What is missing is said on the page, apart from the dataset and the avatar.
+
+    Args:
+        data: dataset folder.
+        avatar: folder that `talker train` wrote.
+        html: page to write.
+        metrics: JSON that `talker evaluate` wrote.
+        video: mp4 of the held-out part that `talker render` wrote.
+        benchmarks: folder of Snakemake's benchmark files.
+        config: options.
+    """
+    model = load_avatar(avatar)
+    dataset = Dataset.load(data, model.config.image_size, model.config.encoder)
+
+    def measured() -> Section:
+        return json.loads(_given(metrics, "metrics").read_text())
+
+    sections = {
+        "tiles": _section("key numbers", lambda: {"tiles": tiles(measured())}),
+        "stills": _section("stills", lambda: stills(model, dataset, config.stills)),
+        "video": _section(
+            "video", lambda: video_section(_given(video, "video"), html, config.embed_mb)
+        ),
+        "curves": _section("curves", lambda: mouth_curves(measured())),
+        "numbers": _section("numbers", lambda: numbers(measured())),
+        "overlays": _section("overlays", lambda: overlays(data, config.samples)),
+        "training": _section("training", lambda: training(avatar / "log.jsonl")),
+        "clip": _section("clip", lambda: clip_facts(data)),
+        "tracking": _section("tracking", lambda: json_facts(data / "track_report.json")),
+        "quality": _section("quality", lambda: json_facts(data / "quality.json")),
+        "timings": _section("timings", lambda: timings(_given(benchmarks, "benchmarks"))),
+    }
+    with replacing(html) as (scratch,):
+        scratch.write_text(
+            page(subject=data.resolve().name, dataset=dataset, versions=versions(), **sections)
+        )
+
+
+def page(**content: Any) -> str:
+    """Fill the template `report.html.jinja`."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("talker", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.jinja").render(**content)
+
+
+def _section(name: str, make: Callable[[], Section]) -> Section:
+    """What `make` returns, or {"missing": why not}."""
+    try:
+        return make()
+    except (OSError, KeyError, ValueError, UserError) as error:
+        reason = f"no key {error}" if isinstance(error, KeyError) else str(error)
+        logger.warning("%s: left out, %s", name, reason)
+        return {"missing": reason}
+
+
+def _given(path: Path | None, option: str) -> Path:
+    if path is None:
+        raise ValueError(f"--{option} was not given")
+    return path
+
+
+def _spread(ids: np.ndarray, count: int) -> np.ndarray:
+    """`count` (or fewer) distinct ids, evenly spread, none at the very ends if it can be helped."""
+    if len(ids) <= count:
+        return ids
+    return ids[((np.arange(count) + 0.5) * len(ids) / count).astype(int)]
+
+
+def _close_up(pixels: np.ndarray, box: m.Box, side: int = 160) -> np.ndarray:
+    x0, y0, x1, y1 = box
+    return cv2.resize(pixels[y0:y1, x0:x1], (side, side), interpolation=cv2.INTER_CUBIC)
+
+
+def _tile(pixels: np.ndarray, side: int = 400) -> np.ndarray:
+    scale = side / max(pixels.shape[:2])
+    if scale >= 1:
+        return pixels
+    return cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+
+
+def _series(values: list[Any]) -> np.ndarray:
+    """JSON numbers and nulls, nested or not, as floats and nans."""
+    return np.array(values, np.float64)
+
+
+def _float(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _shown(name: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    if name in ("best_lag_frames", "faces_lost"):
+        return f"{value:.3g}"
+    return f"{value:.1f}" if name.startswith("psnr") else f"{value:.3f}"
