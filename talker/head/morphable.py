@@ -1,0 +1,105 @@
+"""A head as a mesh with linear shape and expression bases, landmarks embedded on its surface.
+
+The head that comes with the package is cut out of MakeHuman's CC0 body (scripts/make_head.py).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from talker.errors import UserError
+
+DEFAULT_MODEL = Path(__file__).with_name("head_model.npz")
+PARTS = ("skin", "mouth", "eyes", "upper_teeth", "lower_teeth", "tongue", "lashes")
+
+
+@dataclass(frozen=True)
+class MorphableHead:
+    """Vertices plus linear bases, in dm: x to the image's right, y up, z towards the camera.
+
+    The origin is the mean of the face's landmarks; the face looks along +z.
+    """
+
+    vertices: np.ndarray
+    """float32 [V, 3], the mean shape with a neutral expression"""
+    faces: np.ndarray
+    """int32 [F, 3], counter-clockwise seen from outside"""
+    parts: np.ndarray
+    """uint8 [F], index into `PARTS`"""
+    uvs: np.ndarray
+    """float32 [F, 3, 2], texture coordinates of each corner, v up"""
+    masks: dict[str, np.ndarray]
+    """float32 [V] in 0..1 each: lips, ears, eyelids, and `openness`, the sky seen at rest"""
+    identity_names: tuple[str, ...]
+    identities: np.ndarray
+    """float32 [I, V, 3], offsets for a weight of 1"""
+    expression_names: tuple[str, ...]
+    expressions: np.ndarray
+    """float32 [E, V, 3], offsets for a weight of 1"""
+    landmark_faces: np.ndarray
+    """int32 [478], the triangle that carries each point of MediaPipe's face mesh"""
+    landmark_weights: np.ndarray
+    """float32 [478, 3], barycentric weights in that triangle"""
+
+    @classmethod
+    def load(cls, path: Path = DEFAULT_MODEL) -> "MorphableHead":
+        """Read a model; UserError if the file is missing or not of this format."""
+        try:
+            with np.load(path) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: cannot be read as a head model ({error})") from error
+        missing = {"vertices", "faces", "expressions", "landmark_faces"} - arrays.keys()
+        if missing:
+            raise UserError(f"{path}: is not a head model: has no {', '.join(sorted(missing))}")
+
+        def floats(name: str) -> np.ndarray:
+            return arrays[name].astype(np.float32)
+
+        masks = arrays["masks"].astype(np.float32) / 255
+        return cls(
+            vertices=floats("vertices"),
+            faces=arrays["faces"].astype(np.int32),
+            parts=arrays["parts"],
+            uvs=floats("uvs"),
+            masks=dict(zip(arrays["mask_names"].tolist(), masks, strict=True)),
+            identity_names=tuple(arrays["identity_names"].tolist()),
+            identities=floats("identities"),
+            expression_names=tuple(arrays["expression_names"].tolist()),
+            expressions=floats("expressions"),
+            landmark_faces=arrays["landmark_faces"].astype(np.int32),
+            landmark_weights=floats("landmark_weights"),
+        )
+
+    def shape(self, identity: Mapping[str, float]) -> np.ndarray:
+        """Neutral vertices [V, 3] of a person given by identity weights; ValueError if unknown."""
+        weights = _weights(identity, self.identity_names)
+        return self.vertices + np.tensordot(weights, self.identities, 1)
+
+    def landmarks(self, vertices: np.ndarray) -> np.ndarray:
+        """The 478 mesh points [..., 478, 3] on vertices [..., V, 3]."""
+        corners = vertices[..., self.faces[self.landmark_faces], :]
+        return (corners * self.landmark_weights[:, :, None]).sum(-2)
+
+
+def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """Unit normals [V, 3]: the mean of the adjoining faces' normals, weighted by their area."""
+    corners = vertices[faces]
+    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    sums = np.stack(
+        [
+            np.bincount(faces.ravel(), np.repeat(normals[:, axis], 3), len(vertices))
+            for axis in range(3)
+        ],
+        axis=1,
+    )
+    return sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
+
+
+def _weights(values: Mapping[str, float], names: tuple[str, ...]) -> np.ndarray:
+    unknown = values.keys() - set(names)
+    if unknown:
+        raise ValueError(f"the head model has no {', '.join(sorted(unknown))}")
+    return np.array([values.get(name, 0.0) for name in names], np.float32)

@@ -1,0 +1,159 @@
+"""A complete dataset folder written straight from the synthetic truth, without the face stages."""
+
+from collections.abc import Iterable
+from pathlib import Path
+import json
+
+import numpy as np
+import torch
+from scipy.ndimage import map_coordinates
+
+from talker.clip import FPS, SAMPLES_PER_FRAME, Clip, Source, save_per_frame
+from talker.head.camera import pose_from_viewmats, transform_matrices
+from talker.head.landmarks68 import write_lms
+from talker.media.audio import write_wav
+from talker.media.image import write_image
+from talker.synthetic.renderer import NECK, TORSO, Picture
+from talker.synthetic.subject import Truth
+
+PARSING_COLOURS = np.array([(255, 255, 255), (0, 0, 255), (0, 255, 0), (255, 0, 0)], np.uint8)
+SPEECH_WIDTH = 32
+EXPRESSIONS = 79
+
+
+def write_dataset(
+    folder: Path, truth: Truth, pictures: Iterable[Picture], samples: np.ndarray
+) -> None:
+    """Write a dataset folder (docs/conventions.md) of the synthetic clip.
+
+    Args:
+        folder: made if missing.
+        truth: of T frames.
+        pictures: the T frames.
+        samples: int16 [640 T], the speech.
+    """
+    frames, height, width = truth.masks.shape
+    clip = Clip(frames, height, width, _source(frames, height, width))
+    for name in ("ori_imgs", "parsing", "gt_imgs", "torso_imgs"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    clip.save(folder / "clip.json")
+    write_image(folder / "bc.jpg", truth.plate, quality=100)
+    for i, picture in enumerate(pictures):
+        _write_images(folder, i, picture, truth.plate)
+        write_lms(folder / "ori_imgs" / f"{i}.lms", truth.landmarks68[i])
+    _write_sound(folder, clip, samples)
+    _write_landmarks(folder / "landmarks.npz", truth)
+    _write_blinks(folder / "au.csv", truth.blink)
+    _write_track(folder, clip, truth)
+    np.save(folder / "aud_hama.npy", speech_windows(truth.weights))
+
+
+def speech_windows(weights: np.ndarray) -> np.ndarray:
+    """Stand-in speech features float32 [T, 16, 32]: a fixed projection of the mouth's weights.
+
+    Like the real ones they are 50 Hz vectors; window i holds those of [2 i - 8, 2 i + 8).
+    """
+    frames = len(weights)
+    projection = np.random.default_rng(0).standard_normal((weights.shape[1], SPEECH_WIDTH))
+    moving = weights - weights.mean(0)
+    at = np.arange(2 * frames) / 2
+    rows = np.stack([np.interp(at, np.arange(frames), column) for column in moving.T], 1)
+    vectors = 4 * rows @ projection
+    index = 2 * np.arange(frames)[:, None] + np.arange(-8, 8)
+    return vectors[index.clip(0, 2 * frames - 1)].astype(np.float32)
+
+
+def _source(frames: int, height: int, width: int) -> Source:
+    return Source(
+        name="synthetic.mp4",
+        width=width,
+        height=height,
+        fps=float(FPS),
+        variable_rate=False,
+        rotation=0,
+        duration=frames / FPS,
+        video_start=0.0,
+        audio_start=0.0,
+        codec="h264",
+    )
+
+
+def _write_images(folder: Path, i: int, picture: Picture, plate: np.ndarray) -> None:
+    write_image(folder / "ori_imgs" / f"{i}.jpg", picture.image, quality=100)
+    write_image(folder / "parsing" / f"{i}.png", PARSING_COLOURS[picture.mask])
+    layered = np.where(picture.mask[..., None] == 0, plate, picture.image)
+    write_image(folder / "gt_imgs" / f"{i}.jpg", layered, quality=100)
+    write_image(folder / "torso_imgs" / f"{i}.png", picture.torso)
+
+
+def _write_sound(folder: Path, clip: Clip, samples: np.ndarray) -> None:
+    split = clip.train_frames * SAMPLES_PER_FRAME
+    for name, part in (("", samples), ("_train", samples[:split]), ("_novel", samples[split:])):
+        write_wav(folder / f"aud{name}.wav", part)
+
+
+def _write_landmarks(path: Path, truth: Truth) -> None:
+    frames = len(truth.landmarks)
+    depth = np.einsum("tij,tpj->tpi", truth.viewmats[:, :3, :3], truth.mesh)[..., 2]
+    scale = truth.focal / truth.viewmats[:, 2, 3]
+    box = np.concatenate([truth.landmarks.min(1), truth.landmarks.max(1)], axis=1)
+    save_per_frame(
+        path,
+        valid=np.ones(frames, bool),
+        points=np.dstack([truth.landmarks, depth * scale[:, None]]).astype(np.float32),
+        n_faces=np.ones(frames, int),
+        box=box.astype(np.float32),
+    )
+
+
+def _write_blinks(path: Path, blink: np.ndarray) -> None:
+    rows = [f"{i + 1}, {i / FPS:.3f}, {5 * closed:.3f}" for i, closed in enumerate(blink)]
+    path.write_text("\n".join(["frame, timestamp, AU45_r", *rows]) + "\n")
+
+
+def _write_track(folder: Path, clip: Clip, truth: Truth) -> None:
+    frames = len(truth.viewmats)
+    euler, trans = pose_from_viewmats(truth.viewmats)
+    mean = truth.mesh.mean(0)
+    offsets = (truth.mesh - mean).reshape(frames, -1)
+    left, sizes, basis = np.linalg.svd(offsets, full_matrices=False)
+    rank = min(EXPRESSIONS, len(sizes))
+    expression = np.zeros((frames, EXPRESSIONS), np.float32)
+    expression[:, :rank] = (left * sizes)[:, :rank]
+    padded = np.zeros((EXPRESSIONS, *mean.shape), np.float32)
+    padded[:rank] = basis[:rank].reshape(rank, *mean.shape)
+    arrays = {
+        "id": np.zeros((1, 100)),
+        "exp": expression,
+        "euler": euler,
+        "trans": trans,
+        "focal": np.array([truth.focal]),
+        "vertices": truth.vertices[None],
+        "exp_basis": padded,
+    }
+    params = {name: torch.from_numpy(array.astype(np.float32)) for name, array in arrays.items()}
+    params |= {
+        "frame_ids": torch.arange(frames),
+        "valid": torch.ones(frames, dtype=torch.bool),
+        "faces": torch.from_numpy(truth.faces.astype(np.int64)),
+        "model": "anny",
+        "units": "dm",
+    }
+    torch.save(params, folder / "track_params.pt")
+    matrices = transform_matrices(euler, trans)
+    for split, ids in (
+        ("train", range(clip.train_frames)),
+        ("val", range(clip.train_frames, frames)),
+    ):
+        rows = [{"img_id": i, "aud_id": i, "transform_matrix": matrices[i].tolist()} for i in ids]
+        header = {
+            "focal_len": truth.focal,
+            "cx": clip.width / 2,
+            "cy": clip.height / 2,
+            "w": clip.width,
+            "h": clip.height,
+            "fl_x": truth.focal,
+            "fl_y": truth.focal,
+        }
+        content = json.dumps(header | {"frames": rows}, indent=2)
+        (folder / f"transforms_{split}.json").write_text(content + "\n")

@@ -1,0 +1,5 @@
+"""The synthetic subject."""
+
+
+def test_dataset(dataset):
+    assert (dataset / "track_params.pt").exists()
