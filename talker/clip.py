@@ -25,7 +25,11 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Source:
-    """What was found in the video file that the clip was made from."""
+    """What was found in the video file that the clip was made from.
+
+    Sizes are those of the upright picture with square pixels; times are in seconds, the starts on
+    the file's own clock. The clip's zero is `video_start`, for its pictures and its sound.
+    """
 
     name: str
     width: int
@@ -35,7 +39,7 @@ class Source:
     rotation: int
     duration: float
     video_start: float
-    audio_start: float
+    audio_start: float | None
     codec: str
 
 

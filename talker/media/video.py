@@ -2,22 +2,192 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
 import av
+import av.container
+import av.stream
+import cv2
 import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
-from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
+from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Source
 from talker.errors import UserError
 from talker.files import replacing
 from talker.media.audio import read_wav
 
+LOST_SECONDS = 0.5  # a file that ends this much before it says is damaged
 SOUND_BIT_RATE = 96_000
+QUARTER_TURNS = {
+    90: cv2.ROTATE_90_COUNTERCLOCKWISE,
+    180: cv2.ROTATE_180,
+    270: cv2.ROTATE_90_CLOCKWISE,
+}
+
+
+def probe(path: Path) -> Source:
+    """Say what a video file holds: reads all its packets, decodes one frame.
+
+    Raises:
+        UserError: the file is missing, holds no video, or ends before it says.
+    """
+    first: av.VideoFrame | None = None
+    times: list[Fraction] = []
+    video_end = end = Fraction(0)
+    with opened(path) as container:
+        stream = _video_stream(container, path)
+        for packet in container.demux():
+            if packet.stream is stream and first is None:
+                first = next(iter(stream.decode(packet)), None)
+            if packet.pts is None or packet.is_discard:
+                continue
+            time = packet.pts * packet.time_base
+            end = max(end, time + (packet.duration or 0) * packet.time_base)
+            if packet.stream is stream:
+                times.append(time)
+                video_end = max(video_end, time + (packet.duration or 0) * packet.time_base)
+        if first is None or len(times) < 2:
+            raise UserError(f"{path}: holds no video frames that can be decoded")
+        claimed = Fraction((container.start_time or 0) + (container.duration or 0), av.time_base)
+        if claimed - end > LOST_SECONDS:
+            raise UserError(
+                f"{path}: is damaged: it says that it lasts {float(claimed):.1f} s, but its "
+                f"content ends at {float(end):.1f} s; copy it again from where it came"
+            )
+        start = _time(first, path)
+        steps = [b - a for a, b in pairwise(sorted(time for time in times if time >= start))]
+        period = median(steps)
+        height, width = _upright(first, stream).shape[:2]
+        sounds = container.streams.audio
+        return Source(
+            name=path.name,
+            width=width,
+            height=height,
+            fps=round(float(1 / period), 3),
+            variable_rate=any(abs(step - period) > period / 4 for step in steps),
+            rotation=first.rotation,
+            duration=float(max(video_end, max(times) + period) - start),
+            video_start=float(start),
+            audio_start=_start(sounds[0]) if sounds else None,
+            codec=stream.codec_context.name,
+        )
+
+
+def frame_count(source: Source) -> int:
+    """How many 25 fps frames `read_frames` yields."""
+    return round(source.duration * FPS)
+
+
+def read_frames(path: Path, source: Source, every: int = 1) -> Iterator[np.ndarray]:
+    """Yield what a video shows at i/25 s after its first frame, for i = 0, every, 2 every, ...
+
+    A frame counts as shown from half a frame period before its timestamp until the next one does,
+    so a picture is never more than half a period (20 ms) ahead of its instant and a gap in a
+    video of variable rate holds the picture before it.
+
+    Yields:
+        Upright RGB uint8 [H, W, 3] with square pixels, `source.height` x `source.width`; the same
+        array again where the video repeats a frame.
+
+    Raises:
+        UserError: a frame cannot be decoded or the video ends too early.
+    """
+    early = min(Fraction(1, FPS), 1 / Fraction(source.fps)) / 2
+    with opened(path) as container:
+        stream = _video_stream(container, path)
+        stream.thread_type = "AUTO"
+        decoded = _decoded(container, stream, path, source)
+        converted = pixels = None
+        for i, frame in enumerate(_at_frame_rate(decoded, early, frame_count(source))):
+            if i % every == 0:
+                if frame is not converted:
+                    converted, pixels = frame, _upright(frame, stream)
+                yield pixels
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[av.container.InputContainer]:
+    """Open a media file; what FFmpeg cannot read inside the block is the file's fault."""
+    try:
+        with av.open(str(path)) as container:
+            yield container
+    except av.FFmpegError as error:
+        raise UserError(f"{path}: cannot be read as video or sound: {error.strerror}") from error
+
+
+def _video_stream(container: av.container.InputContainer, path: Path) -> av.VideoStream:
+    cover = av.stream.Disposition.attached_pic
+    for stream in container.streams.video:
+        if not stream.disposition & cover:
+            return stream
+    raise UserError(f"{path}: expected a video, but it holds no video stream")
+
+
+def _decoded(
+    container: av.container.InputContainer, stream: av.VideoStream, path: Path, source: Source
+) -> Iterator[tuple[Fraction, av.VideoFrame]]:
+    """Yield every frame and its time after the first one; raise at the first damaged one."""
+    start = time = end = Fraction(0)
+    try:
+        for i, frame in enumerate(container.decode(stream)):
+            if frame.is_corrupt:
+                raise av.InvalidDataError(0, "a frame is incomplete")
+            if i == 0:
+                start = _time(frame, path)
+            time = _time(frame, path) - start
+            end = time + (frame.duration or 0) * frame.time_base
+            yield time, frame
+    except av.InvalidDataError as error:
+        raise UserError(
+            f"{path}: is damaged after {float(time):.2f} s ({error.strerror}); cut that part out, "
+            "or copy the file again from where it came"
+        ) from error
+    if source.duration - end > LOST_SECONDS:
+        raise UserError(
+            f"{path}: is damaged: it lasts {source.duration:.1f} s, but can be decoded only up to "
+            f"{float(end):.1f} s; copy it again from where it came"
+        )
+
+
+def _at_frame_rate(
+    timed: Iterator[tuple[Fraction, av.VideoFrame]], early: Fraction, count: int
+) -> Iterator[av.VideoFrame]:
+    """Yield, for i in 0..count-1, the last frame whose time is at most i/25 s + `early`."""
+    shown = None
+    i = 0
+    for time, frame in timed:
+        while shown is not None and i < count and Fraction(i, FPS) + early < time:
+            yield shown
+            i += 1
+        shown = frame
+    while shown is not None and i < count:
+        yield shown
+        i += 1
+
+
+def _time(frame: av.VideoFrame, path: Path) -> Fraction:
+    if frame.pts is None:
+        raise UserError(f"{path}: its frames carry no times; re-encode the video as mp4")
+    return frame.pts * frame.time_base
+
+
+def _upright(frame: av.VideoFrame, stream: av.VideoStream) -> np.ndarray:
+    """RGB uint8 [H, W, 3], turned as the file asks and scaled to square pixels."""
+    width = round(frame.width * (stream.sample_aspect_ratio or 1))
+    pixels = frame.to_ndarray(format="rgb24", width=width, height=frame.height)
+    turn = QUARTER_TURNS.get(frame.rotation % 360)
+    return pixels if turn is None else cv2.rotate(pixels, turn)
+
+
+def _start(stream: av.AudioStream) -> float:
+    return float((stream.start_time or 0) * stream.time_base)
 
 
 class _Encoder:
-    """H.264 (BT.709, yuv420p) and AAC in an open mp4; sound goes in beside the frame it belongs to."""
+    """H.264 (BT.709, yuv420p) and AAC; sound goes in beside the frame it belongs to."""
 
     def __init__(self, container: av.container.OutputContainer, crf: int, samples: np.ndarray):
         self.container = container
@@ -41,7 +211,10 @@ class _Encoder:
             self.video.height, self.video.width = even.shape[:2]
         expected = (self.video.height, self.video.width, 3)
         if even.shape != expected or even.dtype != np.uint8:
-            raise ValueError(f"frame {self.frames}: expected {expected}, found {pixels.shape}")
+            raise ValueError(
+                f"frame {self.frames}: expected uint8 {expected}, found {pixels.dtype} "
+                f"{pixels.shape}"
+            )
         frame = av.VideoFrame.from_ndarray(even, format="rgb24").reformat(
             format="yuv420p", dst_colorspace=Colorspace.ITU709
         )
