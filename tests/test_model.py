@@ -1,0 +1,128 @@
+"""The avatar network: shapes, conditions, storage."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from talker.avatar.initialise import initial_gaussians, mean_colours, sample_surface
+from talker.avatar.model import Avatar, AvatarConfig, draw
+from talker.errors import UserError
+
+CONFIG = AvatarConfig(
+    image_size=48,
+    speech_features=6,
+    encoder="hama",
+    sh_degree=1,
+    plane_resolutions=(8, 16),
+    plane_channels=4,
+    features=16,
+    heads=2,
+    layers=2,
+    hidden=16,
+)
+K = torch.tensor([[100.0, 0, 24], [0, 100, 24], [0, 0, 1]])
+
+
+def views(count: int) -> torch.Tensor:
+    viewmats = torch.eye(4).repeat(count, 1, 1)
+    viewmats[:, 2, 3] = 8.0
+    viewmats[:, 0, 3] = torch.linspace(-0.2, 0.2, count)
+    return viewmats
+
+
+@pytest.fixture
+def avatar() -> Avatar:
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(200, 3)) * 0.5
+    gaussians = initial_gaussians(points, rng.random((200, 3)), CONFIG.sh_degree)
+    return Avatar(CONFIG, gaussians, torch.tensor([[-2.0] * 3, [2.0] * 3]), views(5))
+
+
+def inputs(batch: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "speech": torch.randn(batch, 8, 16, 6, generator=generator),
+        "eye": torch.rand(batch, generator=generator),
+        "viewmats": views(batch),
+        "Ks": K.expand(batch, 3, 3),
+    }
+
+
+def test_renders_a_batch_as_it_renders_each_frame(avatar: Avatar) -> None:
+    together = avatar(**inputs(3), height=48, width=40)
+    assert together[0].shape == (3, 48, 40, 3)
+    assert together[1].shape == (3, 48, 40, 1)
+    for i in range(3):
+        alone = avatar(**{k: v[i : i + 1] for k, v in inputs(3).items()}, height=48, width=40)
+        torch.testing.assert_close(alone[0][0], together[0][i], atol=1e-5, rtol=0)
+
+
+def test_every_parameter_receives_a_gradient(avatar: Avatar) -> None:
+    """The published network carries 109k parameters that never do."""
+    rgb, alpha = avatar(**inputs(2), height=48, width=48)
+    (rgb.square().sum() + alpha.sum()).backward()
+    starved = [
+        name
+        for name, parameter in avatar.named_parameters()
+        if parameter.grad is None or not parameter.grad.any()
+    ]
+    assert starved == []
+
+
+@pytest.mark.parametrize("name", ["speech", "eye", "viewmats"])
+def test_each_condition_moves_the_gaussians(avatar: Avatar, name: str) -> None:
+    given = inputs(2)
+
+    def means(given: dict[str, torch.Tensor]) -> torch.Tensor:
+        token = avatar.speech_encoder(given["speech"])
+        return avatar.deformed(token, given["eye"], avatar.pose_vector(given["viewmats"])).means
+
+    changed = {**given, name: given[name] + 0.5}
+    assert (means(given) - means(changed)).abs().max() > 1e-5
+
+
+def test_a_small_blink_is_a_small_change_of_the_eye_token(avatar: Avatar) -> None:
+    """Trap T2: in the published encoding a change of 0.005 is already another random vector."""
+    closed = torch.linspace(0, 1, 50)[:, None]
+    token, nudged = avatar.eye_token(closed), avatar.eye_token(closed + 0.005)
+    assert torch.cosine_similarity(token, nudged).min() > 0.999
+
+
+def test_stored_avatar_renders_the_same(avatar: Avatar, tmp_path: Path) -> None:
+    avatar.save(tmp_path / "avatar")
+    loaded = Avatar.load(tmp_path / "avatar")
+    assert loaded.config == CONFIG
+    with torch.no_grad():
+        before = avatar.eval()(**inputs(2), height=48, width=48)
+        after = loaded(**inputs(2), height=48, width=48)
+    assert torch.equal(before[0], after[0])
+    assert (tmp_path / "avatar" / "point_cloud.ply").stat().st_size > 0
+
+
+def test_a_folder_without_an_avatar_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=str(tmp_path)):
+        Avatar.load(tmp_path)
+    (tmp_path / "weights.safetensors").write_bytes(b"not weights")
+    with pytest.raises(UserError, match="talker train"):
+        Avatar.load(tmp_path)
+
+
+def test_points_lie_on_the_mesh_and_take_the_picture_s_colour() -> None:
+    rng = np.random.default_rng(0)
+    vertices = np.array([[-1.0, -1, 0], [1, -1, 0], [0, 1, 0]])
+    points = sample_surface(vertices, np.array([[0, 1, 2]]), 500, rng)
+    assert np.abs(points[:, 2]).max() == 0
+    assert (points[:, 1] >= -1).all() and (np.abs(points[:, 0]) <= (1 - points[:, 1]) / 2).all()
+    images = np.zeros((2, 48, 48, 3), np.uint8)
+    images[:, :, :24] = (255, 0, 0)
+    images[:, :, 24:] = (0, 0, 255)
+    colours = mean_colours(points, images, views(1).repeat(2, 1, 1).numpy() * 1.0, K.numpy())
+    left = points[:, 0] < 0.1
+    assert (colours[left & (points[:, 0] < -0.3), 0] == 1).all()
+    gaussians = initial_gaussians(points, colours, 0)
+    drawn = draw(gaussians, views(1), K[None], 48, 48)
+    middle = drawn.rgb[0, 24]
+    assert middle[18, 0] > 5 * middle[18, 2]

@@ -1,0 +1,208 @@
+"""Training: losses with gradients, exact resume, a killed run, a diverged run."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from talker.avatar.model import Avatar
+from talker.avatar.rasterize import Rasterized
+from talker.dataset import Dataset
+from talker.errors import UserError
+from talker.train import (
+    Config,
+    LossWeights,
+    Training,
+    TrainingSet,
+    batch_rows,
+    compute_loss,
+    crop_box,
+    train,
+    training_set,
+)
+
+TINY = Config(
+    image_size=64,
+    device="cpu",
+    gaussians=300,
+    sh_degree=1,
+    plane_resolutions=(8,),
+    plane_channels=8,
+    features=16,
+    hidden=16,
+    speech_steps=20,
+    canonical_steps=30,
+    canonical_batch=2,
+    deformation_steps=20,
+    deformation_batch=2,
+    checkpoint_every=10,
+)
+
+
+@pytest.fixture(scope="module")
+def data(dataset: Path) -> Dataset:
+    return Dataset.load(dataset, TINY.image_size)
+
+
+@pytest.fixture(scope="module")
+def subset(data: Dataset) -> TrainingSet:
+    return training_set(data, data.images(data.train_ids), torch.device("cpu"))
+
+
+def weights_of(training: Training) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in training.avatar.state_dict().items()}
+
+
+def test_the_image_comes_closer_to_the_subject(
+    data: Dataset, subset: TrainingSet, tmp_path: Path
+) -> None:
+    training = train(data, subset, TINY, tmp_path / "latest.pt")
+    canonical = [entry["l1"] for entry in training.log if entry["stage"] == "canonical"]
+    rows = torch.arange(0, len(subset.ids), 5)
+    start = Training(data, subset, TINY)
+    before = compute_loss(start._draw(rows, torch.Generator()), subset, rows, TINY.weights)[0]
+    after = compute_loss(training._draw(rows, torch.Generator()), subset, rows, TINY.weights)[0]
+    assert after < 0.7 * before
+    assert all(np.isfinite(canonical))
+
+
+def test_alpha_is_supervised_with_a_gradient(subset: TrainingSet) -> None:
+    """Trap T1: the published mask loss had none."""
+    rows = torch.arange(2)
+    height, width = subset.size
+    rgb = torch.rand(2, height, width, 3)
+    alpha = torch.full((2, height, width, 1), 0.5, requires_grad=True)
+    drawn = Rasterized(rgb, alpha, means2d=torch.empty(0), radii=torch.empty(0))
+    only_alpha = LossWeights(l1=0, ssim=0, lips=0, alpha=1)
+    loss, _ = compute_loss(drawn, subset, rows, only_alpha)
+    loss.backward()
+    head = subset.mask[rows, ..., None] == 255
+    outside = subset.mask[rows, ..., None] == 0
+    assert alpha.grad is not None
+    assert (alpha.grad[head] < 0).all()
+    assert (alpha.grad[outside] > 0).all()
+
+
+def test_a_perfect_picture_costs_nothing(subset: TrainingSet) -> None:
+    rows = torch.arange(3)
+    mask = subset.mask[rows, ..., None].float() / 255
+    rgb = mask * subset.frame[rows].float() / 255
+    loss, _ = compute_loss(
+        Rasterized(rgb, mask, torch.empty(0), torch.empty(0)), subset, rows, LossWeights()
+    )
+    assert loss < 1e-5
+
+
+def test_a_still_head_trains(data: Dataset, subset: TrainingSet) -> None:
+    """Trap T3: published rates are multiplied by head motion, so a still head never trains."""
+    still = dataclasses.replace(subset, viewmats=subset.viewmats[:1].expand_as(subset.viewmats))
+    training = Training(data, still, TINY)
+    before = weights_of(training)
+    for _ in range(3):
+        training.advance()
+    after = weights_of(training)
+    assert all(
+        not torch.equal(before[f"canonical.{name}"], after[f"canonical.{name}"])
+        for name in ("means", "scales", "opacities", "sh")
+    )
+
+
+def test_batches_cover_every_frame_once_an_epoch() -> None:
+    rows = torch.cat([batch_rows(12, 4, step, seed=1) for step in range(3)])
+    assert sorted(rows.tolist()) == list(range(12))
+    assert not torch.equal(rows, torch.cat([batch_rows(12, 4, s, seed=1) for s in range(3, 6)]))
+
+
+def test_crop_holds_every_head() -> None:
+    masks = np.zeros((3, 100, 120), np.uint8)
+    masks[0, 20:60, 30:70] = 255
+    masks[2, 50:80, 40:90] = 255
+    x0, y0, x1, y1 = crop_box(masks)
+    assert x0 < 30 and y0 < 20 and x1 > 90 and y1 > 80
+    assert (x1 - x0) % 16 == (y1 - y0) % 16 == 0
+    assert crop_box(np.full((1, 50, 70), 255, np.uint8)) == (0, 0, 70, 50)
+
+
+@pytest.mark.parametrize("stop", [("canonical", 10), ("canonical", 25), ("deformation", 10)])
+def test_resume_is_exact(
+    data: Dataset, subset: TrainingSet, tmp_path: Path, stop: tuple[str, int]
+) -> None:
+    whole = train(data, subset, TINY, tmp_path / "whole.pt")
+    broken = tmp_path / "broken.pt"
+
+    class Stopped(Exception):
+        pass
+
+    advance = Training.advance
+
+    def advance_until(self: Training) -> dict[str, float] | None:
+        if (self.stage, self.step) == stop:
+            raise Stopped
+        return advance(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Training, "advance", advance_until)
+        with pytest.raises(Stopped):
+            train(data, subset, TINY, broken)
+    resumed = train(data, subset, TINY, broken)
+    for name, value in weights_of(whole).items():
+        assert torch.equal(value, resumed.avatar.state_dict()[name]), name
+    assert [(e["step"], e["loss"]) for e in whole.log] == [
+        (e["step"], e["loss"]) for e in resumed.log
+    ]
+
+
+def test_a_checkpoint_of_other_options_is_not_used(
+    data: Dataset, subset: TrainingSet, tmp_path: Path
+) -> None:
+    path = tmp_path / "latest.pt"
+    train(data, subset, TINY, path)
+    other = dataclasses.replace(TINY, seed=1, canonical_steps=5, deformation_steps=5)
+    fresh = train(data, subset, other, tmp_path / "fresh.pt")
+    after = train(data, subset, other, path)
+    assert torch.equal(fresh.avatar.canonical["means"], after.avatar.canonical["means"])
+
+
+def test_not_a_number_stops_with_a_reason(
+    data: Dataset, subset: TrainingSet, tmp_path: Path
+) -> None:
+    broken = dataclasses.replace(subset, K=subset.K * float("nan"))
+    with pytest.raises(UserError, match="diverged"):
+        train(data, broken, TINY, tmp_path / "latest.pt")
+
+
+def test_killed_training_ends_with_the_same_weights(dataset: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(TINY, canonical_steps=60, deformation_steps=60)
+    options = tmp_path / "config.yaml"
+    options.write_text(yaml.safe_dump({"train": json.loads(json.dumps(dataclasses.asdict(config)))}))
+
+    def command(name: str) -> list[str]:
+        return [
+            *(sys.executable, "-m", "talker", "train", "--config", str(options)),
+            *("--data", str(dataset), "--avatar", str(tmp_path / name / "avatar")),
+            *("--checkpoints", str(tmp_path / name / "checkpoints")),
+        ]
+
+    subprocess.run(command("whole"), check=True)
+    killed = subprocess.Popen(command("killed"), start_new_session=True)
+    checkpoint = tmp_path / "killed" / "checkpoints" / "latest.pt"
+    while not checkpoint.exists():
+        assert killed.poll() is None
+        time.sleep(0.01)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert not (tmp_path / "killed" / "avatar").exists()
+    again = subprocess.run(command("killed"), check=True, capture_output=True, text=True)
+    assert "going on at step" in again.stderr
+    files = [tmp_path / name / "avatar" / "weights.safetensors" for name in ("whole", "killed")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert Avatar.load(tmp_path / "killed" / "avatar").config.image_size == TINY.image_size
