@@ -1,0 +1,339 @@
+"""Colour every pixel head, neck, torso or background.
+
+A person network finds the silhouette; inside it a mixture model of this very video decides: one
+colour histogram and one spatial prior (which moves with the head) for hair, face, neck and
+clothes, learned from the video itself, with the mesh's face oval and jaw as certain evidence.
+`talker parsing --clip clip.json --images ori_imgs --landmarks landmarks.npz --masks parsing`
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import tee
+from pathlib import Path
+
+import cv2
+import numpy as np
+from scipy.ndimage import gaussian_filter
+
+from talker.clip import Clip, load_per_frame
+from talker.files import replacing
+from talker.masks import BACKGROUND, HEAD, NECK, TORSO, write_mask
+from talker.media.mediapipe import segment_person
+from talker.media.numbered import read_numbered
+from talker.parallel import ordered_map
+from talker.progress import progress
+
+# fmt: off
+FACE_OVAL = np.array([
+    10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377,
+    152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109,
+])
+RIGID = np.array([168, 6, 197, 195, 4, 33, 133, 362, 263, 8, 9, 151, 10, 127, 356, 234, 454])
+BARE_SKIN = (
+    np.array([117, 118, 101, 36, 205, 187, 123]),
+    np.array([346, 347, 330, 266, 425, 411, 352]),
+    np.array([151, 108, 69, 104, 67, 109, 10, 338, 297, 333, 299, 337]),
+)
+# fmt: on
+TOP, LEFT, CHIN, RIGHT = 0, 8, 18, 28
+"""Positions in the face oval, which runs from the forehead's top over the person's left."""
+JAW = slice(11, 26)
+
+HAIR, FACE, THROAT, CLOTHES = range(4)
+"""What the mixture tells apart; hair and face make the head."""
+L_BITS, AB_BITS = 4, 6
+BINS = 1 << (L_BITS + 2 * AB_BITS)
+SHADES = (1.05, 0.9, 0.75, 0.6, 0.45)
+"""The throat has the face's skin under this much of its light."""
+
+
+@dataclass(frozen=True)
+class Config:
+    samples: int = 24
+    """frames, spread over the clip, that the colours and priors are learned from"""
+    rounds: int = 4
+    """rounds of expectation and maximisation"""
+    decision_size: int = 256
+    """hair, face, neck and clothes are told apart at this size (longer side); outlines are full"""
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Where the head is in one frame, in pixels of the decision size."""
+
+    to_frame: np.ndarray
+    """[2, 3] similarity from the mean head's pixels to the frame's"""
+    oval: np.ndarray
+    """[36, 2]"""
+    skin: tuple[np.ndarray, ...]
+    """polygons [K, 2] on cheeks and forehead"""
+
+
+@dataclass(frozen=True)
+class Model:
+    """The mixture: p(class | pixel) is proportional to prior * likelihood of the colour."""
+
+    prior: np.ndarray
+    """float32 [4, h, w] on the mean head's pixels"""
+    likelihood: np.ndarray
+    """float32 [BINS, 4] of Lab colours"""
+
+
+def poses(points: np.ndarray, scale: float) -> list[Pose]:
+    """Align the head of each frame with the mean head.
+
+    Args:
+        points: meshes [T, 478, 2 or 3] in pixels.
+        scale: decision pixels in a pixel.
+    """
+    points = points[..., :2].astype(np.float64) * scale
+    rigid = points[:, RIGID, 0] + 1j * points[:, RIGID, 1]
+    centres = rigid.mean(1)
+    shapes = rigid - centres[:, None]
+    mean = shapes[len(shapes) // 2]
+    for _ in range(3):
+        turns = (shapes * mean.conj()).sum(1) / (abs(mean) ** 2).sum()
+        mean = (shapes / turns[:, None]).mean(0)
+    shifts = centres - turns * centres.mean()
+    smooth = cv2.sepFilter2D(
+        points.reshape(len(points), -1), -1, np.ones(1), np.array([0.25, 0.5, 0.25])
+    ).reshape(points.shape)
+    return [
+        Pose(
+            np.array([[turn.real, -turn.imag, shift.real], [turn.imag, turn.real, shift.imag]]),
+            mesh[FACE_OVAL],
+            tuple(mesh[patch] for patch in BARE_SKIN),
+        )
+        for turn, shift, mesh in zip(turns, shifts, smooth, strict=True)
+    ]
+
+
+def _polygon(points: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Draw a filled polygon [K, 2] with soft edges: float32 [h, w] in 0..1."""
+    canvas = np.zeros((height, width), np.uint8)
+    bits = 4
+    corners = np.round((points - 0.5) * 2**bits).astype(np.int32)
+    cv2.fillPoly(canvas, [corners], 255, cv2.LINE_AA, bits)
+    return cv2.GaussianBlur(canvas, (0, 0), max(height, width) / 400).astype(np.float32) / 255
+
+
+def _warp(planes: np.ndarray, to_frame: np.ndarray, inverse: bool = False) -> np.ndarray:
+    """Move planes [4, h, w] from the mean head to the frame, or back."""
+    flags = cv2.INTER_LINEAR | (cv2.WARP_INVERSE_MAP if inverse else 0)
+    size = planes.shape[:0:-1]
+    border = cv2.BORDER_CONSTANT if inverse else cv2.BORDER_REPLICATE
+    return np.stack(
+        [cv2.warpAffine(plane, to_frame, size, flags=flags, borderMode=border) for plane in planes]
+    )
+
+
+def _ramp(values: np.ndarray, zero: float, one: float) -> np.ndarray:
+    return np.clip((values - zero) / (one - zero), 0, 1)
+
+
+def anatomical_prior(oval: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Where hair, face, throat and clothes may be around a face oval [36, 2]: [4, h, w], sums to 1.
+
+    Across, distances are in face widths from the middle line; down, in face heights from the chin.
+    """
+    y, x = np.mgrid[:height, :width].astype(np.float32) + 0.5
+    across = abs(x - oval[:, 0].mean()) / np.linalg.norm(oval[RIGHT] - oval[LEFT])
+    face_height = np.linalg.norm(oval[CHIN] - oval[TOP])
+    down = (y - oval[CHIN, 1]) / face_height
+    jaw = oval[JAW][np.argsort(oval[JAW, 0])]
+    under_jaw = y > np.interp(x, jaw[:, 0], jaw[:, 1])
+    hair = 0.5 - 0.4 * _ramp(down, -0.3, 0.1)
+    hair *= (1 - 0.95 * _ramp(down, 0.1, 0.7)) * _ramp(across, 1.3, 0.9)
+    face = 0.3 * _ramp(across, 0.8, 0.5) * _ramp(down, 0.05, -0.15)
+    throat = 0.8 * under_jaw * _ramp(across, 0.48, 0.33) * _ramp(down, 0.6, 0.3)
+    clothes = 0.7 * _ramp(down, -0.35, 0.1) * _ramp(across, 0.4, 0.6) + 0.3 * _ramp(down, 0, 0.35)
+    prior = np.stack([hair, face, throat, clothes]).astype(np.float32) + 0.002
+    return prior / prior.sum(0)
+
+
+def _bins(image: np.ndarray) -> np.ndarray:
+    """Lab histogram bin of each pixel of RGB uint8 [..., 3]."""
+    lab = cv2.cvtColor(image.reshape(-1, 1, 3), cv2.COLOR_RGB2LAB).astype(np.int32)
+    lightness, a, b = np.moveaxis(lab.reshape(image.shape), -1, 0)
+    ab_shift = 8 - AB_BITS
+    return (
+        (lightness >> (8 - L_BITS) << (2 * AB_BITS)) | (a >> ab_shift << AB_BITS) | (b >> ab_shift)
+    )
+
+
+def _likelihood(counts: np.ndarray) -> np.ndarray:
+    """Turn colour counts [4, BINS] into likelihoods [BINS, 4]; clothes may have any colour."""
+    cube = (1 << L_BITS, 1 << AB_BITS, 1 << AB_BITS)
+    surprise = np.array([0.01, 0.01, 0.01, 0.1])
+    rows = np.stack([gaussian_filter(row.reshape(cube), 1.0).ravel() for row in counts])
+    rows /= np.maximum(rows.sum(1, keepdims=True), 1e-9)
+    rows = rows * (1 - surprise[:, None]) + surprise[:, None] / BINS
+    return np.ascontiguousarray((rows / rows.sum(0)).T, np.float32)
+
+
+def posterior(model: Model, image: np.ndarray, pose: Pose) -> np.ndarray:
+    """p(hair, face, throat, clothes) of each pixel that shows the person.
+
+    Args:
+        image: RGB uint8 [h, w, 3] of the decision size.
+
+    Returns:
+        float32 [4, h, w], sums to 1.
+    """
+    height, width = image.shape[:2]
+    oval = _polygon(pose.oval, height, width)
+    jaw = pose.oval[JAW]
+    down = pose.oval[CHIN] - pose.oval[TOP]
+    under = np.minimum(_polygon(np.concatenate([jaw, (jaw + down)[::-1]]), height, width), 1 - oval)
+    belief = _warp(model.prior, pose.to_frame) * (1 - oval)
+    belief[[HAIR, FACE]] *= 1 - 0.95 * under
+    belief *= np.moveaxis(model.likelihood[_bins(image)], -1, 0)
+    belief *= (1 - oval) / (belief.sum(0) + 1e-12)
+    belief[FACE] += oval
+    return belief
+
+
+def learn(
+    images: list[np.ndarray], persons: list[np.ndarray], poses: list[Pose], config: Config
+) -> Model:
+    """Fit the mixture to some frames by expectation and maximisation.
+
+    Args:
+        images: RGB uint8 [h, w, 3] of the decision size.
+        persons: how likely each pixel shows the person, float32 [h, w].
+    """
+    height, width = persons[0].shape
+    to_mean = [cv2.invertAffineTransform(pose.to_frame) for pose in poses]
+    ovals = [
+        pose.oval @ back[:, :2].T + back[:, 2] for pose, back in zip(poses, to_mean, strict=True)
+    ]
+    anatomy = anatomical_prior(np.mean(ovals, 0), height, width)
+    throat = np.zeros(BINS)
+    for image, pose in zip(images, poses, strict=True):
+        skin = image[np.max([_polygon(patch, height, width) for patch in pose.skin], 0) > 0.5]
+        for shade in SHADES:
+            throat += np.bincount(
+                _bins(np.clip(skin * shade, 0, 255).astype(np.uint8)), minlength=BINS
+            )
+    model = Model(anatomy, np.ones((BINS, 4), np.float32))
+    for _ in range(config.rounds):
+        counts = np.zeros((4, BINS))
+        seen = np.zeros((4, height, width), np.float32)
+        for image, person, pose in zip(images, persons, poses, strict=True):
+            belief = posterior(model, image, pose) * np.where(person > 0.8, person, 0)
+            bins = _bins(image).ravel()
+            counts += [np.bincount(bins, plane.ravel(), BINS) for plane in belief]
+            seen += _warp(belief, pose.to_frame, inverse=True)
+        counts[THROAT] = throat
+        seen = np.stack([cv2.GaussianBlur(plane, (0, 0), height / 128) for plane in seen])
+        prior = (seen + 2 * anatomy) / (seen.sum(0) + 2)
+        model = Model(prior, _likelihood(counts))
+    return model
+
+
+def _largest_part(region: np.ndarray) -> np.ndarray:
+    """Keep the largest connected part of bool [H, W]."""
+    count, parts, statistics, _ = cv2.connectedComponentsWithStats(region.astype(np.uint8))
+    if count <= 2:
+        return region
+    return parts == 1 + statistics[1:, cv2.CC_STAT_AREA].argmax()
+
+
+def label(person: np.ndarray, belief: np.ndarray) -> np.ndarray:
+    """Decide the class of each pixel.
+
+    Args:
+        person: how likely each pixel shows the person, float32 [H, W].
+        belief: posterior of hair, face, throat and clothes, float32 [4, h, w].
+
+    Returns:
+        uint8 [H, W], classes of talker.masks.
+    """
+    height, width = person.shape
+    head, neck, torso = (
+        cv2.resize(plane, (width, height))
+        for plane in (belief[HAIR] + belief[FACE], belief[THROAT], belief[CLOTHES])
+    )
+    inside = _largest_part(person >= 0.5)
+    is_head = _largest_part(inside & (head >= np.maximum(neck, torso)))
+    is_neck = _largest_part(inside & ~is_head & (neck >= torso))
+    mask = np.where(inside, np.uint8(TORSO), np.uint8(BACKGROUND))
+    mask[is_neck] = NECK
+    mask[is_head] = HEAD
+    return mask
+
+
+def outline(image: np.ndarray, person: np.ndarray) -> np.ndarray:
+    """Fit the person's soft outline [H, W] to the edges of the image (guided filter, He 2010)."""
+    radius = max(2, round(max(person.shape) / 64))
+    return cv2.ximgproc.guidedFilter(image, person, radius, 6.5, scale=0.5)
+
+
+def smooth_in_time(frames: Iterable[tuple[np.ndarray, ...]]) -> Iterator[tuple[np.ndarray, ...]]:
+    """Average each frame's arrays with its neighbours' (1/4, 1/2, 1/4): no lag, one frame later."""
+    before = now = None
+    for after in frames:
+        if now is not None:
+            yield _weighted(before or now, now, after)
+        before, now = now, after
+    if now is not None:
+        yield _weighted(before or now, now, now)
+
+
+def _weighted(*three: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+    return tuple((a + c) / 4 + b / 2 for a, b, c in zip(*three, strict=True))
+
+
+def parse(clip: Clip, images: Path, points: np.ndarray, config: Config) -> Iterator[np.ndarray]:
+    """Yield the mask of each frame, uint8 [H, W] of the classes in talker.masks.
+
+    Args:
+        images: folder of the frames.
+        points: meshes [T, 478, 3] in pixels.
+    """
+    scale = min(1.0, config.decision_size / max(clip.height, clip.width))
+    size = round(clip.width * scale), round(clip.height * scale)
+    where = poses(points, scale)
+
+    def shrink(image: np.ndarray) -> np.ndarray:
+        return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+    ids = np.unique(np.linspace(0, clip.frames - 1, config.samples).round().astype(int))
+    samples = list(read_numbered(images, clip, ids=ids))
+    persons = [cv2.resize(person, size) for person in segment_person(samples)]
+    model = learn([shrink(image) for image in samples], persons, [where[i] for i in ids], config)
+    del samples, persons
+
+    def score(frame: tuple[np.ndarray, np.ndarray, Pose]) -> tuple[np.ndarray, np.ndarray]:
+        image, person, pose = frame
+        return outline(image, person), posterior(model, shrink(image), pose)
+
+    first, second = tee(read_numbered(images, clip))
+    scores = ordered_map(score, zip(first, segment_person(second), where, strict=True))
+    yield from ordered_map(lambda both: label(*both), smooth_in_time(scores))
+
+
+def main(
+    *, clip: Path, images: Path, landmarks: Path, masks: Path, config: Config = Config()
+) -> None:
+    """Write a mask of head, neck, torso and background for every frame.
+
+    Args:
+        clip: clip.json of the dataset.
+        images: folder of the frames, %d.jpg.
+        landmarks: the mesh points, per frame.
+        masks: folder to write, %d.png.
+        config: options.
+    """
+    about = Clip.load(clip)
+    points = load_per_frame(landmarks, about.frames)["points"]
+    with replacing(masks) as (scratch,):
+        scratch.mkdir()
+        parsed = progress(parse(about, images, points, config), "masks", about.frames)
+
+        def write(numbered: tuple[int, np.ndarray]) -> None:
+            i, mask = numbered
+            write_mask(scratch / f"{i}.png", mask)
+
+        for _ in ordered_map(write, enumerate(parsed)):
+            pass
