@@ -15,12 +15,17 @@ from talker.errors import UserError
 Options = TypeVar("Options")
 
 
+def _as_int(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise dacite.WrongTypeError(int, value)
+    return value
+
+
 def _as_float(value: Any) -> Any:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return float(value) if whole else value
+    return float(_as_int(value)) if isinstance(value, int) else value
 
 
-_STRICT = dacite.Config(strict=True, cast=[tuple], type_hooks={float: _as_float})
+_STRICT = dacite.Config(strict=True, cast=[tuple], type_hooks={int: _as_int, float: _as_float})
 
 
 def from_mapping(cls: type[Options], values: Mapping[str, Any] | None, where: str) -> Options:

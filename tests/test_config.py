@@ -1,0 +1,68 @@
+"""Options are strict: what is unknown or of a wrong type is refused by name."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from talker.config import from_mapping, read_yaml
+from talker.errors import UserError
+
+
+@dataclass(frozen=True)
+class Loss:
+    weight: float = 0.2
+
+
+@dataclass(frozen=True)
+class Options:
+    image_size: int = 256
+    rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.99)
+    kind: Literal["l1", "l2"] = "l1"
+    seed: int | None = None
+    loss: Loss = field(default_factory=Loss)
+
+
+def test_values_override_defaults():
+    values = {"image_size": 64, "betas": [0.5, 1], "seed": None, "loss": {"weight": 1}}
+    assert from_mapping(Options, values, "x") == Options(64, betas=(0.5, 1.0), loss=Loss(1.0))
+    assert from_mapping(Options, None, "x") == Options()
+
+
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [
+        ({"image_sise": 64}, "image_sise"),
+        ({"image_size": "64"}, "image_size"),
+        ({"image_size": 64.5}, "image_size"),
+        ({"rate": "fast"}, "rate"),
+        ({"rate": True}, "rate"),
+        ({"image_size": True}, "image_size"),
+        ({"kind": "l3"}, "kind"),
+        ({"loss": {"wait": 1.0}}, "wait"),
+        ({"loss": {"weight": None}}, "weight"),
+    ],
+)
+def test_a_fault_is_named(values, key):
+    with pytest.raises(UserError, match=rf"^mine\.yaml: train: .*{key}"):
+        from_mapping(Options, values, "mine.yaml: train")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a: [1", "is not YAML"), ("- 1\n- 2\n", "expected a mapping of options, found list")],
+)
+def test_a_file_that_holds_no_options_is_refused(tmp_path, text, message):
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_yaml(file)
+    with pytest.raises(UserError, match=r"absent\.yaml: cannot be read"):
+        read_yaml(tmp_path / "absent.yaml")
+
+
+def test_an_empty_file_holds_no_options(tmp_path: Path):
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    assert read_yaml(tmp_path / "empty.yaml") == {}
