@@ -1,12 +1,51 @@
-"""Sound: 16-bit mono wav files in and out, and decoding whatever FFmpeg reads (through PyAV)."""
+"""Sound: decoding whatever FFmpeg reads (through PyAV), and 16 kHz mono 16-bit wav in and out."""
 
+import logging
 import wave
+from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
+from av.error import FFmpegError, InvalidDataError
 
 from talker.clip import SAMPLE_RATE
 from talker.errors import UserError
+
+RESAMPLE = {
+    "sample_rate": str(SAMPLE_RATE),
+    "out_chlayout": "mono",
+    "out_sample_fmt": "s16",
+    "first_pts": "0",  # cut what lies before time zero, fill what is missing after it
+    "async": "1",  # keep to the timestamps: fill gaps, cut overlaps ...
+    "min_hard_comp": "0.02",  # ... of more than 20 ms
+}
+
+logger = logging.getLogger(__name__)
+
+
+def decode_audio(path: Path, start: float | None = None) -> np.ndarray:
+    """Decode the first sound track of any file as int16 [S], 16 kHz mono.
+
+    Sample n sounds at `start` + n / 16000 on the file's own clock: what lies before is cut, a late
+    track and gaps are filled with silence. Without `start`, sample 0 is the track's first one.
+    Channels are averaged; peaks above full scale are clipped.
+
+    Raises:
+        UserError: the file is missing, cannot be read or holds no sound.
+    """
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.audio:
+                raise UserError(f"{path}: expected sound, but it holds no sound track")
+            frames = _decoded(container.streams.audio[0], path)
+            blocks = [block.to_ndarray()[0] for block in _resampled(frames, start)]
+    except FFmpegError as error:
+        raise UserError(f"{path}: cannot be read as sound: {error.strerror}") from error
+    if not blocks:
+        raise UserError(f"{path}: holds no sound that can be decoded")
+    return np.concatenate(blocks)
 
 
 def read_wav(path: Path) -> np.ndarray:
@@ -37,3 +76,54 @@ def write_wav(path: Path, samples: np.ndarray) -> None:
         file.setsampwidth(2)
         file.setframerate(SAMPLE_RATE)
         file.writeframes(samples.astype("<i2", casting="equiv").tobytes())
+
+
+def _decoded(stream: av.AudioStream, path: Path) -> Iterator[av.AudioFrame]:
+    """Yield what can be decoded: sound files often end in tags, and a gap becomes silence."""
+    damaged = 0
+    for packet in stream.container.demux(stream):
+        try:
+            yield from stream.decode(packet)
+        except InvalidDataError:
+            damaged += 1
+    if damaged:
+        logger.warning("%s: %d damaged packet(s) of sound were skipped", path, damaged)
+
+
+def _resampled(frames: Iterator[av.AudioFrame], start: float | None) -> Iterator[av.AudioFrame]:
+    graph, zero = None, 0
+    for frame in frames:
+        if graph is None:
+            zero = (frame.pts or 0) if start is None else round(Fraction(start) / frame.time_base)
+            graph = _resampler(frame)
+        if frame.pts is not None:
+            frame.pts -= zero
+        graph.push(frame)
+        yield from _pulled(graph)
+    if graph is not None:
+        graph.push(None)
+        yield from _pulled(graph)
+
+
+def _resampler(frame: av.AudioFrame) -> av.filter.Graph:
+    """A filter graph that takes frames like this one and returns them as `RESAMPLE` says."""
+    graph = av.filter.Graph()
+    graph.link_nodes(
+        graph.add_abuffer(
+            sample_rate=frame.sample_rate,
+            format=frame.format.name,
+            layout=frame.layout.name,
+            time_base=frame.time_base,
+        ),
+        graph.add("aresample", **RESAMPLE),
+        graph.add("abuffersink"),
+    ).configure()
+    return graph
+
+
+def _pulled(graph: av.filter.Graph) -> Iterator[av.AudioFrame]:
+    while True:
+        try:
+            yield graph.pull()
+        except (av.error.BlockingIOError, av.error.EOFError):
+            return
