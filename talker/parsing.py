@@ -42,7 +42,11 @@ JAW = slice(11, 26)
 HAIR, FACE, THROAT, CLOTHES = range(4)
 """What the mixture tells apart; hair and face make the head."""
 L_BITS, AB_BITS = 4, 6
+CUBE = (1 << L_BITS, 1 << AB_BITS, 1 << AB_BITS)
 BINS = 1 << (L_BITS + 2 * AB_BITS)
+LOG_2PI = np.log(2 * np.pi).astype(np.float32)
+EVIDENCE = np.float32(3)
+"""The plate may move the network's log odds by this much."""
 SHADES = (1.05, 0.9, 0.75, 0.6, 0.45)
 """The throat has the face's skin under this much of its light."""
 
@@ -77,6 +81,18 @@ class Model:
     """float32 [4, h, w] on the mean head's pixels"""
     likelihood: np.ndarray
     """float32 [BINS, 4] of Lab colours"""
+
+
+@dataclass(frozen=True)
+class Backdrop:
+    """What the static camera sees behind the person, and the colours of the person."""
+
+    plate: np.ndarray
+    """float32 [h, w, 3], RGB"""
+    noise: np.ndarray
+    """float32 [h, w], standard deviation of a channel; infinite where the plate was never seen"""
+    person: np.ndarray
+    """float32 [BINS], log density of the person's RGB colours"""
 
 
 def poses(points: np.ndarray, scale: float) -> list[Pose]:
@@ -142,8 +158,7 @@ def anatomical_prior(oval: np.ndarray, height: int, width: int) -> np.ndarray:
     down = (y - oval[CHIN, 1]) / face_height
     jaw = oval[JAW][np.argsort(oval[JAW, 0])]
     under_jaw = y > np.interp(x, jaw[:, 0], jaw[:, 1])
-    hair = 0.5 - 0.4 * _ramp(down, -0.3, 0.1)
-    hair *= (1 - 0.95 * _ramp(down, 0.1, 0.7)) * _ramp(across, 1.3, 0.9)
+    hair = (0.5 - 0.48 * _ramp(down, -0.35, 0.05)) * _ramp(across, 1.3, 0.9)
     face = 0.3 * _ramp(across, 0.8, 0.5) * _ramp(down, 0.05, -0.15)
     throat = 0.8 * under_jaw * _ramp(across, 0.48, 0.33) * _ramp(down, 0.6, 0.3)
     clothes = 0.7 * _ramp(down, -0.35, 0.1) * _ramp(across, 0.4, 0.6) + 0.3 * _ramp(down, 0, 0.35)
@@ -163,9 +178,8 @@ def _bins(image: np.ndarray) -> np.ndarray:
 
 def _likelihood(counts: np.ndarray) -> np.ndarray:
     """Turn colour counts [4, BINS] into likelihoods [BINS, 4]; clothes may have any colour."""
-    cube = (1 << L_BITS, 1 << AB_BITS, 1 << AB_BITS)
     surprise = np.array([0.01, 0.01, 0.01, 0.1])
-    rows = np.stack([gaussian_filter(row.reshape(cube), 1.0).ravel() for row in counts])
+    rows = np.stack([gaussian_filter(row.reshape(CUBE), 1.0).ravel() for row in counts])
     rows /= np.maximum(rows.sum(1, keepdims=True), 1e-9)
     rows = rows * (1 - surprise[:, None]) + surprise[:, None] / BINS
     return np.ascontiguousarray((rows / rows.sum(0)).T, np.float32)
@@ -231,6 +245,43 @@ def learn(
     return model
 
 
+def learn_backdrop(images: list[np.ndarray], persons: list[np.ndarray]) -> Backdrop:
+    """Average what is clearly background; arguments as for `learn`."""
+    count = np.zeros(persons[0].shape, np.float32)
+    total = np.zeros(images[0].shape, np.float32)
+    squares = np.zeros_like(count)
+    colours = np.zeros(BINS)
+    for image, person in zip(images, persons, strict=True):
+        clear = (person < 0.1).astype(np.float32)
+        pixels = image * clear[..., None]
+        count += clear
+        total += pixels
+        squares += (pixels**2).sum(-1)
+        colours += np.bincount(_bins(image).ravel(), (person > 0.9).ravel(), BINS)
+    plate = total / np.maximum(count, 1)[..., None]
+    variance = (squares / np.maximum(count, 1) - (plate**2).sum(-1)).clip(0) / 3
+    noise = np.sqrt(variance + 5.0**2)
+    noise[count < 3] = np.inf
+    smooth = gaussian_filter(colours.reshape(CUBE), 1.0).ravel()
+    density = 0.9 * smooth / max(smooth.sum(), 1e-9) + 0.1 / BINS
+    return Backdrop(plate, noise, np.log(density * BINS / 256**3).astype(np.float32))
+
+
+def reconsider(person: np.ndarray, image: np.ndarray, backdrop: Backdrop) -> np.ndarray:
+    """Correct the network where the pixel looks like the plate, or unlike it (Bayes' rule).
+
+    Args:
+        person: how likely each pixel shows the person, float32 [h, w].
+        image: RGB uint8 [h, w, 3].
+    """
+    distance = ((image - backdrop.plate) ** 2).sum(-1) / backdrop.noise**2
+    plate = -1.5 * LOG_2PI - 3 * np.log(backdrop.noise) - distance / 2
+    evidence = (backdrop.person[_bins(image)] - plate).clip(-EVIDENCE, EVIDENCE)
+    evidence[np.isinf(backdrop.noise)] = 0
+    prior = person.clip(0.002, 0.998)
+    return 1 / (1 + (1 / prior - 1) * np.exp(-evidence))
+
+
 def _largest_part(region: np.ndarray) -> np.ndarray:
     """Keep the largest connected part of bool [H, W]."""
     count, parts, statistics, _ = cv2.connectedComponentsWithStats(region.astype(np.uint8))
@@ -264,8 +315,10 @@ def label(person: np.ndarray, belief: np.ndarray) -> np.ndarray:
 
 
 def outline(image: np.ndarray, person: np.ndarray) -> np.ndarray:
-    """Fit the person's soft outline [H, W] to the edges of the image (guided filter, He 2010)."""
-    radius = max(2, round(max(person.shape) / 64))
+    """Fit the person's soft outline [h, w] to the edges of the image [H, W] (He 2010): [H, W]."""
+    height, width = image.shape[:2]
+    person = cv2.resize(person, (width, height))
+    radius = max(2, round(max(height, width) / 64))
     return cv2.ximgproc.guidedFilter(image, person, radius, 6.5, scale=0.5)
 
 
@@ -301,12 +354,16 @@ def parse(clip: Clip, images: Path, points: np.ndarray, config: Config) -> Itera
     ids = np.unique(np.linspace(0, clip.frames - 1, config.samples).round().astype(int))
     samples = list(read_numbered(images, clip, ids=ids))
     persons = [cv2.resize(person, size) for person in segment_person(samples)]
-    model = learn([shrink(image) for image in samples], persons, [where[i] for i in ids], config)
-    del samples, persons
+    small = [shrink(image) for image in samples]
+    model = learn(small, persons, [where[i] for i in ids], config)
+    backdrop = learn_backdrop(small, persons)
+    del samples, persons, small
 
     def score(frame: tuple[np.ndarray, np.ndarray, Pose]) -> tuple[np.ndarray, np.ndarray]:
         image, person, pose = frame
-        return outline(image, person), posterior(model, shrink(image), pose)
+        small = shrink(image)
+        person = reconsider(cv2.resize(person, size), small, backdrop)
+        return outline(image, person), posterior(model, small, pose)
 
     first, second = tee(read_numbered(images, clip))
     scores = ordered_map(score, zip(first, segment_person(second), where, strict=True))
