@@ -10,17 +10,19 @@ cancellation, one multiply-add a pixel, and a cheap test whether a row of a bloc
 
 The image is cut into tiles of `TILE_W` x `TILE_H` pixels, each composited by one thread. Inside a
 tile a splat is drawn in blocks of `LANES` columns that start at the splat's own first column; the
-inner loops have this constant length and one base address, which lets LLVM turn them into SIMD
-code without checks. Tile buffers have `LANES` spare columns for blocks that stick out.
+inner loops have this constant length and constant strides, which lets LLVM turn them into SIMD
+code. Tile buffers have `LANES` spare columns for blocks that stick out.
 """
 
-import numba
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import njit
 from torch import Tensor
-
-numba.config.THREADING_LAYER = "workqueue"  # the default layers kill forked children
 
 f32 = np.float32
 index = np.uint64  # signed indices would be tested for wrap-around in the inner loops
@@ -34,17 +36,27 @@ T_STOP = f32(1e-4)  # a pixel is done before its transmittance falls to this
 LOG2_E = float(np.log2(np.e))
 LOG2_ALPHA_MIN = f32(np.log2(1 / 255) - 1e-3)  # with slack: the exact test is on alpha
 
-TILE_W, TILE_H, LANES = 64, 16, 8
-STRIDE = index(TILE_W + LANES)
-FIELDS = 6  # rows of STRIDE floats that a tile buffer has for each pixel row
-ACC = index(6 * LANES)  # floats before the tile buffer's first row: the sums of one block
+TILE_W, TILE_H, LANES = 64, 16, 16
+WIDE = index(LANES)
+STRIDE = TILE_W + LANES
+PITCH = index(6 * STRIDE)  # floats of a pixel row: six fields of STRIDE columns
+# forward:  red, green, blue so far, transmittance, unused, last entry drawn
+# backward: gradients of red, green, blue, transmittance, light from behind, last entry drawn
+RED, GREEN, BLUE, THROUGH, BEHIND, LAST = (index(i * STRIDE) for i in range(6))
 
-FASTMATH = {"reassoc", "nsz", "contract", "nnan", "ninf"}
-SPLAT = 12  # floats of a packed splat: mx my b/a h c' log2(opacity) r g b, extent x y, pad
-MOMENTS = 9  # sums a splat gets from a tile: s, s dx, s dy, s dx^2, s dx dy, s dy^2, r, g, b
+SPLAT = 12  # floats of a packed splat: x, y, b/a, h, curve, peak, red, green, blue, extent x, y, 0
+MOMENTS = 9  # what a splat gets from a tile: sums of s (1, dx, dy, dx^2, dx dy, dy^2), r, g, b
+
+# no "arcp" and "afn": divisions stay exact. Python's division checks would stop vectorisation.
+KERNEL = {
+    "cache": True,
+    "nogil": True,
+    "error_model": "numpy",
+    "fastmath": {"reassoc", "nsz", "contract", "nnan", "ninf"},
+}
 
 
-@njit(forceinline=True, fastmath=FASTMATH)
+@njit(forceinline=True, **KERNEL)
 def _exp2(x):
     """2^x in float32, for x > -126; minimax polynomial, relative error 1.6e-7."""
     whole = np.floor(x + f32(0.5))
@@ -58,9 +70,9 @@ def _exp2(x):
     return np.int32(np.int64(f32(y).view(np.int32)) + exponent).view(f32)
 
 
-@njit(forceinline=True, fastmath=FASTMATH)
+@njit(forceinline=True, **KERNEL)
 def _rotation(quat):
-    """Rotation matrix entries (row-major) and norm of a wxyz quaternion."""
+    """Rotation matrix and norm of a quaternion wxyz."""
     norm = np.sqrt(quat[0] ** 2.0 + quat[1] ** 2.0 + quat[2] ** 2.0 + quat[3] ** 2.0)
     w, x, y, z = quat[0] / norm, quat[1] / norm, quat[2] / norm, quat[3] / norm
     rotation = (
@@ -71,549 +83,550 @@ def _rotation(quat):
     return rotation, norm
 
 
-@njit(forceinline=True, fastmath=FASTMATH)
-def _to_camera(view, mean):
-    x = view[0, 0] * mean[0] + view[0, 1] * mean[1] + view[0, 2] * mean[2] + view[0, 3]
-    y = view[1, 0] * mean[0] + view[1, 1] * mean[1] + view[1, 2] * mean[2] + view[1, 3]
-    z = view[2, 0] * mean[0] + view[2, 1] * mean[1] + view[2, 2] * mean[2] + view[2, 3]
-    return x, y, z
-
-
-@njit(forceinline=True, fastmath=FASTMATH)
-def _frustum(k, width, height):
-    """Limits of x/z and y/z for the Jacobian: (x low, x high, y low, y high)."""
-    margin_x = FRUSTUM_MARGIN * 0.5 * width / k[0, 0]
-    margin_y = FRUSTUM_MARGIN * 0.5 * height / k[1, 1]
+@njit(forceinline=True, **KERNEL)
+def _rotate(view, x, y, z):
     return (
-        -k[0, 2] / k[0, 0] - margin_x,
-        (width - k[0, 2]) / k[0, 0] + margin_x,
-        -k[1, 2] / k[1, 1] - margin_y,
-        (height - k[1, 2]) / k[1, 1] + margin_y,
+        view[0, 0] * x + view[0, 1] * y + view[0, 2] * z,
+        view[1, 0] * x + view[1, 1] * y + view[1, 2] * z,
+        view[2, 0] * x + view[2, 1] * y + view[2, 2] * z,
     )
 
 
-@njit(parallel=True, cache=True, fastmath=FASTMATH)
-def _project(means, quats, scales, opacities, views, ks, width, height):
-    n_batch, n = means.shape[:2]
-    means2d = np.zeros((n_batch, n, 2), f32)
-    conics = np.zeros((n_batch, n, 3), f32)
-    depths = np.zeros((n_batch, n), f32)
-    extents = np.zeros((n_batch, n, 2), f32)
-    for i in prange(n_batch * n):
+@njit(forceinline=True, **KERNEL)
+def _clamped(ratio, center, focal, size):
+    """x/z kept within the image and a margin, for the Jacobian; and whether it was inside."""
+    margin = FRUSTUM_MARGIN * 0.5 * size / focal
+    low, high = -center / focal - margin, (size - center) / focal + margin
+    return min(max(ratio, low), high), low <= ratio <= high
+
+
+@njit(**KERNEL)
+def _project(
+    task,
+    n_tasks,
+    means,
+    quats,
+    scales,
+    opacities,
+    views,
+    ks,
+    width,
+    height,
+    means2d,
+    conics,
+    depths,
+    extents,
+    radii,
+):
+    n_batch, n = opacities.shape
+    for i in range(task * n_batch * n // n_tasks, (task + 1) * n_batch * n // n_tasks):
         b, g = i // n, i % n
         view, k = views[b], ks[b]
-        x, y, z = _to_camera(view, means[b, g])
+        x, y, z = _rotate(view, means[b, g, 0], means[b, g, 1], means[b, g, 2])
+        x, y, z = x + view[0, 3], y + view[1, 3], z + view[2, 3]
         opacity = float(opacities[b, g])
         if z < NEAR or opacity < ALPHA_MIN:
             continue
-        x_low, x_high, y_low, y_high = _frustum(k, width, height)
-        jx, jy = k[0, 0] / z, k[1, 1] / z
-        jxz = -jx * min(max(x / z, x_low), x_high)
-        jyz = -jy * min(max(y / z, y_low), y_high)
+        jx, jy = float(k[0, 0]) / z, float(k[1, 1]) / z
+        tx, _ = _clamped(x / z, k[0, 2], k[0, 0], width)
+        ty, _ = _clamped(y / z, k[1, 2], k[1, 1], height)
         rotation, _ = _rotation(quats[b, g])
-        cov_xx, cov_xy, cov_yy = EPS2D, 0.0, EPS2D
+        xx, xy, yy = EPS2D, 0.0, EPS2D
         for j in range(3):
-            c0 = rotation[0][j] * scales[b, g, j]
-            c1 = rotation[1][j] * scales[b, g, j]
-            c2 = rotation[2][j] * scales[b, g, j]
-            depth = view[2, 0] * c0 + view[2, 1] * c1 + view[2, 2] * c2
-            px = jx * (view[0, 0] * c0 + view[0, 1] * c1 + view[0, 2] * c2) + jxz * depth
-            py = jy * (view[1, 0] * c0 + view[1, 1] * c1 + view[1, 2] * c2) + jyz * depth
-            cov_xx += px * px
-            cov_xy += px * py
-            cov_yy += py * py
-        det = cov_xx * cov_yy - cov_xy * cov_xy
+            scale = float(scales[b, g, j])
+            qx, qy, qz = _rotate(view, rotation[0][j], rotation[1][j], rotation[2][j])
+            px, py = scale * jx * (qx - tx * qz), scale * jy * (qy - ty * qz)
+            xx += px * px
+            xy += px * py
+            yy += py * py
+        det = xx * yy - xy * xy
         reach = np.sqrt(max(2.0 * np.log(opacity / ALPHA_MIN), 0.0))
-        extent_x, extent_y = reach * np.sqrt(cov_xx), reach * np.sqrt(cov_yy)
-        mx, my = jx * x + k[0, 2], jy * y + k[1, 2]
+        extent_x, extent_y = reach * np.sqrt(xx), reach * np.sqrt(yy)
         radius_x, radius_y = np.ceil(extent_x), np.ceil(extent_y)
-        if (
-            det <= 0.0
-            or mx + radius_x <= 0.0
-            or mx - radius_x >= width
-            or my + radius_y <= 0.0
-            or my - radius_y >= height
-        ):
+        mx, my = jx * x + k[0, 2], jy * y + k[1, 2]
+        inside_x = mx + radius_x > 0.0 and mx - radius_x < width
+        inside_y = my + radius_y > 0.0 and my - radius_y < height
+        if det <= 0.0 or not inside_x or not inside_y:
             continue
         means2d[b, g, 0], means2d[b, g, 1] = mx, my
-        conics[b, g, 0], conics[b, g, 1], conics[b, g, 2] = (
-            cov_yy / det,
-            -cov_xy / det,
-            cov_xx / det,
-        )
+        conics[b, g, 0], conics[b, g, 1], conics[b, g, 2] = yy / det, -xy / det, xx / det
         depths[b, g] = z
         extents[b, g, 0], extents[b, g, 1] = extent_x, extent_y
-    return means2d, conics, depths, extents
+        radii[b, g] = max(radius_x, radius_y)
 
 
-@njit(parallel=True, cache=True, fastmath=FASTMATH)
+@njit(**KERNEL)
 def _project_backward(
-    means, quats, scales, views, ks, width, height, extents, conics, v_means2d, v_conics
+    task,
+    n_tasks,
+    means,
+    quats,
+    scales,
+    views,
+    ks,
+    conics,
+    radii,
+    width,
+    height,
+    v_means2d,
+    v_conics,
+    v_means,
+    v_quats,
+    v_scales,
 ):
-    v_means = np.zeros_like(means)
-    v_quats = np.zeros_like(quats)
-    v_scales = np.zeros_like(scales)
-    n_batch, n = means.shape[:2]
-    for i in prange(n_batch * n):
+    n_batch, n = radii.shape
+    v_r = np.empty((3, 3))
+    for i in range(task * n_batch * n // n_tasks, (task + 1) * n_batch * n // n_tasks):
         b, g = i // n, i % n
-        if extents[b, g, 0] <= 0:
+        if radii[b, g] == 0:
             continue
         view, k = views[b], ks[b]
-        x, y, z = _to_camera(view, means[b, g])
-        x_low, x_high, y_low, y_high = _frustum(k, width, height)
-        jx, jy = k[0, 0] / z, k[1, 1] / z
-        tx, ty = min(max(x / z, x_low), x_high), min(max(y / z, y_low), y_high)
-        jxz, jyz = -jx * tx, -jy * ty
+        x, y, z = _rotate(view, means[b, g, 0], means[b, g, 1], means[b, g, 2])
+        x, y, z = x + view[0, 3], y + view[1, 3], z + view[2, 3]
+        jx, jy = float(k[0, 0]) / z, float(k[1, 1]) / z
+        tx, free_x = _clamped(x / z, k[0, 2], k[0, 0], width)
+        ty, free_y = _clamped(y / z, k[1, 2], k[1, 1], height)
 
-        # conic = inverse(cov): v_cov = -conic v_conic conic, symmetric
+        # conic = inverse(cov), so v_cov = -conic v_conic conic; a, b, c: the symmetric entries
         ca, cb, cc = float(conics[b, g, 0]), float(conics[b, g, 1]), float(conics[b, g, 2])
         va, vb, vc = float(v_conics[b, g, 0]), 0.5 * v_conics[b, g, 1], float(v_conics[b, g, 2])
-        ma, mb = ca * va + cb * vb, ca * vb + cb * vc
-        mc, md = cb * va + cc * vb, cb * vb + cc * vc
-        v_xx, v_xy, v_yy = -(ma * ca + mb * cb), -(ma * cb + mb * cc), -(mc * cb + md * cc)
+        v_xx = -(ca * ca * va + 2 * ca * cb * vb + cb * cb * vc)
+        v_xy = -(ca * cb * va + (ca * cc + cb * cb) * vb + cb * cc * vc)
+        v_yy = -(cb * cb * va + 2 * cb * cc * vb + cc * cc * vc)
 
-        # cov = P P^T, P = J W (R S): v_P = 2 v_cov P
+        # cov = P P^T + eps, P = J view R S, with J = [jx 0 -jx tx; 0 jy -jy ty]
         rotation, norm = _rotation(quats[b, g])
-        v_jx = v_jy = v_jxz = v_jyz = 0.0
-        v_r = np.empty((3, 3))
+        v_jx = v_jy = v_tx = v_ty = 0.0
         for j in range(3):
-            c0 = rotation[0][j] * scales[b, g, j]
-            c1 = rotation[1][j] * scales[b, g, j]
-            c2 = rotation[2][j] * scales[b, g, j]
-            qx = view[0, 0] * c0 + view[0, 1] * c1 + view[0, 2] * c2
-            qy = view[1, 0] * c0 + view[1, 1] * c1 + view[1, 2] * c2
-            qz = view[2, 0] * c0 + view[2, 1] * c1 + view[2, 2] * c2
-            px, py = jx * qx + jxz * qz, jy * qy + jyz * qz
-            v_px = 2.0 * (v_xx * px + v_xy * py)
-            v_py = 2.0 * (v_xy * px + v_yy * py)
-            v_jx += v_px * qx
-            v_jy += v_py * qy
-            v_jxz += v_px * qz
-            v_jyz += v_py * qz
-            v_qx, v_qy, v_qz = jx * v_px, jy * v_py, jxz * v_px + jyz * v_py
-            v_scale = 0.0
+            scale = float(scales[b, g, j])
+            qx, qy, qz = _rotate(view, rotation[0][j], rotation[1][j], rotation[2][j])
+            px, py = jx * (qx - tx * qz), jy * (qy - ty * qz)
+            v_px = 2.0 * scale * (v_xx * px + v_xy * py)
+            v_py = 2.0 * scale * (v_xy * px + v_yy * py)
+            v_scales[b, g, j] = v_px * px + v_py * py
+            v_px, v_py = scale * v_px, scale * v_py
+            v_jx += v_px * px / jx
+            v_jy += v_py * py / jy
+            v_tx -= v_px * jx * qz
+            v_ty -= v_py * jy * qz
+            v_qx, v_qy = v_px * jx, v_py * jy
+            v_qz = -(v_qx * tx + v_qy * ty)
             for row in range(3):
-                v_c = view[0, row] * v_qx + view[1, row] * v_qy + view[2, row] * v_qz
-                v_scale += v_c * rotation[row][j]
-                v_r[row, j] = v_c * scales[b, g, j]
-            v_scales[b, g, j] = v_scale
+                v_r[row, j] = view[0, row] * v_qx + view[1, row] * v_qy + view[2, row] * v_qz
 
-        w, qx, qy, qz = (
-            quats[b, g, 0] / norm,
-            quats[b, g, 1] / norm,
-            quats[b, g, 2] / norm,
-            quats[b, g, 3] / norm,
-        )
-        v_w = 2.0 * (
-            qx * (v_r[2, 1] - v_r[1, 2]) + qy * (v_r[0, 2] - v_r[2, 0]) + qz * (v_r[1, 0] - v_r[0, 1])
-        )
-        v_qx = 2.0 * (
-            -2.0 * qx * (v_r[1, 1] + v_r[2, 2])
-            + qy * (v_r[0, 1] + v_r[1, 0])
-            + qz * (v_r[0, 2] + v_r[2, 0])
-            + w * (v_r[2, 1] - v_r[1, 2])
-        )
-        v_qy = 2.0 * (
-            qx * (v_r[0, 1] + v_r[1, 0])
-            - 2.0 * qy * (v_r[0, 0] + v_r[2, 2])
-            + qz * (v_r[1, 2] + v_r[2, 1])
-            + w * (v_r[0, 2] - v_r[2, 0])
-        )
-        v_qz = 2.0 * (
-            qx * (v_r[0, 2] + v_r[2, 0])
-            + qy * (v_r[1, 2] + v_r[2, 1])
-            - 2.0 * qz * (v_r[0, 0] + v_r[1, 1])
-            + w * (v_r[1, 0] - v_r[0, 1])
-        )
-        radial = w * v_w + qx * v_qx + qy * v_qy + qz * v_qz
-        v_quats[b, g, 0] = (v_w - w * radial) / norm
+        qw, qx = quats[b, g, 0] / norm, quats[b, g, 1] / norm
+        qy, qz = quats[b, g, 2] / norm, quats[b, g, 3] / norm
+        xy, yx = v_r[0, 1] + v_r[1, 0], v_r[1, 0] - v_r[0, 1]
+        xz, zx = v_r[0, 2] + v_r[2, 0], v_r[0, 2] - v_r[2, 0]
+        yz, zy = v_r[1, 2] + v_r[2, 1], v_r[2, 1] - v_r[1, 2]
+        v_qw = 2.0 * (qx * zy + qy * zx + qz * yx)
+        v_qx = 2.0 * (qw * zy - 2.0 * qx * (v_r[1, 1] + v_r[2, 2]) + qy * xy + qz * xz)
+        v_qy = 2.0 * (qw * zx + qx * xy - 2.0 * qy * (v_r[0, 0] + v_r[2, 2]) + qz * yz)
+        v_qz = 2.0 * (qw * yx + qx * xz + qy * yz - 2.0 * qz * (v_r[0, 0] + v_r[1, 1]))
+        radial = qw * v_qw + qx * v_qx + qy * v_qy + qz * v_qz
+        v_quats[b, g, 0] = (v_qw - qw * radial) / norm
         v_quats[b, g, 1] = (v_qx - qx * radial) / norm
         v_quats[b, g, 2] = (v_qy - qy * radial) / norm
         v_quats[b, g, 3] = (v_qz - qz * radial) / norm
 
-        # jx = fx / z, jxz = -jx tx; tx = x / z where it is not clamped
-        v_mx, v_my = float(v_means2d[b, g, 0]), float(v_means2d[b, g, 1])
-        v_x, v_y = jx * v_mx, jy * v_my
-        v_z = -(v_x * x + v_y * y) / z
-        v_z -= (v_jx * jx + v_jy * jy + v_jxz * jxz + v_jyz * jyz) / z
-        if x_low <= x / z <= x_high:
-            v_tx = -v_jxz * jx / z
-            v_x += v_tx
-            v_z -= v_tx * tx
-        if y_low <= y / z <= y_high:
-            v_ty = -v_jyz * jy / z
-            v_y += v_ty
-            v_z -= v_ty * ty
-        for column in range(3):
-            v_means[b, g, column] = (
-                view[0, column] * v_x + view[1, column] * v_y + view[2, column] * v_z
-            )
-    return v_means, v_quats, v_scales
+        v_x, v_y = jx * v_means2d[b, g, 0], jy * v_means2d[b, g, 1]
+        v_z = -(v_x * x + v_y * y + v_jx * jx + v_jy * jy) / z
+        if free_x:
+            v_x += v_tx / z
+            v_z -= v_tx * tx / z
+        if free_y:
+            v_y += v_ty / z
+            v_z -= v_ty * ty / z
+        for j in range(3):
+            v_means[b, g, j] = view[0, j] * v_x + view[1, j] * v_y + view[2, j] * v_z
 
 
-@njit(forceinline=True, fastmath=FASTMATH)
-def _depth_order(depths, extents):
-    """Indices of the visible Gaussians, near to far, equal depths in order of index: radix sort."""
-    visible = np.flatnonzero(extents[:, 0] > 0).astype(np.int32)
-    keys = depths[visible].view(np.uint32)  # positive floats sort like their bits
-    for shift in (0, 11, 22):
-        starts = np.zeros(2049, np.int64)
-        for key in keys:
-            starts[((key >> shift) & 2047) + 1] += 1
-        starts = np.cumsum(starts)
-        sorted_keys, sorted_visible = np.empty_like(keys), np.empty_like(visible)
-        for i in range(len(keys)):
-            digit = (keys[i] >> shift) & 2047
-            sorted_keys[starts[digit]] = keys[i]
-            sorted_visible[starts[digit]] = visible[i]
-            starts[digit] += 1
-        keys, visible = sorted_keys, sorted_visible
-    return visible
+@njit(**KERNEL)
+def _sort(depth_bits, radii, order):
+    """Write the indices of the visible Gaussians, near to far, and return their number.
 
-
-@njit(parallel=True, cache=True, fastmath=FASTMATH)
-def _bin(means2d, conics, colors, opacities, depths, extents, width, height):
-    """Sort splats by depth, pack them, and list for every tile the splats that touch it.
-
-    Returns order [B,G] (index of the splat at a rank, -1 beyond the visible ones), splats
-    [B,G,SPLAT] by rank, slots [B,G+1] (first row of a rank in the table of tile sums), tile_starts
-    [B*tiles+1] into entries [N,2] = (rank, row in the table).
+    Positive floats sort like their bits; a radix sort keeps equal depths in order of index.
     """
-    n_batch, n = depths.shape
-    across, down = (width + TILE_W - 1) // TILE_W, (height + TILE_H - 1) // TILE_H
-    order = np.full((n_batch, n), -1, np.int32)
-    splats = np.zeros((n_batch, n, SPLAT), f32)
-    spans = np.zeros((n_batch, n, 4), np.int32)
-    slots = np.zeros((n_batch, n + 1), np.int64)
-    counts = np.zeros((n_batch, across * down), np.int64)
-    for b in prange(n_batch):
-        visible = _depth_order(depths[b], extents[b])
-        for rank in range(len(visible)):
-            g = visible[rank]
-            order[b, rank] = g
+    source, target = np.empty_like(order), order
+    n = 0
+    for g in range(len(radii)):
+        if radii[g] > 0:
+            source[n] = g
+            n += 1
+    starts = np.empty(2048, np.int64)
+    for shift in (0, 11, 22):
+        starts[:] = 0
+        for i in range(n):
+            starts[(depth_bits[source[i]] >> shift) & 2047] += 1
+        total = 0
+        for digit in range(2048):
+            total, starts[digit] = total + starts[digit], total
+        for i in range(n):
+            digit = (depth_bits[source[i]] >> shift) & 2047
+            target[starts[digit]] = source[i]
+            starts[digit] += 1
+        source, target = target, source
+    return n
+
+
+@njit(**KERNEL)
+def _pack(
+    task,
+    n_tasks,
+    means2d,
+    conics,
+    colors,
+    opacities,
+    depth_bits,
+    extents,
+    radii,
+    visible,
+    order,
+    splats,
+    spans,
+    slots,
+    counts,
+):
+    """Pack the splats of an image near to far; count the tiles of a splat, the splats of a tile."""
+    n_batch, down, across = counts.shape
+    for b in range(task, n_batch, n_tasks):
+        visible[b] = _sort(depth_bits[b], radii[b], order[b])
+        for rank in range(visible[b]):
+            g = order[b, rank]
             ca, cb, cc = float(conics[b, g, 0]), float(conics[b, g, 1]), float(conics[b, g, 2])
-            mx, my = means2d[b, g, 0], means2d[b, g, 1]
-            splat = splats[b, rank]
-            splat[0], splat[1], splat[2] = mx, my, cb / ca
-            splat[3] = 0.5 * LOG2_E * ca
-            splat[4] = 0.5 * LOG2_E * (cc - cb * cb / ca)
+            x, y = means2d[b, g, 0], means2d[b, g, 1]
+            extent_x, extent_y = extents[b, g, 0] + f32(0.01), extents[b, g, 1] + f32(0.01)
+            splat, span = splats[b, rank], spans[b, rank]
+            splat[0], splat[1], splat[2] = x, y, cb / ca
+            splat[3], splat[4] = 0.5 * LOG2_E * ca, 0.5 * LOG2_E * (cc - cb * cb / ca)
             splat[5] = LOG2_E * np.log(float(opacities[b, g]))
             splat[6], splat[7], splat[8] = colors[b, g, 0], colors[b, g, 1], colors[b, g, 2]
-            extent_x, extent_y = extents[b, g, 0] + f32(0.01), extents[b, g, 1] + f32(0.01)
             splat[9], splat[10] = extent_x, extent_y
-            left = max(0, int(np.floor((mx - extent_x) / TILE_W)))
-            right = min(across - 1, int(np.floor((mx + extent_x) / TILE_W)))
-            top = max(0, int(np.floor((my - extent_y) / TILE_H)))
-            bottom = min(down - 1, int(np.floor((my + extent_y) / TILE_H)))
-            span = spans[b, rank]
+            left = max(0, int(np.floor((x - extent_x) / TILE_W)))
+            right = min(across - 1, int(np.floor((x + extent_x) / TILE_W)))
+            top = max(0, int(np.floor((y - extent_y) / TILE_H)))
+            bottom = min(down - 1, int(np.floor((y + extent_y) / TILE_H)))
             span[0], span[1], span[2], span[3] = left, right, top, bottom
             for ty in range(top, bottom + 1):
                 for tx in range(left, right + 1):
-                    counts[b, ty * across + tx] += 1
-            slots[b, rank + 1] = max(0, right - left + 1) * max(0, bottom - top + 1)
-        for rank in range(len(visible), n):
-            slots[b, rank + 1] = 0
-    flat = slots.reshape(-1)
-    for i in range(1, len(flat)):
-        flat[i] += flat[i - 1]
-    tile_starts = np.zeros(n_batch * across * down + 1, np.int64)
-    tile_starts[1:] = np.cumsum(counts.reshape(-1))
-    entries = np.empty((tile_starts[-1], 2), np.int32)
-    for b in prange(n_batch):
-        cursor = tile_starts[b * across * down : (b + 1) * across * down].copy()
-        for rank in range(n):
-            if order[b, rank] < 0:
-                break
-            slot = slots[b, rank]
-            span = spans[b, rank]
+                    counts[b, ty, tx] += 1
+            slots[b, rank] = max(0, right - left + 1) * max(0, bottom - top + 1)
+
+
+@njit(**KERNEL)
+def _list(task, n_tasks, visible, spans, slots, starts, entries):
+    """List the splats of each tile near to far, as (rank, slot); `starts` moves to the ends."""
+    for b in range(task, len(visible), n_tasks):
+        for rank in range(visible[b]):
+            slot, span = slots[b, rank], spans[b, rank]
             for ty in range(span[2], span[3] + 1):
                 for tx in range(span[0], span[1] + 1):
-                    at = cursor[ty * across + tx]
-                    entries[at, 0] = rank
-                    entries[at, 1] = slot
-                    cursor[ty * across + tx] += 1
+                    at = starts[b, ty, tx]
+                    entries[at, 0], entries[at, 1] = rank, slot
+                    starts[b, ty, tx] = at + 1
                     slot += 1
-    return order, splats, slots, tile_starts, entries
 
 
-@njit(forceinline=True, fastmath=FASTMATH)
+@njit(forceinline=True, **KERNEL)
 def _pixels(center, extent, start, size):
-    """First and last pixel of start .. start + size - 1 whose centre is within center +- extent."""
+    """First and last of the pixels start .. start + size - 1 with a centre in center +- extent."""
     first = max(0, int(np.ceil(center - extent - f32(0.5))) - start)
     last = min(size - 1, int(np.floor(center + extent - f32(0.5))) - start)
     return first, last
 
 
-@njit(forceinline=True, fastmath=FASTMATH)
+@njit(forceinline=True, **KERNEL)
 def _touches(u, h, row):
-    """Whether a row of a block, first column at offset u, reaches the least visible alpha."""
+    """Whether a block's row, its first column at offset u, reaches the least visible alpha."""
     nearest = max(u, min(f32(0), u + f32(LANES - 1)))
     return row - h * nearest * nearest >= LOG2_ALPHA_MIN
 
 
-@njit(parallel=True, cache=True, fastmath=FASTMATH)
-def _composite(splats, tile_starts, entries, n_tasks, width, height):
-    """rgb [B,H,W,3], alpha [B,H,W,1], and for the gradient: T [B,H,W], last entry [B,H,W]."""
-    n_batch = splats.shape[0]
-    across, down = (width + TILE_W - 1) // TILE_W, (height + TILE_H - 1) // TILE_H
-    rgb = np.empty((n_batch, height, width, 3), f32)
-    alpha = np.empty((n_batch, height, width, 1), f32)
-    transmittance = np.empty((n_batch, height, width), f32)
-    last = np.empty((n_batch, height, width), f32)
-    pitch = STRIDE * index(FIELDS)
-    for task in prange(n_tasks):
-        tile = np.empty(TILE_H * FIELDS * (TILE_W + LANES), f32)
-        for t in range(task, n_batch * across * down, n_tasks):
-            b = t // (across * down)
-            y0, x0 = (t // across) % down * TILE_H, t % across * TILE_W
-            rows, columns = min(TILE_H, height - y0), min(TILE_W, width - x0)
-            for y in range(rows):
-                base = index(y) * pitch
-                for i in range(STRIDE):
-                    tile[base + i] = 0
-                    tile[base + STRIDE + i] = 0
-                    tile[base + STRIDE * index(2) + i] = 0
-                    tile[base + STRIDE * index(3) + i] = 1
-                    tile[base + STRIDE * index(4) + i] = -1
-            start = tile_starts[t]
-            for entry in range(start, tile_starts[t + 1]):
-                splat = splats[b, entries[entry, 0]]
-                mx, my, slant, h, curve, peak = (
-                    splat[0],
-                    splat[1],
-                    splat[2],
-                    splat[3],
-                    splat[4],
-                    splat[5],
-                )
-                red, green, blue = splat[6], splat[7], splat[8]
-                order = f32(entry - start)
-                left, right = _pixels(mx, splat[9], x0, columns)
-                top, bottom = _pixels(my, splat[10], y0, rows)
-                for x in range(left, right + 1, LANES):
-                    for y in range(top, bottom + 1):
-                        dy = f32(y0 + y) + f32(0.5) - my
-                        u0 = f32(x0 + x) + f32(0.5) - mx + slant * dy
-                        row = peak - curve * dy * dy
-                        if not _touches(u0, h, row):
-                            continue
-                        base = index(y) * pitch + index(x)
-                        for lane in range(index(LANES)):
-                            i = base + lane
-                            u = u0 + f32(lane)
-                            a = min(_exp2(max(row - h * u * u, f32(-64))), ALPHA_MAX)
-                            a = a if a >= ALPHA_MIN else f32(0)
-                            through = tile[i + STRIDE * index(3)]
-                            after = through * (f32(1) - a)
-                            live = after > T_STOP
-                            weight = a * through if live else f32(0)
-                            tile[i] += weight * red
-                            tile[i + STRIDE] += weight * green
-                            tile[i + STRIDE * index(2)] += weight * blue
-                            # a pixel that is done keeps its transmittance, negated
-                            tile[i + STRIDE * index(3)] = after if live else -abs(through)
-                            previous = tile[i + STRIDE * index(4)]
-                            tile[i + STRIDE * index(4)] = order if live else previous
-            for y in range(rows):
-                base = index(y) * pitch
-                for x in range(columns):
-                    i = base + index(x)
-                    rgb[b, y0 + y, x0 + x, 0] = tile[i]
-                    rgb[b, y0 + y, x0 + x, 1] = tile[i + STRIDE]
-                    rgb[b, y0 + y, x0 + x, 2] = tile[i + STRIDE * index(2)]
-                    through = abs(tile[i + STRIDE * index(3)])
-                    alpha[b, y0 + y, x0 + x, 0] = f32(1) - through
-                    transmittance[b, y0 + y, x0 + x] = through
-                    last[b, y0 + y, x0 + x] = tile[i + STRIDE * index(4)]
-    return rgb, alpha, transmittance, last
+@njit(**KERNEL)
+def _draw_tile(splats, entries, tile, x0, y0, rgb, alpha, transmittance, last):
+    """Draw the entries of one tile, near to far."""
+    height, width = last.shape
+    rows, columns = min(TILE_H, height - y0), min(TILE_W, width - x0)
+    tile[:] = 0
+    for y in range(rows):
+        base = index(y) * PITCH
+        for x in range(index(STRIDE)):
+            tile[base + THROUGH + x] = 1
+            tile[base + LAST + x] = -1
+    for entry in range(len(entries)):
+        splat = splats[entries[entry, 0]]
+        mx, my, slant, h, curve, peak = splat[0], splat[1], splat[2], splat[3], splat[4], splat[5]
+        red, green, blue = splat[6], splat[7], splat[8]
+        this = f32(entry)
+        left, right = _pixels(mx, splat[9], x0, columns)
+        top, bottom = _pixels(my, splat[10], y0, rows)
+        for x in range(left, right + 1, LANES):
+            for y in range(top, bottom + 1):
+                dy = f32(y0 + y) + f32(0.5) - my
+                u0 = f32(x0 + x) + f32(0.5) - mx + slant * dy
+                row = peak - curve * dy * dy
+                if not _touches(u0, h, row):
+                    continue
+                base = index(y) * PITCH + index(x)
+                for lane in range(WIDE):
+                    i = base + lane
+                    u = u0 + f32(lane)
+                    a = min(_exp2(max(row - h * u * u, f32(-64))), ALPHA_MAX)
+                    a = a if a >= ALPHA_MIN else f32(0)
+                    through = tile[i + THROUGH]
+                    after = through * (f32(1) - a)
+                    live = after > T_STOP
+                    weight = a * through if live else f32(0)
+                    tile[i + RED] += weight * red
+                    tile[i + GREEN] += weight * green
+                    tile[i + BLUE] += weight * blue
+                    # a pixel that is done keeps its transmittance, negated
+                    tile[i + THROUGH] = after if live else -abs(through)
+                    previous = tile[i + LAST]
+                    tile[i + LAST] = this if live else previous
+    for y in range(rows):
+        for x in range(columns):
+            i = index(y) * PITCH + index(x)
+            rgb[y0 + y, x0 + x, 0] = tile[i + RED]
+            rgb[y0 + y, x0 + x, 1] = tile[i + GREEN]
+            rgb[y0 + y, x0 + x, 2] = tile[i + BLUE]
+            through = abs(tile[i + THROUGH])
+            alpha[y0 + y, x0 + x, 0] = f32(1) - through
+            transmittance[y0 + y, x0 + x] = through
+            last[y0 + y, x0 + x] = tile[i + LAST]
 
 
-@njit(parallel=True, cache=True, fastmath=FASTMATH)
-def _composite_backward(
-    splats, tile_starts, entries, transmittance, last, v_rgb, v_alpha, n_tasks
+@njit(**KERNEL)
+def _draw_tile_backward(
+    splats, entries, tile, acc, x0, y0, transmittance, last, v_rgb, v_alpha, sums
 ):
-    """Sums [N,MOMENTS] of every (splat, tile) pair, splats walked far to near."""
-    n_batch, height, width = transmittance.shape
-    across, down = (width + TILE_W - 1) // TILE_W, (height + TILE_H - 1) // TILE_H
-    sums = np.empty((len(entries), MOMENTS), f32)
-    pitch = STRIDE * index(FIELDS)
-    for task in prange(n_tasks):
-        acc = np.zeros(6 * LANES, f32)
-        tile = np.zeros(TILE_H * FIELDS * (TILE_W + LANES), f32)
-        for t in range(task, n_batch * across * down, n_tasks):
-            b = t // (across * down)
-            y0, x0 = (t // across) % down * TILE_H, t % across * TILE_W
-            rows, columns = min(TILE_H, height - y0), min(TILE_W, width - x0)
-            for y in range(rows):
-                base = index(y) * pitch
-                for i in range(STRIDE):
-                    tile[base + STRIDE * index(5) + i] = -1
-                for x in range(columns):
-                    i = base + index(x)
-                    through = transmittance[b, y0 + y, x0 + x]
-                    tile[i] = v_rgb[b, y0 + y, x0 + x, 0]
-                    tile[i + STRIDE] = v_rgb[b, y0 + y, x0 + x, 1]
-                    tile[i + STRIDE * index(2)] = v_rgb[b, y0 + y, x0 + x, 2]
-                    tile[i + STRIDE * index(3)] = through
-                    # what lies behind, times the gradient of what is seen: starts with 1 - alpha
-                    tile[i + STRIDE * index(4)] = -through * v_alpha[b, y0 + y, x0 + x, 0]
-                    tile[i + STRIDE * index(5)] = last[b, y0 + y, x0 + x]
-            start = tile_starts[t]
-            for entry in range(tile_starts[t + 1] - 1, start - 1, -1):
-                splat = splats[b, entries[entry, 0]]
-                mx, my, slant, h, curve, peak = (
-                    splat[0],
-                    splat[1],
-                    splat[2],
-                    splat[3],
-                    splat[4],
-                    splat[5],
-                )
-                red, green, blue = splat[6], splat[7], splat[8]
-                order = f32(entry - start)
-                left, right = _pixels(mx, splat[9], x0, columns)
-                top, bottom = _pixels(my, splat[10], y0, rows)
-                s_1 = s_x = s_y = s_xx = s_xy = s_yy = s_r = s_g = s_b = f32(0)
-                for x in range(left, right + 1, LANES):
-                    for i in range(6 * LANES):
-                        acc[i] = 0
-                    for y in range(top, bottom + 1):
-                        dy = f32(y0 + y) + f32(0.5) - my
-                        u0 = f32(x0 + x) + f32(0.5) - mx + slant * dy
-                        row = peak - curve * dy * dy
-                        if not _touches(u0, h, row):
-                            continue
-                        base = index(y) * pitch + index(x)
-                        for lane in range(index(LANES)):
-                            i = base + lane
-                            u = u0 + f32(lane)
-                            raw = _exp2(max(row - h * u * u, f32(-64)))
-                            a = min(raw, ALPHA_MAX)
-                            active = (a >= ALPHA_MIN) & (order <= tile[i + STRIDE * index(5)])
-                            a = a if active else f32(0)
-                            inverse = f32(1) / (f32(1) - a)
-                            through = tile[i + STRIDE * index(3)] * inverse
-                            weight = a * through
-                            v_r, v_g, v_b = (
-                                tile[i],
-                                tile[i + STRIDE],
-                                tile[i + STRIDE * index(2)],
-                            )
-                            seen = red * v_r + green * v_g + blue * v_b
-                            behind = tile[i + STRIDE * index(4)]
-                            v_a = seen * through - behind * inverse
-                            s = -a * v_a if raw <= ALPHA_MAX else f32(0)
-                            tile[i + STRIDE * index(3)] = through
-                            tile[i + STRIDE * index(4)] = behind + weight * seen
-                            acc[lane] += s
-                            acc[lane + index(LANES)] += s * dy
-                            acc[lane + index(2 * LANES)] += s * dy * dy
-                            acc[lane + index(3 * LANES)] += weight * v_r
-                            acc[lane + index(4 * LANES)] += weight * v_g
-                            acc[lane + index(5 * LANES)] += weight * v_b
-                    for lane in range(index(LANES)):
-                        dx = f32(x0 + x) + f32(0.5) - mx + f32(lane)
-                        s_1 += acc[lane]
-                        s_x += acc[lane] * dx
-                        s_xx += acc[lane] * dx * dx
-                        s_y += acc[lane + index(LANES)]
-                        s_xy += acc[lane + index(LANES)] * dx
-                        s_yy += acc[lane + index(2 * LANES)]
-                        s_r += acc[lane + index(3 * LANES)]
-                        s_g += acc[lane + index(4 * LANES)]
-                        s_b += acc[lane + index(5 * LANES)]
-                out = sums[entries[entry, 1]]
-                out[0], out[1], out[2], out[3], out[4], out[5] = s_1, s_x, s_y, s_xx, s_xy, s_yy
-                out[6], out[7], out[8] = s_r, s_g, s_b
-    return sums
+    """Walk the entries of one tile far to near and write the moments of each."""
+    height, width = last.shape
+    rows, columns = min(TILE_H, height - y0), min(TILE_W, width - x0)
+    tile[:] = 0
+    for y in range(rows):
+        for x in range(index(STRIDE)):
+            tile[index(y) * PITCH + LAST + x] = -1
+        for x in range(columns):
+            i = index(y) * PITCH + index(x)
+            through = transmittance[y0 + y, x0 + x]
+            tile[i + RED] = v_rgb[y0 + y, x0 + x, 0]
+            tile[i + GREEN] = v_rgb[y0 + y, x0 + x, 1]
+            tile[i + BLUE] = v_rgb[y0 + y, x0 + x, 2]
+            tile[i + THROUGH] = through
+            tile[i + BEHIND] = -through * v_alpha[y0 + y, x0 + x, 0]  # alpha = 1 - through
+            tile[i + LAST] = last[y0 + y, x0 + x]
+    for entry in range(len(entries) - 1, -1, -1):
+        splat = splats[entries[entry, 0]]
+        mx, my, slant, h, curve, peak = splat[0], splat[1], splat[2], splat[3], splat[4], splat[5]
+        red, green, blue = splat[6], splat[7], splat[8]
+        this = f32(entry)
+        left, right = _pixels(mx, splat[9], x0, columns)
+        top, bottom = _pixels(my, splat[10], y0, rows)
+        s_1 = s_x = s_y = s_xx = s_xy = s_yy = s_r = s_g = s_b = f32(0)
+        for x in range(left, right + 1, LANES):
+            acc[:] = 0
+            for y in range(top, bottom + 1):
+                dy = f32(y0 + y) + f32(0.5) - my
+                u0 = f32(x0 + x) + f32(0.5) - mx + slant * dy
+                row = peak - curve * dy * dy
+                if not _touches(u0, h, row):
+                    continue
+                base = index(y) * PITCH + index(x)
+                for lane in range(WIDE):
+                    i = base + lane
+                    u = u0 + f32(lane)
+                    raw = _exp2(max(row - h * u * u, f32(-64)))
+                    a = min(raw, ALPHA_MAX)
+                    drawn = (a >= ALPHA_MIN) & (this <= tile[i + LAST])
+                    a = a if drawn else f32(0)
+                    inverse = f32(1) / (f32(1) - a)
+                    through = tile[i + THROUGH] * inverse
+                    weight = a * through
+                    v_r, v_g, v_b = tile[i + RED], tile[i + GREEN], tile[i + BLUE]
+                    seen = red * v_r + green * v_g + blue * v_b
+                    behind = tile[i + BEHIND]
+                    # s = d loss / d sigma; a clamped alpha has none
+                    s = a * (behind * inverse - seen * through)
+                    s = s if raw <= ALPHA_MAX else f32(0)
+                    tile[i + THROUGH] = through
+                    tile[i + BEHIND] = behind + weight * seen
+                    acc[lane] += s
+                    acc[lane + WIDE] += s * dy
+                    acc[lane + index(2 * LANES)] += s * dy * dy
+                    acc[lane + index(3 * LANES)] += weight * v_r
+                    acc[lane + index(4 * LANES)] += weight * v_g
+                    acc[lane + index(5 * LANES)] += weight * v_b
+            for lane in range(WIDE):
+                dx = f32(x0 + x) + f32(0.5) - mx + f32(lane)
+                s_1 += acc[lane]
+                s_x += acc[lane] * dx
+                s_xx += acc[lane] * dx * dx
+                s_y += acc[lane + WIDE]
+                s_xy += acc[lane + WIDE] * dx
+                s_yy += acc[lane + index(2 * LANES)]
+                s_r += acc[lane + index(3 * LANES)]
+                s_g += acc[lane + index(4 * LANES)]
+                s_b += acc[lane + index(5 * LANES)]
+        out = sums[entries[entry, 1]]
+        out[0], out[1], out[2], out[3], out[4], out[5] = s_1, s_x, s_y, s_xx, s_xy, s_yy
+        out[6], out[7], out[8] = s_r, s_g, s_b
 
 
-@njit(parallel=True, cache=True, fastmath=FASTMATH)
-def _gather(order, slots, sums, conics, opacities):
-    """Gradients of means2d, conics, opacities and colors from the tile sums, in tile order."""
+@njit(**KERNEL)
+def _draw(task, n_tasks, splats, ends, entries, rgb, alpha, transmittance, last):
+    n_batch, down, across = ends.shape
+    tile = np.empty(TILE_H * PITCH, f32)
+    for t in range(task, n_batch * down * across, n_tasks):
+        b, y, x = t // (down * across), t // across % down, t % across
+        start = ends.ravel()[t - 1] if t > 0 else 0
+        listed = entries[start : ends[b, y, x]]
+        images = (rgb[b], alpha[b], transmittance[b], last[b])
+        _draw_tile(splats[b], listed, tile, x * TILE_W, y * TILE_H, *images)
+
+
+@njit(**KERNEL)
+def _draw_backward(task, n_tasks, splats, ends, entries, transmittance, last, v_rgb, v_alpha, sums):
+    n_batch, down, across = ends.shape
+    tile, acc = np.empty(TILE_H * PITCH, f32), np.empty(6 * LANES, f32)
+    for t in range(task, n_batch * down * across, n_tasks):
+        b, y, x = t // (down * across), t // across % down, t % across
+        start = ends.ravel()[t - 1] if t > 0 else 0
+        listed = entries[start : ends[b, y, x]]
+        images = (transmittance[b], last[b], v_rgb[b], v_alpha[b])
+        _draw_tile_backward(splats[b], listed, tile, acc, x * TILE_W, y * TILE_H, *images, sums)
+
+
+@njit(**KERNEL)
+def _gather(
+    task,
+    n_tasks,
+    visible,
+    order,
+    slots,
+    sums,
+    conics,
+    opacities,
+    v_means2d,
+    v_conics,
+    v_colors,
+    v_opacities,
+):
+    """Add up the tiles of every splat, always in the same order."""
     n_batch, n = order.shape
-    v_means2d = np.zeros((n_batch, n, 2), f32)
-    v_conics = np.zeros((n_batch, n, 3), f32)
-    v_opacities = np.zeros((n_batch, n), f32)
-    v_colors = np.zeros((n_batch, n, 3), f32)
-    for i in prange(n_batch * n):
+    total = np.empty(MOMENTS, f32)
+    ends = slots.ravel()[1:]
+    for i in range(task * n_batch * n // n_tasks, (task + 1) * n_batch * n // n_tasks):
         b, rank = i // n, i % n
-        g = order[b, rank]
-        if g < 0:
+        if rank >= visible[b]:
             continue
-        total = np.zeros(MOMENTS, f32)
-        for slot in range(slots[b, rank], slots[b, rank + 1]):
+        g = order[b, rank]
+        total[:] = 0
+        for slot in range(slots[b, rank], ends[i] if i < len(ends) else len(sums)):
             for m in range(MOMENTS):
                 total[m] += sums[slot, m]
-        a, ab, c = conics[b, g]
-        v_means2d[b, g, 0] = -(a * total[1] + ab * total[2])
-        v_means2d[b, g, 1] = -(ab * total[1] + c * total[2])
-        v_conics[b, g, 0] = f32(0.5) * total[3]
+        ca, cb, cc = conics[b, g, 0], conics[b, g, 1], conics[b, g, 2]
+        v_means2d[b, g, 0] = -(ca * total[1] + cb * total[2])
+        v_means2d[b, g, 1] = -(cb * total[1] + cc * total[2])
+        v_conics[b, g, 0], v_conics[b, g, 2] = f32(0.5) * total[3], f32(0.5) * total[5]
         v_conics[b, g, 1] = total[4]
-        v_conics[b, g, 2] = f32(0.5) * total[5]
         v_opacities[b, g] = -total[0] / opacities[b, g]
-        v_colors[b, g] = total[6:9]
-    return v_means2d, v_conics, v_opacities, v_colors
+        v_colors[b, g, 0], v_colors[b, g, 1], v_colors[b, g, 2] = total[6], total[7], total[8]
 
 
-def _threads() -> int:
-    """Let numba use as many threads as torch does, and return that number."""
-    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
-    numba.set_num_threads(threads)
-    return threads
+@cache
+def _helpers(pid: int) -> ThreadPoolExecutor:
+    """Threads of this process: a forked child has none of its parent's."""
+    return ThreadPoolExecutor(os.cpu_count())
 
 
-def _arrays(*tensors: Tensor) -> list[np.ndarray]:
-    return [tensor.detach().contiguous().numpy() for tensor in tensors]
+def _run(kernel: Callable, *arguments, tasks: int | None = None) -> None:
+    """Call kernel(task, n_tasks, ...) for every task, as many as torch has threads, in parallel."""
+    n_tasks = min(torch.get_num_threads(), tasks or torch.get_num_threads())
+    submit = _helpers(os.getpid()).submit
+    others = [submit(kernel, task, n_tasks, *arguments) for task in range(1, n_tasks)]
+    kernel(0, n_tasks, *arguments)
+    for other in others:
+        other.result()
+
+
+def _arrays(*tensors: Tensor) -> tuple[np.ndarray, ...]:
+    return tuple(tensor.detach().contiguous().numpy() for tensor in tensors)
+
+
+def _tensors(*arrays: np.ndarray) -> tuple[Tensor, ...]:
+    return tuple(torch.from_numpy(array) for array in arrays)
 
 
 class _Project(torch.autograd.Function):
+    """Gaussians to means2d, conics, and without gradient depths, extents, radii."""
+
     @staticmethod
     def forward(ctx, means, quats, scales, opacities, viewmats, Ks, width, height):
-        _threads()
+        shape = opacities.shape
+        outputs = (
+            np.zeros((*shape, 2), f32),
+            np.zeros((*shape, 3), f32),
+            np.zeros(shape, f32),
+            np.zeros((*shape, 2), f32),
+            np.zeros(shape, np.int32),
+        )
         inputs = _arrays(means, quats, scales, opacities, viewmats, Ks)
-        projected = _project(*inputs, width, height)
-        means2d, conics, depths, extents = (torch.from_numpy(array) for array in projected)
-        ctx.save_for_backward(means, quats, scales, viewmats, Ks, extents, conics)
+        _run(_project, *inputs, width, height, *outputs)
+        means2d, conics, depths, extents, radii = _tensors(*outputs)
+        ctx.save_for_backward(means, quats, scales, viewmats, Ks, conics, radii)
         ctx.size = (width, height)
-        ctx.mark_non_differentiable(depths, extents)
-        return means2d, conics, depths, extents
+        ctx.mark_non_differentiable(depths, extents, radii)
+        return means2d, conics, depths, extents, radii
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, v_means2d, v_conics, *_):
-        _threads()
-        *inputs, extents, conics = _arrays(*ctx.saved_tensors)
-        gradients = _project_backward(
-            *inputs, *ctx.size, extents, conics, *_arrays(v_means2d, v_conics)
-        )
-        return *(torch.from_numpy(array) for array in gradients), *(None,) * 5
+        inputs = _arrays(*ctx.saved_tensors)
+        outputs = tuple(np.zeros(array.shape, f32) for array in inputs[:3])
+        _run(_project_backward, *inputs, *ctx.size, *_arrays(v_means2d, v_conics), *outputs)
+        return *_tensors(*outputs), *(None,) * 5
 
 
-class _Composite(torch.autograd.Function):
+class _Draw(torch.autograd.Function):
+    """Projected Gaussians to rgb and alpha."""
+
     @staticmethod
-    def forward(ctx, means2d, conics, colors, opacities, depths, extents, width, height):
-        threads = _threads()
-        arrays = _arrays(means2d, conics, colors, opacities, depths, extents)
-        order, splats, slots, tile_starts, entries = _bin(*arrays, width, height)
-        rgb, alpha, transmittance, last = _composite(
-            splats, tile_starts, entries, threads, width, height
-        )
+    def forward(ctx, means2d, conics, colors, opacities, depths, extents, radii, width, height):
+        n_batch, n = opacities.shape
+        visible = np.zeros(n_batch, np.int64)
+        order = np.zeros((n_batch, n), np.int32)
+        splats = np.empty((n_batch, n, SPLAT), f32)
+        spans = np.empty((n_batch, n, 4), np.int32)
+        slots = np.zeros((n_batch, n), np.int64)
+        counts = np.zeros((n_batch, -(-height // TILE_H), -(-width // TILE_W)), np.int64)
+        bits = depths.view(torch.int32)
+        inputs = _arrays(means2d, conics, colors, opacities, bits, extents, radii)
+        _run(_pack, *inputs, visible, order, splats, spans, slots, counts, tasks=n_batch)
+        # from numbers to where the tiles of a splat and the splats of a tile begin
+        slots, ends = (np.cumsum(x).reshape(x.shape) - x for x in (slots, counts))
+        entries = np.empty((counts.sum(), 2), np.int32)
+        _run(_list, visible, spans, slots, ends, entries, tasks=n_batch)
+        rgb = np.empty((n_batch, height, width, 3), f32)
+        alpha = np.empty((n_batch, height, width, 1), f32)
+        transmittance = np.empty((n_batch, height, width), f32)
+        last = np.empty((n_batch, height, width), f32)
+        _run(_draw, splats, ends, entries, rgb, alpha, transmittance, last)
         ctx.save_for_backward(conics, opacities)
-        ctx.tiles = (splats, tile_starts, entries, transmittance, last)
-        ctx.table = (order, slots)
+        ctx.drawn = (splats, ends, entries, transmittance, last)
+        ctx.sorted = (visible, order, slots)
         return torch.from_numpy(rgb), torch.from_numpy(alpha)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, v_rgb, v_alpha):
-        threads = _threads()
-        sums = _composite_backward(*ctx.tiles, *_arrays(v_rgb, v_alpha), threads)
-        v_means2d, v_conics, v_opacities, v_colors = (
-            torch.from_numpy(array)
-            for array in _gather(*ctx.table, sums, *_arrays(*ctx.saved_tensors))
-        )
-        return v_means2d, v_conics, v_colors, v_opacities, *(None,) * 4
+        conics, opacities = _arrays(*ctx.saved_tensors)
+        sums = np.empty((len(ctx.drawn[2]), MOMENTS), f32)
+        _run(_draw_backward, *ctx.drawn, *_arrays(v_rgb, v_alpha), sums)
+        shape = opacities.shape
+        outputs = tuple(np.zeros(s, f32) for s in ((*shape, 2), (*shape, 3), (*shape, 3), shape))
+        _run(_gather, *ctx.sorted, sums, conics, opacities, *outputs)
+        return *_tensors(*outputs), *(None,) * 5
 
 
 def rasterize_cpu(
@@ -628,10 +641,10 @@ def rasterize_cpu(
     height: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """rgb [B,H,W,3], alpha [B,H,W,1], means2d [B,G,2], radii [B,G]; see `rasterize.rasterize`."""
-    means2d, conics, depths, extents = _Project.apply(
+    means2d, conics, depths, extents, radii = _Project.apply(
         means, quats, scales, opacities, viewmats, Ks, width, height
     )
-    rgb, alpha = _Composite.apply(
-        means2d, conics, colors, opacities, depths, extents, width, height
+    rgb, alpha = _Draw.apply(
+        means2d, conics, colors, opacities, depths, extents, radii, width, height
     )
-    return rgb, alpha, means2d, extents.amax(dim=-1).ceil().int()
+    return rgb, alpha, means2d, radii
