@@ -8,6 +8,7 @@ world-to-camera matrices. Observed points and K are in "detector units": pixels 
 noise that is expected of the detector, so that a residual of 1 is ordinary at every image size.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,11 @@ HUBER = 3.0
 
 CHUNK = 64
 """Frames that are solved together: few enough for the processor's cache."""
+
+FOCAL_FACTORS = (0.5, 0.7, 1.0, 1.4, 2.0)
+
+MEAN_FRAMES = 400
+"""Frames, at most, of which the mean mesh is made."""
 
 BELOW_NOSE = 2
 EYE_CORNERS = ((33, 133), (362, 263))
@@ -53,20 +59,19 @@ class Prior:
 
 @dataclass(frozen=True)
 class Rigid:
-    """The rigid part of N frames: poses, focal length and the points that they come from."""
+    """The rigid part of N frames."""
 
     viewmats: np.ndarray
     """[N, 4, 4]"""
     K: np.ndarray
     """[3, 3], pixels"""
-    stable: np.ndarray
-    """[S] indices of the mesh points used"""
-    points: np.ndarray
-    """[S, 3] dm, where they lie on this head"""
-    weights: np.ndarray
-    """[S], how far each is trusted; they add up to EFFECTIVE_POINTS"""
+    mesh: np.ndarray
+    """[478, 3] dm, mean positions of all points"""
     residual: np.ndarray
-    """[N] pixels, weighted RMS distance of projected and observed points"""
+    """[N] pixels, weighted RMS distance of projected and observed stable points"""
+    focal_curve: dict[float, float]
+    """pixels, RMS distance in the keyframes with the focal length multiplied by the key: flat,
+    where the frames say nothing about it"""
 
 
 def fit_rigid(
@@ -120,9 +125,25 @@ def fit_rigid(
         weights = 1.0 / (variance + np.median(variance))
         weights *= EFFECTIVE_POINTS / weights.sum()
     viewmats = refine_poses(viewmats, observed, points, weights, K)
-    residual = unit * _rms(errors(viewmats, observed, points, K), weights)
-    K = intrinsics(K[0, 0] * unit, width, height)
-    return Rigid(viewmats, K, stable, points, weights, residual)
+    residual = _rms(errors(viewmats, observed, points, K), weights)
+    usable = np.flatnonzero(~outliers(residual))
+    sample = usable[np.linspace(0, len(usable) - 1, min(len(usable), MEAN_FRAMES)).astype(int)]
+    mesh = triangulate(
+        viewmats[sample],
+        meshes[sample, :, :2] / unit,
+        np.full(len(template), EFFECTIVE_POINTS / len(template) * len(keys) / len(sample)),
+        K,
+        dataclasses.replace(prior, points=template),
+    )
+    mesh[stable] = points
+    curve = _focal_curve(viewmats[keys], observed[keys], weights, K, prior)
+    return Rigid(
+        viewmats=viewmats,
+        K=intrinsics(K[0, 0] * unit, width, height),
+        mesh=mesh,
+        residual=unit * residual,
+        focal_curve={factor: unit * rms for factor, rms in curve.items()},
+    )
 
 
 def stable_points(template: np.ndarray) -> np.ndarray:
@@ -266,6 +287,27 @@ def bundle_adjust(
     return viewmats, points, K
 
 
+def _focal_curve(
+    viewmats: np.ndarray,
+    observed: np.ndarray,
+    weights: np.ndarray,
+    K: np.ndarray,
+    prior: Prior,
+) -> dict[float, float]:
+    curve = {}
+    for factor in FOCAL_FACTORS:
+        focal = K[0, 0] * factor
+        tried, moved = K.copy(), viewmats.copy()
+        tried[[0, 1], [0, 1]] = focal
+        moved[:, 2, 3] *= factor
+        fixed = dataclasses.replace(prior, focal_range=(focal, focal), distance_sigma=np.inf)
+        moved, points, _ = bundle_adjust(moved, observed, weights, tried, fixed)
+        curve[factor] = float(
+            np.sqrt((_rms(errors(moved, observed, points, tried), weights) ** 2).mean())
+        )
+    return curve
+
+
 def _adjustment_cost(
     viewmats: np.ndarray,
     observed: np.ndarray,
@@ -357,30 +399,25 @@ def _adjustment_equations(
 def triangulate(
     viewmats: np.ndarray,
     observed: np.ndarray,
-    prior_points: np.ndarray,
-    prior_sigma: float,
+    weights: np.ndarray,
     K: np.ndarray,
+    prior: Prior,
     steps: int = 5,
 ) -> np.ndarray:
     """Robust mean positions [P, 3] of points seen as `observed` [N, P, 2] at known poses.
 
-    Args:
-        viewmats: [N, 4, 4].
-        observed: [N, P, 2].
-        prior_points: [P, 3] dm, which give most of the depth.
-        prior_sigma: dm.
-        K: [3, 3].
+    Arguments as in `bundle_adjust`; most of the depth comes from the prior.
     """
-    points = prior_points
+    points = prior.points
     for _ in range(steps):
         pixels, _, by_camera_point = _linearised(viewmats, points, K)
         error = pixels - observed
         by_point = by_camera_point @ viewmats[:, None, :3, :3]
-        weight = _huber(error) * EFFECTIVE_POINTS / error.shape[1]
+        weight = weights * _huber(error)
         hessian = np.einsum("np,npai,npaj->pij", weight, by_point, by_point, optimize=True)
         gradient = np.einsum("np,npai,npa->pi", weight, by_point, error, optimize=True)
-        hessian += np.eye(3) * prior_sigma**-2
-        gradient += (points - prior_points) * prior_sigma**-2
+        hessian += np.eye(3) / prior.points_sigma**2
+        gradient += (points - prior.points) / prior.points_sigma**2
         points = points - np.linalg.solve(hessian, gradient[..., None])[..., 0]
     return points
 
@@ -388,10 +425,9 @@ def triangulate(
 def lift(
     viewmats: np.ndarray, observed: np.ndarray, points: np.ndarray, K: np.ndarray
 ) -> np.ndarray:
-    """World points [N, P, 3] on the rays of `observed` [N, P, 2] at the depth of `points` [P, 3]."""
+    """World points [N, P, 3] seen as `observed` [N, P, 2], at the depths of `points` [P, 3]."""
     rotation, translation = viewmats[:, :3, :3], viewmats[:, :3, 3]
-    depth = points @ rotation[:, 2].T
-    depth = depth.T + translation[:, 2:]
+    depth = rotation[:, 2] @ points.T + translation[:, 2:]
     rays = (observed - K[:2, 2]) / K[[0, 1], [0, 1]]
     camera = np.concatenate([rays * depth[..., None], depth[..., None]], axis=-1)
     return (camera - translation[:, None]) @ rotation
