@@ -13,9 +13,10 @@ import cv2
 import numpy as np
 from markupsafe import Markup, escape
 
+from talker.head.camera import project
 from talker.media.image import jpeg_bytes
 
-MARGIN = {"left": 46, "right": 12, "top": 10, "bottom": 30}
+MARGIN = {"left": 46, "right": 12, "top": 10, "bottom": 36}
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,8 @@ def chart(
             f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">'
             f"{_number(10**tick if log_y else tick)}</text>"
         )
-    for tick in _ticks(x0, x1, width // 110):
-        at = f'x="{px(tick):.1f}" y="{bottom + 18}"'
+    for tick in _ticks(x0, x1, width // 90):
+        at = f'x="{px(tick):.1f}" y="{bottom + 16}"'
         parts.append(f'<text {at} text-anchor="middle">{_number(tick)}</text>')
     parts.append(f'<text x="{right}" y="{height - 1}" text-anchor="end">{escape(x_label)}</text>')
     for curve, x, y in zip(curves, xs, ys, strict=True):
@@ -110,28 +111,33 @@ def chart(
 def draw_points(pixels: np.ndarray, points: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
     """A copy of RGB uint8 [H, W, 3] with a dot at each point [N, 2]."""
     drawn = pixels.copy()
-    radius = max(1.0, max(pixels.shape[:2]) / 300)
+    radius = max(1.0, max(pixels.shape[:2]) / 200)
     for point in points:
         cv2.circle(drawn, _fixed(point), round(radius * 16), colour, -1, cv2.LINE_AA, shift=4)
     return drawn
 
 
 def draw_mesh(
-    pixels: np.ndarray, points: np.ndarray, faces: np.ndarray, colour: tuple[int, int, int]
+    pixels: np.ndarray, vertices: np.ndarray, faces: np.ndarray, viewmat: np.ndarray, K: np.ndarray
 ) -> np.ndarray:
-    """A copy of RGB uint8 [H, W, 3] with the edges of the triangles that face the camera.
+    """A copy of RGB uint8 [H, W, 3] under a see-through clay model lit from the camera.
 
     Args:
-        points: pixels [V, 2].
-        faces: vertex ids [F, 3]; seen from outside their corners run counter-clockwise.
+        vertices: world points [V, 3].
+        faces: vertex ids [F, 3], wound either way; the nearer ones are painted over the others.
+        viewmat: world to OpenCV camera [4, 4].
+        K: [3, 3], pixels.
     """
-    corners = points[faces]
-    a, b = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
-    clockwise_in_image = a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]
-    seen = np.round(corners[clockwise_in_image < 0] * 16).astype(np.int32)
-    lines = pixels.copy()
-    cv2.polylines(lines, list(seen), True, colour, 1, cv2.LINE_AA, shift=4)
-    return cv2.addWeighted(lines, 0.65, pixels, 0.35, 0)
+    camera = vertices @ viewmat[:3, :3].T + viewmat[:3, 3]
+    corners = camera[faces]
+    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True).clip(1e-12)
+    shades = np.round(60 + 190 * np.abs(normals[:, 2])).astype(int)
+    polygons = np.round((project(vertices, viewmat[None], K)[0][faces] - 0.5) * 16).astype(np.int32)
+    clay = pixels.copy()
+    for f in np.argsort(-corners[:, :, 2].mean(1), kind="stable"):
+        cv2.fillConvexPoly(clay, polygons[f], [int(shades[f])] * 3, cv2.LINE_AA, shift=4)
+    return cv2.addWeighted(clay, 0.7, pixels, 0.3, 0)
 
 
 def blend(pixels: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:

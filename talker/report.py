@@ -46,6 +46,8 @@ STAGES = (
 )
 PACKAGES = ("talker", "torch", "gsplat", "mediapipe", "hama", "numpy", "numba", "av")
 YELLOW = (255, 214, 10)
+HALF = 500, 240
+"""Width and height of charts that stand side by side."""
 MASKS = {
     "head": ((0, 0, 255), (64, 110, 255)),
     "neck": ((0, 255, 0), (60, 200, 120)),
@@ -96,11 +98,12 @@ def overlays(data: Path, count: int) -> Section:
     columns = []
     for i in _spread(np.flatnonzero(dataset.valid), count):
         frame = dataset.frame(i)
-        points = project(dataset.vertices, dataset.viewmats[i : i + 1], dataset.K)[0]
+        viewmat = dataset.viewmats[i]
         if dataset.faces is None:
+            points = project(dataset.vertices, viewmat[None], dataset.K)[0]
             mesh = draw_points(frame, points, YELLOW)
         else:
-            mesh = draw_mesh(frame, points, dataset.faces, YELLOW)
+            mesh = draw_mesh(frame, dataset.vertices, dataset.faces, viewmat, dataset.K)
         parsing = read_image(data / "parsing" / f"{i}.png")
         masked = frame
         for stored, shown in MASKS.values():
@@ -123,7 +126,7 @@ def numbers(metrics: Section) -> Section:
     runs["detector floor"] = metrics["detector_floor"]
     rows = [
         {
-            "name": name,
+            "name": _title(name),
             "text": text,
             "values": [_shown(name, run.get(name)) for run in runs.values()],
         }
@@ -174,9 +177,9 @@ def mouth_curves(metrics: Section) -> Section:
             ],
             "time in the clip, s",
             "eye opening",
-            height=190,
+            *HALF,
         ),
-        "lags": chart(by_lag, "lag, frames", "correlation", 500, 260, zero=True),
+        "lags": chart(by_lag, "lag, frames", "correlation", *HALF, zero=True),
     }
 
 
@@ -192,7 +195,7 @@ def training(log: Path) -> Section:
             for name, style in (("lips", "frozen"), ("l1", "real"), ("loss", "avatar"))
             if name in rows[0]
         ]
-        charts[stage] = chart(curves, "step", "loss", 510, 230, log_y=True)
+        charts[stage] = chart(curves, "step", "loss", *HALF, log_y=True)
     if not charts:
         raise ValueError(f"{log}: is empty")
     return {
@@ -303,6 +306,11 @@ def tiles(metrics: Section) -> list[dict[str, str]]:
             *("psnr_mouth", "dB"),
             f"{_shown('psnr_mouth', dead['psnr_mouth'])} with a frozen mouth",
         ),
+        tile(
+            "mouth landmarks",
+            *("lmd_mouth", "px"),
+            f"detector noise {_shown('lmd_mouth', metrics['detector_floor']['lmd_mouth'])}",
+        ),
         tile("whole frame", "psnr", "dB", f"SSIM {_shown('ssim', row['ssim'])}"),
     ]
 
@@ -407,6 +415,12 @@ def _tile(pixels: np.ndarray, side: int = 400) -> np.ndarray:
 def _series(values: list[Any]) -> np.ndarray:
     """JSON numbers and nulls, nested or not, as floats and nans."""
     return np.array(values, np.float64)
+
+
+def _title(name: str) -> str:
+    for short in ("psnr", "ssim", "lmd"):
+        name = name.replace(short, short.upper())
+    return name.replace("_", " ")
 
 
 def _float(text: str) -> float | None:

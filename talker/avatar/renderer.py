@@ -5,6 +5,7 @@ Only the head is 3D: it is composited over the torso and plate of the dataset fr
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from talker.avatar.model import Avatar
 from talker.avatar.speech_encoder import CONTEXT, speech_context
 from talker.dataset import Dataset
+from talker.parallel import ordered_map
 
 
 @dataclass(frozen=True)
@@ -76,9 +78,10 @@ def render_batches(
     """
     device = next(avatar.parameters()).device
     avatar.eval()
+    decoded = ordered_map(dataset.background, drive.frames.tolist())
     for start in range(0, len(drive), batch):
         ids = drive.frames[start : start + batch]
-        backgrounds = torch.from_numpy(np.stack([dataset.background(int(i)) for i in ids]))
+        backgrounds = torch.from_numpy(np.stack(list(islice(decoded, len(ids)))))
         rgb, alpha = avatar(
             _context(drive.windows, drive.heard[start : start + batch]).to(device),
             torch.from_numpy(dataset.eye[ids]).to(device),

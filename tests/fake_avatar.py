@@ -1,0 +1,41 @@
+"""An avatar with known output: it replays the real heads of the dataset that it is shown."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from talker.dataset import Dataset
+
+
+class FakeAvatar(nn.Module):
+    """Shows the real head of the frame it hears, in any pose; what it cannot place, as frame 0.
+
+    Args:
+        delay: frames that it is late by.
+    """
+
+    def __init__(self, dataset: Dataset, delay: int = 0) -> None:
+        super().__init__()
+        self.device_of = nn.Parameter(torch.zeros(1))
+        self.dataset, self.delay = dataset, delay
+        self.config = SimpleNamespace(image_size=max(dataset.height, dataset.width), encoder="hama")
+        self.batches: list[int] = []
+
+    def forward(
+        self, speech: Tensor, eye: Tensor, viewmats: Tensor, Ks: Tensor, height: int, width: int
+    ) -> tuple[Tensor, Tensor]:
+        self.batches.append(len(speech))
+        colours, alphas = [], []
+        for window in speech[:, 4].numpy():
+            i = self._heard(window)
+            alpha = self.dataset.head_mask(i)[..., None].astype(np.float32) / 255
+            colours.append(self.dataset.frame(i).astype(np.float32) / 255 * alpha)
+            alphas.append(alpha)
+        return torch.from_numpy(np.stack(colours)), torch.from_numpy(np.stack(alphas))
+
+    def _heard(self, window: np.ndarray) -> int:
+        distance = np.abs(self.dataset.speech - window).max((1, 2))
+        i = int(distance.argmin())
+        return max(i - self.delay, 0) if distance[i] < 1e-6 else 0

@@ -1,0 +1,147 @@
+"""The measurement: perfect, late, frozen and faceless avatars score what they deserve."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_avatar import FakeAvatar
+
+from talker import evaluate as stage
+from talker.dataset import Dataset
+from talker.errors import UserError
+from talker.evaluate import DEFINITIONS, Config, Truth, evaluate, find_landmarks, measure, table
+
+
+@pytest.fixture(scope="module")
+def data(dataset: Path) -> Dataset:
+    """128 px, with the last 60 frames held out."""
+    whole = Dataset.load(dataset, 128)
+    return dataclasses.replace(whole, train_ids=np.arange(40), val_ids=np.arange(40, 100))
+
+
+@pytest.fixture(scope="module")
+def truth(data: Dataset) -> Truth:
+    return Truth.load(data, data.val_ids)
+
+
+@pytest.fixture(scope="module")
+def results(data: Dataset) -> dict[str, Any]:
+    return evaluate(FakeAvatar(data), data, Config(batch=16, shuffles=2))
+
+
+def test_the_detector_finds_the_known_mouth(data: Dataset, truth: Truth) -> None:
+    """Enlarged for the detector, measured in the pixels of the frame."""
+    assert np.isfinite(truth.found).all()
+    apart = np.linalg.norm(truth.found - data.landmarks[data.val_ids], axis=-1)
+    assert np.median(apart) < 3
+
+
+def test_a_perfect_avatar(results: dict[str, Any]) -> None:
+    row = results["held_out"]
+    assert row["psnr"] > 50
+    assert row["ssim"] > 0.999
+    assert row["mouth_correlation"] > 0.95
+    assert row["mouth_std_ratio"] == pytest.approx(1, abs=0.1)
+    assert row["best_lag_frames"] == 0
+    assert row["frames"] == 60
+    assert row["faces_lost"] == 0
+
+
+def test_controls_show_a_dead_and_a_deaf_mouth(results: dict[str, Any]) -> None:
+    true = results["held_out"]
+    frozen, shuffled = (results["controls"][name] for name in ("frozen_mouth", "shuffled_audio"))
+    for control in (frozen, shuffled):
+        assert control["psnr_mouth"] < true["psnr_mouth"] - 3
+        assert control["ssim_mouth"] < true["ssim_mouth"]
+        assert control["lmd_mouth"] > true["lmd_mouth"]
+    assert frozen["mouth_std_ratio"] < 0.3
+    assert shuffled["mouth_std_ratio"] > 0.5
+    assert abs(shuffled["mouth_correlation"]) < 0.5
+    assert shuffled["mouth_correlation_sd"] >= 0
+
+
+def test_the_curves_are_those_of_the_numbers(results: dict[str, Any]) -> None:
+    curves = results["curves"]
+    mouth = curves["mouth_opening"]
+    assert curves["frames"] == list(range(40, 100))
+    r = np.corrcoef(mouth["real"], mouth["avatar"])[0, 1]
+    assert r == pytest.approx(results["held_out"]["mouth_correlation"])
+    assert len(mouth["shuffled_audio"]) == 2
+    assert all(len(mouth[name]) == 60 for name in ("real", "avatar", "frozen_mouth"))
+    assert len(curves["eye_opening"]["avatar"]) == 60
+
+
+def test_the_table_shows_every_metric_of_every_rendering(results: dict[str, Any]) -> None:
+    lines = table(results).splitlines()
+    assert len(lines) == 1 + len(DEFINITIONS)
+    assert len({len(line) for line in lines}) == 1
+    assert "frozen mouth" in lines[0]
+    assert lines[1].split()[0] == "psnr"
+
+
+@pytest.mark.parametrize("late", [-2, 3])
+def test_a_late_mouth_has_its_lag(data: Dataset, truth: Truth, late: int) -> None:
+    ids = (data.val_ids - late).clip(0, data.frames - 1)
+    measured = measure((data.frame(i) for i in ids), truth)
+    assert measured.row["best_lag_frames"] == late
+    assert measured.row["mouth_correlation"] < 0.9
+
+
+def test_lost_faces_are_counted_and_leave_gaps(truth: Truth) -> None:
+    images = truth.frames.copy()
+    images[20:50] = 0
+    measured = measure(images, truth)
+    assert 25 <= measured.row["faces_lost"] <= 35
+    assert np.isnan(measured.mouth).sum() == measured.row["faces_lost"]
+    assert measured.row["mouth_correlation"] > 0.9
+
+
+def test_no_face_at_all_is_no_number(truth: Truth) -> None:
+    row = measure(np.zeros_like(truth.frames), truth).row
+    assert row["faces_lost"] == 60
+    assert np.isfinite(row["psnr"])
+    assert all(
+        np.isnan(row[name]) for name in ("lmd_mouth", "mouth_correlation", "mouth_std_ratio")
+    )
+
+
+def test_frames_that_are_not_held_out_leave_gaps(data: Dataset) -> None:
+    some = dataclasses.replace(data, val_ids=np.array([80, 81, 85, 86]))
+    results = evaluate(FakeAvatar(some), some, Config(shuffles=1))
+    real = results["curves"]["mouth_opening"]["real"]
+    assert np.isfinite(real).tolist() == [True, True, False, False, False, True, True]
+
+
+def test_the_detector_sees_the_same_at_any_size(truth: Truth) -> None:
+    double = truth.frames[:3].repeat(2, axis=1).repeat(2, axis=2)
+    np.testing.assert_allclose(find_landmarks(double) / 2, truth.found[:3], atol=2)
+
+
+def test_nothing_held_out_is_refused(data: Dataset) -> None:
+    empty = dataclasses.replace(data, val_ids=np.empty(0, np.int64))
+    with pytest.raises(UserError, match=r"transforms_val\.json"):
+        evaluate(FakeAvatar(empty), empty, Config())
+
+
+def test_the_file_is_plain_json_and_repeatable(
+    data: Dataset, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "load_avatar", lambda folder: FakeAvatar(data))
+    paths = [tmp_path / name for name in ("a.json", "b.json")]
+    for path in paths:
+        stage.main(data=dataset, avatar=tmp_path, metrics=path, config=Config(shuffles=1))
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    content = json.loads(paths[0].read_text(), parse_constant=refuse)
+    assert {"held_out", "controls", "detector_floor", "not_computed", "settings", "curves"} == set(
+        content
+    )
+    assert set(content["controls"]) == {"frozen_mouth", "shuffled_audio"}
+    assert {"LPIPS", "FID", "Sync-C", "Sync-D", "CSIM"} == set(content["not_computed"])
+    assert set(DEFINITIONS) < set(content["held_out"])

@@ -1,0 +1,111 @@
+"""The streaming renderer: what drives each frame, whatever the batch."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fake_avatar import FakeAvatar
+from torch import nn
+
+from talker.avatar.renderer import (
+    Drive,
+    longest_run,
+    nearest_valid,
+    ping_pong,
+    render_batches,
+    render_frames,
+)
+from talker.avatar.speech_encoder import speech_context
+from talker.dataset import Dataset
+
+
+@pytest.fixture(scope="module")
+def data(dataset: Path) -> Dataset:
+    return Dataset.load(dataset, 64)
+
+
+class Recorder(nn.Module):
+    """Remembers its input; draws `colour` with `alpha` everywhere."""
+
+    def __init__(self, colour: float, alpha: float) -> None:
+        super().__init__()
+        self.device_of = nn.Parameter(torch.zeros(1))
+        self.colour, self.alpha = colour, alpha
+        self.inputs: list[tuple[torch.Tensor, ...]] = []
+
+    def forward(self, speech, eye, viewmats, Ks, height, width):
+        self.inputs.append((speech, eye, viewmats, Ks))
+        shape = len(speech), height, width
+        return torch.full((*shape, 3), self.colour), torch.full((*shape, 1), self.alpha)
+
+
+@pytest.mark.parametrize(
+    ("length", "period"), [(1, 1), (9, 1), (9, 2), (23, 5), (3, 5), (400, 101)]
+)
+def test_ping_pong_walks_by_one_and_reaches_both_ends(length: int, period: int) -> None:
+    path = ping_pong(length, period)
+    assert len(path) == length
+    assert path[0] == 0
+    assert path.max() == min(length, period) - 1
+    if period > 1:
+        assert np.all(np.abs(np.diff(path)) == 1)
+    if length > 2 * period:
+        assert 0 in path[period:]
+
+
+@pytest.mark.parametrize(
+    ("valid", "expected"),
+    [("", []), ("00", []), ("1", [0]), ("0110111", [4, 5, 6]), ("1101100", [0, 1])],
+)
+def test_longest_run(valid: str, expected: list[int]) -> None:
+    assert longest_run(np.array([c == "1" for c in valid], bool)).tolist() == expected
+
+
+def test_nearest_valid_keeps_valid_frames_and_looks_both_ways() -> None:
+    valid = np.array([False, True, False, False, False, True, False])
+    assert nearest_valid(np.arange(7), valid).tolist() == [1, 1, 1, 1, 5, 5, 5]
+
+
+def test_composites_over_the_layers_of_the_shown_frame(data: Dataset) -> None:
+    drive = Drive(np.array([3, 40]), data.speech, np.array([0, 1]))
+    clear = list(render_frames(Recorder(0.0, 0.0), data, drive, batch=2))
+    for i, image in zip((3, 40), clear, strict=True):
+        assert np.array_equal(image, data.background(i))
+    half = next(render_batches(Recorder(0.5, 0.5), data, drive, batch=2))
+    expected = 0.5 + 0.5 * data.background(3).astype(np.float32) / 255
+    np.testing.assert_allclose(half[0].numpy(), expected, atol=1e-6)
+
+
+def test_pose_and_eyes_follow_the_shown_frame_and_speech_the_heard_one(data: Dataset) -> None:
+    drive = Drive(np.array([7, 6, 5]), data.speech, np.array([50, 51, 99]))
+    recorder = Recorder(0.0, 0.0)
+    list(render_frames(recorder, data, drive, batch=8))
+    speech, eye, viewmats, Ks = recorder.inputs[0]
+    expected = speech_context(torch.from_numpy(data.speech), torch.from_numpy(drive.heard))
+    assert torch.equal(speech, expected)
+    assert np.array_equal(eye, data.eye[drive.frames])
+    assert np.array_equal(viewmats, data.viewmats[drive.frames])
+    assert np.array_equal(Ks[2], data.K)
+
+
+@pytest.mark.parametrize("length", [1, 6, 7, 8, 14])
+def test_batches_do_not_show(data: Dataset, tmp_path: Path, length: int) -> None:
+    """One frame, a batch and its neighbours: as many frames as asked for, the same ones."""
+    np.save(tmp_path / "speech.npy", data.speech)
+    on_disk = np.load(tmp_path / "speech.npy", mmap_mode="r")
+    frames, heard = ping_pong(length, 5), np.arange(length) + 20
+    avatar = FakeAvatar(data)
+    batched = list(render_frames(avatar, data, Drive(frames, on_disk, heard), batch=7))
+    single = list(render_frames(avatar, data, Drive(frames, data.speech, heard), batch=1))
+    assert len(batched) == length
+    assert np.array_equal(batched, single)
+
+
+def test_holds_one_batch_at_a_time(data: Dataset) -> None:
+    avatar = FakeAvatar(data)
+    ids = np.arange(40)
+    frames = render_frames(avatar, data, Drive(ids, data.speech, ids), batch=4)
+    for _ in range(5):
+        next(frames)
+    assert avatar.batches == [4, 4]
