@@ -1,0 +1,162 @@
+"""Speech features from the convolutional trunk of hama's phoneme recogniser (Apache-2.0), in torch.
+
+The weights are read from the ONNX file inside the `hama` wheel; nothing of its code is imported.
+Its middle layers predict mouth shapes better than its phoneme scores do: block 6 is the best one.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from talker.clip import SAMPLE_RATE
+from talker.errors import UserError
+from talker.media.speech_encoders import Encoder
+
+VERSION = "1.3.10"
+WEIGHTS = "hama/assets/asr_waveform_fp16.onnx"
+SHA256 = "a884b5ac55f8bbc00673e8cf6d2dd601aa76e5031dd85cf3de2f25b5987cd59a"
+
+HOP = 320  # samples between feature vectors
+DIMS = 256
+DILATIONS = (1, 1, 2, 2, 4, 1, 1)  # of blocks 0..6
+CHUNK = 10 * SAMPLE_RATE  # the recogniser was made for sentences, not for hours
+CONTEXT = 2 * SAMPLE_RATE
+
+
+class SpectrogramStem(nn.Module):
+    """Log-mel spectrogram (25 ms windows every 10 ms, 80 bands) and a convolution to 50 Hz."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.real = nn.Conv1d(1, 201, 400, stride=160, bias=False)
+        self.imaginary = nn.Conv1d(1, 201, 400, stride=160, bias=False)
+        self.mel = nn.Linear(201, 80, bias=False)
+        self.conv = nn.Conv1d(80, DIMS, 3, stride=2, padding=1)
+
+    def forward(self, sound: Tensor) -> Tensor:
+        """Map sound [B, S] to [B, 256, 1 + S // 320]."""
+        padded = F.pad(sound[:, None], (200, 200), mode="reflect")
+        power = self.real(padded) ** 2 + self.imaginary(padded) ** 2
+        mel = self.mel(power.mT).mT
+        return F.gelu(self.conv(mel.clamp(min=1e-10).log()))
+
+
+class Block(nn.Module):
+    """Depthwise separable convolution with squeeze-and-excitation and a residual."""
+
+    def __init__(self, dilation: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv1d(DIMS, DIMS, 9, dilation=dilation, padding="same", groups=DIMS)
+        self.pointwise = nn.Conv1d(DIMS, DIMS, 1)
+        self.squeeze = nn.Conv1d(DIMS, 32, 1)
+        self.excite = nn.Conv1d(32, DIMS, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.silu(self.pointwise(self.depthwise(x)))
+        weight = torch.sigmoid(self.excite(F.silu(self.squeeze(y.mean(dim=2, keepdim=True)))))
+        return x + weight * y
+
+
+class Trunk(nn.Sequential):
+    """The recogniser up to and including block 6: sound [B, S] -> [B, 256, 1 + S // 320]."""
+
+    def __init__(self) -> None:
+        super().__init__(SpectrogramStem(), *map(Block, DILATIONS))
+
+    def load_onnx(self, path: Path) -> None:
+        """Copy the weights of the ONNX file, whose convolutions stand in the order of ours."""
+        import onnx
+        from onnx.numpy_helper import to_array
+
+        graph = onnx.load(path).graph
+        weights = {
+            tensor.name: torch.from_numpy(to_array(tensor).copy()) for tensor in graph.initializer
+        }
+        theirs = (node for node in graph.node if node.op_type == "Conv")
+        ours = (module for module in self.modules() if isinstance(module, nn.Conv1d))
+        with torch.no_grad():
+            self[0].mel.weight.copy_(weights["mel_fb"].T)
+            for module, node in zip(ours, theirs, strict=False):
+                _, *names = node.input
+                for parameter, name in zip(module.parameters(), names, strict=True):
+                    parameter.copy_(weights[name])
+
+
+def load() -> Encoder:
+    """Build the encoder from the wheel's weights.
+
+    Raises:
+        UserError: hama is not installed, or its weights are not those of the expected version.
+    """
+    path = _weights()
+    trunk = Trunk()
+    trunk.load_onnx(path)
+    trunk.eval().requires_grad_(False)
+    return Encoder(
+        name="hama",
+        dims=DIMS,
+        rate=SAMPLE_RATE / HOP,
+        first_centre=0.0,
+        sha256=SHA256,
+        encode=lambda sound: encode(trunk, sound),
+    )
+
+
+@torch.inference_mode()
+def encode(trunk: Trunk, sound: np.ndarray) -> np.ndarray:
+    """Describe sound of any length, in chunks of 10 s that hear 2 s more on both sides.
+
+    The excitations average over a chunk, so all have the same length; before its start and after
+    its end the sound is continued by its mirror image.
+
+    Args:
+        trunk: the network.
+        sound: float32 [S] at 16 kHz in -1..1.
+
+    Returns:
+        float32 [1 + S // 320, 256]; row k is centred on sample 320 k.
+    """
+    rows = 1 + len(sound) // HOP
+    chunks = -(-rows * HOP // CHUNK)
+    after = chunks * CHUNK + CONTEXT - len(sound)
+    padded = torch.from_numpy(np.pad(sound, (CONTEXT, after), mode="reflect"))
+    pieces = []
+    with _one_thread():
+        for start in range(0, chunks * CHUNK, CHUNK):
+            features = trunk(padded[None, start : start + CHUNK + 2 * CONTEXT])[0]
+            pieces.append(features[:, CONTEXT // HOP : (CONTEXT + CHUNK) // HOP].T.numpy())
+    return np.concatenate(pieces)[:rows]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Enough for 80 times real time, and the sums come out the same whatever the machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _weights() -> Path:
+    advice = f"install it with `pip install hama=={VERSION}`"
+    try:
+        path = Path(str(distribution("hama").locate_file(WEIGHTS)))
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except PackageNotFoundError as error:
+        raise UserError(f"the speech encoder needs the package hama; {advice}") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {advice}") from error
+    if found != SHA256:
+        raise UserError(
+            f"{path}: expected the weights with sha256 {SHA256}, found {found}; {advice}"
+        )
+    return path
