@@ -1,4 +1,4 @@
-"""Reading a prepared dataset folder (docs/conventions.md): poses, speech, blinks and images of a clip.
+"""Reading a prepared dataset folder: poses, speech, blinks and images of a clip.
 
 Works on folders that the published AD-NeRF-family scripts made as well as on talker's own.
 """
@@ -77,10 +77,10 @@ class Dataset:
             UserError: a file is missing or does not have one row for each frame; `talker check`
                 lists every fault of a folder at once.
         """
-        params = _load_params(folder / "track_params.pt")
+        params = load_params(folder / "track_params.pt")
         euler, trans = params["euler"].numpy(), params["trans"].numpy()
         frames = len(euler)
-        train, val = (_load_json(folder / f"transforms_{split}.json") for split in ("train", "val"))
+        train, val = (load_json(folder / f"transforms_{split}.json") for split in ("train", "val"))
         full_height, full_width = read_image(folder / "ori_imgs" / "0.jpg").shape[:2]
         scale = size / max(full_height, full_width)
         height, width = round(full_height * scale), round(full_width * scale)
@@ -88,8 +88,9 @@ class Dataset:
         K = intrinsics(train["focal_len"], full_width, full_height)
         K[:2] *= scale
         speech_path = folder / SPEECH_FILES[encoder]
-        speech = _rows(_load_array(speech_path), frames, speech_path)
-        au45 = _rows(_load_au45(folder / "au.csv"), frames, folder / "au.csv")
+        speech = _rows(load_array(speech_path), frames, speech_path)
+        au45 = _rows(load_au45(folder / "au.csv"), frames, folder / "au.csv")
+        landmarks = np.stack([load_lms(folder / "ori_imgs" / f"{i}.lms") for i in range(frames)])
         return cls(
             folder=folder,
             height=height,
@@ -99,7 +100,7 @@ class Dataset:
             K=K.astype(np.float32),
             speech=speech.astype(np.float32),
             eye=(np.clip(au45, 0, 2) / 2).astype(np.float32),
-            landmarks=_load_landmarks(folder / "ori_imgs", frames) * np.float32(scale),
+            landmarks=landmarks * np.float32(scale),
             expression=params["exp"].numpy().astype(np.float32),
             vertices=params["vertices"].float().mean(0).numpy(),
             faces=params["faces"].long().numpy() if "faces" in params else None,
@@ -151,7 +152,8 @@ class Dataset:
         return cv2.resize(image, (self.width, self.height), interpolation=mode)
 
 
-def _load_params(path: Path) -> dict[str, Any]:
+def load_params(path: Path) -> dict[str, Any]:
+    """Read a track_params.pt onto the CPU; UserError if it is missing or unsafe to unpickle."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
@@ -160,42 +162,43 @@ def _load_params(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read by torch.load ({error})") from error
 
 
-def _load_json(path: Path) -> dict[str, Any]:
+def load_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; UserError if it is missing or damaged."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from error
 
 
-def _load_array(path: Path) -> np.ndarray:
+def load_array(path: Path) -> np.ndarray:
+    """Read an .npy file; UserError if it is missing or damaged."""
     try:
         return np.load(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as .npy ({error})") from error
 
 
-def _load_au45(path: Path) -> np.ndarray:
+def load_au45(path: Path) -> np.ndarray:
+    """Read the AU45 intensities [T] of an OpenFace csv; UserError if they are not there."""
     try:
         with path.open(newline="") as handle:
             rows = [
-                {key.strip(): value for key, value in row.items()} for row in csv.DictReader(handle)
+                {str(key).strip(): value for key, value in row.items()}
+                for row in csv.DictReader(handle)
             ]
         return np.array([float(row["AU45_r"]) for row in rows], np.float32)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: expected a column AU45_r of numbers ({error})") from error
 
 
-def _load_landmarks(folder: Path, frames: int) -> np.ndarray:
-    landmarks = np.empty((frames, 68, 2), np.float32)
-    for i in range(frames):
-        path = folder / f"{i}.lms"
-        try:
-            landmarks[i] = np.loadtxt(path, dtype=np.float32)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: expected 68 lines of 'x y' ({error})") from error
-    return landmarks
+def load_lms(path: Path) -> np.ndarray:
+    """Read 68 landmarks [68, 2]; UserError if the file does not hold 68 lines of two numbers."""
+    try:
+        return np.array(path.read_text().split(), np.float32).reshape(68, 2)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: expected 68 lines of 'x y' ({error})") from error
 
 
 def _rows(array: np.ndarray, frames: int, path: Path) -> np.ndarray:
