@@ -33,7 +33,7 @@ rule check:
         runtime=10,
     params:
         options=flags("check"),
-        code=code_of("talker.check"),
+        recipe=recipe("check", after=[rules.speech, rules.blink, rules.track, rules.layers]),
     message:
         "{wildcards.subject}: is the dataset complete and consistent?"
     shell:
@@ -60,7 +60,7 @@ rule train:
         gpu=GPU,
     params:
         options=flags("train"),
-        code=code_of("talker.train"),
+        recipe=recipe("train", after=[rules.check]),
     message:
         "{wildcards.subject}: train the avatar (follow it in {log})"
     shell:

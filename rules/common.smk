@@ -1,6 +1,7 @@
 """What the rules share: the subjects, the speeches, the options of the stages."""
 
 import csv
+import hashlib
 import re
 import shlex
 import shutil
@@ -104,6 +105,16 @@ def flags(stage):
                 yield f"--{name}={value}"
 
     return shlex.join(words(OPTIONS.get(stage, {})))
+
+
+def recipe(stage, after=()):
+    """What made an output: a hash of the code and the options of a stage and of those before it.
+
+    Snakemake does not miss an intermediate file that is gone: without the stages before it, a stage
+    would stay as it is when an earlier one was changed and then failed.
+    """
+    parts = [code_of(f"talker.{stage}"), flags(stage), *(rule.params.recipe for rule in after)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 
 check_schema(config, "config.schema.yaml", "config")

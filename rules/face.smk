@@ -23,7 +23,7 @@ rule landmarks:
     params:
         images=rules.frames.output.images,
         options=flags("landmarks"),
-        code=code_of("talker.landmarks"),
+        recipe=recipe("landmarks", after=[rules.frames]),
     message:
         "{wildcards.subject}: face mesh and 68 landmarks of every frame"
     shell:
@@ -50,7 +50,7 @@ rule parsing:
     params:
         images=rules.frames.output.images,
         options=flags("parsing"),
-        code=code_of("talker.parsing"),
+        recipe=recipe("parsing", after=[rules.landmarks]),
     message:
         "{wildcards.subject}: masks of head, neck, torso and background"
     shell:
@@ -77,7 +77,7 @@ rule blink:
         runtime=5,
     params:
         options=flags("blink"),
-        code=code_of("talker.blink"),
+        recipe=recipe("blink", after=[rules.landmarks]),
     message:
         "{wildcards.subject}: eye closure of every frame"
     shell:
@@ -106,7 +106,7 @@ rule track:
         runtime=30,
     params:
         options=flags("track"),
-        code=code_of("talker.track"),
+        recipe=recipe("track", after=[rules.landmarks]),
     message:
         "{wildcards.subject}: head pose of every frame, focal length, face shape"
     shell:
@@ -134,7 +134,7 @@ rule background:
     params:
         images=rules.frames.output.images,
         options=flags("background"),
-        code=code_of("talker.background"),
+        recipe=recipe("background", after=[rules.parsing]),
     message:
         "{wildcards.subject}: the plate behind the person"
     shell:
@@ -163,7 +163,7 @@ rule layers:
     params:
         images=rules.frames.output.images,
         options=flags("layers"),
-        code=code_of("talker.layers"),
+        recipe=recipe("layers", after=[rules.background]),
     message:
         "{wildcards.subject}: layers of head and torso"
     shell:

@@ -20,7 +20,7 @@ rule synthesize:
         runtime=10,
     params:
         options=flags("synthesize"),
-        code=code_of("talker.synthesize"),
+        recipe=recipe("synthesize"),
     message:
         "demo: a synthetic talking person, with its exact truth"
     shell:
@@ -46,7 +46,7 @@ rule frames:
         runtime=30,
     params:
         options=flags("frames"),
-        code=code_of("talker.frames"),
+        recipe=recipe("frames"),
     message:
         "{wildcards.subject}: frames at 25 fps, cropped around the face"
     shell:
@@ -74,7 +74,7 @@ rule audio:
         runtime=10,
     params:
         options=flags("audio"),
-        code=code_of("talker.audio"),
+        recipe=recipe("audio", after=[rules.frames]),
     message:
         "{wildcards.subject}: sound at 16 kHz, as long as the frames"
     shell:
@@ -101,7 +101,7 @@ rule speech:
         runtime=20,
     params:
         options=flags("speech"),
-        code=code_of("talker.speech"),
+        recipe=recipe("speech", after=[rules.audio]),
     message:
         "{wildcards.subject}: speech features, a window for every frame"
     shell:
@@ -127,7 +127,7 @@ rule novel_audio:
         runtime=10,
     params:
         options=flags("audio"),
-        code=code_of("talker.audio"),
+        recipe=recipe("audio"),
     message:
         "{wildcards.subject}: sound of the novel speech '{wildcards.name}'"
     shell:
@@ -153,7 +153,7 @@ rule novel_speech:
         runtime=20,
     params:
         options=flags("speech"),
-        code=code_of("talker.speech"),
+        recipe=recipe("speech", after=[rules.novel_audio, rules.speech]),
     message:
         "{wildcards.subject}: features of the novel speech '{wildcards.name}'"
     shell:

@@ -20,7 +20,7 @@ rule render:
         gpu=GPU,
     params:
         options=flags("render"),
-        code=code_of("talker.render"),
+        recipe=recipe("render", after=[rules.train]),
     message:
         "{wildcards.subject}: video of the '{wildcards.split}' part"
     shell:
@@ -49,7 +49,7 @@ rule render_novel:
         gpu=GPU,
     params:
         options=flags("render"),
-        code=code_of("talker.render"),
+        recipe=recipe("render", after=[rules.train, rules.novel_speech]),
     message:
         "{wildcards.subject}: video of the novel speech '{wildcards.name}'"
     shell:
@@ -77,7 +77,7 @@ rule evaluate:
         gpu=GPU,
     params:
         options=flags("evaluate"),
-        code=code_of("talker.evaluate"),
+        recipe=recipe("evaluate", after=[rules.train]),
     message:
         "{wildcards.subject}: measure the avatar on the held-out part"
     shell:
@@ -105,7 +105,7 @@ rule report:
         runtime=10,
     params:
         options=flags("report"),
-        code=code_of("talker.report"),
+        recipe=recipe("report", after=[rules.render, rules.evaluate]),
     message:
         "{wildcards.subject}: the report"
     shell:

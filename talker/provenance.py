@@ -13,17 +13,20 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent
 
 
-def code_of(module: str, *data: str, package: Path = PACKAGE) -> str:
+def code_of(module: str, package: Path = PACKAGE) -> str:
     """Return 12 hex digits that change with the code of `module` and of what it imports.
+
+    A data file counts with the module that lies beside it and names it.
 
     Args:
         module: dotted name of a module, such as "talker.track".
-        data: files in the package that count as its code too, such as "head/mean.npz".
         package: folder of the top-level package.
     """
-    sources = [_source(name, package) for name in closure(module, package)]
-    parts = [_parse(source.read_text())[0].encode() for source in sources]
-    parts += [(package / name).read_bytes() for name in data]
+    parts = []
+    for source in (_source(name, package) for name in closure(module, package)):
+        code, _, strings = _parse(source.read_text())
+        parts.append(code.encode())
+        parts += [file.read_bytes() for file in _data(source.parent) if file.name in strings]
     digests = b"".join(hashlib.sha256(part).digest() for part in parts)
     return hashlib.sha256(digests).hexdigest()[:12]
 
@@ -54,12 +57,18 @@ def _source(name: str, package: Path) -> Path:
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
+def _data(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.is_file() and file.suffix != ".py")
+
+
 @functools.cache
-def _parse(text: str) -> tuple[str, tuple[str, ...]]:
-    """Return a module's code without comments and docstrings, and the names that it imports."""
-    tree = ast.parse(text)
-    imports = tuple(name for node in ast.walk(tree) for name in _imported(node))
-    return ast.unparse(_Undocumented().visit(tree)), imports
+def _parse(text: str) -> tuple[str, frozenset[str], frozenset[str]]:
+    """Return a module's code without comments and docstrings, its imports and its strings."""
+    tree = _Undocumented().visit(ast.parse(text))
+    nodes = list(ast.walk(tree))
+    imports = frozenset(name for node in nodes for name in _imported(node))
+    strings = frozenset(str(node.value) for node in nodes if isinstance(node, ast.Constant))
+    return ast.unparse(tree), imports, strings
 
 
 def _imported(node: ast.AST) -> Iterator[str]:

@@ -76,11 +76,14 @@ def test_hash_changes_with_code_alone(package, file, old, new, track_changes, re
     assert [a != b for a, b in zip(before, after, strict=True)] == [track_changes, report_changes]
 
 
-def test_listed_data_counts_as_code(package):
-    before = code_of("talker.track", "head/mean.txt", package=package)
-    assert before != code_of("talker.track", package=package)
+def test_a_data_file_counts_with_the_module_that_names_it(package):
+    def hashes():
+        return [code_of(f"talker.{stage}", package=package) for stage in ("track", "report")]
+
+    (package / "head/camera.py").write_text("MEAN = Path(__file__).with_name('mean.txt')\n")
+    before = hashes()
     (package / "head/mean.txt").write_text("0 0 1")
-    assert before != code_of("talker.track", "head/mean.txt", package=package)
+    assert [a != b for a, b in zip(before, hashes(), strict=True)] == [True, False]
 
 
 def test_hash_does_not_depend_on_the_place(package, tmp_path):

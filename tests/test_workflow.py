@@ -1,0 +1,294 @@
+"""The rules, run with a stand-in for `talker` that only makes the outputs it is asked for."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+PARTS = ["Snakefile", "rules", "config", "workflow", "profiles", "envs", "demo"]
+TALKER = f"""#!{sys.executable} -S
+import sys
+from pathlib import Path
+stage, *args = sys.argv[1:]
+if Path("broken").exists() and Path("broken").read_text() == stage:
+    Path("checkpoint").touch()
+    sys.exit(f"talker {{stage}}: error: no face in any frame")
+for path in map(Path, args):
+    if "/" in str(path) and not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(stage) if path.suffix else path.mkdir()
+"""
+DATASET = {
+    "frames",
+    "audio",
+    "speech",
+    "landmarks",
+    "blink",
+    "track",
+    "parsing",
+    "background",
+    "layers",
+}
+GRAPH = {
+    "synthesize": set(),
+    "frames": {"synthesize"},
+    "audio": {"synthesize", "frames"},
+    "speech": {"audio", "frames"},
+    "landmarks": {"frames"},
+    "blink": {"frames", "landmarks"},
+    "track": {"frames", "landmarks"},
+    "parsing": {"frames", "landmarks"},
+    "background": {"frames", "parsing"},
+    "layers": {"frames", "parsing", "background"},
+    "check": DATASET,
+    "train": {"check"} | DATASET,
+    "render": {"train"} | DATASET,
+    "evaluate": {"train"} | DATASET,
+    "report": {"train", "render", "evaluate"} | DATASET,
+    "all": {"render", "evaluate", "report"},
+}
+AFTER_CHECK = {"train", "render", "evaluate", "report"}
+
+
+class Workflow:
+    """A copy of the workflow and of the package in a folder of its own."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        for part in PARTS:
+            copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+            copy(ROOT / part, folder / part)
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / "talker", folder / "talker", ignore=ignore)
+        (folder / "bin").mkdir()
+        (folder / "bin" / "talker").write_text(TALKER)
+        (folder / "bin" / "talker").chmod(0o755)
+
+    def snakemake(self, *args: str) -> subprocess.CompletedProcess:
+        """Run snakemake in the folder, on two cores; the machine may have a GPU or not."""
+        return subprocess.run(
+            [sys.executable, "-m", "snakemake", "--cores", "2", *args],
+            cwd=self.folder,
+            env=os.environ
+            | {
+                "PATH": f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
+                "PYTHONPATH": str(self.folder),
+            },
+            capture_output=True,
+            text=True,
+        )
+
+    def run(self, *args: str) -> str:
+        done = self.snakemake(*args)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def refuse(self, *args: str) -> str:
+        done = self.snakemake(*args)
+        assert done.returncode != 0
+        return done.stdout + done.stderr
+
+    def planned(self, *args: str) -> set[str]:
+        """Names of the rules that would run now, without `all`."""
+        rows = re.findall(r"^(\w+) +\d+$", self.run("-n", *args), flags=re.MULTILINE)
+        return set(rows) - {"all", "total"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A workflow whose demo subject is done; tests put back what they change."""
+    workflow = Workflow(tmp_path_factory.mktemp("workflow"))
+    workflow.run()
+    return workflow
+
+
+@pytest.fixture
+def edited(finished):
+    """Edit files of the finished workflow; they are as before when the test ends."""
+    before = {}
+
+    def edit(file: str, old: str, new: str) -> None:
+        path = finished.folder / file
+        before.setdefault(path, path.read_text())
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new, 1))
+
+    yield edit
+    for path, text in before.items():
+        path.write_text(text)
+
+
+def graph(text: str) -> dict[str, set[str]]:
+    """{rule: rules it takes from} of `--rulegraph mermaid-js`."""
+    names = dict(re.findall(r"^\s*(id\d+)\[(\w+)\]$", text, flags=re.MULTILINE))
+    producers: dict[str, set[str]] = {name: set() for name in names.values()}
+    for producer, consumer in re.findall(r"^\s*(id\d+) --> (id\d+)$", text, flags=re.MULTILINE):
+        producers[names[consumer]].add(names[producer])
+    return producers
+
+
+def test_the_graph_is_as_designed(finished):
+    assert graph(finished.run("--rulegraph", "mermaid-js")) == GRAPH
+
+
+def test_workflow_snakefile_is_the_same_workflow(finished):
+    assert "Nothing to be done" in finished.run("-s", "workflow/Snakefile")
+    assert finished.planned("-s", "workflow/Snakefile", "-F") == set(GRAPH) - {"all"} | {"default"}
+
+
+def test_a_second_run_does_nothing(finished):
+    for name in ("val.mp4", "metrics.json", "report.html"):
+        assert (finished.folder / "results/demo" / name).exists()
+    assert "Nothing to be done" in finished.run()
+
+
+def test_every_job_is_logged_and_measured(finished):
+    logs = {path.stem for path in (finished.folder / "logs/demo").iterdir()}
+    assert logs == {path.stem for path in (finished.folder / "benchmarks/demo").iterdir()}
+    assert logs == set(GRAPH) - {"all", "render"} | {"render_val"}
+
+
+@pytest.mark.parametrize(
+    ("file", "code", "rules"),
+    [
+        ("talker/report.py", "UNUSED = 1", {"report"}),
+        ("talker/evaluate.py", "UNUSED = 1", {"evaluate", "report"}),
+        ("talker/track.py", "UNUSED = 1", {"track", "check"} | AFTER_CHECK),
+        ("talker/blink.py", "# a comment", set()),
+        ("talker/clip.py", "UNUSED = 1", set(GRAPH) - {"all"}),
+    ],
+)
+def test_an_edit_reruns_what_it_affects(finished, edited, file, code, rules):
+    path = finished.folder / file
+    edited(file, path.read_text(), path.read_text() + f"\n{code}\n")
+    assert finished.planned() == rules
+
+
+def test_docstrings_times_and_formatting_rerun_nothing(finished, edited):
+    edited("talker/train.py", '"""', '"""Well, ')
+    for path in [*finished.folder.glob("talker/*.py"), *finished.folder.glob("rules/*.smk")]:
+        path.touch()
+    (finished.folder / "data/demo/demo.mp4").touch()
+    assert finished.planned() == set()
+
+
+def test_frames_may_gain_files_without_rerunning_anything(finished):
+    (finished.folder / "data/demo/ori_imgs/0.lms").write_text("1 2")
+    assert finished.planned() == set()
+
+
+def test_options_reach_their_stage_and_rerun_it(finished, tmp_path):
+    overlay = tmp_path / "mine.yaml"
+    overlay.write_text(yaml.safe_dump({"options": {"evaluate": {"batch": 3}}}))
+    assert finished.planned("--configfile", str(overlay)) == {"evaluate", "report"}
+    commands = finished.run("-n", "-p", "--configfile", str(overlay))
+    assert re.search(r"talker evaluate .* --batch=3 ", commands)
+
+
+def test_a_preset_gives_way_to_the_users_options(finished, tmp_path):
+    draft = yaml.safe_load((ROOT / "config/presets/draft.yaml").read_text())
+    key, value = next(iter(draft["train"].items()))
+    overlay = tmp_path / "mine.yaml"
+    overlay.write_text(yaml.safe_dump({"options": {"train": {key: value + 1}}}))
+    flag = f"--{key.replace('_', '-')}="
+    arguments = ("-n", "-p", "-F", "--config", "preset=draft")
+    assert f"{flag}{value} " in finished.run(*arguments)
+    assert f"{flag}{value + 1} " in finished.run(*arguments, "--configfile", str(overlay))
+
+
+def test_wrong_options_are_refused_by_name(finished, tmp_path):
+    overlay = tmp_path / "mine.yaml"
+    config = {
+        "preset": "fast",
+        "vidoe": "me.mp4",
+        "video": 7,
+        "options": {"trian": {}, "render": {"batsch": 1}, "evaluate": {"batch": "1"}},
+    }
+    overlay.write_text(yaml.safe_dump(config))
+    output = finished.refuse("-n", "--configfile", str(overlay))
+    for complaint in (
+        r"config: preset: 'fast' is not one of",
+        r"config: .*'vidoe' was unexpected",
+        r"config: video: 7 is not of type 'string'",
+        r"config: options: .*'trian' was unexpected",
+        r"config: options\.render: .*'batsch' was unexpected",
+        r"config: options\.evaluate\.batch: '1' is not of type 'integer'",
+    ):
+        assert re.search(complaint, output), output
+
+
+@pytest.mark.parametrize(
+    ("rows", "complaint"),
+    [
+        (["me\tme.mp4", "me\tyou.mp4"], r"line 3: subject 'me' has a row already"),
+        (["a/b\tme.mp4"], r"line 2: subject: 'a/b' does not match"),
+        (["me"], r"line 2: video: None is not of type 'string'"),
+        (["me\tabsent.mp4"], r"absent\.mp4"),
+    ],
+)
+def test_a_wrong_row_is_refused_by_its_line(finished, tmp_path, rows, complaint):
+    table = tmp_path / "subjects.tsv"
+    table.write_text("\n".join(["subject\tvideo", *rows]) + "\n")
+    output = finished.refuse("-n", "--config", f"subjects={table}")
+    assert re.search(complaint, output), output
+
+
+def test_a_video_on_the_command_line_is_the_only_subject(finished, tmp_path):
+    video = tmp_path / "my clip (1).mp4"
+    video.touch()
+    commands = finished.run("-n", "-p", "--config", f"video={video}")
+    assert f"talker frames --video '{video}' --clip data/my_clip_1_/clip.json" in commands
+    assert "demo" not in commands.replace(str(video), "")
+
+
+def test_a_subject_without_a_row_brings_its_video(finished):
+    target = "results/guest/val.mp4"
+    assert "data/guest/guest.mp4" in finished.refuse("-n", target)
+    (finished.folder / "data/guest").mkdir()
+    (finished.folder / "data/guest/guest.mp4").touch()
+    assert "frames" in finished.planned(target)
+
+
+NOVEL = {"novel_audio", "novel_speech", "render_novel"}
+
+
+def test_a_speech_in_the_dataset_folder_is_spoken(finished):
+    folder = finished.folder / "data/demo/novel"
+    folder.mkdir(exist_ok=True)
+    (folder / "hello.mp3").touch()
+    assert finished.planned("results/demo/novel/hello.mp4") == NOVEL
+    assert finished.planned() == NOVEL
+    finished.run()
+    assert (finished.folder / "results/demo/novel/hello.mp4").exists()
+    assert "Nothing to be done" in finished.run()
+    assert "data/demo/novel/absent.wav" in finished.refuse("-n", "results/demo/novel/absent.mp4")
+
+
+def test_a_speech_of_the_config_is_spoken(finished, tmp_path):
+    speech = tmp_path / "my words.flac"
+    speech.touch()
+    given = ("--config", f"speech={speech}")
+    assert finished.planned(*given) >= NOVEL
+    assert finished.planned("results/demo/novel/my_words.mp4", *given) == NOVEL
+    assert finished.planned("results/demo/novel/other.mp4", *given) == NOVEL
+    commands = finished.run("-n", "-p", "--config", f"speech={{greeting: {speech}}}")
+    assert f"--source '{speech}' --wav data/demo/novel/greeting/aud.wav" in commands
+
+
+def test_a_failed_stage_says_why_and_is_repeated(finished, edited):
+    (finished.folder / "broken").write_text("train")
+    edited("talker/train.py", "import", "import this\nimport")
+    output = finished.refuse()
+    (finished.folder / "broken").unlink()
+    assert "talker train: error: no face in any frame" in output
+    assert "Traceback" not in output
+    assert not (finished.folder / "results/demo/avatar").exists()
+    assert finished.planned() >= AFTER_CHECK
+    finished.run()
+    assert "Nothing to be done" in finished.run()
