@@ -4,10 +4,7 @@
 """
 
 import logging
-import os
-from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,12 +17,12 @@ from talker.files import replacing
 from talker.media.image import write_image
 from talker.media.mediapipe import detect_faces
 from talker.media.video import frame_count, probe, read_frames
+from talker.parallel import ordered_map
 from talker.progress import progress
 
 MIN_FRAMES = 2 * FPS
 MIN_FACE = 48  # pixels; less is too coarse for a face mesh
 PORTRAIT_FACE = 0.3  # a square video whose face is this wide (of its width) needs no crop
-BUFFERED = 32  # frames that may wait for the JPEG encoders
 
 logger = logging.getLogger(__name__)
 
@@ -129,15 +126,24 @@ def write_frames(video: Path, clip: Clip, folder: Path, quality: int) -> None:
         UserError: the video cannot be decoded to its end.
     """
     folder.mkdir()
-    images = progress(read_frames(video, clip.source), "frames", clip.frames)
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        waiting: deque[Future[None]] = deque()
-        for i, image in enumerate(images):
-            waiting.append(pool.submit(_write, folder / f"{i}.jpg", image, clip, quality))
-            if len(waiting) == BUFFERED:
-                waiting.popleft().result()
-        for job in waiting:
-            job.result()
+
+    def write(numbered: tuple[int, np.ndarray]) -> None:
+        i, image = numbered
+        write_image(folder / f"{i}.jpg", fit(image, clip), quality)
+
+    written = ordered_map(write, enumerate(read_frames(video, clip.source)))
+    for _ in progress(written, "frames", clip.frames):
+        pass
+
+
+def fit(image: np.ndarray, clip: Clip) -> np.ndarray:
+    """Crop and scale a picture of the source to the clip's [H, W, 3]."""
+    if clip.crop:
+        x, y, size = clip.crop.x, clip.crop.y, clip.crop.size
+        image = image[y : y + size, x : x + size]
+    if image.shape[:2] == (clip.height, clip.width):
+        return image
+    return cv2.resize(image, (clip.width, clip.height), interpolation=cv2.INTER_AREA)
 
 
 def main(*, video: Path, clip: Path, images: Path, config: Config = Config()) -> None:
@@ -184,12 +190,3 @@ def _given_crop(values: Sequence[int], video: Path, source: Source) -> Crop:
 
 def _centres(boxes: np.ndarray) -> np.ndarray:
     return (boxes[..., :2] + boxes[..., 2:]) / 2
-
-
-def _write(path: Path, image: np.ndarray, clip: Clip, quality: int) -> None:
-    if clip.crop:
-        x, y, size = clip.crop.x, clip.crop.y, clip.crop.size
-        image = image[y : y + size, x : x + size]
-    if image.shape[:2] != (clip.height, clip.width):
-        image = cv2.resize(image, (clip.width, clip.height), interpolation=cv2.INTER_AREA)
-    write_image(path, image, quality)

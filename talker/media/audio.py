@@ -7,7 +7,11 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import av.container
+import av.filter
 import numpy as np
+from av.error import BlockingIOError as NotYetError
+from av.error import EOFError as DrainedError
 from av.error import FFmpegError, InvalidDataError
 
 from talker.clip import SAMPLE_RATE
@@ -39,8 +43,8 @@ def decode_audio(path: Path, start: float | None = None) -> np.ndarray:
         with av.open(str(path)) as container:
             if not container.streams.audio:
                 raise UserError(f"{path}: expected sound, but it holds no sound track")
-            frames = _decoded(container.streams.audio[0], path)
-            blocks = [block.to_ndarray()[0] for block in _resampled(frames, start)]
+            frames = _decoded(container, path)
+            blocks = list(_resampled(frames, start))
     except FFmpegError as error:
         raise UserError(f"{path}: cannot be read as sound: {error.strerror}") from error
     if not blocks:
@@ -78,10 +82,11 @@ def write_wav(path: Path, samples: np.ndarray) -> None:
         file.writeframes(samples.astype("<i2", casting="equiv").tobytes())
 
 
-def _decoded(stream: av.AudioStream, path: Path) -> Iterator[av.AudioFrame]:
+def _decoded(container: av.container.InputContainer, path: Path) -> Iterator[av.AudioFrame]:
     """Yield what can be decoded: sound files often end in tags, and a gap becomes silence."""
+    stream = container.streams.audio[0]
     damaged = 0
-    for packet in stream.container.demux(stream):
+    for packet in container.demux(stream):
         try:
             yield from stream.decode(packet)
         except InvalidDataError:
@@ -90,11 +95,12 @@ def _decoded(stream: av.AudioStream, path: Path) -> Iterator[av.AudioFrame]:
         logger.warning("%s: %d damaged packet(s) of sound were skipped", path, damaged)
 
 
-def _resampled(frames: Iterator[av.AudioFrame], start: float | None) -> Iterator[av.AudioFrame]:
+def _resampled(frames: Iterator[av.AudioFrame], start: float | None) -> Iterator[np.ndarray]:
     graph, zero = None, 0
     for frame in frames:
         if graph is None:
-            zero = (frame.pts or 0) if start is None else round(Fraction(start) / frame.time_base)
+            rate = 1 / (frame.time_base or Fraction(1, frame.sample_rate))
+            zero = (frame.pts or 0) if start is None else round(Fraction(start) * rate)
             graph = _resampler(frame)
         if frame.pts is not None:
             frame.pts -= zero
@@ -121,9 +127,9 @@ def _resampler(frame: av.AudioFrame) -> av.filter.Graph:
     return graph
 
 
-def _pulled(graph: av.filter.Graph) -> Iterator[av.AudioFrame]:
+def _pulled(graph: av.filter.Graph) -> Iterator[np.ndarray]:
     while True:
         try:
-            yield graph.pull()
-        except (av.error.BlockingIOError, av.error.EOFError):
+            yield graph.pull().to_ndarray()[0]
+        except (NotYetError, DrainedError):
             return

@@ -64,11 +64,17 @@ class Block(nn.Module):
         return x + weight * y
 
 
-class Trunk(nn.Sequential):
-    """The recogniser up to and including block 6: sound [B, S] -> [B, 256, 1 + S // 320]."""
+class Trunk(nn.Module):
+    """The recogniser up to and including block 6."""
 
     def __init__(self) -> None:
-        super().__init__(SpectrogramStem(), *map(Block, DILATIONS))
+        super().__init__()
+        self.stem = SpectrogramStem()
+        self.blocks = nn.Sequential(*map(Block, DILATIONS))
+
+    def forward(self, sound: Tensor) -> Tensor:
+        """Map sound [B, S] to [B, 256, 1 + S // 320]."""
+        return self.blocks(self.stem(sound))
 
     def load_onnx(self, path: Path) -> None:
         """Copy the weights of the ONNX file, whose convolutions stand in the order of ours."""
@@ -82,7 +88,7 @@ class Trunk(nn.Sequential):
         theirs = (node for node in graph.node if node.op_type == "Conv")
         ours = (module for module in self.modules() if isinstance(module, nn.Conv1d))
         with torch.no_grad():
-            self[0].mel.weight.copy_(weights["mel_fb"].T)
+            self.stem.mel.weight.copy_(weights["mel_fb"].T)
             for module, node in zip(ours, theirs, strict=False):
                 _, *names = node.input
                 for parameter, name in zip(module.parameters(), names, strict=True):

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from statistics import median
 
@@ -12,6 +12,7 @@ import av.container
 import av.stream
 import cv2
 import numpy as np
+from av.error import FFmpegError, InvalidDataError
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
 from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Source
@@ -37,7 +38,7 @@ def probe(path: Path) -> Source:
     first: av.VideoFrame | None = None
     times: list[Fraction] = []
     video_end = end = Fraction(0)
-    with opened(path) as container:
+    with _opened(path) as container:
         stream = _video_stream(container, path)
         for packet in container.demux():
             if packet.stream is stream and first is None:
@@ -45,12 +46,13 @@ def probe(path: Path) -> Source:
             if packet.pts is None or packet.is_discard:
                 continue
             time = packet.pts * packet.time_base
-            end = max(end, time + (packet.duration or 0) * packet.time_base)
+            packet_end = time + (packet.duration or 0) * packet.time_base
+            end = max(end, packet_end)
             if packet.stream is stream:
                 times.append(time)
-                video_end = max(video_end, time + (packet.duration or 0) * packet.time_base)
-        if first is None or len(times) < 2:
-            raise UserError(f"{path}: holds no video frames that can be decoded")
+                video_end = max(video_end, packet_end)
+        if first is None:
+            raise UserError(f"{path}: holds no video frame that can be decoded")
         claimed = Fraction((container.start_time or 0) + (container.duration or 0), av.time_base)
         if claimed - end > LOST_SECONDS:
             raise UserError(
@@ -58,7 +60,9 @@ def probe(path: Path) -> Source:
                 f"content ends at {float(end):.1f} s; copy it again from where it came"
             )
         start = _time(first, path)
-        steps = [b - a for a, b in pairwise(sorted(time for time in times if time >= start))]
+        steps = [b - a for a, b in pairwise(sorted({time for time in times if time >= start}))]
+        if not steps:
+            raise UserError(f"{path}: expected a video, found a single picture")
         period = median(steps)
         height, width = _upright(first, stream).shape[:2]
         sounds = container.streams.audio
@@ -96,26 +100,26 @@ def read_frames(path: Path, source: Source, every: int = 1) -> Iterator[np.ndarr
         UserError: a frame cannot be decoded or the video ends too early.
     """
     early = min(Fraction(1, FPS), 1 / Fraction(source.fps)) / 2
-    with opened(path) as container:
+    with _opened(path) as container:
         stream = _video_stream(container, path)
         stream.thread_type = "AUTO"
         decoded = _decoded(container, stream, path, source)
-        converted = pixels = None
-        for i, frame in enumerate(_at_frame_rate(decoded, early, frame_count(source))):
-            if i % every == 0:
-                if frame is not converted:
-                    converted, pixels = frame, _upright(frame, stream)
-                yield pixels
+        shown = _at_frame_rate(decoded, early, frame_count(source))
+        converted, pixels = None, np.empty(0)
+        for frame in islice(shown, 0, None, every):
+            if frame is not converted:
+                converted, pixels = frame, _upright(frame, stream)
+            yield pixels
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[av.container.InputContainer]:
+def _opened(path: Path) -> Iterator[av.container.InputContainer]:
     """Open a media file; what FFmpeg cannot read inside the block is the file's fault."""
     try:
         with av.open(str(path)) as container:
             yield container
-    except av.FFmpegError as error:
-        raise UserError(f"{path}: cannot be read as video or sound: {error.strerror}") from error
+    except FFmpegError as error:
+        raise UserError(f"{path}: cannot be read as a video: {error.strerror}") from error
 
 
 def _video_stream(container: av.container.InputContainer, path: Path) -> av.VideoStream:
@@ -134,13 +138,13 @@ def _decoded(
     try:
         for i, frame in enumerate(container.decode(stream)):
             if frame.is_corrupt:
-                raise av.InvalidDataError(0, "a frame is incomplete")
+                raise InvalidDataError(0, "a frame is incomplete")
             if i == 0:
                 start = _time(frame, path)
             time = _time(frame, path) - start
-            end = time + (frame.duration or 0) * frame.time_base
+            end = time + (frame.duration or 0) * (frame.time_base or 0)
             yield time, frame
-    except av.InvalidDataError as error:
+    except InvalidDataError as error:
         raise UserError(
             f"{path}: is damaged after {float(time):.2f} s ({error.strerror}); cut that part out, "
             "or copy the file again from where it came"
@@ -169,7 +173,7 @@ def _at_frame_rate(
 
 
 def _time(frame: av.VideoFrame, path: Path) -> Fraction:
-    if frame.pts is None:
+    if frame.pts is None or frame.time_base is None:
         raise UserError(f"{path}: its frames carry no times; re-encode the video as mp4")
     return frame.pts * frame.time_base
 
@@ -183,7 +187,7 @@ def _upright(frame: av.VideoFrame, stream: av.VideoStream) -> np.ndarray:
 
 
 def _start(stream: av.AudioStream) -> float:
-    return float((stream.start_time or 0) * stream.time_base)
+    return float((stream.start_time or 0) * (stream.time_base or 0))
 
 
 class _Encoder:
@@ -268,5 +272,5 @@ def video_writer(
 def _failures_of(path: Path) -> Iterator[None]:
     try:
         yield
-    except av.FFmpegError as error:
+    except FFmpegError as error:
         raise UserError(f"{path}: FFmpeg could not write it: {error}") from error
