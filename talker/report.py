@@ -224,14 +224,38 @@ def clip_facts(data: Path) -> Section:
     }
 
 
+def tracking_facts(path: Path) -> Section:
+    """How well the head was followed, from `track_report.json`, as label -> text."""
+    found = json.loads(path.read_text())
+    focal, degrees, lost = found["focal"], found["degrees"], found["rejected"]
+    facts = {
+        "focal length": f"{focal['px']:.0f} px, {focal['per_longer_side']:.2f} x the image",
+        "distance": f"{focal['distance_dm'] / 10:.2f} m from the camera",
+        "reprojection": f"{found['residual']['px']:.2f} px (median), "
+        f"{found['residual']['percent_of_face']:.2f} % of the face's width",
+        **{
+            name: f"{degrees[f'{name}_low']:.1f} to {degrees[f'{name}_high']:.1f} degrees"
+            for name in ("pitch", "yaw", "roll")
+        },
+        "frames followed": f"{found['valid']} of {found['frames']}",
+    }
+    for reason in dict.fromkeys(row["reason"] for row in lost):
+        ids = [str(row["frame"]) for row in lost if row["reason"] == reason]
+        shown = ", ".join(ids[:12]) + (" ..." if len(ids) > 12 else "")
+        facts[f"{len(ids)} rejected"] = f"{reason}: {shown}"
+    return {"facts": facts}
+
+
 def json_facts(path: Path) -> Section:
-    """The plain values of a JSON file, one level deep, as label -> text."""
+    """A JSON file, one level deep, as label -> text."""
     facts = {}
     for key, value in json.loads(path.read_text()).items():
         inner = value.items() if isinstance(value, dict) else [("", value)]
         for name, one in inner:
-            if isinstance(one, str | int | float):
-                label = f"{key} {name}".replace("_", " ").strip()
+            label = f"{key} {name}".replace("_", " ").strip()
+            if isinstance(one, list):
+                facts[label] = ", ".join(map(str, one)) or "none"
+            elif not isinstance(one, dict) and one is not None:
                 facts[label] = f"{one:.4g}" if isinstance(one, float) else str(one)
     return {"facts": facts}
 
@@ -355,7 +379,7 @@ def main(
         "overlays": _section("overlays", lambda: overlays(data, config.samples)),
         "training": _section("training", lambda: training(avatar / "log.jsonl")),
         "clip": _section("clip", lambda: clip_facts(data)),
-        "tracking": _section("tracking", lambda: json_facts(data / "track_report.json")),
+        "tracking": _section("tracking", lambda: tracking_facts(data / "track_report.json")),
         "quality": _section("quality", lambda: json_facts(data / "quality.json")),
         "timings": _section("timings", lambda: timings(_given(benchmarks, "benchmarks"))),
     }
@@ -382,7 +406,11 @@ def _section(name: str, make: Callable[[], Section]) -> Section:
     try:
         return make()
     except (OSError, KeyError, ValueError, UserError) as error:
-        reason = f"no key {error}" if isinstance(error, KeyError) else str(error)
+        reason = str(error)
+        if isinstance(error, KeyError):
+            reason = f"the value {error} is missing in its file"
+        elif isinstance(error, FileNotFoundError):
+            reason = f"{error.filename} does not exist"
         logger.warning("%s: left out, %s", name, reason)
         return {"missing": reason}
 
