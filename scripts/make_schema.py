@@ -18,7 +18,8 @@ import yaml
 
 from talker.__main__ import COMMANDS
 
-SCHEMA = Path(__file__).parent.parent / "workflow" / "schemas" / "config.schema.yaml"
+ROOT = Path(__file__).parent.parent
+SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
 SCALARS = {bool: "boolean", int: "integer", float: "number", str: "string", Path: "string"}
 
 

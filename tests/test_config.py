@@ -4,7 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import make_schema
 import pytest
+from jsonschema import Draft202012Validator
 
 from talker.config import from_mapping, read_yaml
 from talker.errors import UserError
@@ -66,3 +68,36 @@ def test_a_file_that_holds_no_options_is_refused(tmp_path, text, message):
 def test_an_empty_file_holds_no_options(tmp_path: Path):
     (tmp_path / "empty.yaml").write_text("# nothing\n")
     assert read_yaml(tmp_path / "empty.yaml") == {}
+
+
+def test_the_schema_of_the_workflow_is_in_step_with_the_stages():
+    assert make_schema.SCHEMA.read_text() == make_schema.render(), "run scripts/make_schema.py"
+
+
+@pytest.mark.parametrize("preset", ["draft", "full"])
+def test_presets_hold_options_of_the_stages(preset):
+    options = read_yaml(make_schema.ROOT / "config" / "presets" / f"{preset}.yaml")
+    Draft202012Validator(make_schema.config_schema()["properties"]["options"]).validate(options)
+    for stage, values in options.items():
+        from_mapping(make_schema.options_of(stage), values, preset)
+
+
+@pytest.mark.parametrize(
+    ("values", "fits"),
+    [
+        ({}, True),
+        ({"betas": [0.5, 1], "kind": "l2", "seed": None, "loss": {"weight": 1}}, True),
+        ({"image_sise": 64}, False),
+        ({"image_size": True}, False),
+        ({"betas": [0.5]}, False),
+        ({"betas": [0.5, 0.5, 0.5]}, False),
+        ({"kind": "l3"}, False),
+        ({"seed": 1.5}, False),
+        ({"loss": {"wait": 1.0}}, False),
+    ],
+)
+def test_the_schema_of_options_is_as_strict_as_the_options(values, fits):
+    assert Draft202012Validator(make_schema.schema_of(Options)).is_valid(values) is fits
+    if not fits:
+        with pytest.raises(UserError):
+            from_mapping(Options, values, "mine.yaml")

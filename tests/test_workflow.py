@@ -1,7 +1,12 @@
 """The rules, run with a stand-in for `talker` that only makes the outputs it is asked for."""
 
+import dataclasses
+import functools
+import importlib
+import inspect
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -9,6 +14,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from talker import __main__ as cli
+from talker.config import from_mapping
 
 ROOT = Path(__file__).parent.parent
 PARTS = ["Snakefile", "rules", "config", "workflow", "profiles", "envs", "demo"]
@@ -98,6 +106,20 @@ class Workflow:
         """Names of the rules that would run now, without `all`."""
         rows = re.findall(r"^(\w+) +\d+$", self.run("-n", *args), flags=re.MULTILINE)
         return set(rows) - {"all", "total"}
+
+
+def changed(value):
+    """Another value of the same type; None stays."""
+    if dataclasses.is_dataclass(value):
+        fields = dataclasses.fields(value)
+        return {field.name: changed(getattr(value, field.name)) for field in fields}
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value * 2 + 1
+    if isinstance(value, tuple):
+        return [changed(member) for member in value]
+    return value
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +222,31 @@ def test_a_preset_gives_way_to_the_users_options(finished, tmp_path):
     arguments = ("-n", "-p", "-F", "--config", "preset=draft")
     assert f"{flag}{value} " in finished.run(*arguments)
     assert f"{flag}{value + 1} " in finished.run(*arguments, "--configfile", str(overlay))
+
+
+def test_every_command_of_the_rules_fits_its_stage(finished, tmp_path, monkeypatch):
+    mains = {stage: importlib.import_module(f"talker.{stage}").main for stage in cli.COMMANDS}
+    defaults = {
+        stage: inspect.signature(main).parameters["config"].default for stage, main in mains.items()
+    }
+    options = {stage: changed(default) for stage, default in defaults.items()}
+    overlay = tmp_path / "mine.yaml"
+    overlay.write_text(yaml.safe_dump({"options": options, "speech": "hello.wav"}))
+    (finished.folder / "hello.wav").touch()
+    output = finished.run("-n", "-p", "-F", "--configfile", str(overlay))
+
+    seen = []
+    for stage, main in mains.items():
+        capture = functools.update_wrapper(lambda **given: seen.append(given), main)
+        monkeypatch.setattr(f"talker.{stage}.main", capture)
+    commands = re.findall(r"^ *talker (.*) > (?:\S+) 2>&1$", output, flags=re.MULTILINE)
+    for command in commands:
+        monkeypatch.setattr(sys, "argv", ["talker", *shlex.split(command)])
+        cli.main()
+        stage = shlex.split(command)[0]
+        wanted = from_mapping(type(defaults[stage]), options[stage], stage)
+        assert seen.pop()["config"] == wanted
+    assert {command.split()[0] for command in commands} == set(cli.COMMANDS)
 
 
 def test_wrong_options_are_refused_by_name(finished, tmp_path):

@@ -1,0 +1,127 @@
+"""The command line: quick, strict, and a user's mistake is one message without a traceback."""
+
+import dataclasses
+import importlib
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from talker import __main__ as cli
+from talker import __version__
+from talker.errors import UserError
+
+STAGES = list(cli.COMMANDS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    size: int = 256
+    smooth: bool = True
+
+
+@pytest.fixture
+def talker(monkeypatch):
+    """Run `talker ARGS`, with a stage `track` that fails on an absent clip and returns options."""
+    seen = []
+
+    def main(*, clip: Path, config: Config = Config()) -> None:
+        if not clip.exists():
+            raise UserError(f"{clip}: expected a clip, found nothing")
+        seen.append(config)
+
+    def run(*args: str) -> Config | None:
+        monkeypatch.setattr(sys, "argv", ["talker", *args])
+        cli.main()
+        return seen.pop() if seen else None
+
+    stage = ModuleType("talker.track")
+    stage.main = main
+    monkeypatch.setitem(sys.modules, "talker.track", stage)
+    return run
+
+
+@pytest.fixture
+def clip(tmp_path):
+    path = tmp_path / "clip.json"
+    path.touch()
+    return str(path)
+
+
+def test_help_lists_every_stage_and_imports_nothing_heavy():
+    code = (
+        "import sys; sys.argv = ['talker', '--help']; from talker.__main__ import main; main(); "
+        "print('heavy:', {'torch', 'numpy', 'tyro', 'mediapipe'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "heavy: set()" in done.stdout
+    for stage in STAGES:
+        assert f"\n  {stage} " in done.stdout
+
+
+def test_version(talker, capsys):
+    talker("--version")
+    assert capsys.readouterr().out == f"talker {__version__}\n"
+
+
+def test_an_unknown_stage_is_refused(talker):
+    with pytest.raises(SystemExit, match="unknown stage 'trakc'"):
+        talker("trakc")
+
+
+def test_a_mistake_is_one_message(talker):
+    with pytest.raises(SystemExit) as stop:
+        talker("track", "--clip", "absent.json")
+    message = "talker track: error: absent.json: expected a clip, found nothing"
+    assert stop.value.code == message
+
+
+def test_flags_beat_the_file_which_beats_the_defaults(talker, clip, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("track: {size: 64, smooth: false}\nblink: {}\n")
+    assert talker("track", "--clip", clip) == Config()
+    assert talker("track", "--clip", clip, "--config", str(file)) == Config(64, False)
+    assert talker("track", "--clip", clip, f"--config={file}", "--size", "9") == Config(9, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("track: {sise: 64}", r"mine\.yaml: track: .*sise"),
+        ("track: {size: big}", r"mine\.yaml: track: .*size"),
+    ],
+)
+def test_a_wrong_key_of_the_file_is_named(talker, clip, tmp_path, text, message):
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(SystemExit, match=message):
+        talker("track", "--clip", clip, "--config", str(file))
+    with pytest.raises(SystemExit, match="--config: expected the path of a YAML file"):
+        talker("track", "--clip", clip, "--config")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_takes_paths_and_frozen_options(stage):
+    main = importlib.import_module(f"talker.{stage}").main
+    parameters = inspect.signature(main).parameters
+    config = parameters["config"].default
+    assert list(parameters)[-1] == "config"
+    assert dataclasses.is_dataclass(config)
+    assert config.__dataclass_params__.frozen
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_explains_itself_and_refuses_unknown_flags(monkeypatch, capsys, stage):
+    monkeypatch.setattr(sys, "argv", ["talker", stage, "--help"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 0
+    assert f"usage: talker {stage}" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["talker", stage, "--no-such-flag"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code not in (0, None)
+    assert "--no-such-flag" in capsys.readouterr().err
