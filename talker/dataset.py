@@ -155,7 +155,7 @@ class Dataset:
 def load_params(path: Path) -> dict[str, Any]:
     """Read a track_params.pt onto the CPU; UserError if it is missing or unsafe to unpickle."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError as error:
         raise UserError(f"{path}: missing; `talker track` writes it") from error
     except Exception as error:

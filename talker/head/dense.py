@@ -2,7 +2,7 @@
 
 import numpy as np
 from scipy.interpolate import RBFInterpolator
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from talker.head.fitting import stable_points
 from talker.head.morphable import PARTS, MorphableHead
@@ -49,7 +49,7 @@ def fit_head(
     vertices = mean + np.tensordot(weights, bases, 1)
     points = head.landmarks(vertices)
     warp = RBFInterpolator(points, mesh - points, kernel="thin_plate_spline", smoothing=smoothing)
-    distance, _ = cKDTree(points).query(vertices)
+    distance, _ = KDTree(points).query(vertices)
     near = distance < 3 * reach
     fade = np.exp(-((distance[near] / reach) ** 2))
     vertices[near] += fade[:, None] * warp(vertices[near])

@@ -1,0 +1,430 @@
+"""Prove that a dataset folder is complete and consistent, and list all its faults at once.
+
+Reads folders of the published AD-NeRF-family scripts too; notes what is worth knowing of a clip.
+`talker check --data data/me --quality data/me/quality.json`
+"""
+
+import json
+import logging
+import wave
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Clip, load_per_frame
+from talker.dataset import SPEECH_FILES, load_array, load_au45, load_json, load_lms, load_params
+from talker.errors import UserError
+from talker.files import replacing
+from talker.head.camera import transform_matrices
+from talker.media.header import image_header
+from talker.media.image import read_image
+
+logger = logging.getLogger(__name__)
+
+IMAGES = {
+    "ori_imgs": (".jpg", 3, "frames"),
+    "parsing": (".png", 3, "parsing"),
+    "gt_imgs": (".jpg", 3, "layers"),
+    "torso_imgs": (".png", 4, "layers"),
+}
+"""Folders of images, one a frame: suffix, channels, the stage that writes them."""
+
+PARSING_COLOURS = {
+    "background": (255, 255, 255),
+    "head": (0, 0, 255),
+    "neck": (0, 255, 0),
+    "torso": (255, 0, 0),
+}
+POSE_TOLERANCE = 1e-5
+SOUND_TOLERANCE = 1.0  # s, in folders that talker did not make
+BLINK = 1.0  # AU45 above which an eye counts as closing
+
+
+@dataclass(frozen=True)
+class Config:
+    """How closely a folder is looked at."""
+
+    sample: int = 12
+    """masks whose every pixel is checked; of all others the size only"""
+    listed: int = 5
+    """frame numbers that are named in a message"""
+    threads: int = 8
+    """files that are read at a time"""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A dataset folder and the length and size that its files should have."""
+
+    path: Path
+    frames: int
+    height: int
+    width: int
+    own: bool
+    """made by talker: clip.json and landmarks.npz are there"""
+    config: Config
+
+    @property
+    def train_frames(self) -> int:
+        return self.frames * 10 // 11
+
+    @property
+    def ids(self) -> range:
+        return range(self.frames)
+
+    def some(self, ids: Iterable[int]) -> str:
+        """`frames 3, 4, 5 and 17 more`"""
+        all_ids = sorted(ids)
+        named = ", ".join(map(str, all_ids[: self.config.listed]))
+        rest = len(all_ids) - self.config.listed
+        more = f" and {rest} more" if rest > 0 else ""
+        return f"frame{'s' if len(all_ids) > 1 else ''} {named}{more}"
+
+    def each(self, function: Callable[[int], str | None]) -> dict[str, list[int]]:
+        """Call `function` for every frame; {what it said: frames}."""
+        said: dict[str, list[int]] = {}
+        with ThreadPoolExecutor(self.config.threads) as pool:
+            for i, text in enumerate(pool.map(function, self.ids)):
+                if text is not None:
+                    said.setdefault(text, []).append(i)
+        return said
+
+
+def open_folder(path: Path, config: Config) -> Folder:
+    """Find out how many frames of which size a folder should hold.
+
+    Raises:
+        UserError: it holds no frames.
+    """
+    own = (path / "clip.json").exists() or (path / "landmarks.npz").exists()
+    try:
+        clip = Clip.load(path / "clip.json")
+    except UserError:
+        numbers = [int(image.stem) for image in path.glob("ori_imgs/*.jpg") if image.stem.isdigit()]
+        if not numbers:
+            raise UserError(
+                f"{path}: expected a dataset folder with clip.json or ori_imgs/0.jpg, found "
+                "neither; `talker frames` makes both from a video"
+            ) from None
+        height, width, _ = image_header(path / "ori_imgs" / f"{min(numbers)}.jpg")
+        return Folder(path, max(numbers) + 1, height, width, own, config)
+    return Folder(path, clip.frames, clip.height, clip.width, own, config)
+
+
+def clip_faults(folder: Folder) -> Iterable[str]:
+    """clip.json can be read, in a folder that talker made."""
+    if folder.own:
+        Clip.load(folder.path / "clip.json")
+    return ()
+
+
+def image_faults(folder: Folder) -> Iterator[str]:
+    """Every frame has its image of every kind, whole and of the clip's size."""
+    for name, (suffix, channels, stage) in IMAGES.items():
+        images = folder.path / name
+        if not images.is_dir():
+            yield f"{images}: missing; `talker {stage}` writes it"
+            continue
+        expected = folder.height, folder.width, channels
+
+        def look(i: int, images=images, suffix=suffix, expected=expected) -> str | None:
+            path = images / f"{i}{suffix}"
+            return "missing" if not path.exists() else _header_fault(path, expected)
+
+        for text, ids in folder.each(look).items():
+            yield f"{images}: {folder.some(ids)}: {text}; run `talker {stage}` again"
+        wanted = {f"{i}{suffix}" for i in folder.ids}
+        extra = sorted(path.name for path in images.glob(f"*{suffix}") if path.name not in wanted)
+        if extra:
+            yield (
+                f"{images}: holds {len(extra)} images, {extra[0]} among them, beyond the clip's "
+                f"{folder.frames} frames; run `talker {stage}` again"
+            )
+    plate = folder.path / "bc.jpg"
+    if not plate.exists():
+        yield f"{plate}: missing; `talker background` writes it"
+    elif text := _header_fault(plate, (folder.height, folder.width, 3)):
+        yield f"{plate}: {text}; run `talker background` again"
+
+
+def _header_fault(path: Path, expected: tuple[int, int, int]) -> str | None:
+    try:
+        found = image_header(path)
+    except UserError as error:
+        return str(error).removeprefix(f"{path}: ")
+    if found == expected:
+        return None
+    (height, width, channels), (h, w, c) = found, expected
+    return f"{width}x{height} pixels of {channels} channels, expected {w}x{h} of {c}"
+
+
+def colour_faults(folder: Folder) -> Iterator[str]:
+    """A sample of masks holds the four exact colours and no other, and a head."""
+    known = {_code(np.array(colour)): name for name, colour in PARSING_COLOURS.items()}
+    sample = np.unique(np.linspace(0, folder.frames - 1, folder.config.sample).astype(int))
+    for i in sample:
+        path = folder.path / "parsing" / f"{i}.png"
+        if not path.exists():
+            continue
+        codes = set(np.unique(_code(read_image(path)[..., :3])).tolist())
+        if foreign := codes - known.keys():
+            yield (
+                f"{path}: {len(foreign)} colours are none of the four of a mask, "
+                f"#{min(foreign):06x} among them; masks must not be resized or compressed"
+            )
+        elif "head" not in {known[code] for code in codes}:
+            yield f"{path}: shows no head; run `talker parsing` again"
+
+
+def _code(pixels: np.ndarray) -> np.ndarray | int:
+    values = pixels.astype(np.int64) @ np.array([65536, 256, 1])
+    return values if values.ndim else int(values)
+
+
+def landmark_faults(folder: Folder) -> Iterator[str]:
+    """Every frame has 68 finite landmarks."""
+
+    def look(i: int) -> str | None:
+        try:
+            points = load_lms(folder.path / "ori_imgs" / f"{i}.lms")
+        except UserError as error:
+            return str(error).partition(": ")[2]
+        return None if np.isfinite(points).all() else "landmarks that are no numbers"
+
+    for text, ids in folder.each(look).items():
+        yield f"{folder.path / 'ori_imgs'}: .lms of {folder.some(ids)}: {text}"
+
+
+def mesh_faults(folder: Folder) -> Iterator[str]:
+    """The mesh points have a finite row for each frame, in a folder that talker made."""
+    path = folder.path / "landmarks.npz"
+    if folder.own:
+        points = load_per_frame(path, folder.frames).get("points")
+        if points is None or points.shape[1:] != (478, 3):
+            yield f"{path}: expected points [{folder.frames}, 478, 3]; run `talker landmarks` again"
+        elif not np.isfinite(points).all():
+            yield f"{path}: points that are no numbers in {_bad_rows(folder, points)}"
+
+
+def _bad_rows(folder: Folder, values: np.ndarray) -> str:
+    bad = ~np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
+    return folder.some(np.flatnonzero(bad).tolist())
+
+
+def sound_faults(folder: Folder) -> Iterator[str]:
+    """The sound and its two parts last exactly as long as their frames."""
+    split = folder.train_frames
+    lengths = {"aud": folder.frames, "aud_train": split, "aud_novel": folder.frames - split}
+    for name, frames in lengths.items():
+        path = folder.path / f"{name}.wav"
+        if not path.exists():
+            if folder.own or name == "aud":
+                yield f"{path}: missing; `talker audio` writes it"
+            continue
+        try:
+            with wave.open(str(path)) as file:
+                rate, samples = file.getframerate(), file.getnframes()
+                kind = rate, file.getnchannels(), 8 * file.getsampwidth()
+        except (wave.Error, EOFError, OSError) as error:
+            yield f"{path}: cannot be read as .wav ({error})"
+            continue
+        size = path.stat().st_size - kind[1] * kind[2] // 8 * samples
+        wanted = frames * SAMPLES_PER_FRAME
+        if size < 0:
+            yield f"{path}: is cut off: {-size} bytes of its sound are missing"
+        elif folder.own and kind != (SAMPLE_RATE, 1, 16):
+            yield f"{path}: {rate} Hz, {kind[1]} channels, {kind[2]} bit; expected 16000, 1, 16"
+        elif folder.own and samples != wanted:
+            yield (
+                f"{path}: {samples} samples, expected {wanted} for {frames} frames; "
+                "run `talker audio` again"
+            )
+        elif not folder.own and abs(samples / rate - frames / FPS) > SOUND_TOLERANCE:
+            yield f"{path}: lasts {samples / rate:.2f} s, its frames {frames / FPS:.2f} s"
+
+
+def speech_faults(folder: Folder) -> Iterator[str]:
+    """The speech features of at least one encoder have a window for each frame."""
+    paths = [folder.path / name for name in SPEECH_FILES.values()]
+    present = [path for path in paths if path.exists()]
+    if not present:
+        yield f"{paths[0]}: missing; `talker speech` writes it"
+    for path in present:
+        try:
+            windows = load_array(path)
+        except UserError as error:
+            yield str(error)
+            continue
+        if windows.ndim != 3 or windows.shape[:2] != (folder.frames, 16):
+            yield f"{path}: shape {list(windows.shape)}, expected [{folder.frames}, 16, C]"
+        elif not np.isfinite(windows).all():
+            yield f"{path}: features that are no numbers in {_bad_rows(folder, windows)}"
+
+
+def blink_faults(folder: Folder) -> Iterator[str]:
+    """au.csv has a finite AU45 for each frame."""
+    path = folder.path / "au.csv"
+    au45 = load_au45(path)
+    if len(au45) != folder.frames:
+        yield f"{path}: {len(au45)} rows, expected one for each of {folder.frames} frames"
+    elif not np.isfinite(au45).all():
+        yield f"{path}: AU45 is no number in {_bad_rows(folder, au45)}"
+
+
+def pose_faults(folder: Folder) -> Iterator[str]:
+    """track_params.pt has a row for each frame, the transforms files say the same poses."""
+    path = folder.path / "track_params.pt"
+    params = load_params(path)
+    shapes = {"euler": (folder.frames, 3), "trans": (folder.frames, 3), "focal": (1,)}
+    sound = True
+    for name, shape in shapes.items():
+        found = tuple(params[name].shape) if name in params else None
+        if found != shape:
+            sound = False
+            yield f"{path}: {name} {list(found) if found else 'missing'}, expected {list(shape)}"
+        elif not params[name].isfinite().all():
+            sound = False
+            yield f"{path}: {name} holds values that are no numbers"
+    for name in ("exp", "vertices"):
+        if name not in params or not params[name][:1].isfinite().all():
+            yield f"{path}: {name} is missing or holds values that are no numbers"
+    if "valid" in params and len(params["valid"]) != folder.frames:
+        sound = False
+        yield f"{path}: valid has {len(params['valid'])} rows, expected {folder.frames}"
+    if not sound:
+        return
+    matrices = transform_matrices(
+        params["euler"].double().numpy(), params["trans"].double().numpy()
+    )
+    valid = params["valid"].numpy() if "valid" in params else np.ones(folder.frames, bool)
+    split = folder.train_frames
+    for name, ids in (("train", range(split)), ("val", range(split, folder.frames))):
+        tracked = {i for i in ids if valid[i]}
+        file = folder.path / f"transforms_{name}.json"
+        try:
+            yield from transforms_faults(folder, file, tracked, matrices, float(params["focal"]))
+        except UserError as error:
+            yield str(error)
+
+
+def transforms_faults(
+    folder: Folder, path: Path, expected: set[int], matrices: np.ndarray, focal: float
+) -> Iterator[str]:
+    """A transforms file lists the `expected` frames once each, with the tracked poses [T, 4, 4]."""
+    content = load_json(path)
+    try:
+        camera = [float(content[key]) for key in ("focal_len", "cx", "cy")]
+        ids = [frame["img_id"] for frame in content["frames"]]
+        sounds = [frame["aud_id"] for frame in content["frames"]]
+        poses = np.array([frame["transform_matrix"] for frame in content["frames"]], float)
+        poses = poses.reshape(-1, 4, 4)
+        if not all(type(i) is int for i in ids):
+            raise TypeError("an img_id is no whole number")
+    except (KeyError, TypeError, ValueError) as error:
+        yield f"{path}: is no transforms file ({error!r}); run `talker track` again"
+        return
+    if not np.allclose(camera, (focal, folder.width / 2, folder.height / 2), rtol=1e-4):
+        yield (
+            f"{path}: focal_len, cx, cy are {camera}, expected the {focal:.2f} of track_params.pt "
+            "and the middle of the image"
+        )
+    if ids != sounds:
+        yield f"{path}: img_id and aud_id differ"
+    if foreign := set(ids) - expected:
+        yield f"{path}: holds {folder.some(foreign)}, which do not belong there or are not valid"
+    if missing := expected - set(ids):
+        yield f"{path}: lacks {folder.some(missing)}"
+    if len(set(ids)) < len(ids):
+        yield f"{path}: lists a frame twice"
+    rows = [row for row, i in enumerate(ids) if i in expected]
+    known = np.array([ids[row] for row in rows], int)
+    off = np.abs(poses[rows] - matrices[known]).max(axis=(1, 2), initial=0.0)
+    if (wrong := ~(off <= POSE_TOLERANCE)).any():
+        yield (
+            f"{path}: {folder.some(known[wrong].tolist())}: pose differs from track_params.pt "
+            f"by up to {off.max():.2g}"
+        )
+
+
+CHECKS = (
+    clip_faults,
+    image_faults,
+    colour_faults,
+    landmark_faults,
+    mesh_faults,
+    sound_faults,
+    speech_faults,
+    blink_faults,
+    pose_faults,
+)
+
+
+def check(path: Path, config: Config) -> dict[str, Any]:
+    """Check the dataset folder `path`.
+
+    Returns:
+        What is worth knowing of it, as JSON values.
+
+    Raises:
+        UserError: it breaks the contract; the message has a line for every fault.
+    """
+    folder = open_folder(path, config)
+    faults: list[str] = []
+    for look in CHECKS:
+        try:
+            for fault in look(folder):
+                faults.append(fault)
+        except UserError as error:
+            faults.append(str(error))
+    if faults:
+        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        raise UserError("\n  ".join([f"{path}: {count} in this dataset", *faults]))
+    return quality(folder)
+
+
+def quality(folder: Folder) -> dict[str, Any]:
+    """Facts about a folder without faults."""
+    params = load_params(folder.path / "track_params.pt")
+    valid = params["valid"].numpy() if "valid" in params else np.ones(folder.frames, bool)
+    au45 = load_au45(folder.path / "au.csv")
+    faces = np.array(
+        [np.ptp(load_lms(folder.path / "ori_imgs" / f"{i}.lms")[:, 0]) for i in folder.ids]
+    )
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], valid, [False]]).astype(int)))
+    longest = int((edges[1::2] - edges[::2]).max(initial=0))
+    closing = au45 > BLINK
+    return {
+        "frames": folder.frames,
+        "seconds": folder.frames / FPS,
+        "width": folder.width,
+        "height": folder.height,
+        "train_frames": folder.train_frames,
+        "valid_percent": 100.0 * float(valid.mean()),
+        "longest_valid_seconds": longest / FPS,
+        "face_width_px": float(np.median(faces[valid])),
+        "blinks": int((closing[1:] & ~closing[:-1]).sum() + closing[0]),
+        "speech": [name for name, file in SPEECH_FILES.items() if (folder.path / file).exists()],
+    }
+
+
+def main(*, data: Path, quality: Path, config: Config = Config()) -> None:
+    """Prove that a dataset folder is complete and consistent, and note what it is like.
+
+    Args:
+        data: the dataset folder.
+        quality: JSON to write: length, valid share, size of the face, blinks.
+        config: options.
+    """
+    facts = check(data, config)
+    with replacing(quality) as (scratch,):
+        scratch.write_text(json.dumps(facts, indent=2) + "\n")
+    logger.info(
+        "%s: complete and consistent, %d frames, %.0f %% of them tracked",
+        data,
+        facts["frames"],
+        facts["valid_percent"],
+    )
