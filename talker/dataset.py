@@ -84,7 +84,7 @@ class Dataset:
         full_height, full_width = read_image(folder / "ori_imgs" / "0.jpg").shape[:2]
         scale = size / max(full_height, full_width)
         height, width = round(full_height * scale), round(full_width * scale)
-        valid = params["valid"].numpy() if "valid" in params else np.ones(frames, bool)
+        valid = params["valid"].numpy().copy() if "valid" in params else np.ones(frames, bool)
         K = intrinsics(train["focal_len"], full_width, full_height)
         K[:2] *= scale
         speech_path = folder / SPEECH_FILES[encoder]
@@ -103,7 +103,7 @@ class Dataset:
             landmarks=landmarks * np.float32(scale),
             expression=params["exp"].numpy().astype(np.float32),
             vertices=params["vertices"].float().mean(0).numpy(),
-            faces=params["faces"].long().numpy() if "faces" in params else None,
+            faces=params["faces"].long().numpy().copy() if "faces" in params else None,
             train_ids=_frame_ids(train, valid),
             val_ids=_frame_ids(val, valid),
         )
