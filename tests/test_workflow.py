@@ -164,6 +164,13 @@ def test_workflow_snakefile_is_the_same_workflow(finished):
     assert finished.planned("-s", "workflow/Snakefile", "-F") == set(GRAPH) - {"all"} | {"default"}
 
 
+def test_environments_pin_what_is_tested():
+    pinned = set((ROOT / "constraints.txt").read_text().split())
+    for file in (ROOT / "envs").glob("*.yaml"):
+        *_, pip = yaml.safe_load(file.read_text())["dependencies"]
+        assert set(pip["pip"]) <= pinned, file
+
+
 def test_a_second_run_does_nothing(finished):
     for name in ("val.mp4", "metrics.json", "report.html"):
         assert (finished.folder / "results/demo" / name).exists()
