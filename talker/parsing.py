@@ -162,7 +162,9 @@ def anatomical_prior(oval: np.ndarray, height: int, width: int) -> np.ndarray:
     face = 0.3 * _ramp(across, 0.8, 0.5) * _ramp(down, 0.05, -0.15)
     throat = 0.8 * under_jaw * _ramp(across, 0.48, 0.33) * _ramp(down, 0.6, 0.3)
     clothes = 0.7 * _ramp(down, -0.35, 0.1) * _ramp(across, 0.4, 0.6) + 0.3 * _ramp(down, 0, 0.35)
-    prior = np.stack([hair, face, throat, clothes]).astype(np.float32) + 0.002
+    clothes += 0.002 * _ramp(down, -0.5, -0.3)
+    prior = np.stack([hair + 0.002, face + 0.002, throat + 0.002, clothes + 1e-5])
+    prior = prior.astype(np.float32)
     return prior / prior.sum(0)
 
 
@@ -178,7 +180,7 @@ def _bins(image: np.ndarray) -> np.ndarray:
 
 def _likelihood(counts: np.ndarray) -> np.ndarray:
     """Turn colour counts [4, BINS] into likelihoods [BINS, 4]; clothes may have any colour."""
-    surprise = np.array([0.01, 0.01, 0.01, 0.1])
+    surprise = np.array([0.02, 0.02, 0.01, 0.1])
     rows = np.stack([gaussian_filter(row.reshape(CUBE), 1.0).ravel() for row in counts])
     rows /= np.maximum(rows.sum(1, keepdims=True), 1e-9)
     rows = rows * (1 - surprise[:, None]) + surprise[:, None] / BINS
@@ -282,16 +284,25 @@ def reconsider(person: np.ndarray, image: np.ndarray, backdrop: Backdrop) -> np.
     return 1 / (1 + (1 / prior - 1) * np.exp(-evidence))
 
 
-def _largest_part(region: np.ndarray) -> np.ndarray:
-    """Keep the largest connected part of bool [H, W]."""
-    count, parts, statistics, _ = cv2.connectedComponentsWithStats(region.astype(np.uint8))
-    if count <= 2:
-        return region
-    return parts == 1 + statistics[1:, cv2.CC_STAT_AREA].argmax()
+def _parts(region: np.ndarray, enough: float = 1.0, at_the_bottom: bool = False) -> np.ndarray:
+    """Keep connected parts of bool [H, W]: those `enough` times as large as the largest one.
+
+    `at_the_bottom` also asks that they reach the lowest row that any of them reaches.
+    """
+    _, parts, statistics, _ = cv2.connectedComponentsWithStats(region.astype(np.uint8))
+    areas = statistics[:, cv2.CC_STAT_AREA].copy()
+    areas[0] = 0
+    keep = (areas > 0) & (areas >= enough * areas.max())
+    if at_the_bottom:
+        ends = statistics[:, cv2.CC_STAT_TOP] + statistics[:, cv2.CC_STAT_HEIGHT]
+        keep &= ends == np.max(ends, initial=0, where=keep)
+    return keep[parts]
 
 
 def label(person: np.ndarray, belief: np.ndarray) -> np.ndarray:
     """Decide the class of each pixel.
+
+    Person, head and neck are one part each, clothes reach the bottom; the rest joins what is near.
 
     Args:
         person: how likely each pixel shows the person, float32 [H, W].
@@ -305,12 +316,22 @@ def label(person: np.ndarray, belief: np.ndarray) -> np.ndarray:
         cv2.resize(plane, (width, height))
         for plane in (belief[HAIR] + belief[FACE], belief[THROAT], belief[CLOTHES])
     )
-    inside = _largest_part(person >= 0.5)
-    is_head = _largest_part(inside & (head >= np.maximum(neck, torso)))
-    is_neck = _largest_part(inside & ~is_head & (neck >= torso))
-    mask = np.where(inside, np.uint8(TORSO), np.uint8(BACKGROUND))
-    mask[is_neck] = NECK
-    mask[is_head] = HEAD
+    inside = _parts(person >= 0.5)
+    is_head = inside & (head >= np.maximum(neck, torso))
+    is_neck = inside & ~is_head & (neck >= torso)
+    mask = np.zeros(inside.shape, np.uint8)
+    mask[_parts(inside & ~is_head & ~is_neck, 0.01, at_the_bottom=True)] = TORSO
+    mask[_parts(is_neck)] = NECK
+    mask[_parts(is_head)] = HEAD
+    specks = inside & (mask == BACKGROUND)
+    if specks.any() and not specks.all():
+        to_fill = np.uint8(mask == BACKGROUND)
+        _, nearest = cv2.distanceTransformWithLabels(
+            to_fill, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+        )
+        class_of = np.zeros(nearest.max() + 1, np.uint8)
+        class_of[nearest[to_fill == 0]] = mask[to_fill == 0]
+        mask[specks] = class_of[nearest[specks]]
     return mask
 
 
