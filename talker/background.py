@@ -17,8 +17,8 @@ from scipy.ndimage import distance_transform_edt
 from talker.clip import Clip
 from talker.errors import UserError
 from talker.files import replacing
-from talker.masks import BACKGROUND, to_classes
 from talker.media.image import write_image
+from talker.media.masks import BACKGROUND, to_classes
 from talker.media.numbered import read_numbered
 from talker.progress import progress
 

@@ -15,8 +15,8 @@ import numpy as np
 from talker.clip import Clip
 from talker.errors import UserError
 from talker.files import replacing
-from talker.masks import BACKGROUND, HEAD, NECK, TORSO, to_classes
 from talker.media.image import read_image, write_image
+from talker.media.masks import BACKGROUND, HEAD, NECK, TORSO, to_classes
 from talker.media.numbered import read_numbered
 from talker.parallel import ordered_map
 from talker.progress import progress
@@ -47,7 +47,7 @@ def split(
 
     Args:
         image: RGB uint8 [H, W, 3].
-        mask: uint8 [H, W], classes of talker.masks.
+        mask: uint8 [H, W], classes of talker.media.masks.
         plate: background, RGB uint8 [H, W, 3].
 
     Returns:

@@ -17,7 +17,7 @@ from scipy.ndimage import gaussian_filter
 
 from talker.clip import Clip, load_per_frame
 from talker.files import replacing
-from talker.masks import BACKGROUND, HEAD, NECK, TORSO, write_mask
+from talker.media.masks import BACKGROUND, HEAD, NECK, TORSO, write_mask
 from talker.media.mediapipe import segment_person
 from talker.media.numbered import read_numbered
 from talker.parallel import ordered_map
@@ -309,7 +309,7 @@ def label(person: np.ndarray, belief: np.ndarray) -> np.ndarray:
         belief: posterior of hair, face, throat and clothes, float32 [4, h, w].
 
     Returns:
-        uint8 [H, W], classes of talker.masks.
+        uint8 [H, W], classes of talker.media.masks.
     """
     height, width = person.shape
     head, neck, torso = (
@@ -359,7 +359,7 @@ def _weighted(*three: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
 
 
 def parse(clip: Clip, images: Path, points: np.ndarray, config: Config) -> Iterator[np.ndarray]:
-    """Yield the mask of each frame, uint8 [H, W] of the classes in talker.masks.
+    """Yield the mask of each frame, uint8 [H, W] of the classes in talker.media.masks.
 
     Args:
         images: folder of the frames.
