@@ -36,7 +36,7 @@ T_STOP = f32(1e-4)  # a pixel is done before its transmittance falls to this
 LOG2_E = float(np.log2(np.e))
 LOG2_ALPHA_MIN = f32(np.log2(1 / 255) - 1e-3)  # with slack: the exact test is on alpha
 
-TILE_W, TILE_H, LANES = 64, 16, 16
+TILE_W, TILE_H, LANES = 128, 16, 16  # wide tiles: a splat pays for every tile it touches
 WIDE = index(LANES)
 STRIDE = TILE_W + LANES
 PITCH = index(6 * STRIDE)  # floats of a pixel row: six fields of STRIDE columns
@@ -382,8 +382,8 @@ def _draw_tile(splats, entries, tile, x0, y0, rgb, alpha, transmittance, last):
                     tile[i + BLUE] += weight * blue
                     # a pixel that is done keeps its transmittance, negated
                     tile[i + THROUGH] = after if live else -abs(through)
-                    previous = tile[i + LAST]
-                    tile[i + LAST] = this if live else previous
+                    # not "this if live else tile[...]": that would become a slow scatter
+                    tile[i + LAST] = max(tile[i + LAST], this if live else f32(-1))
     for y in range(rows):
         for x in range(columns):
             i = index(y) * PITCH + index(x)
@@ -425,7 +425,8 @@ def _draw_tile_backward(
         top, bottom = _pixels(my, splat[10], y0, rows)
         s_1 = s_x = s_y = s_xx = s_xy = s_yy = s_r = s_g = s_b = f32(0)
         for x in range(left, right + 1, LANES):
-            acc[:] = 0
+            for lane in range(index(6 * LANES)):
+                acc[lane] = 0
             for y in range(top, bottom + 1):
                 dy = f32(y0 + y) + f32(0.5) - my
                 u0 = f32(x0 + x) + f32(0.5) - mx + slant * dy
