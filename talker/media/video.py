@@ -37,7 +37,7 @@ def probe(path: Path) -> Source:
     """
     first: av.VideoFrame | None = None
     times: list[Fraction] = []
-    video_end = end = Fraction(0)
+    end = Fraction(0)
     with _opened(path) as container:
         stream = _video_stream(container, path)
         for packet in container.demux():
@@ -46,11 +46,9 @@ def probe(path: Path) -> Source:
             if packet.pts is None or packet.is_discard:
                 continue
             time = packet.pts * packet.time_base
-            packet_end = time + (packet.duration or 0) * packet.time_base
-            end = max(end, packet_end)
+            end = max(end, time + (packet.duration or 0) * packet.time_base)
             if packet.stream is stream:
                 times.append(time)
-                video_end = max(video_end, packet_end)
         if first is None:
             raise UserError(f"{path}: holds no video frame that can be decoded")
         claimed = Fraction((container.start_time or 0) + (container.duration or 0), av.time_base)
@@ -64,6 +62,9 @@ def probe(path: Path) -> Source:
         if not steps:
             raise UserError(f"{path}: expected a video, found a single picture")
         period = median(steps)
+        uneven = any(abs(step - period) > period / 4 for step in steps)
+        if not uneven:
+            period = sum(steps) / len(steps)  # many containers round times to milliseconds
         height, width = _upright(first, stream).shape[:2]
         sounds = container.streams.audio
         return Source(
@@ -71,9 +72,9 @@ def probe(path: Path) -> Source:
             width=width,
             height=height,
             fps=round(float(1 / period), 3),
-            variable_rate=any(abs(step - period) > period / 4 for step in steps),
+            variable_rate=uneven,
             rotation=first.rotation,
-            duration=float(max(video_end, max(times) + period) - start),
+            duration=float(max(times) + period - start),
             video_start=float(start),
             audio_start=_start(sounds[0]) if sounds else None,
             codec=stream.codec_context.name,
@@ -134,7 +135,7 @@ def _decoded(
     container: av.container.InputContainer, stream: av.VideoStream, path: Path, source: Source
 ) -> Iterator[tuple[Fraction, av.VideoFrame]]:
     """Yield every frame and its time after the first one; raise at the first damaged one."""
-    start = time = end = Fraction(0)
+    start = time = Fraction(0)
     try:
         for i, frame in enumerate(container.decode(stream)):
             if frame.is_corrupt:
@@ -142,17 +143,17 @@ def _decoded(
             if i == 0:
                 start = _time(frame, path)
             time = _time(frame, path) - start
-            end = time + (frame.duration or 0) * (frame.time_base or 0)
             yield time, frame
     except InvalidDataError as error:
         raise UserError(
             f"{path}: is damaged after {float(time):.2f} s ({error.strerror}); cut that part out, "
             "or copy the file again from where it came"
         ) from error
+    end = float(time) + 1 / source.fps
     if source.duration - end > LOST_SECONDS:
         raise UserError(
             f"{path}: is damaged: it lasts {source.duration:.1f} s, but can be decoded only up to "
-            f"{float(end):.1f} s; copy it again from where it came"
+            f"{end:.1f} s; copy it again from where it came"
         )
 
 
