@@ -44,10 +44,13 @@ def rasterize(
         Ks: [B,3,3] intrinsics in pixels, pixel centres at +0.5; get no gradient.
         width, height: of the image in pixels.
 
-    All tensors are float32 and on one device. The gradients of all but the cameras are exact.
+    All tensors are float32 (else TypeError) and on one device; it chooses the backend.
     """
+    tensors = (means, quats, scales, opacities, colors, viewmats, Ks)
+    if any(tensor.dtype != torch.float32 for tensor in tensors):
+        raise TypeError(f"expected float32 tensors, got {[str(t.dtype) for t in tensors]}")
     backend = _rasterize_gsplat if means.is_cuda else _rasterize_cpu
-    return backend(means, quats, scales, opacities, colors, viewmats, Ks, width, height)
+    return backend(*tensors, width, height)
 
 
 def _rasterize_cpu(*arguments) -> Rasterized:

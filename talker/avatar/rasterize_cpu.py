@@ -54,6 +54,7 @@ KERNEL = {
     "error_model": "numpy",
     "fastmath": {"reassoc", "nsz", "contract", "nnan", "ninf"},
 }
+PROJECTION = KERNEL | {"fastmath": {"contract"}}  # here NaN must compare as NaN: it is not visible
 
 
 @njit(forceinline=True, **KERNEL)
@@ -70,7 +71,7 @@ def _exp2(x):
     return np.int32(np.int64(f32(y).view(np.int32)) + exponent).view(f32)
 
 
-@njit(forceinline=True, **KERNEL)
+@njit(forceinline=True, **PROJECTION)
 def _rotation(quat):
     """Rotation matrix and norm of a quaternion wxyz."""
     norm = np.sqrt(quat[0] ** 2.0 + quat[1] ** 2.0 + quat[2] ** 2.0 + quat[3] ** 2.0)
@@ -83,7 +84,7 @@ def _rotation(quat):
     return rotation, norm
 
 
-@njit(forceinline=True, **KERNEL)
+@njit(forceinline=True, **PROJECTION)
 def _rotate(view, x, y, z):
     return (
         view[0, 0] * x + view[0, 1] * y + view[0, 2] * z,
@@ -92,7 +93,7 @@ def _rotate(view, x, y, z):
     )
 
 
-@njit(forceinline=True, **KERNEL)
+@njit(forceinline=True, **PROJECTION)
 def _clamped(ratio, center, focal, size):
     """x/z kept within the image and a margin, for the Jacobian; and whether it was inside."""
     margin = FRUSTUM_MARGIN * 0.5 * size / focal
@@ -100,7 +101,7 @@ def _clamped(ratio, center, focal, size):
     return min(max(ratio, low), high), low <= ratio <= high
 
 
-@njit(**KERNEL)
+@njit(**PROJECTION)
 def _project(
     task,
     n_tasks,
@@ -125,7 +126,7 @@ def _project(
         x, y, z = _rotate(view, means[b, g, 0], means[b, g, 1], means[b, g, 2])
         x, y, z = x + view[0, 3], y + view[1, 3], z + view[2, 3]
         opacity = float(opacities[b, g])
-        if z < NEAR or opacity < ALPHA_MIN:
+        if not (z >= NEAR and opacity >= ALPHA_MIN):
             continue
         jx, jy = float(k[0, 0]) / z, float(k[1, 1]) / z
         tx, _ = _clamped(x / z, k[0, 2], k[0, 0], width)
@@ -146,7 +147,7 @@ def _project(
         mx, my = jx * x + k[0, 2], jy * y + k[1, 2]
         inside_x = mx + radius_x > 0.0 and mx - radius_x < width
         inside_y = my + radius_y > 0.0 and my - radius_y < height
-        if det <= 0.0 or not inside_x or not inside_y:
+        if not (det > 0.0 and inside_x and inside_y):
             continue
         means2d[b, g, 0], means2d[b, g, 1] = mx, my
         conics[b, g, 0], conics[b, g, 1], conics[b, g, 2] = yy / det, -xy / det, xx / det
@@ -155,7 +156,7 @@ def _project(
         radii[b, g] = max(radius_x, radius_y)
 
 
-@njit(**KERNEL)
+@njit(**PROJECTION)
 def _project_backward(
     task,
     n_tasks,
