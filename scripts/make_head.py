@@ -174,28 +174,23 @@ def openness(vertices: np.ndarray, faces: np.ndarray, size: int = 512, views: in
     middle = (vertices.max(0) + vertices.min(0)) / 2
     scale = size / np.linalg.norm(vertices.max(0) - vertices.min(0))
     seen, total = np.zeros(len(vertices)), np.zeros(len(vertices))
-    nothing = np.zeros((1, 1), np.uint8), np.zeros(len(faces), np.uint8)
-    uvs = np.zeros((len(faces), 3, 2), np.float32)
     far = 1000.0  # an almost parallel projection
     golden = np.pi * (3 - np.sqrt(5))
     for i in range(views):
         z = 1 - (2 * i + 1) / views
-        towards = np.array([*(np.sqrt(1 - z * z) * np.array(cis(golden * i))), z])
+        ring, angle = np.sqrt(1 - z * z), golden * i
+        towards = np.array([ring * np.cos(angle), ring * np.sin(angle), z])
         side = np.cross(towards, [0.3, 0.5, -0.8])
         side /= np.linalg.norm(side)
         axes = np.stack([side, np.cross(towards, side), -towards])
         local = (vertices - middle) @ axes.T
         points = np.column_stack([local[:, :2] * scale + size / 2, local[:, 2] + far])
-        depth = zbuffer(points.astype(np.float32), faces, size, size, uvs, *nothing)[2]
+        depth = zbuffer(points, faces, size, size)[2]
         x, y = points[:, :2].astype(int).clip(0, size - 1).T
         cosine = np.clip(normals @ towards, 0, None)
         seen += cosine * (points[:, 2] < depth[y, x] + 0.03)
         total += cosine
-    return seen / total
-
-
-def cis(angle: float) -> tuple[float, float]:
-    return np.cos(angle), np.sin(angle)
+    return np.where(total > 0, seen / np.maximum(total, 1e-9), 1.0)
 
 
 def build(wheel: Wheel) -> dict[str, np.ndarray]:
@@ -218,7 +213,7 @@ def build(wheel: Wheel) -> dict[str, np.ndarray]:
     _, first = np.unique(faces.ravel(), return_index=True)
     vertex_uv = uvs.reshape(-1, 2)[first]
     masks = {name: sample(wheel.mask(name), vertex_uv) for name in ("lips", "ears", "eyelids")}
-    masks["openness"] = openness(shape[vertices], faces)
+    masks["openness"] = openness(shape[vertices], faces[parts != PARTS.index("lashes")])
     identity = added | local_targets(wheel, len(base))
     units = expressions(wheel, len(base))
     return {
@@ -257,9 +252,7 @@ def cast(renderer: Renderer, vertices: np.ndarray, view: np.ndarray, part: str, 
     front = edges[:, 0, 0] * edges[:, 1, 1] - edges[:, 0, 1] * edges[:, 1, 0] < 0
     chosen, faces = chosen[front], faces[front]
     height, width = renderer.plate.shape[:2]
-    uvs, threshold = np.zeros((len(faces), 3, 2), np.float32), np.zeros(len(faces), np.uint8)
-    nothing = np.zeros((1, 1), np.uint8)
-    face, weights, _ = zbuffer(points, faces, height, width, uvs, nothing, threshold)
+    face, weights, _ = zbuffer(points, faces, height, width)
     rows, columns = distance_transform_edt(face < 0, return_distances=False, return_indices=True)
     x, y = pixels.astype(int).clip(0, (width - 1, height - 1)).T
     row, column = rows[y, x], columns[y, x]
@@ -273,13 +266,13 @@ def embed(model: MorphableHead) -> tuple[np.ndarray, np.ndarray]:
     views the one nearest to their median is kept.
     """
     plate = np.full((768, 768, 3), 205, np.uint8)
-    renderer = Renderer(model, model.vertices, plate, focal=2100.0)
+    renderer = Renderer(model, model.vertices, plate, focal=2100.0, seed=0)
     jaw = model.expressions[model.expression_names.index("jawOpen")]
     rest = renderer.fine(model.vertices)
     rounds = {"closed": model.vertices, "open": model.vertices + 0.35 * jaw}
     hits = {name: [] for name in rounds}
     for (name, vertices), view in itertools.product(rounds.items(), views()):
-        image = renderer.render(vertices, view, view).image
+        image = renderer.render(vertices, view, view)[0]
         found = next(track_meshes([image]))
         if len(found) == 0:
             logger.warning("no face in a view")

@@ -2,9 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+
+if TYPE_CHECKING:
+    from talker.synthetic.subject import Subject, Truth
 
 ROOT = Path(__file__).parents[1]
 CLIPS = ROOT.parent / "shared" / "clips"
@@ -20,9 +24,8 @@ class Synthetic:
     wav: Path
     images: np.ndarray
     """uint8 [T, H, W, 3]"""
-    torsos: np.ndarray
-    """uint8 [T, H, W, 4]"""
-    truth: "Truth"  # noqa: F821
+    truth: "Truth"
+    subject: "Subject"
 
 
 @pytest.fixture(scope="session")
@@ -36,19 +39,19 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Synthetic:
 
     folder = tmp_path_factory.mktemp("synthetic")
     subject = Subject.make(read_timings(DEMO / "timings.json"), FRAMES, SIZE)
-    pictures = list(subject.pictures())
+    images, masks = map(np.stack, zip(*subject.film(), strict=True))
     wav = folder / "speech.wav"
     write_wav(wav, read_wav(DEMO / "speech.wav")[: FRAMES * SAMPLES_PER_FRAME])
     video = folder / "synthetic.mp4"
     with video_writer(video, wav, crf=16) as write:
-        for picture in pictures:
-            write(picture.image)
+        for image in images:
+            write(image)
     return Synthetic(
         video=video,
         wav=wav,
-        images=np.stack([picture.image for picture in pictures]),
-        torsos=np.stack([picture.torso for picture in pictures]),
-        truth=subject.truth(np.stack([picture.mask for picture in pictures])),
+        images=images,
+        truth=subject.truth(masks),
+        subject=subject,
     )
 
 
@@ -57,12 +60,11 @@ def dataset(synthetic: Synthetic, tmp_path_factory: pytest.TempPathFactory) -> P
     """A complete dataset folder of the synthetic subject, written from its truth."""
     from talker.media.audio import read_wav
     from talker.synthetic.dataset import write_dataset
-    from talker.synthetic.renderer import Picture
 
     folder = tmp_path_factory.mktemp("data") / "synthetic"
-    layers = zip(synthetic.images, synthetic.truth.masks, synthetic.torsos, strict=True)
-    pictures = (Picture(*layer) for layer in layers)
-    write_dataset(folder, synthetic.truth, pictures, read_wav(synthetic.wav))
+    samples = read_wav(synthetic.wav)
+    bodies = synthetic.subject.film(body_only=True)
+    write_dataset(folder, synthetic.truth, synthetic.images, bodies, samples)
     return folder
 
 

@@ -1,59 +1,109 @@
 """A z-buffer for triangle meshes: which triangle each pixel sees, and where in it."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from numba import njit
 
 
-@njit(cache=True, nogil=True)
-def zbuffer(points, faces, height, width, uvs, opacity, threshold):  # noqa: ANN001, ANN201
+@dataclass(frozen=True)
+class Cutouts:
+    """Holes in triangles: a pixel is kept where the texture's opacity reaches the cutoff."""
+
+    uvs: np.ndarray
+    """float32 [F, 3, 2] in 0..1, v down, at the triangles' corners"""
+    cutoff: np.ndarray
+    """float32 [F, 3] in 0..255 at the corners; all three <= 0: no holes"""
+    texture: np.ndarray
+    """int [F], index into `textures`"""
+    textures: tuple[np.ndarray, ...]
+    """uint8 [h, w, 4] each; the last channel is the opacity"""
+
+    def only(self, faces: np.ndarray | slice) -> "Cutouts":
+        """The same for some of the triangles."""
+        return Cutouts(self.uvs[faces], self.cutoff[faces], self.texture[faces], self.textures)
+
+
+_SOLID = np.full((1, 1, 4), 255, np.uint8)
+
+
+def zbuffer(
+    points: np.ndarray, faces: np.ndarray, height: int, width: int, cutouts: Cutouts | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Find the nearest triangle of every pixel.
 
     Args:
         points: float32 [V, 3], pixel coordinates x, y (pixel centres at +0.5) and depth > 0.
-        faces: int32 [F, 3].
+        faces: int [F, 3].
         height, width: size of the image in pixels.
-        uvs: float32 [F, 3, 2] in 0..1, v up: where the corners lie in `opacity`.
-        opacity: uint8 [S, S] texture.
-        threshold: uint8 [F]; a triangle covers only pixels of opacity >= its threshold.
+        cutouts: where the triangles have holes.
 
     Returns:
         face int32 [height, width] (-1: none), perspective-correct barycentric weights of the
         face's second and third corner float32 [height, width, 2], depth float32 [height, width].
     """
+    if cutouts is None:
+        nothing = np.zeros((len(faces), 3), np.float32)
+        cutouts = Cutouts(
+            np.zeros((len(faces), 3, 2), np.float32), nothing, np.zeros(len(faces), int), (_SOLID,)
+        )
+    return _zbuffer(
+        np.ascontiguousarray(points, np.float32),
+        np.ascontiguousarray(faces, np.int32),
+        height,
+        width,
+        cutouts.uvs,
+        cutouts.cutoff,
+        cutouts.texture.astype(np.uint8),
+        cutouts.textures,
+    )
+
+
+@njit(cache=True, nogil=True)
+def _zbuffer(points, faces, height, width, uvs, cutoff, texture, textures):  # noqa: ANN001, ANN202
     face = np.full((height, width), -1, np.int32)
     weights = np.zeros((height, width, 2), np.float32)
-    depth = np.full((height, width), np.inf, np.float32)
-    size = opacity.shape[0]
+    nearness = np.zeros((height, width), np.float32)  # 1 / depth is linear on the screen
     for f in range(faces.shape[0]):
-        a, b, c = points[faces[f, 0]], points[faces[f, 1]], points[faces[f, 2]]
-        area = (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
-        if area == 0.0:
+        i, j, k = faces[f, 0], faces[f, 1], faces[f, 2]
+        ax, ay, az = points[i, 0], points[i, 1], 1 / points[i, 2]
+        bx, by, bz = points[j, 0] - ax, points[j, 1] - ay, 1 / points[j, 2]
+        cx, cy, cz = points[k, 0] - ax, points[k, 1] - ay, 1 / points[k, 2]
+        left = max(int(np.ceil(ax + min(bx, cx, 0.0) - 0.5)), 0)
+        right = min(int(np.floor(ax + max(bx, cx, 0.0) - 0.5)), width - 1)
+        top = max(int(np.ceil(ay + min(by, cy, 0.0) - 0.5)), 0)
+        bottom = min(int(np.floor(ay + max(by, cy, 0.0) - 0.5)), height - 1)
+        area = bx * cy - by * cx
+        if area == 0.0 or right < left or bottom < top:
             continue
-        left = max(int(np.ceil(min(a[0], b[0], c[0]) - 0.5)), 0)
-        right = min(int(np.floor(max(a[0], b[0], c[0]) - 0.5)), width - 1)
-        top = max(int(np.ceil(min(a[1], b[1], c[1]) - 0.5)), 0)
-        bottom = min(int(np.floor(max(a[1], b[1], c[1]) - 0.5)), height - 1)
+        scale = 1 / area
+        hole = max(cutoff[f, 0], cutoff[f, 1], cutoff[f, 2]) > 0.0
         for y in range(top, bottom + 1):
+            dy = y + 0.5 - ay
             for x in range(left, right + 1):
-                dx, dy = x + 0.5 - a[0], y + 0.5 - a[1]
-                wb = (dx * (c[1] - a[1]) - dy * (c[0] - a[0])) / area
-                wc = (dy * (b[0] - a[0]) - dx * (b[1] - a[1])) / area
-                wa = 1.0 - wb - wc
+                dx = x + 0.5 - ax
+                wb = (dx * cy - dy * cx) * scale
+                wc = (dy * bx - dx * by) * scale
+                wa = 1 - wb - wc
                 if wa < 0.0 or wb < 0.0 or wc < 0.0:
                     continue
-                wa, wb, wc = wa / a[2], wb / b[2], wc / c[2]
-                z = 1.0 / (wa + wb + wc)
-                if z >= depth[y, x]:
+                near = wa * az + wb * bz + wc * cz
+                if near <= nearness[y, x]:
                     continue
-                wb, wc = wb * z, wc * z
-                if threshold[f] > 0:
-                    uv = uvs[f, 0] + wb * (uvs[f, 1] - uvs[f, 0]) + wc * (uvs[f, 2] - uvs[f, 0])
-                    column = min(max(int(uv[0] * size), 0), size - 1)
-                    row = min(max(int((1.0 - uv[1]) * size), 0), size - 1)
-                    if opacity[row, column] < threshold[f]:
+                wb *= bz / near
+                wc *= cz / near
+                if hole:
+                    wa = 1 - wb - wc
+                    image = textures[texture[f]]
+                    u = wa * uvs[f, 0, 0] + wb * uvs[f, 1, 0] + wc * uvs[f, 2, 0]
+                    v = wa * uvs[f, 0, 1] + wb * uvs[f, 1, 1] + wc * uvs[f, 2, 1]
+                    column = min(max(int(u * image.shape[1]), 0), image.shape[1] - 1)
+                    row = min(max(int(v * image.shape[0]), 0), image.shape[0] - 1)
+                    least = wa * cutoff[f, 0] + wb * cutoff[f, 1] + wc * cutoff[f, 2]
+                    if image[row, column, 3] < least:
                         continue
-                depth[y, x] = z
+                nearness[y, x] = near
                 face[y, x] = f
                 weights[y, x, 0] = wb
                 weights[y, x, 1] = wc
-    return face, weights, depth
+    return face, weights, 1 / nearness

@@ -6,14 +6,12 @@ import json
 
 import numpy as np
 import torch
-from scipy.ndimage import map_coordinates
 
 from talker.clip import FPS, SAMPLES_PER_FRAME, Clip, Source, save_per_frame
 from talker.head.camera import pose_from_viewmats, transform_matrices
 from talker.head.landmarks68 import write_lms
 from talker.media.audio import write_wav
 from talker.media.image import write_image
-from talker.synthetic.renderer import NECK, TORSO, Picture
 from talker.synthetic.subject import Truth
 
 PARSING_COLOURS = np.array([(255, 255, 255), (0, 0, 255), (0, 255, 0), (255, 0, 0)], np.uint8)
@@ -22,14 +20,19 @@ EXPRESSIONS = 79
 
 
 def write_dataset(
-    folder: Path, truth: Truth, pictures: Iterable[Picture], samples: np.ndarray
+    folder: Path,
+    truth: Truth,
+    images: Iterable[np.ndarray],
+    bodies: Iterable[tuple[np.ndarray, np.ndarray]],
+    samples: np.ndarray,
 ) -> None:
     """Write a dataset folder (docs/conventions.md) of the synthetic clip.
 
     Args:
         folder: made if missing.
         truth: of T frames.
-        pictures: the T frames.
+        images: the T frames, uint8 [H, W, 3].
+        bodies: image and mask of each frame without its head.
         samples: int16 [640 T], the speech.
     """
     frames, height, width = truth.masks.shape
@@ -38,8 +41,8 @@ def write_dataset(
         (folder / name).mkdir(parents=True, exist_ok=True)
     clip.save(folder / "clip.json")
     write_image(folder / "bc.jpg", truth.plate, quality=100)
-    for i, picture in enumerate(pictures):
-        _write_images(folder, i, picture, truth.plate)
+    for i, (image, body) in enumerate(zip(images, bodies, strict=True)):
+        _write_images(folder, i, image, truth.masks[i], truth.plate, body)
         write_lms(folder / "ori_imgs" / f"{i}.lms", truth.landmarks68[i])
     _write_sound(folder, clip, samples)
     _write_landmarks(folder / "landmarks.npz", truth)
@@ -78,12 +81,21 @@ def _source(frames: int, height: int, width: int) -> Source:
     )
 
 
-def _write_images(folder: Path, i: int, picture: Picture, plate: np.ndarray) -> None:
-    write_image(folder / "ori_imgs" / f"{i}.jpg", picture.image, quality=100)
-    write_image(folder / "parsing" / f"{i}.png", PARSING_COLOURS[picture.mask])
-    layered = np.where(picture.mask[..., None] == 0, plate, picture.image)
+def _write_images(
+    folder: Path,
+    i: int,
+    image: np.ndarray,
+    mask: np.ndarray,
+    plate: np.ndarray,
+    body: tuple[np.ndarray, np.ndarray],
+) -> None:
+    write_image(folder / "ori_imgs" / f"{i}.jpg", image, quality=100)
+    write_image(folder / "parsing" / f"{i}.png", PARSING_COLOURS[mask])
+    layered = np.where(mask[..., None] == 0, plate, image)
     write_image(folder / "gt_imgs" / f"{i}.jpg", layered, quality=100)
-    write_image(folder / "torso_imgs" / f"{i}.png", picture.torso)
+    colour, covered = body[0], body[1][..., None] > 0
+    torso = np.dstack([colour * covered, 255 * covered]).astype(np.uint8)
+    write_image(folder / "torso_imgs" / f"{i}.png", torso)
 
 
 def _write_sound(folder: Path, clip: Clip, samples: np.ndarray) -> None:

@@ -10,10 +10,11 @@ from talker.errors import UserError
 from talker.files import replacing
 from talker.head.landmarks68 import landmarks68
 from talker.head.morphable import MorphableHead
+from talker.synthetic import person
 from talker.parallel import ordered_map
 from talker.synthetic.performance import Performance, Sound, perform
 from talker.synthetic.plate import make_plate
-from talker.synthetic.renderer import Picture, Renderer
+from talker.synthetic.renderer import Renderer
 
 DISTANCE = 8.5  # dm from the camera to the face
 FOCAL_OVER_SIZE = 2.35
@@ -85,18 +86,19 @@ class Subject:
     ) -> "Subject":
         """Cast a person to speak `sounds` in square images of `size` pixels; same seed, same clip."""
         head = MorphableHead.load()
-        neutral = head.shape(PERSON)
+        neutral = person.shape(head)
         focal = FOCAL_OVER_SIZE * size
         return cls(
             head=head,
             neutral=neutral,
             performance=perform(sounds, frames, head.expression_names, NECK_JOINT, seed),
-            renderer=Renderer(head, neutral, make_plate(size, seed), focal),
+            renderer=Renderer(head, neutral, make_plate(size, seed), focal, seed),
             seed=seed,
         )
 
     @property
     def viewmats(self) -> np.ndarray:
+        """float64 [T, 4, 4], from the head's coordinates to the OpenCV camera, dm."""
         return _cameras(self.performance.head)
 
     def vertices(self, frame: int) -> np.ndarray:
@@ -104,17 +106,19 @@ class Subject:
         offsets = np.tensordot(self.performance.weights[frame], self.head.expressions, 1)
         return self.neutral + offsets
 
-    def pictures(self) -> Iterator[Picture]:
-        """Render every frame in order, on all cores."""
+    def film(self, body_only: bool = False) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield each frame's image and mask (see `Renderer.render`), drawn on all cores."""
         torsos = _cameras(self.performance.torso)
 
-        def draw(i: int) -> Picture:
-            return self.renderer.render(self.vertices(i), self.viewmats[i], torsos[i])
+        def draw(i: int) -> tuple[np.ndarray, np.ndarray]:
+            return self.renderer.render(
+                self.vertices(i), self.viewmats[i], torsos[i], body_only=body_only
+            )
 
-        return ordered_map(draw, range(len(self.performance.head)))
+        return ordered_map(draw, range(len(torsos)))
 
     def truth(self, masks: np.ndarray) -> Truth:
-        """Everything known about the clip; `masks` uint8 [T, H, W] come from its pictures."""
+        """Everything known about the clip; `masks` uint8 [T, H, W] come from `film`."""
         frames = len(masks)
         smooth = self.renderer.smooth
         meshes = np.stack(
@@ -144,9 +148,6 @@ class Subject:
             vertices=vertices,
             faces=faces,
         )
-
-
-PERSON = {"sex_male": 0.6, "race_caucasian": 0.5}
 
 
 def _cameras(rooms: np.ndarray) -> np.ndarray:
