@@ -36,27 +36,26 @@ class Config:
 
 
 def clean_plate(
-    frames: Iterable[tuple[np.ndarray, np.ndarray]], clearance: float
+    frames: Iterable[tuple[np.ndarray, np.ndarray]], size: tuple[int, int], clearance: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Take each pixel from the frame in which the foreground was farthest away.
 
     Args:
         frames: pairs of an image, RGB uint8 [H, W, 3], and its mask, uint8 [H, W] of classes.
-        clearance: least distance in pixels at which a pixel counts as seen.
+        size: H and W.
+        clearance: distance in pixels above which a pixel counts as seen.
 
     Returns:
         plate uint8 [H, W, 3] and seen bool [H, W]; the plate is black where nothing was seen.
     """
-    farthest = np.float32(clearance)
-    plate = None
+    plate = np.zeros((*size, 3), np.uint8)
+    farthest = np.full(size, clearance, np.float32)
     for image, mask in frames:
-        visible = np.uint8(mask == BACKGROUND)
+        visible = (mask == BACKGROUND).astype(np.uint8)
         distance = cv2.distanceTransform(visible, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
         better = distance > farthest
-        farthest = np.maximum(distance, farthest)
-        plate = np.where(better[..., None], image, np.zeros_like(image) if plate is None else plate)
-    if plate is None:
-        raise ValueError("no frames")
+        farthest[better] = distance[better]
+        plate[better] = image[better]
     return plate, farthest > clearance
 
 
@@ -67,8 +66,10 @@ def fill(plate: np.ndarray, seen: np.ndarray) -> np.ndarray:
         plate: uint8 [H, W, 3].
         seen: bool [H, W], somewhere true.
     """
-    distance, (rows, columns) = distance_transform_edt(~seen, return_indices=True)
-    filled = plate[rows, columns]
+    nearest = np.empty((2, *seen.shape), np.int32)
+    distance = np.empty(seen.shape)
+    distance_transform_edt(~seen, return_indices=True, distances=distance, indices=nearest)
+    filled = plate[nearest[0], nearest[1]]
     sigma = max(seen.shape) / 64
     weight = np.clip(distance / (2 * sigma), 0, 1)[..., None]
     smooth = cv2.GaussianBlur(filled.astype(np.float32), (0, 0), sigma)
@@ -93,8 +94,9 @@ def main(*, clip: Path, images: Path, masks: Path, plate: Path, config: Config =
         for i, colours in zip(ids, read_numbered(masks, about, ".png", ids), strict=True)
     )
     pairs = zip(read_numbered(images, about, ids=ids), classes, strict=True)
-    clearance = config.clearance * max(about.height, about.width) / 512
-    found, seen = clean_plate(progress(pairs, "background", len(ids)), clearance)
+    size = about.height, about.width
+    clearance = config.clearance * max(size) / 512
+    found, seen = clean_plate(progress(pairs, "background", len(ids)), size, clearance)
     if not seen.any():
         raise UserError(
             f"{masks}: no frame shows any background; expected a person in front of a background "

@@ -76,13 +76,10 @@ def follow(candidates: Sequence[np.ndarray], config: Config) -> np.ndarray:
 def interpolate(points: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """Replace the rows of points [T, ...] that are not `valid` [T]: linear in time, edges held."""
     good = np.flatnonzero(valid)
-    frames = np.arange(len(valid))
-    after = np.searchsorted(good, frames).clip(max=len(good) - 1)
-    before = np.where(valid, after, after - 1).clip(min=0)
-    after = np.where(frames > good[-1], before, after)
-    span = good[after] - good[before]
-    part = np.where(span > 0, (frames - good[before]) / np.maximum(span, 1), 0.0)
-    part = part.reshape(-1, *[1] * (points.ndim - 1)).astype(points.dtype)
+    place = np.interp(np.arange(len(valid)), good, np.arange(len(good)))
+    before = place.astype(int)
+    after = np.minimum(before + 1, len(good) - 1)
+    part = (place - before).reshape(-1, *[1] * (points.ndim - 1)).astype(points.dtype)
     return points[good[before]] * (1 - part) + points[good[after]] * part
 
 

@@ -57,11 +57,12 @@ def split(
     shade = config.darkening ** (1 / scale)
     head, neck, clothes = mask == HEAD, mask == NECK, mask == TORSO
     truth = np.where((mask == BACKGROUND)[..., None], plate, image)
-    torso = truth.copy()
+    torso = np.where(head[..., None], plate, truth)
     filled = _continue_up(torso, clothes, head, round(config.clothes_up * scale), 0, shade)
 
     reach = max(1, round(config.neck_grow * scale))
-    grown = cv2.dilate(np.uint8(neck), np.ones((2 * reach + 1, 1), np.uint8)) > 0
+    grown = cv2.dilate(neck.astype(np.uint8), np.ones((2 * reach + 1, 1), np.uint8)) > 0
+    grown &= mask != BACKGROUND
     up, down = round(config.neck_up * scale), round(config.neck_sample * scale)
     filled_neck = _continue_up(torso, grown, head, up, down, shade)
     window = 2 * round(config.blur * scale / 2 - 0.5) + 1

@@ -129,7 +129,7 @@ def _polygon(points: np.ndarray, height: int, width: int) -> np.ndarray:
     canvas = np.zeros((height, width), np.uint8)
     bits = 4
     corners = np.round((points - 0.5) * 2**bits).astype(np.int32)
-    cv2.fillPoly(canvas, [corners], 255, cv2.LINE_AA, bits)
+    cv2.fillPoly(canvas, [corners], (255,), cv2.LINE_AA, bits)
     return cv2.GaussianBlur(canvas, (0, 0), max(height, width) / 400).astype(np.float32) / 255
 
 
@@ -325,7 +325,7 @@ def label(person: np.ndarray, belief: np.ndarray) -> np.ndarray:
     mask[_parts(is_head)] = HEAD
     specks = inside & (mask == BACKGROUND)
     if specks.any() and not specks.all():
-        to_fill = np.uint8(mask == BACKGROUND)
+        to_fill = (mask == BACKGROUND).astype(np.uint8)
         _, nearest = cv2.distanceTransformWithLabels(
             to_fill, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
         )

@@ -1,0 +1,152 @@
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from talker.clip import Clip, Source, load_per_frame
+from talker.errors import UserError
+from talker.head.landmarks68 import landmarks68
+from talker.media.image import read_image, write_image
+from talker.media.masks import BACKGROUND, HEAD, NECK, TORSO, read_mask, write_mask
+from talker.media.mediapipe import track_meshes
+from talker.parsing import Config, label, main, parse, poses, smooth_in_time
+
+
+def overlap(a: np.ndarray, b: np.ndarray) -> float:
+    return (a & b).sum() / (a | b).sum()
+
+
+def flicker(masks: np.ndarray) -> float:
+    """Part of the pixels that differ from the frames before and after, which agree."""
+    return ((masks[1:-1] != masks[:-2]) & (masks[:-2] == masks[2:])).mean()
+
+
+@pytest.fixture(scope="module")
+def parsed(dataset: Path) -> np.ndarray:
+    clip = Clip.load(dataset / "clip.json")
+    points = load_per_frame(dataset / "landmarks.npz", clip.frames)["points"]
+    return np.stack(list(parse(clip, dataset / "ori_imgs", points, Config())))
+
+
+@pytest.mark.parametrize(("part", "least"), [(HEAD, 0.93), (TORSO, 0.85), (NECK, 0.75)])
+def test_parts_of_the_synthetic_clip(synthetic, parsed: np.ndarray, part: int, least: float):
+    assert overlap(parsed == part, synthetic.truth.masks == part) > least
+
+
+def test_outline_of_the_synthetic_clip(synthetic, parsed: np.ndarray):
+    assert overlap(parsed > 0, synthetic.truth.masks > 0) > 0.97
+
+
+def test_masks_do_not_flicker(parsed: np.ndarray):
+    assert flicker(parsed) < 0.0005
+
+
+def test_every_frame_has_one_head(parsed: np.ndarray):
+    assert ((parsed == HEAD).mean((1, 2)) > 0.1).all()
+
+
+def few_frames(dataset: Path, folder: Path, frames: int) -> tuple[Path, Path]:
+    """The clip and landmarks of the dataset's first frames."""
+    clip = Clip.load(dataset / "clip.json")
+    Clip(frames, clip.height, clip.width, clip.source).save(folder / "clip.json")
+    arrays = load_per_frame(dataset / "landmarks.npz", clip.frames)
+    np.savez(folder / "landmarks.npz", **{name: a[:frames] for name, a in arrays.items()})
+    return folder / "clip.json", folder / "landmarks.npz"
+
+
+def test_files_have_the_exact_colours_and_the_same_bytes_again(dataset: Path, tmp_path: Path):
+    clip, landmarks = few_frames(dataset, tmp_path, 6)
+    masks = tmp_path / "parsing"
+
+    def run() -> dict[str, bytes]:
+        main(clip=clip, images=dataset / "ori_imgs", landmarks=landmarks, masks=masks)
+        return {path.name: path.read_bytes() for path in masks.iterdir()}
+
+    first = run()
+    assert first == run()
+    assert set(first) == {f"{i}.png" for i in range(6)}
+    colours = np.unique(read_image(masks / "3.png").reshape(-1, 3), axis=0).tolist()
+    assert sorted(colours) == [[0, 0, 255], [0, 255, 0], [255, 0, 0], [255, 255, 255]]
+
+
+def test_missing_frame_is_named(dataset: Path, tmp_path: Path):
+    clip, landmarks = few_frames(dataset, tmp_path, 2)
+    write_image(tmp_path / "0.jpg", read_image(dataset / "ori_imgs" / "0.jpg"))
+    with pytest.raises(UserError, match=r"1\.jpg: missing"):
+        main(clip=clip, images=tmp_path, landmarks=landmarks, masks=tmp_path / "parsing")
+    assert not (tmp_path / "parsing").exists()
+
+
+def test_wrong_colour_is_named(tmp_path: Path):
+    mask = np.array([[BACKGROUND, HEAD], [NECK, TORSO]], np.uint8)
+    write_mask(tmp_path / "good.png", mask)
+    assert (read_mask(tmp_path / "good.png") == mask).all()
+    colours = read_image(tmp_path / "good.png")
+    colours[1, 0] = 0, 254, 0
+    write_image(tmp_path / "bad.png", colours)
+    with pytest.raises(UserError, match=r"bad\.png: pixel \(0, 1\) is \(0, 254, 0\)"):
+        read_mask(tmp_path / "bad.png")
+
+
+def test_poses_map_the_mean_head_onto_each_head():
+    random = np.random.default_rng(0)
+    shape = random.uniform(0, 100, (478, 2))
+    turns = 1.0 + 0.1 * random.standard_normal(20) + 0.1j * random.standard_normal(20)
+    moved = turns[:, None] * (shape[:, 0] + 1j * shape[:, 1]) + 5 * random.standard_normal((20, 1))
+    points = np.stack([moved.real, moved.imag], -1)
+    found = [pose.to_frame[:, :2] for pose in poses(points, 0.5)]
+    scales = np.sqrt([np.linalg.det(turn) for turn in found])
+    angles = np.array([np.arctan2(turn[1, 0], turn[0, 0]) for turn in found])
+    assert np.ptp(scales / abs(turns)) < 1e-9
+    assert np.ptp(angles - np.angle(turns)) < 1e-9
+
+
+def test_specks_join_what_is_near():
+    person = np.zeros((64, 64), np.float32)
+    person[8:, 16:48] = 1
+    person[2, 60] = 1
+    belief = np.zeros((4, 64, 64), np.float32)
+    belief[0, :24], belief[1, 24:40], belief[2, 40:48], belief[3, 48:] = 1, 1, 1, 1
+    clean = label(person, belief)
+    belief[:, 20, 30] = 0, 0, 0, 1
+    belief[:, 60, 30] = 1, 0, 0, 0
+    belief[:, 12, 20] = 0, 0, 1, 0
+    assert (label(person, belief) == clean).all()
+    assert clean[2, 60] == BACKGROUND
+    assert [clean[row, 30] for row in (20, 30, 44, 60)] == [HEAD, HEAD, NECK, TORSO]
+
+
+def test_smoothing_keeps_what_moves_evenly_and_has_no_lag():
+    ramp = [(np.full(3, float(i)), np.array(2.0 * i)) for i in range(6)]
+    smooth = list(smooth_in_time(iter(ramp)))
+    assert len(smooth) == 6
+    for given, made in zip(ramp[1:-1], smooth[1:-1], strict=True):
+        assert made[0] == pytest.approx(given[0])
+        assert made[1] == pytest.approx(given[1])
+    assert smooth[0][1] == pytest.approx(0.5)
+    assert len(list(smooth_in_time(iter(ramp[:1])))) == 1
+
+
+@pytest.mark.clips
+def test_a_real_clip(clips: Path, tmp_path: Path):
+    with av.open(clips / "grid_3s.mpg") as video:
+        images = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+    for i, image in enumerate(images):
+        write_image(tmp_path / f"{i}.jpg", image)
+    height, width = images[0].shape[:2]
+    source = Source("grid_3s.mpg", width, height, 25.0, False, 0, 3.0, 0.0, 0.0, "mpeg1video")
+    points = np.concatenate(list(track_meshes(images)))
+    masks = np.stack(
+        list(parse(Clip(len(images), height, width, source), tmp_path, points, Config()))
+    )
+    assert flicker(masks) < 0.0005
+    inner = landmarks68(points)[:, 17:].round().astype(int)
+    for mask, landmarks, mesh in zip(masks, inner, points, strict=True):
+        assert (mask[landmarks[:, 1], landmarks[:, 0]] == HEAD).all()
+        x, chin = mesh[152, :2].round().astype(int)
+        face = chin - mesh[10, 1]
+        assert mask[int(chin + 0.15 * face), x] == NECK
+        assert mask[int(mesh[10, 1] - 0.15 * face), x] == HEAD
+        assert (mask[:20, :20] == BACKGROUND).all()
+        assert (mask[-1] == TORSO).mean() > 0.3
