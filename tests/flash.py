@@ -10,7 +10,7 @@ import numpy as np
 RATE = 44_100
 TICKS = 90_000
 SIZE = 64
-LASTS = Fraction(1, 10)  # seconds of a flash and of a beep
+LASTS = 0.1  # seconds of a flash and of a beep
 
 
 def write_media(
@@ -65,11 +65,9 @@ def write_flashes(
     **options,
 ) -> Path:
     """White from frame f on for 0.1 s, for each f in `flashes`, with a 1 kHz beep as long."""
-    events = [times[f] for f in flashes]
-    pictures = (
-        np.full((SIZE, SIZE, 3), 255 if any(0 <= t - e < LASTS for e in events) else 0, np.uint8)
-        for t in times
-    )
+    events = [float(times[f]) for f in flashes]
+    white = (any(0 <= float(time) - event < LASTS for event in events) for time in times)
+    pictures = (np.full((SIZE, SIZE, 3), 255 * on, np.uint8) for on in white)
     end = times[-1] + Fraction(1, 25) - sound_start
     clock = float(sound_start) + np.arange(round(end * RATE)) / RATE
     beeping = np.any([(clock >= e) & (clock < e + LASTS) for e in events], axis=0)
