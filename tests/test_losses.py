@@ -1,53 +1,82 @@
-"""SSIM against its definition; the CPU's closed-form gradient against torch's convolution."""
+"""Structural similarity against its definition, and the kernels against plain torch."""
 
-import numpy as np
+import pytest
 import torch
+from scipy.ndimage import gaussian_filter
+from torch import Tensor
 
-from talker.avatar import losses
-from talker.avatar.losses import ssim
+from talker.avatar.losses import C1, C2, SIGMA, TAPS, ssim, ssim_by_convolution
 
 
-def images(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def images(*shape: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    target = torch.rand(2, 30, 26, 3, generator=generator)
-    image = (target + 0.2 * torch.randn(target.shape, generator=generator)).clamp(0, 1)
-    return image.requires_grad_(), target
+    image = torch.rand(*shape, generator=generator)
+    return image, (image + 0.2 * torch.randn(*shape, generator=generator)).clamp(0, 1)
 
 
-def by_convolution(image: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    blurred = [losses._blur(x) for x in (image, target, image**2, target**2, image * target)]
-    mean_x, mean_y, xx, yy, xy = blurred
-    top = (2 * mean_x * mean_y + losses.C1) * (2 * (xy - mean_x * mean_y) + losses.C2)
-    spread = xx - mean_x**2 + yy - mean_y**2 + losses.C2
-    return (top / ((mean_x**2 + mean_y**2 + losses.C1) * spread)).mean()
+def window() -> Tensor:
+    offsets = torch.arange(TAPS, dtype=torch.float64) - TAPS // 2
+    weights = torch.exp(-(offsets**2) / (2 * SIGMA**2))
+    return weights / weights.sum()
 
 
-def test_equals_the_definition_pixel_by_pixel() -> None:
-    image, target = images(0)
-    window = np.outer(losses.KERNEL, losses.KERNEL)[..., None]
-    x, y = (np.pad(a[0].detach().numpy(), ((5, 5), (5, 5), (0, 0))) for a in (image, target))
-    scores = []
-    for row in range(30):
-        for column in range(26):
-            px, py = (a[row : row + 11, column : column + 11] for a in (x, y))
-            mx, my = (window * px).sum((0, 1)), (window * py).sum((0, 1))
-            vx, vy = (window * px**2).sum((0, 1)) - mx**2, (window * py**2).sum((0, 1)) - my**2
-            cov = (window * px * py).sum((0, 1)) - mx * my
-            top = (2 * mx * my + 0.01**2) * (2 * cov + 0.03**2)
-            scores.append(top / ((mx**2 + my**2 + 0.01**2) * (vx + vy + 0.03**2)))
-    np.testing.assert_allclose(ssim(image[:1], target[:1]).item(), np.mean(scores), rtol=1e-4)
+def test_follows_the_definition():
+    image, target = (x.double().numpy()[0, ..., 0] for x in images(1, 30, 41, 1))
+
+    def blur(x):
+        return gaussian_filter(x, SIGMA, mode="constant", radius=TAPS // 2)
+
+    mx, my = blur(image), blur(target)
+    vx, vy = blur(image**2) - mx**2, blur(target**2) - my**2
+    cov = blur(image * target) - mx * my
+    expected = (2 * mx * my + C1) * (2 * cov + C2) / ((mx**2 + my**2 + C1) * (vx + vy + C2))
+    found = ssim(*images(1, 30, 41, 1))
+    assert found.item() == pytest.approx(expected.mean(), abs=1e-6)
 
 
-def test_gradient_equals_that_of_the_convolutions() -> None:
-    image, target = images(1)
-    value, reference = ssim(image, target), by_convolution(image, target)
-    torch.testing.assert_close(value, reference)
-    (gradient,) = torch.autograd.grad(value, image)
-    (expected,) = torch.autograd.grad(reference, image)
-    torch.testing.assert_close(gradient, expected, atol=1e-7, rtol=1e-3)
+@pytest.mark.parametrize("shape", [(2, 33, 47, 3), (1, 3, 70, 3), (1, 20, 4, 1)])
+def test_value_and_gradient_match_plain_torch(shape):
+    image, target = images(*shape)
+    image.requires_grad_()
+    exact = image.detach().double().requires_grad_()
+    value, expected = ssim(image, target), ssim_by_convolution(exact, target.double(), window())
+    assert value.item() == pytest.approx(expected.item(), abs=1e-6)
+    (3 * value).backward()
+    (3 * expected).backward()
+    assert image.grad is not None and exact.grad is not None
+    assert (image.grad - exact.grad).norm() <= 1e-5 * exact.grad.norm()
 
 
-def test_is_one_for_the_same_image_and_less_for_another() -> None:
-    image, target = images(2)
-    assert abs(ssim(target, target) - 1) < 1e-6
+def test_an_image_is_most_similar_to_itself():
+    image, target = images(1, 32, 32, 3)
+    image.requires_grad_()
+    same = ssim(image, image)
+    assert same.item() == pytest.approx(1, abs=1e-6)
+    same.backward()
+    assert image.grad is not None and image.grad.abs().max() < 1e-6
     assert ssim(image, target) < 0.95
+
+
+def test_repeats_bitwise_with_any_number_of_threads():
+    image, target = images(2, 40, 40, 3)
+    before = torch.get_num_threads()
+    runs = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            leaf = image.clone().requires_grad_()
+            value = ssim(leaf, target)
+            value.backward()
+            runs.append((value, leaf.grad))
+    finally:
+        torch.set_num_threads(before)
+    for value, gradient in runs[1:]:
+        assert torch.equal(value, runs[0][0]) and torch.equal(gradient, runs[0][1])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_cuda_gives_what_the_cpu_gives():
+    image, target = images(2, 64, 80, 3)
+    found = ssim(image.cuda(), target.cuda())
+    assert found.item() == pytest.approx(ssim(image, target).item(), abs=1e-5)

@@ -248,6 +248,7 @@ def test_draws_in_a_forked_child():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("name", SCENES)
 def test_gsplat_draws_what_the_cpu_draws(name):
     """Expected: image within 2e-5, gradients within 1e-3 of their norm.

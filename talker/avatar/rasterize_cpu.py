@@ -14,15 +14,12 @@ inner loops have this constant length and constant strides, which lets LLVM turn
 code. Tile buffers have `LANES` spare columns for blocks that stick out.
 """
 
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-
 import numpy as np
 import torch
 from numba import njit
 from torch import Tensor
+
+from talker.avatar.kernels import KERNEL, run
 
 f32 = np.float32
 index = np.uint64  # signed indices would be tested for wrap-around in the inner loops
@@ -47,13 +44,6 @@ RED, GREEN, BLUE, THROUGH, BEHIND, LAST = (index(i * STRIDE) for i in range(6))
 SPLAT = 12  # floats of a packed splat: x, y, b/a, h, curve, peak, red, green, blue, extent x, y, 0
 MOMENTS = 9  # what a splat gets from a tile: sums of s (1, dx, dy, dx^2, dx dy, dy^2), r, g, b
 
-# no "arcp" and "afn": divisions stay exact. Python's division checks would stop vectorisation.
-KERNEL = {
-    "cache": True,
-    "nogil": True,
-    "error_model": "numpy",
-    "fastmath": {"reassoc", "nsz", "contract", "nnan", "ninf"},
-}
 PROJECTION = KERNEL | {"fastmath": {"contract"}}  # here NaN must compare as NaN: it is not visible
 
 
@@ -536,22 +526,6 @@ def _gather(
         v_colors[b, g, 0], v_colors[b, g, 1], v_colors[b, g, 2] = total[6], total[7], total[8]
 
 
-@cache
-def _helpers(pid: int) -> ThreadPoolExecutor:
-    """Threads of this process: a forked child has none of its parent's."""
-    return ThreadPoolExecutor(os.cpu_count())
-
-
-def _run(kernel: Callable, *arguments, tasks: int | None = None) -> None:
-    """Call kernel(task, n_tasks, ...) for every task, as many as torch has threads, in parallel."""
-    n_tasks = min(torch.get_num_threads(), tasks or torch.get_num_threads())
-    submit = _helpers(os.getpid()).submit
-    others = [submit(kernel, task, n_tasks, *arguments) for task in range(1, n_tasks)]
-    kernel(0, n_tasks, *arguments)
-    for other in others:
-        other.result()
-
-
 def _arrays(*tensors: Tensor) -> tuple[np.ndarray, ...]:
     return tuple(tensor.detach().contiguous().numpy() for tensor in tensors)
 
@@ -574,7 +548,7 @@ class _Project(torch.autograd.Function):
             np.zeros(shape, np.int32),
         )
         inputs = _arrays(means, quats, scales, opacities, viewmats, Ks)
-        _run(_project, *inputs, width, height, *outputs)
+        run(_project, *inputs, width, height, *outputs)
         means2d, conics, depths, extents, radii = _tensors(*outputs)
         ctx.save_for_backward(means, quats, scales, viewmats, Ks, conics, radii)
         ctx.size = (width, height)
@@ -586,7 +560,7 @@ class _Project(torch.autograd.Function):
     def backward(ctx, v_means2d, v_conics, *_):
         inputs = _arrays(*ctx.saved_tensors)
         outputs = tuple(np.zeros(array.shape, f32) for array in inputs[:3])
-        _run(_project_backward, *inputs, *ctx.size, *_arrays(v_means2d, v_conics), *outputs)
+        run(_project_backward, *inputs, *ctx.size, *_arrays(v_means2d, v_conics), *outputs)
         return *_tensors(*outputs), *(None,) * 5
 
 
@@ -604,16 +578,16 @@ class _Draw(torch.autograd.Function):
         counts = np.zeros((n_batch, -(-height // TILE_H), -(-width // TILE_W)), np.int64)
         bits = depths.view(torch.int32)
         inputs = _arrays(means2d, conics, colors, opacities, bits, extents, radii)
-        _run(_pack, *inputs, visible, order, splats, spans, slots, counts, tasks=n_batch)
+        run(_pack, *inputs, visible, order, splats, spans, slots, counts, tasks=n_batch)
         # from numbers to where the tiles of a splat and the splats of a tile begin
         slots, ends = (np.cumsum(x).reshape(x.shape) - x for x in (slots, counts))
         entries = np.empty((counts.sum(), 2), np.int32)
-        _run(_list, visible, spans, slots, ends, entries, tasks=n_batch)
+        run(_list, visible, spans, slots, ends, entries, tasks=n_batch)
         rgb = np.empty((n_batch, height, width, 3), f32)
         alpha = np.empty((n_batch, height, width, 1), f32)
         transmittance = np.empty((n_batch, height, width), f32)
         last = np.empty((n_batch, height, width), f32)
-        _run(_draw, splats, ends, entries, rgb, alpha, transmittance, last)
+        run(_draw, splats, ends, entries, rgb, alpha, transmittance, last)
         ctx.save_for_backward(conics, opacities)
         ctx.drawn = (splats, ends, entries, transmittance, last)
         ctx.sorted = (visible, order, slots)
@@ -624,10 +598,10 @@ class _Draw(torch.autograd.Function):
     def backward(ctx, v_rgb, v_alpha):
         conics, opacities = _arrays(*ctx.saved_tensors)
         sums = np.empty((len(ctx.drawn[2]), MOMENTS), f32)
-        _run(_draw_backward, *ctx.drawn, *_arrays(v_rgb, v_alpha), sums)
+        run(_draw_backward, *ctx.drawn, *_arrays(v_rgb, v_alpha), sums)
         shape = opacities.shape
         outputs = tuple(np.zeros(s, f32) for s in ((*shape, 2), (*shape, 3), (*shape, 3), shape))
-        _run(_gather, *ctx.sorted, sums, conics, opacities, *outputs)
+        run(_gather, *ctx.sorted, sums, conics, opacities, *outputs)
         return *_tensors(*outputs), *(None,) * 5
 
 
