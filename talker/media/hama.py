@@ -101,7 +101,7 @@ def load() -> Encoder:
     Raises:
         UserError: hama is not installed, or its weights are not those of the expected version.
     """
-    path = _weights()
+    path = weights()
     trunk = Trunk()
     trunk.load_onnx(path)
     trunk.eval().requires_grad_(False)
@@ -152,7 +152,8 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _weights() -> Path:
+def weights() -> Path:
+    """Find the weights of the installed wheel; UserError if they are not those expected."""
     advice = f"install it with `pip install hama=={VERSION}`"
     try:
         path = Path(str(distribution("hama").locate_file(WEIGHTS)))

@@ -1,0 +1,275 @@
+"""Speech features: the trunk is the published network's, and every window lies where it must."""
+
+import dataclasses
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from talker import speech
+from talker.clip import Clip, Source
+from talker.errors import UserError
+from talker.media import hama
+from talker.media.audio import read_wav, write_wav
+from talker.media.speech_encoders import Encoder, load_encoder
+from talker.speech import Config, Statistics, fit_statistics, slot_features, windows
+
+DEFAULT = Config()
+BLOCK_6 = "/acoustic_model/backbone/backbone.6/Add_output_0"
+
+
+@pytest.fixture(scope="module")
+def sound(request) -> np.ndarray:
+    """Real phoneme sounds: the demo's speech, float32 at 16 kHz."""
+    samples = read_wav(request.config.rootpath / "demo" / "speech.wav")
+    return samples.astype(np.float32) / 32_768
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return load_encoder("hama")
+
+
+def made(rows, rate: float = 50, first_centre: float = 0.0) -> Encoder:
+    """An encoder that returns rows(number of samples)."""
+    return Encoder("made", 2, rate, first_centre, "0", lambda sound: rows(len(sound)))
+
+
+def test_the_trunk_is_the_published_network_up_to_block_6(sound):
+    model = onnx.load(hama.weights())
+    model.graph.output.append(
+        onnx.helper.make_tensor_value_info(BLOCK_6, onnx.TensorProto.FLOAT16, None)
+    )
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    trunk = hama.Trunk()
+    trunk.load_onnx(hama.weights())
+    for part in (sound[:80_000], sound[80_000:100_123]):
+        feed = {"waveform": part[None], "waveform_lengths": np.array([len(part)])}
+        expected = session.run([BLOCK_6], feed)[0][0].astype(np.float32)
+        with torch.inference_mode():
+            found = trunk(torch.from_numpy(part)[None])[0].numpy()
+        assert found.shape == expected.shape == (256, 1 + len(part) // 320)
+        assert np.sqrt(np.mean((found - expected) ** 2)) < 3e-3 * expected.std()
+
+
+def test_a_chunk_s_border_is_not_heard(encoder, sound):
+    """Row 500 begins the second chunk; with 3 s less before it, it lies inside the first."""
+    cut = 3 * 16_000
+    border = encoder.encode(sound)[450:550]
+    inside = encoder.encode(sound[cut:])[300:400]
+    assert np.corrcoef(border.ravel(), inside.ravel())[0, 1] > 0.98
+
+
+def test_features_do_not_depend_on_what_is_far_away(encoder, sound):
+    longer = np.concatenate([sound, sound[:40_000]])
+    kept = 5 * 50
+    assert np.allclose(encoder.encode(sound)[:kept], encoder.encode(longer)[:kept], atol=1e-5)
+
+
+def test_loudness_changes_features_little(encoder, sound):
+    loud, quiet = encoder.encode(sound), encoder.encode(sound * 0.25)
+    assert np.corrcoef(loud.ravel(), quiet.ravel())[0, 1] > 0.97
+
+
+@pytest.mark.parametrize("samples", [1, 640, 1600, 5_000, 160_000, 160_001, 200_000])
+def test_sound_of_any_length_has_a_row_every_20_ms(encoder, samples):
+    noise = np.random.default_rng(0).normal(0, 0.05, samples).astype(np.float32)
+    rows = encoder.encode(noise)
+    assert rows.shape == (1 + samples // 320, encoder.dims)
+    assert rows.dtype == np.float32
+    assert np.isfinite(rows).all()
+
+
+def test_the_number_of_threads_does_not_change_a_bit(encoder, sound):
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            found.append(encoder.encode(sound[:50_000]))
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    assert np.array_equal(*found)
+
+
+def test_other_weights_are_refused(monkeypatch):
+    monkeypatch.setattr(hama, "SHA256", "0" * 64)
+    with pytest.raises(UserError, match="expected the weights with sha256 0000"):
+        load_encoder("hama")
+    monkeypatch.setattr(hama, "WEIGHTS", "hama/assets/none.onnx")
+    with pytest.raises(UserError, match=r"none\.onnx: cannot be read.*pip install hama==1\.3\.10"):
+        load_encoder("hama")
+    with pytest.raises(UserError, match="speech encoder 'hubert': expected one of hama"):
+        load_encoder("hubert")
+
+
+@pytest.mark.parametrize(
+    ("rate", "first_centre"), [(50, 0.0), (50, 0.0125), (100, 0.0128), (41.67, 0.0279), (80, 0.0)]
+)
+def test_slots_take_the_features_of_their_centres(rate, first_centre):
+    """Rows that hold their own time come out as 10 + 20 k ms, whatever the encoder's rate."""
+
+    def times(samples: int) -> np.ndarray:
+        rows = round(samples / 16_000 * rate)
+        return np.tile(first_centre + np.arange(rows)[:, None] / rate, 2).astype(np.float32)
+
+    slots = slot_features(made(times, rate, first_centre), np.zeros(100 * 640, np.int16))
+    assert slots.shape == (200, 2)
+    inside = slice(2, -3)
+    expected = 0.01 + 0.02 * np.arange(200)
+    assert slots[inside, 0] == pytest.approx(expected[inside], abs=1e-5)
+    assert (np.diff(slots[:, 0]) >= 0).all()
+
+
+def test_an_encoder_that_loses_sound_is_a_bug():
+    lossy = made(lambda samples: np.zeros((samples // 640, 2), np.float32))
+    with pytest.raises(RuntimeError, match="made: 100 rows for 200 slots"):
+        slot_features(lossy, np.zeros(100 * 640, np.int16))
+
+
+@pytest.mark.parametrize("look_ahead", [0, 2, 5])
+def test_a_window_holds_its_slots_and_repeats_the_ends(look_ahead):
+    slots = np.arange(40)[:, None]
+    found = windows(slots, look_ahead)[:, :, 0]
+    assert found.shape == (20, 16)
+    for i in range(20):
+        first = 2 * i - 7 + look_ahead
+        assert found[i].tolist() == [min(max(k, 0), 39) for k in range(first, first + 16)]
+
+
+def test_windows_overlap_as_deepspeech_s_do():
+    found = windows(np.random.default_rng(0).normal(size=(60, 4)), look_ahead=2)
+    assert np.array_equal(found[1:, :-2], found[:-1, 2:])
+
+
+def correlated(count: int, dims: int) -> np.ndarray:
+    random = np.random.default_rng(1)
+    mixing = random.normal(size=(dims, dims)) * np.linspace(3, 0.1, dims)
+    return (random.normal(size=(count, dims)) @ mixing.T + 5).astype(np.float32)
+
+
+def test_components_are_whitened_on_the_training_slots():
+    slots = correlated(500, 8)
+    fitted = fit_statistics(slots, dataclasses.replace(made(len), dims=8), Config(components=5))
+    reduced = fitted.reduce(slots)
+    assert reduced.shape == (500, 5)
+    assert reduced.dtype == np.float32
+    assert np.abs(reduced.mean(axis=0)).max() < 1e-3
+    assert np.cov(reduced.T, bias=True) == pytest.approx(np.eye(5), abs=1e-3)
+    assert fitted.components @ fitted.components.T == pytest.approx(np.eye(5), abs=1e-5)
+    assert (np.diff(fitted.scale) <= 0).all()
+    variances = np.linalg.eigvalsh(np.cov(slots.T, bias=True))[::-1]
+    assert fitted.scale**2 == pytest.approx(variances[:5], rel=1e-3)
+
+
+def test_the_sign_of_a_component_is_fixed():
+    slots = correlated(500, 8)
+    encoder = dataclasses.replace(made(len), dims=8)
+    one, other = (fit_statistics(x, encoder, Config(components=5)) for x in (slots, -slots))
+    assert one.components == pytest.approx(other.components, abs=1e-5)
+    assert (one.components.max(axis=1) == np.abs(one.components).max(axis=1)).all()
+
+
+@pytest.mark.parametrize("components", [0, -1, 9])
+def test_more_components_than_features_are_refused(components):
+    encoder = dataclasses.replace(made(len), dims=8)
+    with pytest.raises(UserError, match=f"components: expected 1 to 8.*found {components}"):
+        fit_statistics(correlated(50, 8), encoder, Config(components=components))
+
+
+@pytest.fixture
+def prepared(tmp_path, sound):
+    """aud.wav of 100 frames with its clip.json."""
+    samples = np.round(sound * 32_768).astype(np.int16)[: 100 * 640]
+    write_wav(tmp_path / "aud.wav", samples)
+    source = Source("me.mp4", 512, 512, 25.0, False, 0, 4.0, 0.0, 0.0, "h264")
+    Clip(frames=100, height=512, width=512, source=source).save(tmp_path / "clip.json")
+    return tmp_path
+
+
+def run(folder, wav="aud.wav", features="aud_hama.npy", clip=True, config=DEFAULT) -> np.ndarray:
+    speech.main(
+        wav=folder / wav,
+        clip=folder / "clip.json" if clip else None,
+        statistics=folder / "aud_hama.npz",
+        features=folder / features,
+        config=config,
+    )
+    return np.load(folder / features)
+
+
+def test_a_clip_s_features_are_learned_from_its_training_frames_only(prepared):
+    first = run(prepared)
+    statistics = Statistics.load(prepared / "aud_hama.npz")
+    slots = slot_features(load_encoder("hama"), read_wav(prepared / "aud.wav"))
+    again = fit_statistics(slots[: 2 * 90], load_encoder("hama"), Config())
+    assert first.shape == (100, 16, 32)
+    assert first.dtype == np.float32
+    assert 0.5 < first.std() < 2
+    assert statistics.components == pytest.approx(again.components, abs=1e-5)
+    assert (statistics.encoder, statistics.look_ahead) == ("hama", 2)
+
+
+def test_new_speech_passes_through_the_clip_s_statistics(prepared):
+    learned = run(prepared, config=Config(components=12, look_ahead=4))
+    before = (prepared / "aud_hama.npz").read_bytes()
+    applied = run(prepared, features="novel.npy", clip=False)
+    assert learned.shape == (100, 16, 12)
+    assert np.array_equal(applied, learned)
+    assert (prepared / "aud_hama.npz").read_bytes() == before
+
+
+def test_a_tenth_of_a_second_is_enough_for_new_speech(prepared):
+    run(prepared)
+    write_wav(prepared / "short.wav", read_wav(prepared / "aud.wav")[8000 : 8000 + 3 * 640])
+    short = run(prepared, wav="short.wav", features="short.npy", clip=False)
+    assert short.shape == (3, 16, 32)
+    assert np.isfinite(short).all()
+    assert np.abs(short).max() < 20
+
+
+def test_the_same_sound_gives_the_same_bytes(prepared):
+    run(prepared)
+    files = [prepared / "aud_hama.npy", prepared / "aud_hama.npz"]
+    before = [file.read_bytes() for file in files]
+    run(prepared)
+    assert [file.read_bytes() for file in files] == before
+
+
+def test_sound_of_another_length_is_refused(prepared):
+    write_wav(prepared / "other.wav", np.zeros(99 * 640, np.int16))
+    with pytest.raises(UserError, match=r"other\.wav: lasts 99 frames, expected 100"):
+        run(prepared, wav="other.wav")
+    write_wav(prepared / "part.wav", np.zeros(1000, np.int16))
+    with pytest.raises(UserError, match=r"part\.wav: expected whole frames of 640 samples"):
+        run(prepared, wav="part.wav", clip=False)
+
+
+def test_damaged_or_foreign_statistics_are_refused(prepared):
+    run(prepared)
+    path = prepared / "aud_hama.npz"
+    statistics = Statistics.load(path)
+    with open(path, "wb") as file:
+        dataclasses.replace(statistics, sha256="0").save(file)
+    with pytest.raises(UserError, match="was made with other weights of hama"):
+        run(prepared, clip=False)
+    np.savez(path, mean=statistics.mean)
+    with pytest.raises(UserError, match=r"aud_hama\.npz: expected the statistics"):
+        run(prepared, clip=False)
+    path.write_text("no archive")
+    with pytest.raises(UserError, match=r"aud_hama\.npz: expected the statistics"):
+        run(prepared, clip=False)
+    path.unlink()
+    with pytest.raises(UserError, match=r"aud_hama\.npz: expected the statistics"):
+        run(prepared, clip=False)
+
+
+@pytest.mark.clips
+def test_deepspeech_windows_obey_the_same_overlap(clips):
+    published = np.load(clips.parent / "reference" / "deepspeech_windows.npy")
+    assert np.array_equal(published[1:, :-2], published[:-1, 2:])
