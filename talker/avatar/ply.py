@@ -1,0 +1,85 @@
+"""Gaussians as a binary PLY file in the 62-field layout of 3D Gaussian splatting viewers."""
+
+from pathlib import Path
+
+import numpy as np
+
+from talker.errors import UserError
+
+REST = 15  # coefficients a channel beyond the constant one, degree 3
+
+FIELDS = [
+    *("x", "y", "z", "nx", "ny", "nz"),
+    *(f"f_dc_{i}" for i in range(3)),
+    *(f"f_rest_{i}" for i in range(3 * REST)),
+    "opacity",
+    *(f"scale_{i}" for i in range(3)),
+    *(f"rot_{i}" for i in range(4)),
+]
+
+
+def _header(count: int) -> bytes:
+    properties = "".join(f"property float {name}\n" for name in FIELDS)
+    return (
+        f"ply\nformat binary_little_endian 1.0\nelement vertex {count}\n{properties}end_header\n"
+    ).encode()
+
+
+def save_ply(
+    path: Path,
+    means: np.ndarray,
+    quats: np.ndarray,
+    scales: np.ndarray,
+    opacities: np.ndarray,
+    sh: np.ndarray,
+) -> None:
+    """Write raw parameters of G Gaussians.
+
+    Args:
+        means: [G,3].
+        quats: [G,4] wxyz; normalised in the file, as some viewers expect.
+        scales: [G,3] natural logarithms.
+        opacities: [G] logits.
+        sh: [G,K,3], K <= 16; zeros stand for the rest.
+    """
+    count = len(means)
+    rest = np.zeros((count, 3, REST))
+    rest[:, :, : sh.shape[1] - 1] = sh[:, 1:].transpose(0, 2, 1)  # all of red first
+    columns = [
+        means,
+        np.zeros((count, 3)),
+        sh[:, 0],
+        rest.reshape(count, 3 * REST),
+        opacities[:, None],
+        scales,
+        quats / np.linalg.norm(quats, axis=-1, keepdims=True),
+    ]
+    path.write_bytes(_header(count) + np.concatenate(columns, axis=1).astype("<f4").tobytes())
+
+
+def load_ply(path: Path) -> dict[str, np.ndarray]:
+    """Read what `save_ply` and other 3DGS programs write: its arguments, float32, with K = 16.
+
+    Raises:
+        UserError: the file is not in that layout.
+    """
+    content = path.read_bytes()
+    head, end, body = content.partition(b"end_header\n")
+    count = len(body) // (4 * len(FIELDS))
+    if head + end != _header(count) or len(body) != 4 * len(FIELDS) * count:
+        raise UserError(
+            f"{path}: expected a binary PLY with the {len(FIELDS)} float fields of 3D Gaussian "
+            "splatting, x to rot_3; found another header or size"
+        )
+    table = np.frombuffer(body, "<f4").reshape(count, len(FIELDS))
+    means, _, constant, rest, opacities, scales, quats = np.split(
+        table, np.cumsum([3, 3, 3, 3 * REST, 1, 3]), axis=1
+    )
+    rest = rest.reshape(count, 3, REST).transpose(0, 2, 1)
+    return {
+        "means": means,
+        "quats": quats,
+        "scales": scales,
+        "opacities": opacities[:, 0],
+        "sh": np.concatenate([constant[:, None], rest], axis=1),
+    }
