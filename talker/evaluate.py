@@ -6,7 +6,7 @@ talker evaluate --data data/me --avatar results/me/avatar --metrics results/me/m
 import json
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,10 +155,10 @@ def measure(images: Iterable[np.ndarray], truth: Truth) -> Measured:
         _on_time_axis(m.mouth_opening(one), truth.ids) for one in (found, truth.found)
     )
     distance = m.mouth_distance(found, truth.found)
-    row = {name: _mean([frame[name] for frame in quality]) for name in quality[0]}
+    row = {name: _finite([frame[name] for frame in quality]) for name in quality[0]}
     row |= {
-        "lmd_mouth": _mean(distance),
-        "lmd_mouth_relative": _mean(distance / m.outer_eye_distance(truth.found)),
+        "lmd_mouth": _finite(distance),
+        "lmd_mouth_relative": _finite(distance / m.outer_eye_distance(truth.found)),
         "mouth_correlation": m.correlation(mouth, real_mouth),
         "mouth_std_ratio": m.std_ratio(mouth, real_mouth),
         "best_lag_frames": m.best_lag(mouth, real_mouth),
@@ -290,16 +290,18 @@ def _halved(image: np.ndarray) -> np.ndarray:
     return cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
-def _mean(values: Any) -> float:
-    values = np.asarray(values, np.float64)
-    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+def _finite(values: Any, statistic: Callable[[np.ndarray], Any] = np.mean) -> float:
+    """A statistic of the finite values; nan if there is none."""
+    known = np.asarray(values, np.float64)
+    known = known[np.isfinite(known)]
+    return float(statistic(known)) if known.size else float("nan")
 
 
 def _mean_row(runs: list[Measured]) -> Row:
-    rows = [run.row for run in runs]
-    row = {name: _mean([one[name] for one in rows]) for name in rows[0]}
-    row["best_lag_frames"] = float(np.nanmedian([one["best_lag_frames"] for one in rows]))
-    row["mouth_correlation_sd"] = float(np.nanstd([one["mouth_correlation"] for one in rows]))
+    columns = {name: [run.row[name] for run in runs] for name in runs[0].row}
+    row = {name: _finite(values) for name, values in columns.items()}
+    row["best_lag_frames"] = _finite(columns["best_lag_frames"], np.median)
+    row["mouth_correlation_sd"] = _finite(columns["mouth_correlation"], np.std)
     return row
 
 

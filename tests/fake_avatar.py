@@ -1,4 +1,4 @@
-"""An avatar with known output: it replays the real heads of the dataset that it is shown."""
+"""Avatars for tests: one replays the real heads, its output is known; one was never trained."""
 
 from types import SimpleNamespace
 
@@ -6,7 +6,30 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from talker.avatar.initialise import initial_gaussians, sample_surface
+from talker.avatar.model import Avatar, AvatarConfig
 from talker.dataset import Dataset
+
+
+def untrained_avatar(data: Dataset) -> Avatar:
+    """Three thousand grey Gaussians on the head of `data`."""
+    points = sample_surface(data.vertices, data.faces, 3000, np.random.default_rng(0))
+    config = AvatarConfig(
+        image_size=max(data.height, data.width),
+        speech_features=data.speech.shape[-1],
+        encoder="hama",
+        sh_degree=0,
+        plane_resolutions=(8,),
+        plane_channels=4,
+        features=8,
+        heads=2,
+        layers=1,
+        hidden=8,
+    )
+    torch.manual_seed(0)
+    bounds = torch.from_numpy(np.stack([points.min(0), points.max(0)])).float()
+    gaussians = initial_gaussians(points, np.full_like(points, 0.5), sh_degree=0)
+    return Avatar(config, gaussians, bounds, torch.from_numpy(data.viewmats))
 
 
 class FakeAvatar(nn.Module):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_avatar import FakeAvatar
+from fake_avatar import FakeAvatar, untrained_avatar
 
 from talker import evaluate as stage
 from talker.dataset import Dataset
@@ -145,3 +145,17 @@ def test_the_file_is_plain_json_and_repeatable(
     assert set(content["controls"]) == {"frozen_mouth", "shuffled_audio"}
     assert {"LPIPS", "FID", "Sync-C", "Sync-D", "CSIM"} == set(content["not_computed"])
     assert set(DEFINITIONS) < set(content["held_out"])
+
+
+def test_an_untrained_avatar_is_measured(dataset: Path, tmp_path: Path) -> None:
+    """From files to a file; whether a face is found in its grey blobs or not."""
+    untrained_avatar(Dataset.load(dataset, 64)).save(tmp_path / "avatar")
+    stage.main(
+        data=dataset,
+        avatar=tmp_path / "avatar",
+        metrics=tmp_path / "metrics.json",
+        config=Config(shuffles=1),
+    )
+    row = json.loads((tmp_path / "metrics.json").read_text())["held_out"]
+    assert row["frames"] == 10
+    assert 5 < row["psnr"] < 40

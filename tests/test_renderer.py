@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fake_avatar import FakeAvatar
+from fake_avatar import FakeAvatar, untrained_avatar
 from torch import nn
 
 from talker.avatar.renderer import (
     Drive,
+    load_avatar,
     longest_run,
     nearest_valid,
     ping_pong,
@@ -109,3 +110,15 @@ def test_holds_one_batch_at_a_time(data: Dataset) -> None:
     for _ in range(5):
         next(frames)
     assert avatar.batches == [4, 4]
+
+
+def test_a_saved_avatar_covers_the_head(data: Dataset, tmp_path: Path) -> None:
+    untrained_avatar(data).save(tmp_path / "avatar")
+    ids = np.array([10, 60, 90])
+    drive = Drive(ids, data.speech, ids)
+    frames = list(render_frames(load_avatar(tmp_path / "avatar"), data, drive, batch=2))
+    for i, image in zip(ids, frames, strict=True):
+        changed = np.abs(image.astype(int) - data.background(i)).max(-1) > 8
+        head = data.head_mask(i) > 127
+        assert changed[head].mean() > 0.9
+        assert changed[~head].mean() < 0.5
