@@ -5,7 +5,6 @@ scene, on the parameters that the optimiser really holds.
 """
 
 import math
-from collections.abc import MutableMapping
 from dataclasses import dataclass
 
 import torch
@@ -40,7 +39,7 @@ class DensityConfig:
 class DensityControl:
     """Watches the gradients of projected centres and changes the Gaussians of an optimiser.
 
-    The parameters are a mapping with means [G,3], quats [G,4], scales [G,3] (log), opacities [G]
+    The parameters are a dictionary with means [G,3], quats [G,4], scales [G,3] (log), opacities [G]
     (logit) and any others [G,...], each of them in a group of an Adam optimiser.
     """
 
@@ -79,7 +78,7 @@ class DensityControl:
 
     def step(
         self,
-        params: MutableMapping[str, nn.Parameter],
+        params: nn.ParameterDict,
         optimiser: torch.optim.Optimizer,
         step: int,
         generator: torch.Generator,
@@ -95,7 +94,7 @@ class DensityControl:
 
 @torch.no_grad()
 def densify(
-    params: MutableMapping[str, nn.Parameter],
+    params: nn.ParameterDict,
     optimiser: torch.optim.Optimizer,
     gradients: Tensor,
     config: DensityConfig,
@@ -128,7 +127,7 @@ def densify(
 
 @torch.no_grad()
 def replace(
-    params: MutableMapping[str, nn.Parameter],
+    params: nn.ParameterDict,
     optimiser: torch.optim.Optimizer,
     keep: Tensor,
     fresh: dict[str, Tensor],
@@ -150,7 +149,7 @@ def replace(
 
 @torch.no_grad()
 def reset_opacities(
-    params: MutableMapping[str, nn.Parameter], optimiser: torch.optim.Optimizer, ceiling: float
+    params: nn.ParameterDict, optimiser: torch.optim.Optimizer, ceiling: float
 ) -> None:
     """Lower every opacity to at most `ceiling` and forget the optimiser's state of them (3DGS)."""
     opacities = params["opacities"]

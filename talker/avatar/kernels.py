@@ -1,4 +1,4 @@
-"""How numba kernels are compiled here, and run in parallel: kernel(task, n_tasks, *arrays).
+"""How numba kernels are compiled here, and run in parallel: work(task, n_tasks, *arrays).
 
 Python threads that drop the GIL rather than numba's parallel loops: half the compile time, and
 neither a forked child nor a second calling thread breaks them.
@@ -10,14 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import torch
+from numba import njit
 
 # no "arcp" and "afn": divisions stay exact. Python's division checks would stop vectorisation.
-KERNEL = {
-    "cache": True,
-    "nogil": True,
-    "error_model": "numpy",
-    "fastmath": {"reassoc", "nsz", "contract", "nnan", "ninf"},
-}
+FASTMATH = {"reassoc", "nsz", "contract", "nnan", "ninf"}
+kernel = njit(cache=True, nogil=True, error_model="numpy", fastmath=FASTMATH)
+inlined = njit(cache=True, nogil=True, error_model="numpy", fastmath=FASTMATH, forceinline=True)
 
 
 @cache
@@ -26,15 +24,15 @@ def _helpers(pid: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count())
 
 
-def run(kernel: Callable[..., None], *arguments: object, tasks: int | None = None) -> None:
-    """Call kernel(task, n_tasks, *arguments) for every task at once, and wait.
+def run(work: Callable[..., None], *arguments: object, tasks: int | None = None) -> None:
+    """Call work(task, n_tasks, *arguments) for every task at once, and wait.
 
-    There are as many tasks as torch has threads, `tasks` at most. What the kernel writes must not
+    There are as many tasks as torch has threads, `tasks` at most. What it writes must not
     depend on their number.
     """
     n_tasks = min(torch.get_num_threads(), tasks or torch.get_num_threads())
     submit = _helpers(os.getpid()).submit
-    others = [submit(kernel, task, n_tasks, *arguments) for task in range(1, n_tasks)]
-    kernel(0, n_tasks, *arguments)
+    others = [submit(work, task, n_tasks, *arguments) for task in range(1, n_tasks)]
+    work(0, n_tasks, *arguments)
     for other in others:
         other.result()

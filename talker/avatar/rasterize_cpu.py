@@ -19,7 +19,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from talker.avatar.kernels import KERNEL, run
+from talker.avatar.kernels import inlined, kernel, run
 
 f32 = np.float32
 index = np.uint64  # signed indices would be tested for wrap-around in the inner loops
@@ -44,10 +44,11 @@ RED, GREEN, BLUE, THROUGH, BEHIND, LAST = (index(i * STRIDE) for i in range(6))
 SPLAT = 12  # floats of a packed splat: x, y, b/a, h, curve, peak, red, green, blue, extent x, y, 0
 MOMENTS = 9  # what a splat gets from a tile: sums of s (1, dx, dy, dx^2, dx dy, dy^2), r, g, b
 
-PROJECTION = KERNEL | {"fastmath": {"contract"}}  # here NaN must compare as NaN: it is not visible
+# here NaN must compare as NaN: such a Gaussian is not visible
+precise = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 
 
-@njit(forceinline=True, **KERNEL)
+@inlined
 def _exp2(x):
     """2^x in float32, for x > -126; minimax polynomial, relative error 1.6e-7."""
     whole = np.floor(x + f32(0.5))
@@ -61,7 +62,7 @@ def _exp2(x):
     return np.int32(np.int64(f32(y).view(np.int32)) + exponent).view(f32)
 
 
-@njit(forceinline=True, **PROJECTION)
+@precise
 def _rotation(quat):
     """Rotation matrix and norm of a quaternion wxyz."""
     norm = np.sqrt(quat[0] ** 2.0 + quat[1] ** 2.0 + quat[2] ** 2.0 + quat[3] ** 2.0)
@@ -74,7 +75,7 @@ def _rotation(quat):
     return rotation, norm
 
 
-@njit(forceinline=True, **PROJECTION)
+@precise
 def _rotate(view, x, y, z):
     return (
         view[0, 0] * x + view[0, 1] * y + view[0, 2] * z,
@@ -83,7 +84,7 @@ def _rotate(view, x, y, z):
     )
 
 
-@njit(forceinline=True, **PROJECTION)
+@precise
 def _clamped(ratio, center, focal, size):
     """x/z kept within the image and a margin, for the Jacobian; and whether it was inside."""
     margin = FRUSTUM_MARGIN * 0.5 * size / focal
@@ -91,7 +92,7 @@ def _clamped(ratio, center, focal, size):
     return min(max(ratio, low), high), low <= ratio <= high
 
 
-@njit(**PROJECTION)
+@precise
 def _project(
     task,
     n_tasks,
@@ -146,7 +147,7 @@ def _project(
         radii[b, g] = max(radius_x, radius_y)
 
 
-@njit(**PROJECTION)
+@precise
 def _project_backward(
     task,
     n_tasks,
@@ -232,7 +233,7 @@ def _project_backward(
             v_means[b, g, j] = view[0, j] * v_x + view[1, j] * v_y + view[2, j] * v_z
 
 
-@njit(**KERNEL)
+@kernel
 def _sort(depth_bits, radii, order):
     """Write the indices of the visible Gaussians, near to far, and return their number.
 
@@ -260,7 +261,7 @@ def _sort(depth_bits, radii, order):
     return n
 
 
-@njit(**KERNEL)
+@kernel
 def _pack(
     task,
     n_tasks,
@@ -304,7 +305,7 @@ def _pack(
             slots[b, rank] = max(0, right - left + 1) * max(0, bottom - top + 1)
 
 
-@njit(**KERNEL)
+@kernel
 def _list(task, n_tasks, visible, spans, slots, starts, entries):
     """List the splats of each tile near to far, as (rank, slot); `starts` moves to the ends."""
     for b in range(task, len(visible), n_tasks):
@@ -318,7 +319,7 @@ def _list(task, n_tasks, visible, spans, slots, starts, entries):
                     slot += 1
 
 
-@njit(forceinline=True, **KERNEL)
+@inlined
 def _pixels(center, extent, start, size):
     """First and last of the pixels start .. start + size - 1 with a centre in center +- extent."""
     first = max(0, int(np.ceil(center - extent - f32(0.5))) - start)
@@ -326,14 +327,14 @@ def _pixels(center, extent, start, size):
     return first, last
 
 
-@njit(forceinline=True, **KERNEL)
+@inlined
 def _touches(u, h, row):
     """Whether a block's row, its first column at offset u, reaches the least visible alpha."""
     nearest = max(u, min(f32(0), u + f32(LANES - 1)))
     return row - h * nearest * nearest >= LOG2_ALPHA_MIN
 
 
-@njit(**KERNEL)
+@kernel
 def _draw_tile(splats, entries, tile, x0, y0, rgb, alpha, transmittance, last):
     """Draw the entries of one tile, near to far."""
     height, width = last.shape
@@ -387,7 +388,7 @@ def _draw_tile(splats, entries, tile, x0, y0, rgb, alpha, transmittance, last):
             last[y0 + y, x0 + x] = tile[i + LAST]
 
 
-@njit(**KERNEL)
+@kernel
 def _draw_tile_backward(
     splats, entries, tile, acc, x0, y0, transmittance, last, v_rgb, v_alpha, sums
 ):
@@ -465,7 +466,7 @@ def _draw_tile_backward(
         out[6], out[7], out[8] = s_r, s_g, s_b
 
 
-@njit(**KERNEL)
+@kernel
 def _draw(task, n_tasks, splats, ends, entries, rgb, alpha, transmittance, last):
     n_batch, down, across = ends.shape
     tile = np.empty(TILE_H * PITCH, f32)
@@ -477,7 +478,7 @@ def _draw(task, n_tasks, splats, ends, entries, rgb, alpha, transmittance, last)
         _draw_tile(splats[b], listed, tile, x * TILE_W, y * TILE_H, *images)
 
 
-@njit(**KERNEL)
+@kernel
 def _draw_backward(task, n_tasks, splats, ends, entries, transmittance, last, v_rgb, v_alpha, sums):
     n_batch, down, across = ends.shape
     tile, acc = np.empty(TILE_H * PITCH, f32), np.empty(6 * LANES, f32)
@@ -489,7 +490,7 @@ def _draw_backward(task, n_tasks, splats, ends, entries, transmittance, last, v_
         _draw_tile_backward(splats[b], listed, tile, acc, x * TILE_W, y * TILE_H, *images, sums)
 
 
-@njit(**KERNEL)
+@kernel
 def _gather(
     task,
     n_tasks,

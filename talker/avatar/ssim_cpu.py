@@ -6,11 +6,10 @@ the columns it adds the row to itself shifted by whole pixels. Nothing but three
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
 from talker.avatar import losses
-from talker.avatar.kernels import KERNEL, run
+from talker.avatar.kernels import kernel, run
 
 f32 = np.float32
 index = np.uint64  # signed indices would be tested for wrap-around in the inner loops
@@ -19,7 +18,7 @@ TAPS = losses.TAPS
 RADIUS = TAPS // 2
 
 
-@njit(**KERNEL)
+@kernel
 def _along(window, channels, padded, blurred):
     """Blur a padded row [W C + 2 RADIUS C] along its pixels: [W C]."""
     step = index(channels)
@@ -30,7 +29,7 @@ def _along(window, channels, padded, blurred):
         blurred[j] = total
 
 
-@njit(**KERNEL)
+@kernel
 def _forward(task, n_tasks, image, target, channels, window, sums, slopes):
     n_batch, height, row = image.shape
     pad = RADIUS * channels
@@ -70,7 +69,7 @@ def _forward(task, n_tasks, image, target, channels, window, sums, slopes):
         sums[b, line] = total
 
 
-@njit(**KERNEL)
+@kernel
 def _backward(task, n_tasks, image, target, channels, window, slopes, scale, gradient):
     n_batch, height, row = image.shape
     pad = RADIUS * channels
