@@ -20,7 +20,7 @@ from talker.errors import UserError
 from talker.files import replacing
 from talker.head.camera import intrinsics, pose_from_viewmats, project, transform_matrices
 from talker.head.dense import fit_head, head_surface
-from talker.head.fitting import fill_poses, fit_rigid, lift, low_rank, outliers
+from talker.head.fitting import fill_poses, fit_rigid, lift, low_rank, outliers, steady_poses
 from talker.head.morphable import MorphableHead
 
 logger = logging.getLogger(__name__)
@@ -40,10 +40,12 @@ class Config:
     distance: float = 8.0
     """expected distance from camera to head in dm: it decides the focal length, which a talking
     head hardly shows"""
-    distance_sigma: float = 0.2
+    distance_sigma: float = 0.1
     """how far the logarithm of the distance may be off (standard deviation)"""
     keyframes: int = 40
     """frames from which shape and focal length are found"""
+    steadiness: float = 3.0
+    """how much an even course of rotation and distance counts against the landmarks; 0: nothing"""
     expressions: int = 32
     """components of the expression basis, at most 79"""
     min_face: float = 64.0
@@ -124,8 +126,7 @@ def track(
     residual[ids] = rigid.residual
     ids, viewmats = ids[~bad], rigid.viewmats[~bad]
 
-    # Poses from landmarks jitter by about a pixel; whoever refines them with the images does so
-    # after this line, so that the jitter does not leak into the expressions.
+    # Before poses are steadied or refined, or their jitter would be taken for expression.
     deviation = lift(viewmats, points[ids, :, :2], rigid.mesh, rigid.K) - rigid.mesh
     weights, basis = low_rank(deviation, config.expressions)
     expression = np.zeros((clip.frames, len(basis)))
@@ -135,7 +136,7 @@ def track(
     origin = rigid.mesh.mean(axis=0)
     viewmats[:, :3, 3] += viewmats[:, :3, :3] @ origin
     return Track(
-        viewmats=fill_poses(viewmats, ids, clip.frames),
+        viewmats=steady_poses(fill_poses(viewmats, ids, clip.frames), config.steadiness),
         focal=float(rigid.K[0, 0]),
         rejected=dict(sorted(rejected.items())),
         residual=residual,

@@ -12,6 +12,8 @@ import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import sparse
+from scipy.sparse.linalg import splu
 from scipy.spatial.transform import Rotation, Slerp
 
 from talker.head.camera import intrinsics
@@ -21,6 +23,10 @@ NOISE = 0.005
 
 EFFECTIVE_POINTS = 20.0
 """Errors of a detector are correlated within a frame: all its points count as this many."""
+
+EFFECTIVE_FRAMES = 20.0
+"""Nor do frames err independently: all keyframes count as this many, or their common errors would
+overrule what is known of heads and of cameras."""
 
 HUBER = 3.0
 """Residuals beyond this (detector units) count linearly."""
@@ -82,7 +88,7 @@ def fit_rigid(
     *,
     focal_range: tuple[float, float],
     distance: float = 8.0,
-    distance_sigma: float = 0.2,
+    distance_sigma: float = 0.1,
     points_sigma: float = 0.05,
     keyframes: int = 40,
 ) -> Rigid:
@@ -115,14 +121,17 @@ def fit_rigid(
     )
     usable = np.flatnonzero(~outliers(_rms(errors(viewmats, observed, points, K), weights)))
     keys = usable[spread_frames(viewmats[usable], keyframes)]
+    trust = min(1.0, EFFECTIVE_FRAMES / len(keys))
     for _ in range(2):
-        _, points, adjusted = bundle_adjust(viewmats[keys], observed[keys], weights, K, prior)
+        _, points, adjusted = bundle_adjust(
+            viewmats[keys], observed[keys], trust * weights, K, prior
+        )
         viewmats[:, 2, 3] *= adjusted[0, 0] / K[0, 0]
         K = adjusted
         viewmats[keys] = refine_poses(viewmats[keys], observed[keys], points, weights, K)
         spread = np.linalg.norm(errors(viewmats[keys], observed[keys], points, K), axis=-1)
         variance = np.median(spread, axis=0) ** 2
-        weights = 1.0 / (variance + np.median(variance))
+        weights = 1.0 / (variance + max(np.median(variance), 0.01))
         weights *= EFFECTIVE_POINTS / weights.sum()
     viewmats = refine_poses(viewmats, observed, points, weights, K)
     residual = _rms(errors(viewmats, observed, points, K), weights)
@@ -131,12 +140,12 @@ def fit_rigid(
     mesh = triangulate(
         viewmats[sample],
         meshes[sample, :, :2] / unit,
-        np.full(len(template), EFFECTIVE_POINTS / len(template) * len(keys) / len(sample)),
+        np.full(len(template), EFFECTIVE_POINTS / len(template) * trust * len(keys) / len(sample)),
         K,
         dataclasses.replace(prior, points=template),
     )
     mesh[stable] = points
-    curve = _focal_curve(viewmats[keys], observed[keys], weights, K, prior)
+    curve = _focal_curve(viewmats[keys], observed[keys], trust * weights, K, prior)
     return Rigid(
         viewmats=viewmats,
         K=intrinsics(K[0, 0] * unit, width, height),
@@ -441,24 +450,22 @@ def low_rank(shapes: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
         rank: components to keep; no more than there are frames.
 
     Returns:
-        coefficients [N, rank] in standard deviations and basis [rank, P, 3], so that
-        shapes = coefficients . basis; the greatest entry of each component is positive.
+        weights [N, rank] and an orthonormal basis [rank, P, 3]: shapes = weights . basis, nearly.
+        The greatest entry of each component is positive.
     """
     flat = shapes.reshape(len(shapes), -1)
-    values, vectors = np.linalg.eigh(flat.T @ flat / len(flat))
-    rank = min(rank, len(flat))
-    deviations = np.sqrt(np.maximum(values[::-1][:rank], 0.0))
-    directions = vectors.T[::-1][:rank]
+    _, vectors = np.linalg.eigh(flat.T @ flat)
+    directions = vectors.T[::-1][: min(rank, len(flat))]
     largest = np.take_along_axis(directions, np.abs(directions).argmax(axis=1)[:, None], axis=1)
     directions = directions * np.sign(largest)
-    coefficients = flat @ directions.T / np.maximum(deviations, 1e-12)
-    return coefficients, (deviations[:, None] * directions).reshape(rank, *shapes.shape[1:])
+    return flat @ directions.T, directions.reshape(-1, *shapes.shape[1:])
 
 
 def outliers(residual: np.ndarray, factor: float = 6.0) -> np.ndarray:
-    """Which residuals [N] lie above median + factor x 1.4826 MAD: bool [N]."""
+    """Which residuals [N] lie above median + factor x 1.4826 MAD (at least 1/20 of the median)."""
     middle = np.median(residual)
-    return residual > middle + factor * 1.4826 * np.median(np.abs(residual - middle))
+    spread = max(np.median(np.abs(residual - middle)), middle / 20)
+    return residual > middle + factor * 1.4826 * spread
 
 
 def fill_poses(viewmats: np.ndarray, frame_ids: np.ndarray, frames: int) -> np.ndarray:
@@ -470,6 +477,25 @@ def fill_poses(viewmats: np.ndarray, frame_ids: np.ndarray, frames: int) -> np.n
     turns = Slerp(frame_ids, Rotation.from_matrix(viewmats[:, :3, :3]))
     filled[:, :3, :3] = turns(wanted).as_matrix()
     return filled
+
+
+def steady_poses(viewmats: np.ndarray, strength: float) -> np.ndarray:
+    """Poses [T, 4, 4] whose rotation and distance take an even course; even motion stays exact.
+
+    Whittaker's smoother: least squares plus `strength` times the squared second differences.
+    Points show rotation and distance far worse than the place in the image, which is kept.
+    """
+    rotations = Rotation.from_matrix(viewmats[:, :3, :3])
+    middle = rotations.mean()
+    course = np.column_stack([(middle.inv() * rotations).as_rotvec(), np.log(viewmats[:, 2, 3])])
+    frames = len(course)
+    bend = sparse.diags_array([1.0, -2.0, 1.0], offsets=[0, 1, 2], shape=(frames - 2, frames))
+    system = sparse.eye_array(frames) + strength * bend.T @ bend
+    course = splu(system.tocsc()).solve(course)
+    steady = viewmats.copy()
+    steady[:, :3, :3] = (middle * Rotation.from_rotvec(course[:, :3])).as_matrix()
+    steady[:, :3, 3] *= (np.exp(course[:, 3]) / viewmats[:, 2, 3])[:, None]
+    return steady
 
 
 def _linearised(
