@@ -74,7 +74,7 @@ Row = dict[str, float]
 class Config:
     """Options of `talker evaluate`."""
 
-    batch: int = 16
+    batch: int = 8
     """frames rendered at once"""
     shuffles: int = 8
     """turns of the sound track that the shuffled-audio control is averaged over"""

@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 class Config:
     """Options of `talker render`."""
 
-    batch: int = 16
+    batch: int = 8
     """frames rendered at once; it bounds the memory, whatever the length of the speech"""
     crf: int = 18
     """quality of the H.264 video: 0 is lossless, 51 the worst"""
