@@ -37,16 +37,24 @@ PART_OF_GROUP = {
     "helper-r-eyelashes-1": "lashes",
     "helper-r-eyelashes-2": "lashes",
 }
-IRIS_POINTS = slice(468, 478)
-# MediaPipe's points on the lips, inner and outer ring
+# MediaPipe's points
 # fmt: off
+IRIS_POINTS = list(range(468, 478))
+LID_POINTS = [
+    33, 246, 161, 160, 159, 158, 157, 173, 133, 155, 154, 153, 145, 144, 163, 7,
+    263, 466, 388, 387, 386, 385, 384, 398, 362, 382, 381, 380, 374, 373, 390, 249,
+]
+INNER_LIP_POINTS = [
+    78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308, 324, 318, 402, 317, 14, 87, 178, 88, 95,
+]
 LIP_POINTS = [
-    0, 11, 12, 13, 14, 15, 16, 17, 37, 38, 39, 40, 41, 42, 61, 62, 72, 73, 74, 76, 77, 78, 80, 81,
-    82, 84, 85, 86, 87, 88, 89, 90, 91, 95, 96, 146, 178, 179, 180, 181, 183, 184, 185, 191, 267,
-    268, 269, 270, 271, 272, 291, 292, 302, 303, 304, 306, 307, 308, 310, 311, 312, 314, 315, 316,
-    317, 318, 319, 320, 321, 324, 325, 375, 402, 403, 404, 405, 407, 408, 409, 415,
+    *INNER_LIP_POINTS, 0, 11, 12, 15, 16, 17, 37, 38, 39, 40, 41, 42, 61, 62, 72, 73, 74, 76, 77,
+    84, 85, 86, 89, 90, 91, 96, 146, 179, 180, 181, 183, 184, 185, 267, 268, 269, 270, 271, 272,
+    291, 292, 302, 303, 304, 306, 307, 314, 315, 316, 319, 320, 321, 325, 375, 403, 404, 405, 407,
+    408, 409,
 ]
 # fmt: on
+RING = np.ones((3, 3), np.uint8)
 LOWEST, WIDEST = 3.6, 3.0  # dm: the bust that is kept of the body
 FACTORS = {
     "gender": ("female", "male"),
@@ -242,28 +250,42 @@ def views() -> list[np.ndarray]:
     return matrices
 
 
-def cast(renderer: Renderer, vertices: np.ndarray, view: np.ndarray, part: str, pixels: np.ndarray):
-    """The fine triangle under each pixel [P, 2], or the nearest one, and the weights in it."""
-    points = renderer.project(renderer.fine(vertices), view)
-    chosen = np.flatnonzero(renderer.parts == PARTS.index(part))
-    faces = renderer.fine.faces[chosen]
-    corners = points[faces, :2]
-    edges = corners[:, 1:] - corners[:, :1]
-    front = edges[:, 0, 0] * edges[:, 1, 1] - edges[:, 0, 1] * edges[:, 1, 0] < 0
-    chosen, faces = chosen[front], faces[front]
-    height, width = renderer.plate.shape[:2]
-    face, weights, _ = zbuffer(points, faces, height, width)
-    rows, columns = distance_transform_edt(face < 0, return_distances=False, return_indices=True)
-    x, y = pixels.astype(int).clip(0, (width - 1, height - 1)).T
-    row, column = rows[y, x], columns[y, x]
-    return chosen[face[row, column]], weights[row, column]
+class Sight:
+    """The parts that a camera sees, pixel by pixel."""
+
+    def __init__(self, renderer: Renderer, vertices: np.ndarray, view: np.ndarray) -> None:
+        points = renderer.project(renderer.fine(vertices), view)
+        corners = points[renderer.fine.faces, :2]
+        edges = corners[:, 1:] - corners[:, :1]
+        front = edges[:, 0, 0] * edges[:, 1, 1] - edges[:, 0, 1] * edges[:, 1, 0] < 0
+        shown = np.flatnonzero(front & (renderer.parts != PARTS.index("lashes")))
+        size = renderer.plate.shape[:2]
+        face, self.weights, _ = zbuffer(points, renderer.fine.faces[shown], *size)
+        self.face = shown[face]
+        self.part = np.where(face < 0, len(PARTS), renderer.parts[self.face])
+
+    def of(self, *names: str) -> np.ndarray:
+        return np.isin(self.part, [PARTS.index(name) for name in names])
+
+    def rim(self, *holes: str) -> np.ndarray:
+        """Skin that borders on other parts."""
+        return self.of("skin") & cv2.dilate(self.of(*holes).astype(np.uint8), RING).astype(bool)
+
+    def nearest(self, chosen: np.ndarray, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Fine triangle and weights in it at the chosen pixel nearest to each of [P, 2]."""
+        indices = distance_transform_edt(~chosen, return_distances=False, return_indices=True)
+        height, width = chosen.shape
+        x, y = pixels.astype(int).clip(0, (width - 1, height - 1)).T
+        row, column = indices[:, y, x]
+        return self.face[row, column], self.weights[row, column]
 
 
 def embed(model: MorphableHead) -> tuple[np.ndarray, np.ndarray]:
     """Find MediaPipe's points on the surface: detect them in renders, cast them onto the mesh.
 
-    Lips are looked at with an open mouth, where the inner edges lie apart. Of the hits of all
-    views the one nearest to their median is kept.
+    Lips are looked at with an open mouth, where the inner edges lie apart. The rings around the
+    eyes and inside the lips snap to the edges that they stand for, so that they meet when those
+    close. Of the hits of all views the one nearest to their median is kept.
     """
     plate = np.full((768, 768, 3), 205, np.uint8)
     renderer = Renderer(model, model.vertices, plate, focal=2100.0, seed=0)
@@ -277,9 +299,15 @@ def embed(model: MorphableHead) -> tuple[np.ndarray, np.ndarray]:
         if len(found) == 0:
             logger.warning("no face in a view")
             continue
-        face, weights = cast(renderer, vertices, view, "skin", found[0, :, :2])
-        iris = cast(renderer, vertices, view, "eyes", found[0, IRIS_POINTS, :2])
-        face[IRIS_POINTS], weights[IRIS_POINTS] = iris
+        pixels = found[0, :, :2]
+        sight = Sight(renderer, vertices, view)
+        face, weights = sight.nearest(sight.of("skin"), pixels)
+        regions = [(IRIS_POINTS, sight.of("eyes")), (LID_POINTS, sight.rim("eyes"))]
+        if name == "open":
+            inner = sight.rim("mouth", "upper_teeth", "lower_teeth", "tongue")
+            regions.append((INNER_LIP_POINTS, inner))
+        for chosen, region in regions:
+            face[chosen], weights[chosen] = sight.nearest(region, pixels[chosen])
         hits[name].append((face, weights))
     faces, weights, spread = [], [], []
     for point in range(MESH_POINTS):

@@ -49,6 +49,7 @@ VISEMES = {
 }
 # espeak-ng's phoneme names; a diphthong is a path through two visemes.
 PHONEMES = {
+    "rest": "_ _: _!",
     "p": "p b m",
     "f": "f v",
     "th": "T D",
@@ -74,6 +75,9 @@ PATHS = {
 }
 STRENGTHS = {"p": 6.0, "f": 4.0, "rest": 1.5, "ch": 2.0, "u": 2.0, "o": 1.5, "s": 1.5}
 """How firmly a viseme resists its neighbours: lips must meet in p, b, m."""
+
+SLOPE = 0.06
+"""Seconds over which a long viseme comes and goes; a short one is all slope."""
 
 
 @dataclass(frozen=True)
@@ -101,36 +105,47 @@ class Performance:
 
 
 def read_timings(path: Path) -> list[Sound]:
-    """Read the phonemes of a timings file; UserError if it is missing or damaged."""
+    """Read the phonemes of a timings file; UserError if it is missing, damaged or has none."""
     try:
         rows = json.loads(path.read_text())["phonemes"]
-        return [Sound(r["phoneme"], float(r["start"]), float(r["end"])) for r in rows]
+        sounds = [Sound(r["phoneme"], float(r["start"]), float(r["end"])) for r in rows]
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f'{path}: expected {{"phonemes": [{{"phoneme", "start", "end"}}...]}} ({error!r})'
         ) from error
+    unknown = {sound.phoneme for sound in sounds} - PATHS.keys()
+    if unknown or not sounds:
+        raise UserError(
+            f"{path}: expected espeak-ng's English phonemes, found "
+            f"{', '.join(sorted(unknown)) or 'none at all'}"
+        )
+    return sounds
 
 
 def mouth_weights(sounds: Sequence[Sound], frames: int, units: Sequence[str]) -> np.ndarray:
     """Face unit weights float [frames, E] of speech (dominance model, Cohen and Massaro 1993).
 
     Each viseme pulls on the mouth with a bell-shaped weight around its phoneme; overlapping bells
-    make neighbours blend into each other.
+    make neighbours blend into each other. Before and after the speech the mouth rests.
     """
-    centres, widths, strengths, targets = [], [], [], []
-    for sound in sounds:
-        path = PATHS.get(sound.phoneme, ["rest"])
+    before = Sound("_", min(0.0, sounds[0].start) - 1.0, sounds[0].start)
+    after = Sound("_", sounds[-1].end, max(frames / FPS, sounds[-1].end) + 1.0)
+    centres, halves, strengths, targets = [], [], [], []
+    for sound in (before, *sounds, after):
+        path = PATHS[sound.phoneme]
         step = (sound.end - sound.start) / len(path)
         for i, viseme in enumerate(path):
             centres.append(sound.start + (i + 0.5) * step)
-            widths.append(0.5 * step + 0.02)
+            halves.append(0.5 * step)
             strengths.append(STRENGTHS.get(viseme, 1.0))
             targets.append([VISEMES[viseme].get(unit, 0.0) for unit in units])
     times = np.arange(frames)[:, None] / FPS
-    reach = (times - np.array(centres)) / np.array(widths)
-    pull = np.array(strengths) * np.exp(-0.5 * np.minimum(reach**2, 200.0)) + 1e-12
+    slope = np.minimum(halves, SLOPE)
+    off = np.maximum(np.abs(times - np.array(centres)) - (np.array(halves) - slope), 0)
+    reach = np.minimum(off / (slope + 0.02), 20)
+    pull = np.array(strengths) * np.exp(-0.5 * reach**2) + 1e-12
     return (pull @ np.array(targets)) / pull.sum(1, keepdims=True)
 
 
@@ -142,6 +157,7 @@ def _smooth_noise(rng: np.random.Generator, frames: int, seconds: float) -> np.n
     return 2 * np.tanh(noise / unit / 2)
 
 
+LIDS_MEET = 0.7  # the weight of the blink units that closes the eyes; beyond it the lids overlap
 BLINK_SHAPE = np.array([0.35, 0.9, 1.0, 0.8, 0.45, 0.15])
 
 
@@ -189,7 +205,7 @@ def perform(
     brows = np.clip(_smooth_noise(rng, frames, 0.35), 0, None)
     frown = np.clip(_smooth_noise(rng, frames, 0.5) - 0.5, 0, None)
     for side, sign in (("Left", 1.0), ("Right", -1.0)):
-        add(f"eyeBlink{side}", blink)
+        add(f"eyeBlink{side}", LIDS_MEET * blink)
         add(f"eyeLookUp{side}", np.clip(up, 0, None))
         add(f"eyeLookDown{side}", np.clip(-up, 0, None))
         add(f"eyeLookOut{side}", np.clip(sign * left, 0, None))
@@ -201,11 +217,11 @@ def perform(
     np.clip(weights, 0, 1, out=weights)
 
     nod = gaussian_filter1d(weights[:, units.index("jawOpen")], 0.12 * FPS)
-    pitch = 1.7 * _smooth_noise(rng, frames, 0.45) + 6.0 * (nod - nod.mean())
-    yaw = 4.0 * _smooth_noise(rng, frames, 0.7)
-    roll = 1.3 * _smooth_noise(rng, frames, 0.6)
+    pitch = 2.2 * _smooth_noise(rng, frames, 0.45) + 6.0 * (nod - nod.mean())
+    yaw = 5.5 * _smooth_noise(rng, frames, 0.7)
+    roll = 1.6 * _smooth_noise(rng, frames, 0.6)
     head = _turned(np.stack([pitch, yaw, roll], 1), pivot)
-    head[:, :3, 3] += np.stack([_smooth_noise(rng, frames, 0.8) for _ in range(3)], 1) * 0.03
+    head[:, :3, 3] += np.stack([_smooth_noise(rng, frames, 0.8) for _ in range(3)], 1) * 0.04
     still = 0.2 * np.stack([_smooth_noise(rng, frames, 1.2) for _ in range(3)], 1)
     torso = _turned(still, pivot + np.array([0.0, -2.0, 0.0]))
     torso[:, 1, 3] += 0.01 * np.sin(2 * np.pi * np.arange(frames) / (3.6 * FPS))

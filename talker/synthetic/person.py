@@ -228,7 +228,7 @@ def _paint_brows(colour: np.ndarray, skin: SkinMap, rng: np.random.Generator) ->
     ink = np.zeros((shape[0] * zoom, shape[1] * zoom), np.uint8)
     valid = skin.places[..., 2] > -0.4
     for side in (-1, 1):
-        for _ in range(380):
+        for _ in range(300):
             t = rng.uniform(0, 1) ** 0.9
             at = t * (len(BROW) - 1)
             x, y = (np.interp(at, range(len(BROW)), BROW[:, k]) for k in (0, 1))
@@ -241,7 +241,7 @@ def _paint_brows(colour: np.ndarray, skin: SkinMap, rng: np.random.Generator) ->
             start, end = np.round(pixels * 16).astype(int)
             cv2.line(ink, tuple(start.tolist()), tuple(end.tolist()), 200, 1, cv2.LINE_AA, 4)
     ink = cv2.resize(ink, shape[::-1], interpolation=cv2.INTER_AREA).astype(np.float32) / 255
-    soft = np.clip(1.5 * ink + 0.55 * _blur(ink, 0.012 * skin.density), 0, 0.85) * valid
+    soft = np.clip(1.1 * ink + 0.5 * _blur(ink, 0.014 * skin.density), 0, 0.8) * valid
     return colour + soft[..., None] * (0.8 * HAIR - colour)
 
 

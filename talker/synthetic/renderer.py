@@ -133,7 +133,7 @@ class Renderer:
         uvs[lashes] = np.dstack([along, np.zeros_like(along)])
         cutoff[lashes] = 40 + 215 * np.clip(reach / 0.035, 0, 1)
         lower = lashes[places[faces[lashes, 0], 1] < 0.31]
-        cutoff[lower] += 70
+        cutoff[lower] += 110
 
         label = np.full(len(places), HEAD, np.uint8)
         label[person.is_neck(places)] = NECK
@@ -198,8 +198,8 @@ class Renderer:
         shells = []
         for layer in reversed(range(self.hair_layers)):
             t = (layer + 1) / self.hair_layers
-            offset = t * normals + 0.9 * t**1.5 * combed
-            least = 1 - density * (1 - 0.93 * t**1.3)
+            offset = t * normals + 0.6 * t**1.5 * combed
+            least = 1 - density * (1 - 0.9 * t**2.5)
             shells.append(
                 Shell(
                     source=source,
@@ -312,7 +312,7 @@ def _distances(points: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 def _shadow_view(head: np.ndarray) -> np.ndarray:
     """Camera space to the shadow map's pixels and depth, [3, 4]: parallel rays along the key."""
-    forward = -KEY.astype(np.float64)
+    forward = -np.array(KEY)
     side = np.cross([0.0, 1.0, 0.0], forward)
     side /= np.linalg.norm(side)
     axes = np.stack([side, np.cross(forward, side), forward])

@@ -1,52 +1,91 @@
 """Per-pixel shading of the synthetic subject: textures, soft skin, hair strands, shadows.
 
-Colours are linear inside; directions are in camera space (x right, y down, z away).
+Colours are linear inside; directions are in camera space (x right, y down, z away), as tuples.
 """
 
 import numpy as np
 from numba import njit
 
-MATERIALS = ("skin", "mouth", "eyes", "teeth", "tongue", "lashes", "hair", "shirt", "collar")
-SKIN, HAIR, SHIRT = (MATERIALS.index(name) for name in ("skin", "hair", "shirt"))
-SPECULAR = np.array([0.45, 0.5, 1.6, 0.5, 0.5, 0.0, 0.0, 0.03, 0.03], np.float32)
-SHININESS = np.array([22, 40, 500, 60, 40, 1, 1, 8, 8], np.float32)
-SOFTNESS = np.array(
-    [
-        [0.42, 0.24, 0.17],
-        [0.4, 0.2, 0.2],
-        [0.3, 0.3, 0.3],
-        [0.4, 0.35, 0.3],
-        [0.4, 0.2, 0.2],
-        [0.2, 0.2, 0.2],
-        [0.3, 0.3, 0.3],
-        [0.1, 0.1, 0.1],
-        [0.1, 0.1, 0.1],
-    ],
-    np.float32,
-)
-"""How far light wraps around the terminator, by material and colour: red travels far in skin."""
+# name: specular strength, shininess, how far light wraps around the terminator (red, green, blue:
+# red light travels far in skin)
+_MATERIALS = {
+    "skin": (0.45, 22, 0.42, 0.24, 0.17),
+    "mouth": (0.50, 40, 0.40, 0.20, 0.20),
+    "eyes": (1.60, 500, 0.30, 0.30, 0.30),
+    "teeth": (0.50, 60, 0.40, 0.35, 0.30),
+    "tongue": (0.50, 40, 0.40, 0.20, 0.20),
+    "lashes": (0.00, 1, 0.20, 0.20, 0.20),
+    "hair": (0.00, 1, 0.30, 0.30, 0.30),
+    "shirt": (0.03, 8, 0.10, 0.10, 0.10),
+    "collar": (0.03, 8, 0.10, 0.10, 0.10),
+}
+MATERIALS = tuple(_MATERIALS)
+SKIN, EYES, HAIR = (MATERIALS.index(name) for name in ("skin", "eyes", "hair"))
+CLOTH = MATERIALS.index("shirt")  # and what follows
+_PROPERTIES = np.array(list(_MATERIALS.values()), np.float32)
+SPECULAR, SHININESS = _PROPERTIES[:, 0].copy(), _PROPERTIES[:, 1].copy()
+WRAP = _PROPERTIES[:, 2:].copy()
 
 
-def _unit(*direction: float) -> np.ndarray:
-    vector = np.array(direction, np.float32)
-    return vector / np.linalg.norm(vector)
+def _direction(*components: float) -> tuple[float, ...]:
+    return tuple(np.array(components) / np.linalg.norm(components))
 
 
-KEY = _unit(-0.55, -0.55, -0.75)
-KEY_COLOUR = np.array([1.55, 1.45, 1.32], np.float32)
-FILL = _unit(0.8, -0.1, -0.6)
-FILL_COLOUR = np.array([0.30, 0.33, 0.38], np.float32)
-RIM = _unit(0.75, -0.45, 0.6)
-RIM_COLOUR = np.array([0.55, 0.58, 0.65], np.float32)
-SKY = np.array([0.42, 0.44, 0.47], np.float32)
-GROUND = np.array([0.24, 0.20, 0.17], np.float32)
+KEY, KEY_COLOUR = _direction(-0.55, -0.55, -0.75), (1.55, 1.45, 1.32)
+FILL, FILL_COLOUR = _direction(0.8, -0.1, -0.6), (0.30, 0.33, 0.38)
+RIM, RIM_COLOUR = _direction(0.75, -0.45, 0.6), (0.28, 0.29, 0.33)
+CATCH = _direction(-0.22, -0.26, -0.94)  # a lamp near the camera, seen in the eyes only
+SKY, GROUND = (0.42, 0.44, 0.47), (0.24, 0.20, 0.17)
+EXPOSURE = 0.78
+LINEAR = (np.arange(256, dtype=np.float32) / 255) ** np.float32(2.2)
 ENCODED = 255 * ((np.arange(4096, dtype=np.float32) + 0.5) / 4096) ** np.float32(1 / 2.2)
-LINEAR = (np.arange(256, dtype=np.float32) / 255) ** 2.2
 
 
 @njit(cache=True, nogil=True)
-def _shadowed(shadow, x, y, z):  # noqa: ANN001, ANN202
+def _dot(a, b):  # noqa: ANN001, ANN202
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+
+
+@njit(cache=True, nogil=True)
+def _unit(a):  # noqa: ANN001, ANN202
+    scale = 1 / (np.sqrt(_dot(a, a)) + 1e-9)
+    return a[0] * scale, a[1] * scale, a[2] * scale
+
+
+@njit(cache=True, nogil=True)
+def _inside(values, face, a, b, c):  # noqa: ANN001, ANN202
+    """The vector [V, 3] of `values` at barycentric weights a, b, c of a face."""
+    i, j, k = face[0], face[1], face[2]
+    return (
+        a * values[i, 0] + b * values[j, 0] + c * values[k, 0],
+        a * values[i, 1] + b * values[j, 1] + c * values[k, 1],
+        a * values[i, 2] + b * values[j, 2] + c * values[k, 2],
+    )
+
+
+@njit(cache=True, nogil=True)
+def _texel(texture, u, v):  # noqa: ANN001, ANN202
+    """Bilinear linear-light colour at u, v in 0..1, and the nearest alpha in 0..1."""
+    height, width = texture.shape[0], texture.shape[1]
+    x, y = u * width - 0.5, v * height - 0.5
+    left, top = int(np.floor(x)), int(np.floor(y))
+    dx, dy = x - left, y - top
+    x0, x1 = min(max(left, 0), width - 1), min(max(left + 1, 0), width - 1)
+    y0, y1 = min(max(top, 0), height - 1), min(max(top + 1, 0), height - 1)
+    w00, w01, w10, w11 = (1 - dy) * (1 - dx), (1 - dy) * dx, dy * (1 - dx), dy * dx
+    p, q, r, s = texture[y0, x0], texture[y0, x1], texture[y1, x0], texture[y1, x1]
+    red = w00 * LINEAR[p[0]] + w01 * LINEAR[q[0]] + w10 * LINEAR[r[0]] + w11 * LINEAR[s[0]]
+    green = w00 * LINEAR[p[1]] + w01 * LINEAR[q[1]] + w10 * LINEAR[r[1]] + w11 * LINEAR[s[1]]
+    blue = w00 * LINEAR[p[2]] + w01 * LINEAR[q[2]] + w10 * LINEAR[r[2]] + w11 * LINEAR[s[2]]
+    return (red, green, blue), p[3] / 255.0
+
+
+@njit(cache=True, nogil=True)
+def _lit(shadow, to_shadow, point, bias):  # noqa: ANN001, ANN202
     """The lit part, 0..1, of a small and of a wide neighbourhood in the shadow map."""
+    x = to_shadow[0, 3] + _dot(to_shadow[0], point)
+    y = to_shadow[1, 3] + _dot(to_shadow[1], point)
+    z = to_shadow[2, 3] + _dot(to_shadow[2], point) - bias
     near, far = 0, 0
     for dy in range(-2, 3):
         row = min(max(int(y + 2 * dy), 0), shadow.shape[0] - 1)
@@ -60,11 +99,44 @@ def _shadowed(shadow, x, y, z):  # noqa: ANN001, ANN202
 
 
 @njit(cache=True, nogil=True)
-def _lobe(aligned, power):  # noqa: ANN001, ANN202
-    """A normalised highlight (Blinn-Phong) for the cosine between normal and half vector."""
-    if aligned < 0.5:
+def _halfway(light, view):  # noqa: ANN001, ANN202
+    return _unit((light[0] + view[0], light[1] + view[1], light[2] + view[2]))
+
+
+@njit(cache=True, nogil=True)
+def _lobe(cosine, power):  # noqa: ANN001, ANN202
+    """A normalised Blinn-Phong highlight for the cosine between normal and half vector."""
+    if cosine < 0.5:
         return 0.0
-    return np.exp(power * np.log(aligned)) * (power + 8) / 40
+    return np.exp(power * np.log(cosine)) * (power + 8) / 40
+
+
+@njit(cache=True, nogil=True)
+def _highlight(material, normal, view, edge, gloss, sharp):  # noqa: ANN001, ANN202
+    """Reflections of the key and of the fill light."""
+    if material == EYES:
+        catch = min(max((_dot(normal, _halfway(CATCH, view)) - 0.9955) * 1000, 0.0), 1.0)
+        return 0.5 * catch, 0.0
+    power, strength = SHININESS[material], SPECULAR[material] * gloss * gloss
+    cosine = _dot(normal, _halfway(KEY, view))
+    lobe = _lobe(cosine, power)
+    if material == SKIN:
+        lobe = 0.65 * lobe + 0.35 * _lobe(cosine, 4 * power)
+    facing = _dot(normal, KEY) > 0
+    shine = strength * lobe * (0.35 + 0.65 * edge) * sharp * facing
+    return shine, 0.25 * strength * _lobe(_dot(normal, _halfway(FILL, view)), power)
+
+
+@njit(cache=True, nogil=True)
+def _strand(tangent, view, key, sharp):  # noqa: ANN001, ANN202
+    """Highlight and diffuse light of hair along `tangent` (Kajiya and Kay 1989)."""
+    along = _dot(tangent, _halfway(KEY, view))
+    across = max(1 - along * along, 0.0)  # sin^2
+    narrow = across**30
+    shine = (0.035 * narrow + 0.03 * across**4) * sharp * max(key + 0.3, 0.0)
+    along = _dot(tangent, KEY)
+    diffuse = 0.6 * key + 0.4 * np.sqrt(max(1 - along * along, 0.0)) * (key > -0.2)
+    return shine, diffuse
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "nsz", "contract"})
@@ -87,122 +159,61 @@ def shade(  # noqa: ANN201
 
     Args:
         face, weights: from the z-buffer.
-        faces int32 [F, 3], uvs float32 [F, 3, 2], material uint8 [F], textures: the surface.
+        faces: int32 [F, 3].
+        uvs: float32 [F, 3, 2], into the texture of the face's material.
+        material: uint8 [F], index into `textures` and `MATERIALS`.
+        textures: uint8 [h, w, 4] each; alpha is gloss, or opacity for hair and cloth.
         camera, normals, tangents: float32 [V, 3] in camera space; tangents matter for hair only.
         openness: float32 [V], how much of the surroundings a vertex sees, 0..1.
         shadow: float32 [S, S], depth of the first surface seen from the key light.
         to_shadow: float32 [3, 4], camera space to its pixels and depth.
     """
-    colour = np.zeros(3, np.float32)
-    n = np.zeros(3, np.float32)
-    p = np.zeros(3, np.float32)
-    t = np.zeros(3, np.float32)
     for row in range(face.shape[0]):
         for column in range(face.shape[1]):
             f = face[row, column]
             if f < 0:
                 continue
-            m = material[f]
+            m, corners, uv = material[f], faces[f], uvs[f]
             b, c = weights[row, column, 0], weights[row, column, 1]
             a = 1 - b - c
-            i, j, k = faces[f, 0], faces[f, 1], faces[f, 2]
-            for axis in range(3):
-                n[axis] = a * normals[i, axis] + b * normals[j, axis] + c * normals[k, axis]
-                p[axis] = a * camera[i, axis] + b * camera[j, axis] + c * camera[k, axis]
-                t[axis] = a * tangents[i, axis] + b * tangents[j, axis] + c * tangents[k, axis]
-            open_ = a * openness[i] + b * openness[j] + c * openness[k]
-            length = np.sqrt(n[0] ** 2 + n[1] ** 2 + n[2] ** 2) + 1e-9
-            distance = np.sqrt(p[0] ** 2 + p[1] ** 2 + p[2] ** 2)
-            for axis in range(3):
-                n[axis] /= length
-            facing = -(n[0] * p[0] + n[1] * p[1] + n[2] * p[2]) / distance
-            if facing < -0.2 and m >= SHIRT:  # the inside of the cloth
-                n *= -1
-                facing = -facing
-                open_ *= 0.4
+            point = _inside(camera, corners, a, b, c)
+            normal = _unit(_inside(normals, corners, a, b, c))
+            seen = a * openness[corners[0]] + b * openness[corners[1]] + c * openness[corners[2]]
+            view = _unit((-point[0], -point[1], -point[2]))
+            facing = _dot(normal, view)
+            if facing < 0 and m >= CLOTH:  # the inside of the collar
+                normal = (-normal[0], -normal[1], -normal[2])
+                facing, seen = -facing, 0.6 * seen
+            colour, gloss = _texel(
+                textures[m],
+                a * uv[0, 0] + b * uv[1, 0] + c * uv[2, 0],
+                a * uv[0, 1] + b * uv[1, 1] + c * uv[2, 1],
+            )
 
-            texture = textures[m]
-            height, width = texture.shape[0], texture.shape[1]
-            u = (a * uvs[f, 0, 0] + b * uvs[f, 1, 0] + c * uvs[f, 2, 0]) * width - 0.5
-            v = (a * uvs[f, 0, 1] + b * uvs[f, 1, 1] + c * uvs[f, 2, 1]) * height - 0.5
-            left, top = int(np.floor(u)), int(np.floor(v))
-            du, dv = u - left, v - top
-            x0, x1 = min(max(left, 0), width - 1), min(max(left + 1, 0), width - 1)
-            y0, y1 = min(max(top, 0), height - 1), min(max(top + 1, 0), height - 1)
-            for channel in range(3):
-                upper = (1 - du) * LINEAR[texture[y0, x0, channel]]
-                upper += du * LINEAR[texture[y0, x1, channel]]
-                lower = (1 - du) * LINEAR[texture[y1, x0, channel]]
-                lower += du * LINEAR[texture[y1, x1, channel]]
-                colour[channel] = (1 - dv) * upper + dv * lower
-            gloss = texture[y0, x0, 3] / 255.0
-
-            sx = to_shadow[0, 3]
-            sy = to_shadow[1, 3]
-            sz = to_shadow[2, 3]
-            for axis in range(3):
-                sx += to_shadow[0, axis] * p[axis]
-                sy += to_shadow[1, axis] * p[axis]
-                sz += to_shadow[2, axis] * p[axis]
-            key = n[0] * KEY[0] + n[1] * KEY[1] + n[2] * KEY[2]
-            sz -= 0.02 + 0.05 * (1 - max(key, 0.0))
-            sharp, wide = _shadowed(shadow, sx, sy, sz)
-            if m != SKIN:
-                wide = sharp
-            fill = n[0] * FILL[0] + n[1] * FILL[1] + n[2] * FILL[2]
-            rim = n[0] * RIM[0] + n[1] * RIM[1] + n[2] * RIM[2]
+            key, fill, rim = _dot(normal, KEY), _dot(normal, FILL), _dot(normal, RIM)
+            sharp, wide = _lit(shadow, to_shadow, point, 0.02 + 0.05 * (1 - max(key, 0.0)))
             edge = (1 - min(max(facing, 0.0), 1.0)) ** 3
-            upward = 0.5 - 0.5 * n[1]
-
-            glint = 0.1 if m == HAIR else 0.5
-            shine = 0.0
-            glow = 0.0
+            outline = edge * max(rim, 0.0) * seen
             if m == HAIR:
-                length = np.sqrt(t[0] ** 2 + t[1] ** 2 + t[2] ** 2) + 1e-9
-                hx = KEY[0] - p[0] / distance
-                hy = KEY[1] - p[1] / distance
-                hz = KEY[2] - p[2] / distance
-                half = np.sqrt(hx * hx + hy * hy + hz * hz)
-                along = (t[0] * hx + t[1] * hy + t[2] * hz) / (half * length)
-                across = np.sqrt(max(1 - along * along, 0.0))
-                across4 = across * across * across * across
-                across16 = across4 * across4 * across4 * across4
-                shine = 0.035 * across16 * across16 * across16 * across16 + 0.03 * across4 * across4
-                shine *= sharp * max(key + 0.3, 0.0)
-                along = (t[0] * KEY[0] + t[1] * KEY[1] + t[2] * KEY[2]) / length
-                key = 0.6 * key + 0.4 * np.sqrt(max(1 - along * along, 0.0)) * (key > -0.2)
+                tangent = _unit(_inside(tangents, corners, a, b, c))
+                shine, key = _strand(tangent, view, key, sharp)
+                glow, outline = 0.0, 0.2 * outline
             else:
-                hx = KEY[0] - p[0] / distance
-                hy = KEY[1] - p[1] / distance
-                hz = KEY[2] - p[2] / distance
-                half = np.sqrt(hx * hx + hy * hy + hz * hz)
-                aligned = max((n[0] * hx + n[1] * hy + n[2] * hz) / half, 0.0)
-                power = SHININESS[m]
-                lobe = _lobe(aligned, power)
-                if m == SKIN:
-                    lobe = 0.65 * lobe + 0.35 * _lobe(aligned, 4 * power)
-                fresnel = 0.35 + 0.65 * edge
-                shine = SPECULAR[m] * gloss * gloss * lobe * fresnel * sharp * (key > 0)
-                hx = FILL[0] - p[0] / distance
-                hy = FILL[1] - p[1] / distance
-                hz = FILL[2] - p[2] / distance
-                half = np.sqrt(hx * hx + hy * hy + hz * hz)
-                aligned = max((n[0] * hx + n[1] * hy + n[2] * hz) / half, 0.0)
-                glow = 0.25 * SPECULAR[m] * gloss * gloss * _lobe(aligned, power)
-
-            open_ = max(open_, 0.0)
-            reddened = np.sqrt(open_ * np.sqrt(open_))  # light leaks into creases, red most
+                shine, glow = _highlight(m, normal, view, edge, gloss, sharp)
+            reddened = np.sqrt(seen * np.sqrt(seen))  # light leaks into creases, red most
             for channel in range(3):
-                wrap = SOFTNESS[m, channel]
-                mixed = sharp + (wide - sharp) * (1.0 if channel == 0 else 0.35)
+                wrap = WRAP[m, channel]
+                soft = (1.0 if channel == 0 else 0.35) if m == SKIN else 0.0
+                mixed = sharp + (wide - sharp) * soft
                 light = KEY_COLOUR[channel] * max((key + wrap) / (1 + wrap), 0.0) * mixed
-                around = GROUND[channel] + (SKY[channel] - GROUND[channel]) * upward
+                around = GROUND[channel] + (SKY[channel] - GROUND[channel]) * (
+                    0.5 - 0.5 * normal[1]
+                )
                 around += FILL_COLOUR[channel] * max((fill + wrap) / (1 + wrap), 0.0)
-                light += around * (reddened if channel == 0 else open_)
-                value = colour[channel] * light
-                value += shine * KEY_COLOUR[channel] + glow * FILL_COLOUR[channel] * open_
-                value += RIM_COLOUR[channel] * edge * max(rim, 0.0) * glint * open_
-                value = value * 0.78
+                light += around * (reddened if channel == 0 else seen)
+                value = colour[channel] * light + shine * KEY_COLOUR[channel]
+                value += glow * seen * FILL_COLOUR[channel] + outline * RIM_COLOUR[channel]
+                value *= EXPOSURE
                 if value > 0.6:
                     value = 0.6 + 0.4 * (1 - np.exp(-(value - 0.6) / 0.4))
                 image[row, column, channel] = ENCODED[min(int(value * 4096), 4095)]
