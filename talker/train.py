@@ -13,6 +13,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from talker.avatar.density import DensityConfig, DensityControl
 from talker.avatar.initialise import initial_gaussians, mean_colours, sample_surface
@@ -41,6 +43,9 @@ CROP_MULTIPLE = 16
 BOUNDS_MARGIN = 1.1
 COLOUR_FRAMES = 16
 LOG_EVERY = 20
+CPU_CHUNK = 2
+"""On the CPU a batch is split among threads, this many images each: torch's own threads wait for
+each other at every one of the many small operations. Results do not depend on how many cores run."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +223,9 @@ def compute_loss(
     x0, y0, x1, y1 = subset.lips[rows, :, None].unbind(1)
     columns = torch.arange(width, device=rows.device)
     lines = torch.arange(height, device=rows.device)
-    inside = ((lines >= y0) & (lines < y1))[:, :, None] & ((columns >= x0) & (columns < x1))[:, None]
+    inside = ((lines >= y0) & (lines < y1))[:, :, None] & ((columns >= x0) & (columns < x1))[
+        :, None
+    ]
     inside = inside[..., None].float()
     parts = {
         "l1": difference.mean(),
@@ -240,6 +247,7 @@ class Training:
         self.stage, self.step = self.STAGES[0], 0
         self.log: list[dict[str, Any]] = []
         self.seconds = 0.0
+        self.workers = ThreadPoolExecutor(torch.get_num_threads())
         torch.manual_seed(config.seed)
         self.avatar = _new_avatar(data, subset, config).to(subset.frame.device)
         self.density = DensityControl(config.density)
@@ -282,57 +290,78 @@ class Training:
         offset = self.STAGES.index(self.stage) * 1_000_003 + self.step
         return torch.Generator().manual_seed(self.config.seed * 1_000_033 + offset)
 
-    def _draw(self, rows: Tensor, generator: torch.Generator) -> Rasterized:
-        subset, config = self.subset, self.config
-        viewmats = subset.viewmats[rows]
-        Ks = subset.K.expand(len(rows), 3, 3)
-        if self.stage == "canonical":
-            return draw(self.avatar.gaussians(), viewmats, Ks, *subset.size)
+    def _conditions(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Speech [B, 8, 16, C] and pose [B, 12] of training frames, with this step's noise."""
+        subset, config, generator = self.subset, self.config, self._generator()
 
         def noisy(clean: Tensor, strength: float) -> Tensor:
             return clean + strength * torch.randn(clean.shape, generator=generator).to(clean.device)
 
         context = noisy(speech_context(subset.windows, subset.ids[rows]), config.speech_noise)
-        pose = noisy(self.avatar.pose_vector(viewmats), config.pose_noise)
-        token = self.avatar.speech_encoder(context)
-        return draw(
-            self.avatar.deformed(token, subset.eye[rows], pose), viewmats, Ks, *subset.size
-        )
+        pose = noisy(self.avatar.pose_vector(subset.viewmats[rows]), config.pose_noise)
+        return context, pose
+
+    def draw(self, rows: Tensor, context: Tensor | None, pose: Tensor | None) -> Rasterized:
+        """Render training frames; the canonical head where there are no conditions."""
+        viewmats = self.subset.viewmats[rows]
+        Ks = self.subset.K.expand(len(rows), 3, 3)
+        gaussians = self.avatar.gaussians()
+        if context is not None and pose is not None:
+            token = self.avatar.speech_encoder(context)
+            gaussians = self.avatar.deformed(token, self.subset.eye[rows], pose)
+        return draw(gaussians, viewmats, Ks, *self.subset.size)
+
+    def _chunk(
+        self, share: float, rows: Tensor, context: Tensor | None, pose: Tensor | None
+    ) -> tuple[list[Tensor], dict[str, Tensor], Rasterized]:
+        """Gradients and losses of a part of the batch, times the `share` that it has of it."""
+        drawn = self.draw(rows, context, pose)
+        loss, parts = compute_loss(drawn, self.subset, rows, self.config.weights)
+        wanted = [*self._parameters(), drawn.means2d]
+        gradients = list(torch.autograd.grad(share * loss, wanted))
+        return gradients, {"loss": share * loss, **{k: share * v for k, v in parts.items()}}, drawn
+
+    def _parameters(self) -> list[Tensor]:
+        return [p for group in self.optimiser.param_groups for p in group["params"]]
 
     def advance(self) -> dict[str, float] | None:
         """Take one step; the losses where they are logged.
 
         Raises:
-            UserError: a loss is not finite.
+            UserError: a gradient is not a number; nothing was changed.
         """
         config, subset = self.config, self.subset
         canonical = self.stage == "canonical"
         batch = config.canonical_batch if canonical else config.deformation_batch
         rows = batch_rows(len(subset.ids), batch, self.step, config.seed).to(subset.ids.device)
-        generator = self._generator()
-        drawn = self._draw(rows, generator)
-        densifies = canonical and self.density.watches(self.step)
-        if densifies:
-            drawn.means2d.retain_grad()
-        loss, parts = compute_loss(drawn, subset, rows, config.weights)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        context, pose = (None, None) if canonical else self._conditions(rows)
+        size = len(rows) if rows.is_cuda else CPU_CHUNK
+
+        def work(start: int) -> tuple[list[Tensor], dict[str, Tensor], Rasterized]:
+            part = slice(start, start + size)
+            given = [None if x is None else x[part] for x in (context, pose)]
+            return self._chunk(len(rows[part]) / len(rows), rows[part], *given)
+
+        done = list(self.workers.map(work, range(0, len(rows), size)))
+        for parameter, *parts in zip(self._parameters(), *(d[0] for d in done), strict=False):
+            parameter.grad = torch.stack(parts).sum(0)
+        if not torch.isfinite(get_total_norm([p.grad for p in self._parameters()])):
+            loss = sum(d[1]["loss"].item() for d in done)
+            raise UserError(
+                f"training diverged at step {self.step} of the {self.stage} stage: a gradient is "
+                f"not a number (loss {loss:.4g}); the last good checkpoint is kept. Lower "
+                "--rates.* or look for broken values with `talker check`"
+            )
         self._decay_rates()
         self.optimiser.step()
-        if densifies:
-            self.density.step(
-                self.avatar.canonical, self.optimiser, drawn, *subset.size, self.step, generator
-            )
+        if canonical and self.density.watches(self.step):
+            for gradients, _, drawn in done:
+                self.density.observe(gradients[-1], drawn.radii, *subset.size, len(rows))
+            self.density.step(self.avatar.canonical, self.optimiser, self.step, self._generator())
         self.step += 1
         if self.step % LOG_EVERY and self.step != self.stage_steps:
             return None
-        values = {"loss": loss.item(), **{name: part.item() for name, part in parts.items()}}
-        if not math.isfinite(values["loss"]):
-            raise UserError(
-                f"training diverged: the loss is {values['loss']} at step {self.step} of the "
-                f"{self.stage} stage; the last good checkpoint is kept. Lower --rates.* or look "
-                "for broken frames with `talker check`"
-            )
+        values = {name: sum(d[1][name].item() for d in done) for name in done[0][1]}
         return values
 
     def state(self) -> dict[str, Any]:
@@ -438,6 +467,7 @@ def train(data: Dataset, subset: TrainingSet, config: Config, checkpoint: Path) 
     """Run every stage, going on from `checkpoint` if it belongs to this data and these options."""
     owner = fingerprint(config, subset)
     training = Training(data, subset, config)
+    torch.set_num_threads(1)
     state = _load_checkpoint(checkpoint, owner)
     if state is None:
         losses = fit_speech_encoder(

@@ -69,8 +69,9 @@ def test_the_image_comes_closer_to_the_subject(
     canonical = [entry["l1"] for entry in training.log if entry["stage"] == "canonical"]
     rows = torch.arange(0, len(subset.ids), 5)
     start = Training(data, subset, TINY)
-    before = compute_loss(start._draw(rows, torch.Generator()), subset, rows, TINY.weights)[0]
-    after = compute_loss(training._draw(rows, torch.Generator()), subset, rows, TINY.weights)[0]
+    before = compute_loss(start.draw(rows, None, None), subset, rows, TINY.weights)[0]
+    conditions = training._conditions(rows)
+    after = compute_loss(training.draw(rows, *conditions), subset, rows, TINY.weights)[0]
     assert after < 0.7 * before
     assert all(np.isfinite(canonical))
 
@@ -175,7 +176,7 @@ def test_a_checkpoint_of_other_options_is_not_used(
 def test_not_a_number_stops_with_a_reason(
     data: Dataset, subset: TrainingSet, tmp_path: Path
 ) -> None:
-    broken = dataclasses.replace(subset, K=subset.K * float("nan"))
+    broken = dataclasses.replace(subset, windows=subset.windows * float("nan"))
     with pytest.raises(UserError, match="diverged"):
         train(data, broken, TINY, tmp_path / "latest.pt")
 
@@ -183,7 +184,9 @@ def test_not_a_number_stops_with_a_reason(
 def test_killed_training_ends_with_the_same_weights(dataset: Path, tmp_path: Path) -> None:
     config = dataclasses.replace(TINY, canonical_steps=60, deformation_steps=60)
     options = tmp_path / "config.yaml"
-    options.write_text(yaml.safe_dump({"train": json.loads(json.dumps(dataclasses.asdict(config)))}))
+    options.write_text(
+        yaml.safe_dump({"train": json.loads(json.dumps(dataclasses.asdict(config)))})
+    )
 
     def command(name: str) -> list[str]:
         return [

@@ -107,9 +107,7 @@ class Avatar(nn.Module):
         """The canonical set, [G, ...]."""
         return Gaussians(**dict(self.canonical.items()))
 
-    def deformed(
-        self, speech_token: Tensor, eye: Tensor, pose: Tensor
-    ) -> Gaussians:
+    def deformed(self, speech_token: Tensor, eye: Tensor, pose: Tensor) -> Gaussians:
         """The Gaussians of B frames.
 
         Args:
@@ -197,9 +195,7 @@ class Avatar(nn.Module):
         return avatar.eval()
 
 
-def draw(
-    gaussians: Gaussians, viewmats: Tensor, Ks: Tensor, height: int, width: int
-) -> Rasterized:
+def draw(gaussians: Gaussians, viewmats: Tensor, Ks: Tensor, height: int, width: int) -> Rasterized:
     """Rasterise B frames; `gaussians` may be one set [G, ...] for all of them."""
     batch = len(viewmats)
     rotation, translation = viewmats[:, :3, :3], viewmats[:, :3, 3]

@@ -28,9 +28,7 @@ def mouth_shapes(landmarks: np.ndarray) -> np.ndarray:
     axis = left - right
     scale = np.linalg.norm(axis, axis=-1)[:, None, None]
     x, y = np.moveaxis(axis[:, None] / scale, -1, 0)
-    points = np.concatenate(
-        [landmarks[:, part] for part in (CHIN, OUTER_LIPS, INNER_LIPS)], axis=1
-    )
+    points = np.concatenate([landmarks[:, part] for part in (CHIN, OUTER_LIPS, INNER_LIPS)], axis=1)
     points = (points - ((right + left) / 2)[:, None]) / scale
     turned = np.stack(
         [points[..., 0] * x + points[..., 1] * y, points[..., 1] * x - points[..., 0] * y], axis=-1
