@@ -61,9 +61,13 @@ def read_subjects():
 
 
 def video_of(wildcards):
-    """The video of a subject; one without a row brings its own in its dataset folder."""
-    own = f"data/{wildcards.subject}/{wildcards.subject}.mp4"
-    return SUBJECTS.get(wildcards.subject, own)
+    """The video of a subject: of its row, else the one it was made of, else its dataset's own."""
+    folder = Path("data", wildcards.subject)
+    if wildcards.subject in SUBJECTS:
+        return SUBJECTS[wildcards.subject]
+    if (folder / "source.txt").exists():
+        return (folder / "source.txt").read_text()
+    return str(folder / f"{wildcards.subject}.mp4")
 
 
 def speeches_of(subject):

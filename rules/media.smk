@@ -34,6 +34,7 @@ rule frames:
     output:
         clip="data/{subject}/clip.json",
         images=directory("data/{subject}/ori_imgs"),
+        source="data/{subject}/source.txt",
     log:
         "logs/{subject}/frames.log",
     benchmark:
@@ -51,7 +52,7 @@ rule frames:
         "{wildcards.subject}: frames at 25 fps, cropped around the face"
     shell:
         "talker frames --video {input.video:q} --clip {output.clip:q} --images {output.images:q}"
-        " {params.options} > {log:q} 2>&1"
+        " {params.options} > {log:q} 2>&1 && printf '%s' {input.video:q} > {output.source:q}"
 
 
 rule audio:

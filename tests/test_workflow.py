@@ -234,7 +234,7 @@ def test_every_command_of_the_rules_fits_its_stage(finished, tmp_path, monkeypat
     for stage, main in mains.items():
         capture = functools.update_wrapper(lambda **given: seen.append(given), main)
         monkeypatch.setattr(f"talker.{stage}.main", capture)
-    commands = re.findall(r"^Shell command: talker (.*) > \S+ 2>&1$", output, flags=re.MULTILINE)
+    commands = re.findall(r"^Shell command: talker (.*) > \S+ 2>&1", output, flags=re.MULTILINE)
     for command in commands:
         monkeypatch.setattr(sys, "argv", ["talker", *shlex.split(command)])
         cli.main()
@@ -280,12 +280,15 @@ def test_a_wrong_row_is_refused_by_its_line(finished, tmp_path, rows, complaint)
     assert re.search(complaint, output), output
 
 
-def test_a_video_on_the_command_line_is_the_only_subject(finished, tmp_path):
+def test_a_video_on_the_command_line_is_the_only_subject_and_remembered(finished, tmp_path):
     video = tmp_path / "my clip (1).mp4"
     video.touch()
     commands = finished.run("-n", "-p", "--config", f"video={video}")
     assert f"talker frames --video '{video}' --clip data/my_clip_1_/clip.json" in commands
     assert "demo" not in commands.replace(str(video), "")
+    target = "data/my_clip_1_/aud.wav"
+    finished.run(target, "--config", f"video={video}")
+    assert finished.planned(target) == set()
 
 
 def test_a_subject_without_a_row_brings_its_video(finished):
