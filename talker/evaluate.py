@@ -51,7 +51,8 @@ DEFINITIONS = {
     "faces_lost": "rendered frames in which no face was found",
 }
 CONTROLS = {
-    "frozen_mouth": "the avatar driven by the mean of the training speech in every frame",
+    "frozen_mouth": "the avatar driven by the mean of the training speech in every frame: what its "
+    "mouth still does follows the pose and the blinks",
     "shuffled_audio": "the avatar driven by the sound of other parts of the clip: the track turned "
     "by k/(K+1) of its length for k = 1 .. K; every number is the mean over them (the lag: their "
     "median)",
