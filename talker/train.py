@@ -45,7 +45,7 @@ COLOUR_FRAMES = 16
 LOG_EVERY = 20
 CPU_CHUNK = 2
 """On the CPU a batch is split among threads, this many images each: torch's own threads wait for
-each other at every one of the many small operations. Results do not depend on how many cores run."""
+each other at every one of the many small operations. Results do not depend on the cores' number."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,9 @@ def twin(block: TokenAttention, x: torch.Tensor, tokens: torch.Tensor) -> torch.
         reference.in_proj_weight.copy_(
             torch.cat([block.query.weight, block.key.weight, block.value.weight])
         )
-        reference.in_proj_bias.copy_(torch.cat([block.query.bias, block.key.bias, block.value.bias]))
+        reference.in_proj_bias.copy_(
+            torch.cat([block.query.bias, block.key.bias, block.value.bias])
+        )
         reference.out_proj.load_state_dict(block.merge.state_dict())
     x = x.expand(len(tokens), -1, -1)
     x = block.norm_attended(x + reference(x, tokens, tokens)[0])

@@ -57,7 +57,7 @@ def test_prior_learns_a_mouth_that_follows_the_speech_and_generalises() -> None:
             targets[:train],
             steps=200,
             generator=torch.Generator().manual_seed(0),
-            batch=128,
+            segments=8,
         )
     )
     assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:10])

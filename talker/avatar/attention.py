@@ -1,4 +1,4 @@
-"""Spatial-audio attention: every Gaussian asks the frame's few condition tokens (GaussianTalker 3.2).
+"""Spatial-audio attention: Gaussians ask the few condition tokens of a frame (GaussianTalker 3.2).
 
 Queries come from the tri-plane and do not change between frames; a frame brings four tokens only,
 so the value and output projections are applied to the tokens, not to the Gaussians.

@@ -15,7 +15,7 @@ NEIGHBOURS = 3
 def sample_surface(
     vertices: np.ndarray, faces: np.ndarray | None, count: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """`count` points [count, 3], uniform on the mesh; drawn from the vertices if it has no faces."""
+    """`count` points [count, 3], uniform on the mesh, or vertices if it has no faces."""
     if faces is None:
         return vertices[rng.choice(len(vertices), count, replace=len(vertices) < count)]
     corners = vertices[faces]
@@ -30,7 +30,7 @@ def sample_surface(
 def mean_colours(
     points: np.ndarray, images: np.ndarray, viewmats: np.ndarray, K: np.ndarray
 ) -> np.ndarray:
-    """The mean colour that images uint8 [N, H, W, 3] show where points [P, 3] fall: [P, 3], 0..1."""
+    """Mean colours [P, 3] (0..1) that images uint8 [N, H, W, 3] show where points [P, 3] fall."""
     height, width = images.shape[1:3]
     columns, rows = np.moveaxis(project(points, viewmats, K).astype(int), -1, 0)
     views = np.arange(len(images))[:, None]

@@ -1,4 +1,4 @@
-"""From speech windows to one token a frame: AudioNet and its temporal attention (AD-NeRF, ICCV 2021)."""
+"""From speech windows to one token a frame: AudioNet with temporal attention (AD-NeRF, ICCV 2021)."""
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,13 @@ class SpeechEncoder(nn.Module):
         )
 
     def forward(self, context: Tensor) -> Tensor:
-        batch = len(context)
-        frames = self.window(context.flatten(0, 1).transpose(1, 2)).view(batch, CONTEXT, -1)
-        weights = self.weight(frames.transpose(1, 2))
-        return self.out((weights[..., None] * frames).sum(1))
+        return self.attend(self.embed(context.flatten(0, 1)).unflatten(0, (-1, CONTEXT)))
+
+    def embed(self, windows: Tensor) -> Tensor:
+        """Each window for itself: [N, 16, C] -> [N, hidden]."""
+        return self.window(windows.transpose(1, 2))
+
+    def attend(self, embedded: Tensor) -> Tensor:
+        """Tokens of frames from their embedded contexts: [B, 8, hidden] -> [B, out_features]."""
+        weights = self.weight(embedded.transpose(1, 2))
+        return self.out((weights[..., None] * embedded).sum(1))

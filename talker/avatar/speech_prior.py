@@ -10,13 +10,13 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from talker.avatar.speech_encoder import SpeechEncoder, speech_context
+from talker.avatar.speech_encoder import CONTEXT, SpeechEncoder
 from talker.head.landmarks68 import INNER_LIPS, LEFT_EYE, OUTER_LIPS, RIGHT_EYE
 
 COMPONENTS = 10
 CHIN = slice(6, 11)
+SEGMENT = 32
 
 
 def mouth_shapes(landmarks: np.ndarray) -> np.ndarray:
@@ -52,35 +52,43 @@ def fit_speech_encoder(
     targets: Tensor,
     steps: int,
     generator: torch.Generator,
-    batch: int = 256,
-    noise: float = 0.3,
-    dropout: float = 0.3,
+    segments: int = 16,
+    noise: float = 0.4,
+    dropout: float = 0.4,
     learning_rate: float = 2e-3,
 ) -> Iterator[float]:
     """Train `encoder` so that a linear map of its token gives the mouth shape; yield the losses.
 
+    A step hears `segments` stretches of 32 frames, whose windows are shared by their contexts.
+
     Args:
         windows: all speech windows [T, 16, C].
-        ids: training frames [N].
+        ids: training frames [N], ascending.
         targets: mouth shapes of the training frames [N, 10].
     """
+    device = windows.device
     width = encoder.out[-1].out_features
-    readout = nn.Linear(width, targets.shape[1]).to(windows.device)
+    readout = nn.Linear(width, targets.shape[1]).to(device)
     optimiser = torch.optim.AdamW(
         [*encoder.parameters(), *readout.parameters()], lr=learning_rate, weight_decay=1e-2
     )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-
-    def random(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(windows.device)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps, eta_min=1e-4)
+    rows = torch.full((len(windows),), -1, device=device)
+    rows[ids] = torch.arange(len(ids), device=device)
+    first, last = int(ids[0]), max(int(ids[-1]) + 1 - SEGMENT, int(ids[0]))
+    around = torch.arange(-CONTEXT // 2, SEGMENT + CONTEXT // 2 - 1, device=device)
 
     for _ in range(steps):
-        rows = torch.randint(len(ids), (batch,), generator=generator).to(ids.device)
-        context = speech_context(windows, ids[rows])
-        context = context + noise * random(*context.shape)
-        keep = torch.rand(batch, width, generator=generator).to(windows.device) >= dropout
-        token = encoder(context) * keep / (1 - dropout)
-        loss = F.mse_loss(readout(token), targets[rows])
+        starts = torch.randint(first, last + 1, (segments, 1), generator=generator).to(device)
+        heard = windows[(starts + around).clamp(0, len(windows) - 1)]
+        heard = heard + noise * torch.randn(heard.shape, generator=generator).to(device)
+        embedded = encoder.embed(heard.flatten(0, 1)).unflatten(0, (segments, -1))
+        token = encoder.attend(embedded.unfold(1, CONTEXT, 1).flatten(0, 1).transpose(1, 2))
+        keep = torch.rand(token.shape, generator=generator).to(device) >= dropout
+        shown = (starts + torch.arange(SEGMENT, device=device)).clamp(max=len(windows) - 1)
+        row = rows[shown.flatten()]
+        error = readout(token * keep / (1 - dropout)) - targets[row]
+        loss = error[row >= 0].square().mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -11,7 +11,7 @@ AXES = ((0, 1), (0, 2), (1, 2))
 
 
 class TriPlane(nn.Module):
-    """Features f(x) [G, channels * len(resolutions)] of points [G, 3] in the box `bounds` [2, 3]."""
+    """Features [G, channels * len(resolutions)] of points [G, 3] in the box `bounds` [2, 3]."""
 
     def __init__(self, bounds: Tensor, resolutions: tuple[int, ...], channels: int) -> None:
         super().__init__()
