@@ -78,7 +78,7 @@ class Config:
     batch: int = 8
     """frames rendered at once"""
     shuffles: int = 8
-    """turns of the sound track that the shuffled-audio control is averaged over"""
+    """turns of the sound track that the shuffled-audio control is averaged over, at least 1"""
 
 
 @dataclass(frozen=True)
@@ -173,8 +173,10 @@ def evaluate(avatar: nn.Module, dataset: Dataset, config: Config) -> dict[str, A
     """All numbers and curves of `metrics.json`.
 
     Raises:
-        UserError: the dataset holds out no frames.
+        UserError: the dataset holds out no frames, or there is to be no shuffled control.
     """
+    if config.shuffles < 1:
+        raise UserError(f"shuffles: expected at least 1, found {config.shuffles}")
     ids = dataset.val_ids
     if len(ids) == 0:
         raise UserError(

@@ -126,6 +126,11 @@ def test_nothing_held_out_is_refused(data: Dataset) -> None:
         evaluate(FakeAvatar(empty), empty, Config())
 
 
+def test_no_control_is_refused(data: Dataset) -> None:
+    with pytest.raises(UserError, match="shuffles"):
+        evaluate(FakeAvatar(data), data, Config(shuffles=0))
+
+
 def test_the_file_is_plain_json_and_repeatable(
     data: Dataset, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
