@@ -128,7 +128,7 @@ def macros(wheel: Wheel, count: int) -> tuple[np.ndarray, dict[str, np.ndarray]]
 
     def mean(pattern: str) -> np.ndarray:
         names = [n for n in wheel.names if re.fullmatch(re.escape(folder) + pattern, n)]
-        return sum(wheel.target(n, count) for n in names) / len(names)
+        return np.mean([wheel.target(n, count) for n in names], axis=0)
 
     suffix = r"\.target\.gz"
     race, sex, age = "(african|asian|caucasian)", "(female|male)", "young"
@@ -211,7 +211,9 @@ def build(wheel: Wheel) -> dict[str, np.ndarray]:
     kept &= (corners[..., 1].min(1) > LOWEST) & (np.abs(corners[..., 0]).max(1) < WIDEST)
     quads, uv_quads, groups = quads[kept], uv_quads[kept], groups[kept]
     inside = sample(wheel.mask("inside-mouth"), coordinates[uv_quads].mean(1)) > 0.5
-    named = [PART_OF_GROUP.get(g, "mouth" if m else "skin") for g, m in zip(groups, inside)]
+    named = [
+        PART_OF_GROUP.get(g, "mouth" if m else "skin") for g, m in zip(groups, inside, strict=True)
+    ]
     parts = np.repeat([PARTS.index(name) for name in named], 2)
     triangles = np.array([[0, 1, 2], [0, 2, 3]])
     old = quads[:, triangles].reshape(-1, 3)
@@ -254,15 +256,15 @@ class Sight:
     """The parts that a camera sees, pixel by pixel."""
 
     def __init__(self, renderer: Renderer, vertices: np.ndarray, view: np.ndarray) -> None:
-        points = renderer.project(renderer.fine(vertices), view)
-        corners = points[renderer.fine.faces, :2]
+        points = renderer.project(renderer.surface.fine(vertices), view)
+        corners = points[renderer.surface.fine.faces, :2]
         edges = corners[:, 1:] - corners[:, :1]
         front = edges[:, 0, 0] * edges[:, 1, 1] - edges[:, 0, 1] * edges[:, 1, 0] < 0
-        shown = np.flatnonzero(front & (renderer.parts != PARTS.index("lashes")))
-        size = renderer.plate.shape[:2]
-        face, self.weights, _ = zbuffer(points, renderer.fine.faces[shown], *size)
+        shown = np.flatnonzero(front & (renderer.surface.parts != PARTS.index("lashes")))
+        height, width = renderer.plate.shape[:2]
+        face, self.weights, _ = zbuffer(points, renderer.surface.fine.faces[shown], height, width)
         self.face = shown[face]
-        self.part = np.where(face < 0, len(PARTS), renderer.parts[self.face])
+        self.part = np.where(face < 0, len(PARTS), renderer.surface.parts[self.face])
 
     def of(self, *names: str) -> np.ndarray:
         return np.isin(self.part, [PARTS.index(name) for name in names])
@@ -273,7 +275,9 @@ class Sight:
 
     def nearest(self, chosen: np.ndarray, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Fine triangle and weights in it at the chosen pixel nearest to each of [P, 2]."""
-        indices = distance_transform_edt(~chosen, return_distances=False, return_indices=True)
+        indices = np.asarray(
+            distance_transform_edt(~chosen, return_distances=False, return_indices=True)
+        )
         height, width = chosen.shape
         x, y = pixels.astype(int).clip(0, (width - 1, height - 1)).T
         row, column = indices[:, y, x]
@@ -290,7 +294,7 @@ def embed(model: MorphableHead) -> tuple[np.ndarray, np.ndarray]:
     plate = np.full((768, 768, 3), 205, np.uint8)
     renderer = Renderer(model, model.vertices, plate, focal=2100.0, seed=0)
     jaw = model.expressions[model.expression_names.index("jawOpen")]
-    rest = renderer.fine(model.vertices)
+    rest = renderer.surface.fine(model.vertices)
     rounds = {"closed": model.vertices, "open": model.vertices + 0.35 * jaw}
     hits = {name: [] for name in rounds}
     for (name, vertices), view in itertools.product(rounds.items(), views()):
@@ -315,7 +319,7 @@ def embed(model: MorphableHead) -> tuple[np.ndarray, np.ndarray]:
         face = np.array([hit[0][point] for hit in chosen])
         second = np.array([hit[1][point] for hit in chosen])
         weight = np.column_stack([1 - second.sum(1), second])
-        places = (rest[renderer.fine.faces[face]] * weight[..., None]).sum(1)
+        places = (rest[renderer.surface.fine.faces[face]] * weight[..., None]).sum(1)
         off = np.linalg.norm(places - np.median(places, 0), axis=1)
         best = off.argmin()
         spread.append(np.median(off))

@@ -83,7 +83,7 @@ def speak(text: str) -> tuple[np.ndarray, int, list[tuple[str, float]]]:
     @ctypes.CFUNCTYPE(
         ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(Event)
     )
-    def take(wav, count, events):  # noqa: ANN001, ANN202
+    def take(wav, count, events):
         if wav and count > 0:
             samples.append(np.ctypeslib.as_array(wav, (count,)).copy())
         for i in range(10_000):

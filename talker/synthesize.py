@@ -1,4 +1,4 @@
-"""Film the demo subject: a synthetic head that speaks a given wav, with the exact truth of each frame.
+"""Film the demo subject: a synthetic head that speaks a given wav, and save its exact truth.
 
 talker synthesize --speech demo/speech.wav --timings demo/timings.json
     --video data/demo/demo.mp4 --truth data/demo/truth.npz

@@ -1,5 +1,7 @@
 """The synthetic subject: its truth against its pictures, against the detectors, and the stage."""
 
+from itertools import pairwise
+
 import cv2
 import numpy as np
 import pytest
@@ -130,7 +132,7 @@ def test_every_demo_phoneme_has_a_viseme():
     sounds = read_timings(DEMO / "timings.json")
     assert {sound.phoneme for sound in sounds} <= PATHS.keys()
     assert len({PATHS[sound.phoneme][0] for sound in sounds}) >= 13
-    assert all(a.end <= b.start + 1e-3 for a, b in zip(sounds, sounds[1:], strict=False))
+    assert all(a.end <= b.start + 1e-3 for a, b in pairwise(sounds))
     duration = len(read_wav(DEMO / "speech.wav")) / SAMPLES_PER_FRAME / FPS
     assert duration - 0.5 < sounds[-1].end <= duration
 

@@ -60,7 +60,7 @@ def zbuffer(
 
 
 @njit(cache=True, nogil=True)
-def _zbuffer(points, faces, height, width, uvs, cutoff, texture, textures):  # noqa: ANN001, ANN202
+def _zbuffer(points, faces, height, width, uvs, cutoff, texture, textures):
     face = np.full((height, width), -1, np.int32)
     weights = np.zeros((height, width, 2), np.float32)
     nearness = np.zeros((height, width), np.float32)  # 1 / depth is linear on the screen

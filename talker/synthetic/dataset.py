@@ -1,8 +1,8 @@
 """A complete dataset folder written straight from the synthetic truth, without the face stages."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
-import json
 
 import numpy as np
 import torch

@@ -52,7 +52,7 @@ def loop_subdivision(faces: np.ndarray, vertices: int) -> Subdivision:
     m0, m1, m2 = middles.T
     v0, v1, v2 = faces.T
     fine = np.stack([v0, m0, m2, v1, m1, m0, v2, m2, m1, m0, m1, m2], axis=1).reshape(-1, 3)
-    return Subdivision(sparse.vstack([even, odd]).tocsr(), fine.astype(np.int32))
+    return Subdivision(sparse.csr_matrix(sparse.vstack([even, odd])), fine.astype(np.int32))
 
 
 def subdivide_corners(values: np.ndarray) -> np.ndarray:

@@ -1,17 +1,12 @@
-"""How the synthetic subject looks: shape, painted textures, hair and shirt as shells over the skin.
+"""The synthetic subject's shape: face, hairline, haircut, shirt, and where textures lie on them.
 
 Places on the body are given on the model's mean shape, in dm (see MorphableHead), so that they
 belong to the same bit of skin whatever the person's shape.
 """
 
-from dataclasses import dataclass
-
-import cv2
 import numpy as np
-from scipy.ndimage import gaussian_filter
 
 from talker.head.morphable import PARTS, MorphableHead
-from talker.head.zbuffer import zbuffer
 
 IDENTITY = {
     "sex_male": 0.75,
@@ -22,12 +17,7 @@ IDENTITY = {
     "head-oval": 0.25,
 }
 UPPER_TEETH_SHIFT = np.array([0.0, -0.05, 0.02], np.float32)  # to be seen when the lips part
-SKIN = np.array([199.0, 150.0, 127.0])
-LIPS = np.array([168.0, 96.0, 90.0])
-HAIR = np.array([66.0, 46.0, 33.0])
-IRIS = np.array([92.0, 104.0, 84.0])
-SHIRT = np.array([52.0, 70.0, 92.0])
-
+INNER_LIPS = 13, 14  # mesh points: upper, lower
 CHART_AXIS = -0.8
 CHART_ANGLE = 2.3
 CHART_TOP, CHART_BOTTOM = 1.5, -2.6
@@ -36,6 +26,7 @@ CROWN = np.array([0.12, 1.25, -1.15])
 
 
 def smoothstep(low: float, high: float, x: np.ndarray) -> np.ndarray:
+    """0 at and before `low`, 1 from `high` on, smooth between; `high` may be the smaller one."""
     t = np.clip((x - low) / (high - low), 0, 1)
     return t * t * (3 - 2 * t)
 
@@ -49,7 +40,7 @@ def shape(head: MorphableHead) -> np.ndarray:
 
 
 def skin_chart(places: np.ndarray) -> np.ndarray:
-    """Texture coordinates [..., 2] of places [..., 3]: a cylinder around the head, front centred."""
+    """Texture coordinates [..., 2] of places [..., 3]: a cylinder around the head."""
     angle = np.arctan2(places[..., 0], places[..., 2] - CHART_AXIS)
     u = 0.5 + 0.5 * angle / CHART_ANGLE
     v = (CHART_TOP - places[..., 1]) / (CHART_TOP - CHART_BOTTOM)
@@ -108,249 +99,10 @@ def is_neck(places: np.ndarray) -> np.ndarray:
     return places[:, 1] < np.interp(places[:, 2], z, [-0.6, -0.3, -0.25, -0.5, -0.76, -0.82])
 
 
-def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
-    return cv2.GaussianBlur(image, (0, 0), sigma)
-
-
-def _grain(rng: np.random.Generator, shape: tuple[int, int], sigma: float) -> np.ndarray:
-    """Noise of unit deviation, smooth at the scale `sigma` pixels."""
-    shrink = max(sigma / 3, 1.0)
-    small = [int(np.ceil(side / shrink)) for side in shape]
-    noise = rng.standard_normal(small, np.float32)
-    if sigma > 0:
-        noise = _blur(noise, sigma / shrink)
-    noise = cv2.resize(noise, shape[::-1], interpolation=cv2.INTER_CUBIC)
-    return noise / noise.std()
-
-
-@dataclass(frozen=True)
-class SkinMap:
-    """What lies at each texel of the skin texture."""
-
-    places: np.ndarray
-    """float32 [h, w, 3] on the mean shape"""
-    masks: dict[str, np.ndarray]
-    """float32 [h, w]"""
-    density: float
-    """texels in a dm"""
-
-    def near(self, place: np.ndarray, radius: float) -> np.ndarray:
-        """A soft spot [h, w, 1] around a place."""
-        distance = ((self.places - place.astype(np.float32)) ** 2).sum(-1)
-        return np.exp(-distance / (2 * radius**2))[..., None]
-
-
-def map_skin(places: np.ndarray, faces: np.ndarray, masks: dict, density: float) -> SkinMap:
-    """Unroll the skin's surface into the texture, `density` texels for a dm."""
-    height = int((CHART_TOP - CHART_BOTTOM) * density)
-    width = int(2 * CHART_ANGLE * density)
-    reach = np.hypot(places[:, 0], places[:, 2] - CHART_AXIS)
-    points = np.column_stack([skin_chart(places) * (width, height), 5.0 - reach])
-    wraps = np.ptp(points[faces, 0], axis=1) > width / 2
-    face, weights, _ = zbuffer(points, faces[~wraps], height, width)
-    corners = faces[~wraps][face]
-    weights = np.dstack([1 - weights.sum(-1), weights])
-    covered = (face >= 0).astype(np.float32)
-
-    def unroll(values: np.ndarray) -> np.ndarray:
-        image = (values[corners] * weights[..., None]).sum(2) * covered[..., None]
-        near = _blur(image, 6).reshape(image.shape) / np.maximum(_blur(covered, 6), 1e-6)[..., None]
-        return np.where(covered[..., None] > 0, image, near).astype(np.float32)
-
-    return SkinMap(
-        unroll(places),
-        {name: unroll(mask[:, None])[..., 0] for name, mask in masks.items()},
-        density,
-    )
-
-
-def paint_skin(skin: SkinMap, head: MorphableHead, rng: np.random.Generator) -> np.ndarray:
-    """The face's texture, RGB and gloss, uint8 [h, w, 4]."""
-    landmarks = head.landmarks(head.vertices)
-    shape = skin.places.shape[:2]
-    x, y, z = np.moveaxis(skin.places, -1, 0)
-    colour = np.tile(SKIN.astype(np.float32), (*shape, 1))
-    for scale, strength in ((0.16, 2.0), (0.05, 2.2), (0.014, 2.4), (0.006, 2.2)):
-        grain = _grain(rng, shape, scale * skin.density)[..., None]
-        colour += strength * grain * np.array([0.8, 1.0, 1.0], np.float32)
-    red = np.array([4.0, -17.0, -15.0], np.float32)
-    for point, radius, strength in (
-        (50, 0.17, 0.5), (280, 0.17, 0.5), (4, 0.11, 0.7), (199, 0.12, 0.4), (98, 0.05, 0.6),
-        (327, 0.05, 0.6), (9, 0.14, 0.25),
-    ):  # fmt: skip
-        colour += strength * skin.near(landmarks[point], radius) * red
-    colour += 0.9 * _blur(skin.masks["ears"], 4)[..., None] * red
-    for point, radius, strength in (
-        (119, 0.09, 0.9),
-        (348, 0.09, 0.9),
-        (133, 0.05, 1),
-        (362, 0.05, 1),
-    ):
-        shade = np.array([-13.0, -13.0, -9.0], np.float32)
-        colour += strength * skin.near(landmarks[point], radius) * shade
-
-    beard = smoothstep(-0.02, -0.2, y + 0.35 * np.maximum(0.3 - np.abs(x), 0) - 0.12)
-    beard *= smoothstep(-0.75, -0.4, z) * smoothstep(-1.2, -0.85, y)
-    dots = np.clip(_grain(rng, shape, 0.0), 0, 2)
-    colour -= (beard * (6 + 7 * dots))[..., None] * np.array([1.0, 0.85, 0.7], np.float32)
-
-    lips = _blur(skin.masks["lips"], 0.012 * skin.density)
-    lips = smoothstep(0.25, 0.85, lips)[..., None]
-    lines = gaussian_filter(rng.standard_normal(shape, np.float32), (0.03 * skin.density, 0.6))
-    lips_colour = LIPS + (9 * lines / lines.std())[..., None]
-    colour += lips * (lips_colour - colour) * 0.85
-
-    for _ in range(14):
-        place = landmarks[rng.choice([50, 280, 101, 330, 187, 411, 69, 299, 118, 347, 205, 425])]
-        place = place + rng.normal(0, 0.08, 3) * [1, 1, 0]
-        spot = skin.near(place, rng.uniform(0.004, 0.009))
-        colour -= spot * np.array([38.0, 42.0, 38.0], np.float32) * rng.uniform(0.3, 1)
-
-    places = skin.places.reshape(-1, 3)
-    roots = hairline(places, skin.masks["ears"].ravel()).reshape(shape)
-    roots = smoothstep(-0.05, 0.12, roots + 0.02 * _grain(rng, shape, 3.0))[..., None]
-    colour += roots * (0.75 * HAIR + 0.1 * SKIN - colour)
-    gloss = 120 + 25 * _grain(rng, shape, 0.01 * skin.density) - 60 * beard
-    gloss += 110 * lips[..., 0] + 50 * skin.near(landmarks[4], 0.1)[..., 0]
-    gloss *= 1 - roots[..., 0]
-    colour = _paint_brows(colour, skin, rng)
-    return np.dstack([colour, gloss]).clip(0, 255).astype(np.uint8)
-
-
-BROW = np.array([(0.11, 0.425), (0.22, 0.465), (0.35, 0.49), (0.45, 0.462), (0.52, 0.415)])
-BROW_WIDTH = np.array([0.06, 0.07, 0.055, 0.035, 0.012])
-
-
-def _paint_brows(colour: np.ndarray, skin: SkinMap, rng: np.random.Generator) -> np.ndarray:
-    """Draw each hair of the eyebrows as a fine line."""
-    shape = skin.places.shape[:2]
-    zoom = 3
-    ink = np.zeros((shape[0] * zoom, shape[1] * zoom), np.uint8)
-    valid = skin.places[..., 2] > -0.4
-    for side in (-1, 1):
-        for _ in range(300):
-            t = rng.uniform(0, 1) ** 0.9
-            at = t * (len(BROW) - 1)
-            x, y = (np.interp(at, range(len(BROW)), BROW[:, k]) for k in (0, 1))
-            half = np.interp(at, range(len(BROW)), BROW_WIDTH) / 2
-            y += rng.normal(0, 0.42) * half
-            angle = np.radians(np.interp(t, [0, 0.25, 0.6, 1], [75, 40, 5, -25]) + rng.normal(0, 9))
-            length = rng.uniform(0.05, 0.09) * np.interp(t, [0, 0.15, 1], [0.7, 1, 0.8])
-            ends = np.array([(x, y), (x + length * np.cos(angle), y + length * np.sin(angle))])
-            pixels = _front_texels(ends * [side, 1], skin) * zoom
-            start, end = np.round(pixels * 16).astype(int)
-            cv2.line(ink, tuple(start.tolist()), tuple(end.tolist()), 200, 1, cv2.LINE_AA, 4)
-    ink = cv2.resize(ink, shape[::-1], interpolation=cv2.INTER_AREA).astype(np.float32) / 255
-    soft = np.clip(1.1 * ink + 0.5 * _blur(ink, 0.014 * skin.density), 0, 0.8) * valid
-    return colour + soft[..., None] * (0.8 * HAIR - colour)
-
-
-def _front_texels(points: np.ndarray, skin: SkinMap) -> np.ndarray:
-    """Texels [P, 2] of points given by x, y [P, 2] on the front of the face."""
-    height, width = skin.places.shape[:2]
-    z = np.full(len(points), 0.02)
-    for _ in range(4):
-        uv = skin_chart(np.column_stack([points, z]))
-        column, row = (uv * (width, height)).astype(int).clip(0, (width - 1, height - 1)).T
-        z = skin.places[row, column, 2]
-    return skin_chart(np.column_stack([points, z])) * (width, height)
-
-
-def paint_eye(rng: np.random.Generator, size: int = 256) -> np.ndarray:
-    """An eyeball from the front, RGB and gloss, uint8 [size, size, 4]; its radius is 0.5."""
-    y, x = (np.mgrid[:size, :size] + 0.5) / size - 0.5
-    radius, angle = np.hypot(x, y), np.arctan2(y, x)
-    white = np.array([222.0, 212.0, 205.0]) - 50 * (radius[..., None] / 0.5) ** 2 * [0.4, 1.0, 1.0]
-    veins = _grain(rng, (size, size), 1.5) * smoothstep(0.25, 0.5, radius)
-    colour = white - 7 * veins[..., None] * [0.2, 1.0, 1.0]
-    fibres = _grain(rng, (8, 360), 1.0)
-    fibres = cv2.resize(fibres, (720, 64), interpolation=cv2.INTER_CUBIC)
-    fibre = fibres[
-        (radius * 200).astype(int) % 64, ((angle + np.pi) / (2 * np.pi) * 719).astype(int)
-    ]
-    iris = IRIS * (1 + 0.2 * fibre[..., None]) + 26 * np.exp(-(((radius - 0.1) / 0.035) ** 2))[
-        ..., None
-    ] * [1.0, 0.75, 0.4]
-    iris *= 1 - 0.75 * smoothstep(0.165, 0.21, radius)[..., None]
-    colour += smoothstep(0.216, 0.2, radius)[..., None] * (iris - colour)
-    colour += smoothstep(0.088, 0.078, radius)[..., None] * (12 - colour)
-    return np.dstack([colour, np.full((size, size), 255.0)]).clip(0, 255).astype(np.uint8)
-
-
-def paint_teeth(size: int = 256) -> np.ndarray:
-    """A row of teeth from the front, RGB and gloss, uint8 [size / 2, size, 4]; gums at the top."""
-    y, x = (np.mgrid[: size // 2, :size] + 0.5) / size
-    y, x = 2 * y, np.abs(2 * x - 1)
-    edges = np.cumsum([0.0, 0.235, 0.19, 0.19, 0.15, 0.12])
-    gap = np.abs(x[..., None] - edges).min(-1)
-    centre = (edges[1:] + edges[:-1]) / 2
-    arch = np.abs(x[..., None] - centre).min(-1)
-    enamel = np.array([226.0, 219.0, 200.0]) * (0.82 + 0.18 * smoothstep(0.0, 0.05, gap))[..., None]
-    enamel = enamel * (1 - 0.3 * x**2)[..., None]
-    gums = smoothstep(0.42, 0.36, y - 1.2 * arch**2 * 4)[..., None]
-    colour = enamel + gums * (np.array([176.0, 96.0, 92.0]) - enamel)
-    return np.dstack([colour, np.full(x.shape, 230.0)]).clip(0, 255).astype(np.uint8)
-
-
-def paint_lashes(rng: np.random.Generator) -> np.ndarray:
-    """Lashes side by side along u: colour, and how far each one reaches as opacity."""
-    u = np.arange(512)
-    comb = np.abs(((u / 512 * 42 + 0.25 * np.sin(u / 31)) % 1) - 0.5) * 2
-    reach = 255 * comb * (0.75 + 0.25 * np.interp(u, u[::12], rng.uniform(0, 1, len(u[::12]))))
-    texture = np.zeros((1, 512, 4))
-    texture[..., :3] = 0.4 * HAIR
-    texture[..., 3] = reach
-    return texture.clip(0, 255).astype(np.uint8)
-
-
-def paint_hair(rng: np.random.Generator, width: int) -> np.ndarray:
-    """Strands along v: RGB, and how long each strand is as opacity, uniform in 0..255."""
-    height = 3 * width // 8
-    unit = width / 2048
-
-    def strands(across: float, along: float) -> np.ndarray:
-        noise = rng.standard_normal((height, width)).astype(np.float32)
-        noise = gaussian_filter(noise, (unit * along, across), mode="wrap")
-        ranks = np.empty(noise.size, np.float32)
-        ranks[noise.ravel().argsort()] = np.linspace(0, 1, noise.size, dtype=np.float32)
-        return ranks.reshape(noise.shape)
-
-    clumps = strands(7 * unit, 40)
-    length = (0.7 * strands(0.8, 20) + 0.3 * clumps - 0.5) * 1.25 + 0.5
-    tint = 0.6 + 0.4 * strands(1.2, 40) + 0.3 * clumps
-    bright = strands(1.0, 50)[..., None] > 0.93
-    colour = HAIR * tint[..., None] + 18 * bright * [1.0, 0.7, 0.4]
-    return np.dstack([colour, 255 * length]).clip(0, 255).astype(np.uint8)
-
-
-def paint_shirt(rng: np.random.Generator, size: int = 1024) -> np.ndarray:
-    """Knitted cloth, RGB and full opacity."""
-    y, x = np.mgrid[:size, :size]
-    knit = 0.5 * np.sin(2 * np.pi * x / 6) * np.sin(2 * np.pi * y / 8 + np.pi * (x // 6 % 2))
-    tone = (
-        1
-        + 0.05 * knit
-        + 0.03 * _grain(rng, (size, size), 1.0)
-        + 0.03 * _grain(rng, (size, size), 12)
-    )
-    colour = SHIRT * tone[..., None]
-    return np.dstack([colour, np.full((size, size), 255.0)]).clip(0, 255).astype(np.uint8)
-
-
 def collar_chart(places: np.ndarray) -> np.ndarray:
     """Texture coordinates of the collar: around the neck, and down from its edge."""
     around = np.arctan2(places[:, 0], places[:, 2] + 1.15) / (2 * np.pi) + 0.5
     return np.stack([around, neckline(places) / COLLAR_CHART], axis=-1).astype(np.float32)
-
-
-def paint_collar(width: int = 1024, height: int = 64) -> np.ndarray:
-    """A ribbed band along u: RGB and opacity."""
-    v, u = np.mgrid[:height, :width] / [[[height]], [[width]]]
-    inside = v * COLLAR_CHART / COLLAR
-    ribs = 0.9 + 0.1 * np.cos(2 * np.pi * 170 * u)
-    round_ = 0.72 + 0.36 * np.sqrt(np.clip(1 - (2 * inside - 0.9) ** 2, 0, 1))
-    colour = 0.92 * SHIRT * (ribs * round_)[..., None]
-    return np.dstack([colour, 255.0 * (inside < 1)]).clip(0, 255).astype(np.uint8)
 
 
 def folds(places: np.ndarray) -> np.ndarray:

@@ -42,18 +42,18 @@ ENCODED = 255 * ((np.arange(4096, dtype=np.float32) + 0.5) / 4096) ** np.float32
 
 
 @njit(cache=True, nogil=True)
-def _dot(a, b):  # noqa: ANN001, ANN202
+def _dot(a, b):
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
 @njit(cache=True, nogil=True)
-def _unit(a):  # noqa: ANN001, ANN202
+def _unit(a):
     scale = 1 / (np.sqrt(_dot(a, a)) + 1e-9)
     return a[0] * scale, a[1] * scale, a[2] * scale
 
 
 @njit(cache=True, nogil=True)
-def _inside(values, face, a, b, c):  # noqa: ANN001, ANN202
+def _inside(values, face, a, b, c):
     """The vector [V, 3] of `values` at barycentric weights a, b, c of a face."""
     i, j, k = face[0], face[1], face[2]
     return (
@@ -64,7 +64,7 @@ def _inside(values, face, a, b, c):  # noqa: ANN001, ANN202
 
 
 @njit(cache=True, nogil=True)
-def _texel(texture, u, v):  # noqa: ANN001, ANN202
+def _texel(texture, u, v):
     """Bilinear linear-light colour at u, v in 0..1, and the nearest alpha in 0..1."""
     height, width = texture.shape[0], texture.shape[1]
     x, y = u * width - 0.5, v * height - 0.5
@@ -81,7 +81,7 @@ def _texel(texture, u, v):  # noqa: ANN001, ANN202
 
 
 @njit(cache=True, nogil=True)
-def _lit(shadow, to_shadow, point, bias):  # noqa: ANN001, ANN202
+def _lit(shadow, to_shadow, point, bias):
     """The lit part, 0..1, of a small and of a wide neighbourhood in the shadow map."""
     x = to_shadow[0, 3] + _dot(to_shadow[0], point)
     y = to_shadow[1, 3] + _dot(to_shadow[1], point)
@@ -99,12 +99,12 @@ def _lit(shadow, to_shadow, point, bias):  # noqa: ANN001, ANN202
 
 
 @njit(cache=True, nogil=True)
-def _halfway(light, view):  # noqa: ANN001, ANN202
+def _halfway(light, view):
     return _unit((light[0] + view[0], light[1] + view[1], light[2] + view[2]))
 
 
 @njit(cache=True, nogil=True)
-def _lobe(cosine, power):  # noqa: ANN001, ANN202
+def _lobe(cosine, power):
     """A normalised Blinn-Phong highlight for the cosine between normal and half vector."""
     if cosine < 0.5:
         return 0.0
@@ -112,7 +112,7 @@ def _lobe(cosine, power):  # noqa: ANN001, ANN202
 
 
 @njit(cache=True, nogil=True)
-def _highlight(material, normal, view, edge, gloss, sharp):  # noqa: ANN001, ANN202
+def _highlight(material, normal, view, edge, gloss, sharp):
     """Reflections of the key and of the fill light."""
     if material == EYES:
         catch = min(max((_dot(normal, _halfway(CATCH, view)) - 0.9955) * 1000, 0.0), 1.0)
@@ -128,7 +128,7 @@ def _highlight(material, normal, view, edge, gloss, sharp):  # noqa: ANN001, ANN
 
 
 @njit(cache=True, nogil=True)
-def _strand(tangent, view, key, sharp):  # noqa: ANN001, ANN202
+def _strand(tangent, view, key, sharp):
     """Highlight and diffuse light of hair along `tangent` (Kajiya and Kay 1989)."""
     along = _dot(tangent, _halfway(KEY, view))
     across = max(1 - along * along, 0.0)  # sin^2
@@ -140,20 +140,20 @@ def _strand(tangent, view, key, sharp):  # noqa: ANN001, ANN202
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "nsz", "contract"})
-def shade(  # noqa: ANN201
-    face,  # noqa: ANN001
-    weights,  # noqa: ANN001
-    faces,  # noqa: ANN001
-    uvs,  # noqa: ANN001
-    material,  # noqa: ANN001
-    textures,  # noqa: ANN001
-    camera,  # noqa: ANN001
-    normals,  # noqa: ANN001
-    tangents,  # noqa: ANN001
-    openness,  # noqa: ANN001
-    shadow,  # noqa: ANN001
-    to_shadow,  # noqa: ANN001
-    image,  # noqa: ANN001
+def shade(
+    face,
+    weights,
+    faces,
+    uvs,
+    material,
+    textures,
+    camera,
+    normals,
+    tangents,
+    openness,
+    shadow,
+    to_shadow,
+    image,
 ):
     """Paint every covered pixel of `image` float32 [H, W, 3] (0..255, gamma-encoded).
 
@@ -220,7 +220,7 @@ def shade(  # noqa: ANN201
 
 
 @njit(cache=True, nogil=True)
-def resolve(big, label, n):  # noqa: ANN001, ANN201
+def resolve(big, label, n):
     """Shrink by n: the mean colour, uint8 [H, W, 3], and the commonest label, uint8 [H, W]."""
     height, width = big.shape[0] // n, big.shape[1] // n
     image = np.empty((height, width, 3), np.uint8)

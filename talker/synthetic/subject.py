@@ -1,8 +1,9 @@
-"""The synthetic subject: a person, their performance, the camera, and the exact truth of each frame."""
+"""The synthetic subject: a person who acts before a camera, and the exact truth of each frame."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,8 +11,8 @@ from talker.errors import UserError
 from talker.files import replacing
 from talker.head.landmarks68 import landmarks68
 from talker.head.morphable import MorphableHead
-from talker.synthetic import person
 from talker.parallel import ordered_map
+from talker.synthetic import person
 from talker.synthetic.performance import Performance, Sound, perform
 from talker.synthetic.plate import make_plate
 from talker.synthetic.renderer import Renderer
@@ -20,7 +21,6 @@ DISTANCE = 8.5  # dm from the camera to the face
 FOCAL_OVER_SIZE = 2.35
 RAISED = 0.12  # dm from the image centre up to the face's centre
 NECK_JOINT = np.array([0.0, -0.75, -1.05])
-UPPER_LIP, LOWER_LIP = 13, 14
 CAMERA_AXES = np.diag([1.0, -1.0, -1.0])
 
 
@@ -64,10 +64,11 @@ class Truth:
         """Read a saved truth; UserError if the file is missing or of another kind."""
         try:
             with np.load(path) as archive:
-                values = {field.name: archive[field.name] for field in fields(cls)}
+                values: dict[str, Any] = {f.name: archive[f.name] for f in fields(cls)}
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"{path}: cannot be read as a synthetic truth ({error})") from error
-        return cls(**values | {"focal": float(values["focal"])})
+        values["focal"] = float(values["focal"])
+        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Subject:
     def make(
         cls, sounds: Sequence[Sound], frames: int, size: int = 512, seed: int = 0
     ) -> "Subject":
-        """Cast a person to speak `sounds` in square images of `size` pixels; same seed, same clip."""
+        """Cast a person to speak `sounds` in images of `size` pixels; same seed, same clip."""
         head = MorphableHead.load()
         neutral = person.shape(head)
         focal = FOCAL_OVER_SIZE * size
@@ -130,9 +131,12 @@ class Subject:
                 for mesh, view in zip(meshes, self.viewmats, strict=True)
             ]
         )
+        upper, lower = person.INNER_LIPS
         mean = self.performance.weights.mean(0)
         mean_shape = smooth(self.neutral + np.tensordot(mean, self.head.expressions, 1))
-        vertices, faces = self.renderer.head_surface(mean_shape)
+        used, faces = np.unique(
+            self.renderer.surface.head_only(self.head.faces), return_inverse=True
+        )
         return Truth(
             viewmats=self.viewmats,
             focal=self.renderer.focal,
@@ -142,11 +146,11 @@ class Subject:
             masks=masks,
             plate=self.renderer.plate,
             blink=self.performance.blink,
-            mouth_open=np.linalg.norm(meshes[:, UPPER_LIP] - meshes[:, LOWER_LIP], axis=1),
+            mouth_open=np.linalg.norm(meshes[:, upper] - meshes[:, lower], axis=1),
             weights=self.performance.weights,
             units=np.array(self.head.expression_names),
-            vertices=vertices,
-            faces=faces,
+            vertices=mean_shape[used],
+            faces=faces.reshape(-1, 3).astype(np.int32),
         )
 
 
