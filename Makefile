@@ -14,17 +14,19 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 comma := ,
 install = pip install --quiet -c constraints.txt -e
 
-.PHONY: demo run test lint clean
+.PHONY: demo run given test lint clean
 
 demo: .venv/installed
 	snakemake --cores $(CORES) $(ARGS) results/demo/{val.mp4,metrics.json,report.html}
 	@printf '\nvideo:  %s\nreport: %s\n' $(CURDIR)/results/demo/{val.mp4,report.html}
 
 run: name = $$(basename "$(VIDEO)" | sed -E 's/\.[^.]*$$//; s/[^[:alnum:]_.-]+/_/g')
-run: .venv/installed
-	@test -n "$(VIDEO)" || { echo 'which video? make run VIDEO=me.mp4' >&2; exit 2; }
+run: given .venv/installed
 	snakemake --cores $(CORES) $(ARGS) --config video="$(VIDEO)"
 	@printf '\nvideo:  %s\nreport: %s\n' "$(CURDIR)/results/$(name)"/{val.mp4,report.html}
+
+given:
+	@test -f "$(VIDEO)" || { echo 'no video "$(VIDEO)": make run VIDEO=me.mp4' >&2; exit 2; }
 
 test: .venv/installed-dev
 	pytest $(ARGS)
