@@ -20,7 +20,15 @@ from talker.errors import UserError
 from talker.files import replacing
 from talker.head.camera import intrinsics, pose_from_viewmats, project, transform_matrices
 from talker.head.dense import fit_head, head_surface
-from talker.head.fitting import fill_poses, fit_rigid, lift, low_rank, outliers, steady_poses
+from talker.head.fitting import (
+    fill_poses,
+    fit_rigid,
+    lift,
+    low_rank,
+    outliers,
+    stable_points,
+    steady_poses,
+)
 from talker.head.morphable import MorphableHead
 
 logger = logging.getLogger(__name__)
@@ -134,9 +142,10 @@ def track(
 
     vertices, faces = head_surface(head, fit_head(head, rigid.mesh))
     origin = rigid.mesh.mean(axis=0)
+    centre = rigid.mesh[stable_points(template)].mean(axis=0) - origin
     viewmats[:, :3, 3] += viewmats[:, :3, :3] @ origin
     return Track(
-        viewmats=steady_poses(fill_poses(viewmats, ids, clip.frames), config.steadiness),
+        viewmats=steady_poses(fill_poses(viewmats, ids, clip.frames), centre, config.steadiness),
         focal=float(rigid.K[0, 0]),
         rejected=dict(sorted(rejected.items())),
         residual=residual,

@@ -462,10 +462,13 @@ def low_rank(shapes: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def outliers(residual: np.ndarray, factor: float = 6.0) -> np.ndarray:
-    """Which residuals [N] lie above median + factor x 1.4826 MAD (at least 1/20 of the median)."""
+    """Which residuals [N] lie above median + factor x 1.4826 MAD, and above thrice the median.
+
+    A blink moves the skin around the eyes and doubles the residual of an even clip.
+    """
     middle = np.median(residual)
-    spread = max(np.median(np.abs(residual - middle)), middle / 20)
-    return residual > middle + factor * 1.4826 * spread
+    spread = np.median(np.abs(residual - middle))
+    return residual > max(middle + factor * 1.4826 * spread, 3.0 * middle)
 
 
 def fill_poses(viewmats: np.ndarray, frame_ids: np.ndarray, frames: int) -> np.ndarray:
@@ -479,22 +482,25 @@ def fill_poses(viewmats: np.ndarray, frame_ids: np.ndarray, frames: int) -> np.n
     return filled
 
 
-def steady_poses(viewmats: np.ndarray, strength: float) -> np.ndarray:
+def steady_poses(viewmats: np.ndarray, centre: np.ndarray, strength: float) -> np.ndarray:
     """Poses [T, 4, 4] whose rotation and distance take an even course; even motion stays exact.
 
     Whittaker's smoother: least squares plus `strength` times the squared second differences.
-    Points show rotation and distance far worse than the place in the image, which is kept.
+    Points show rotation and distance far worse than the place of their `centre` [3] in the image,
+    which stays where it is.
     """
     rotations = Rotation.from_matrix(viewmats[:, :3, :3])
+    place = viewmats[:, :3, :3] @ centre + viewmats[:, :3, 3]
     middle = rotations.mean()
-    course = np.column_stack([(middle.inv() * rotations).as_rotvec(), np.log(viewmats[:, 2, 3])])
+    course = np.column_stack([(middle.inv() * rotations).as_rotvec(), np.log(place[:, 2])])
     frames = len(course)
     bend = sparse.diags_array([1.0, -2.0, 1.0], offsets=[0, 1, 2], shape=(frames - 2, frames))
     system = sparse.eye_array(frames) + strength * bend.T @ bend
     course = splu(system.tocsc()).solve(course)
+    place *= (np.exp(course[:, 3]) / place[:, 2])[:, None]
     steady = viewmats.copy()
     steady[:, :3, :3] = (middle * Rotation.from_rotvec(course[:, :3])).as_matrix()
-    steady[:, :3, 3] *= (np.exp(course[:, 3]) / viewmats[:, 2, 3])[:, None]
+    steady[:, :3, 3] = place - steady[:, :3, :3] @ centre
     return steady
 
 

@@ -1,0 +1,218 @@
+"""The track stage on the synthetic subject: poses, head, expressions, files, refusals."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial import KDTree
+from scipy.spatial.transform import Rotation
+
+from talker.check import Config as CheckConfig
+from talker.check import check
+from talker.clip import Clip, Source, load_per_frame, save_per_frame
+from talker.errors import UserError
+from talker.head.camera import transform_matrices, viewmats_from_pose
+from talker.head.fitting import procrustes, stable_points
+from talker.head.morphable import MorphableHead
+from talker.track import Config, Track, main, track
+
+INNER_LIPS = 13, 14
+
+
+def noisy(points: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Meshes [T, 478, 3] with 0.3 px of white noise and 0.2 px that a frame's points share."""
+    rng = np.random.default_rng(seed)
+    noise = rng.normal(0, 0.3, points.shape) + rng.normal(0, 0.2, (len(points), 1, 3))
+    return (points + noise).astype(np.float32)
+
+
+def given(dataset: Path) -> tuple[Clip, np.ndarray, np.ndarray]:
+    """The clip, its true meshes with noise, and which are valid."""
+    clip = Clip.load(dataset / "clip.json")
+    landmarks = load_per_frame(dataset / "landmarks.npz", clip.frames)
+    return clip, noisy(landmarks["points"]), landmarks["valid"]
+
+
+@pytest.fixture(scope="module")
+def head() -> MorphableHead:
+    return MorphableHead.load()
+
+
+@pytest.fixture(scope="module")
+def found(dataset: Path, head: MorphableHead) -> Track:
+    return track(*given(dataset), head, Config())
+
+
+def run(folder: Path, clip: Clip, points: np.ndarray, valid: np.ndarray, **options) -> Path:
+    """Run the stage in `folder`."""
+    folder.mkdir(exist_ok=True)
+    clip.save(folder / "clip.json")
+    save_per_frame(folder / "landmarks.npz", valid, points=points)
+    main(
+        clip=folder / "clip.json",
+        landmarks=folder / "landmarks.npz",
+        params=folder / "track_params.pt",
+        train=folder / "transforms_train.json",
+        val=folder / "transforms_val.json",
+        report=folder / "track_report.json",
+        config=Config(**options),
+    )
+    return folder
+
+
+def angles(found: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """Angles [T] in degrees between the rotations of poses [T, 4, 4]."""
+    turn = found[:, :3, :3] @ true[:, :3, :3].transpose(0, 2, 1)
+    return np.degrees(np.linalg.norm(Rotation.from_matrix(turn).as_rotvec(), axis=1))
+
+
+def rms(values: np.ndarray) -> float:
+    return float(np.sqrt((values**2).mean()))
+
+
+def test_poses_follow_the_truth(found: Track, synthetic):
+    """Up to where this head's front is and how large it is, which no image tells."""
+    truth = synthetic.truth
+    mean = truth.mesh.mean(axis=0)
+    stable = stable_points(mean)
+    size, front, _ = procrustes(mean[None, stable], found.mesh[stable])
+    assert abs(size[0] - 1) < 0.06 and rms(angles(found.viewmats, truth.viewmats)) <= 4.0
+    assert found.valid.all()
+    assert rms(angles(found.viewmats[:, :3, :3] @ front[0].T, truth.viewmats)) <= 1.5
+    place, true = (
+        viewmats[:, :3, :3] @ mesh[stable].mean(axis=0) + viewmats[:, :3, 3]
+        for viewmats, mesh in ((found.viewmats, found.mesh), (truth.viewmats, mean))
+    )
+    seen, expected = place / place[:, 2:] * found.focal, true / true[:, 2:] * truth.focal
+    lateral = np.linalg.norm((seen - expected)[:, :2], axis=1) * true[:, 2] / truth.focal
+    assert 100 * rms(lateral) <= 3.0
+    depth = place[:, 2] * size * truth.focal / found.focal
+    assert 100 * rms(depth - true[:, 2]) <= 8.0
+    face = np.ptp(truth.landmarks[..., 0], axis=1).mean()
+    assert np.median(found.residual) <= 0.008 * face
+
+
+def test_frame_of_the_head_is_the_published_one(found: Track):
+    """Origin in the middle of the face, which looks along +z, upright."""
+    np.testing.assert_allclose(found.mesh.mean(axis=0), 0, atol=1e-9)
+    nose, chin, forehead = found.mesh[[4, 152, 10]]
+    assert nose[2] > 0.1 and chin[1] < -0.5 and forehead[1] > 0.5
+    right_eye, left_eye = found.mesh[[33, 263]]
+    assert right_eye[0] < -0.3 and left_eye[0] > 0.3
+    assert abs(right_eye[1] - left_eye[1]) < 0.05 and abs(right_eye[2] - left_eye[2]) < 0.08
+    assert 6 < np.median(found.viewmats[:, 2, 3]) < 11
+
+
+def test_whole_head_is_found(found: Track, synthetic):
+    truth = synthetic.truth
+    vertices = truth.vertices - truth.mesh.mean(axis=(0, 1))
+    above_neck = vertices[vertices[:, 1] > -0.6]
+    distance, _ = KDTree(found.vertices).query(above_neck)
+    assert np.median(distance) < 0.05 and np.percentile(distance, 95) < 0.2
+    assert np.ptp(found.vertices[:, 2]) > 1.7 and found.vertices[:, 1].max() > 1.1
+    assert found.faces.max() == len(found.vertices) - 1 and found.faces.min() == 0
+
+
+def test_expressions_open_the_mouth(found: Track, synthetic):
+    shapes = found.mesh + np.tensordot(found.expression, found.basis, 1)
+    upper, lower = INNER_LIPS
+    opening = np.linalg.norm(shapes[:, upper] - shapes[:, lower], axis=1)
+    assert np.corrcoef(opening, synthetic.truth.mouth_open)[0, 1] > 0.95
+    assert 0.8 < opening.std() / synthetic.truth.mouth_open.std() < 1.2
+
+
+def test_files_keep_the_contract(dataset: Path, tmp_path: Path):
+    """They replace the files of a dataset that was written from the truth."""
+    folder = tmp_path / "me"
+    folder.mkdir()
+    for path in dataset.iterdir():
+        (folder / path.name).symlink_to(path)
+    for name in ("clip.json", "landmarks.npz"):
+        (folder / name).unlink()
+    run(folder, *given(dataset))
+    assert check(folder, CheckConfig())["valid_percent"] == 100.0
+    params = torch.load(folder / "track_params.pt", weights_only=True)
+    clip = Clip.load(dataset / "clip.json")
+    shapes = {name: tuple(value.shape) for name, value in params.items() if name[0] not in "mu"}
+    assert shapes["id"] == (1, 100) and shapes["exp"] == (clip.frames, 79)
+    assert shapes["euler"] == shapes["trans"] == (clip.frames, 3) and shapes["focal"] == (1,)
+    assert shapes["vertices"][0] == 1 and shapes["exp_basis"] == (79, 478, 3)
+    assert params["units"] == "dm" and params["model"] == "anny"
+    assert params["frame_ids"].tolist() == list(range(clip.frames))
+    train = json.loads((folder / "transforms_train.json").read_text())
+    assert (train["w"], train["h"], train["fl_x"]) == (clip.width, clip.height, train["focal_len"])
+
+
+def test_missed_frames_keep_their_row(dataset: Path, tmp_path: Path, synthetic):
+    clip, points, valid = given(dataset)
+    missed = [0, 30, 31, 95]
+    valid[missed] = False
+    points[missed] = 0
+    points[60, :, :2] = np.random.default_rng(1).normal(128, 40, (478, 2))
+    folder = run(tmp_path / "me", clip, points, valid)
+    params = torch.load(folder / "track_params.pt", weights_only=True)
+    gone = [*missed[:3], 60, 95]
+    assert np.flatnonzero(~params["valid"].numpy()).tolist() == gone
+    viewmats = viewmats_from_pose(
+        params["euler"].double().numpy(), params["trans"].double().numpy()
+    )
+    assert angles(viewmats, synthetic.truth.viewmats).max() < 3.0
+    matrices = transform_matrices(
+        params["euler"].double().numpy(), params["trans"].double().numpy()
+    )
+    kept = []
+    for name in ("train", "val"):
+        for frame in json.loads((folder / f"transforms_{name}.json").read_text())["frames"]:
+            assert frame["img_id"] == frame["aud_id"]
+            kept.append(frame["img_id"])
+            expected = matrices[frame["img_id"]]
+            np.testing.assert_allclose(frame["transform_matrix"], expected, atol=1e-6)
+    assert kept == [i for i in range(clip.frames) if i not in gone]
+    report = json.loads((folder / "track_report.json").read_text())
+    reasons = {row["frame"]: row["reason"] for row in report["rejected"]}
+    assert list(reasons) == gone
+    assert reasons[60] == "landmarks do not fit the head" and reasons[30] == "no face"
+
+
+def test_same_input_gives_the_same_bytes(dataset: Path, tmp_path: Path):
+    folders = [run(tmp_path / name, *given(dataset)) for name in ("a", "b")]
+    for name in ("track_params.pt", "transforms_train.json", "track_report.json"):
+        first, second = ((folder / name).read_bytes() for folder in folders)
+        assert first == second, name
+
+
+def test_given_focal_length_is_kept(dataset: Path, tmp_path: Path):
+    folder = run(tmp_path / "me", *given(dataset), focal_px=555.0)
+    assert json.loads((folder / "transforms_val.json").read_text())["focal_len"] == 555.0
+
+
+def test_too_few_faces_are_refused(dataset: Path, tmp_path: Path):
+    clip, points, valid = given(dataset)
+    valid[20:] = False
+    with pytest.raises(UserError, match=r"landmarks\.npz.*25 frames, found in 20 of 100"):
+        run(tmp_path / "me", clip, points, valid)
+    assert not (tmp_path / "me" / "track_params.pt").exists()
+
+
+def test_small_faces_are_refused(dataset: Path, tmp_path: Path):
+    clip, points, valid = given(dataset)
+    with pytest.raises(UserError, match=r"64 pixels wide.*faces are \d\d pixels wide"):
+        run(tmp_path / "me", clip, points / 3, valid)
+
+
+def test_detected_meshes_are_good_enough(synthetic, head: MorphableHead):
+    """The real detector on the rendered frames."""
+    from talker.media.mediapipe import track_meshes
+
+    frames, height, width, _ = synthetic.images.shape
+    meshes = list(track_meshes(iter(synthetic.images)))
+    valid = np.array([len(mesh) == 1 for mesh in meshes])
+    assert valid.mean() > 0.95
+    points = np.zeros((frames, 478, 3), np.float32)
+    points[valid] = [mesh[0] for mesh in meshes if len(mesh)]
+    source = Source("me.mp4", width, height, 25.0, False, 0, frames / 25, 0.0, 0.0, "h264")
+    found = track(Clip(frames, height, width, source), points, valid, head, Config())
+    assert rms(angles(found.viewmats, synthetic.truth.viewmats)[found.valid]) <= 4.0
+    assert np.nanmedian(found.residual) <= 1.5
