@@ -74,22 +74,34 @@ def clips() -> Path:
     return CLIPS
 
 
+def missing(marker: str) -> str | None:
+    """Why tests with this marker cannot run on this machine, or None."""
+    if marker == "clips" and not CLIPS.is_dir():
+        return f"no folder {CLIPS}"
+    if marker == "gpu":
+        import torch
+
+        return None if torch.cuda.is_available() else "no NVIDIA GPU"
+    return None
+
+
+LEFT_OUT = pytest.StashKey[list[str]]()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what this machine cannot run; the summary says how many."""
-    if not CLIPS.is_dir():
-        left_out = [item for item in items if item.get_closest_marker("clips")]
-        if left_out:
-            items[:] = [item for item in items if item not in left_out]
-            config.hook.pytest_deselected(items=left_out)
-            config.stash[MISSING_CLIPS] = len(left_out)
-
-
-MISSING_CLIPS = pytest.StashKey[int]()
+    """Leave out what this machine cannot run; the summary says what and why."""
+    config.stash[LEFT_OUT] = []
+    for marker, name in (("clips", "on real clips"), ("gpu", "on a GPU")):
+        marked = [item for item in items if item.get_closest_marker(marker)]
+        reason = missing(marker) if marked else None
+        if reason:
+            items[:] = [item for item in items if item not in marked]
+            config.hook.pytest_deselected(items=marked)
+            config.stash[LEFT_OUT].append(f"{len(marked)} tests {name} left out: {reason}")
 
 
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    missing = config.stash.get(MISSING_CLIPS, 0)
-    if missing:
-        terminalreporter.write_line(f"{missing} tests on real clips left out: no folder {CLIPS}")
+    for line in config.stash.get(LEFT_OUT, []):
+        terminalreporter.write_line(line)

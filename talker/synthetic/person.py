@@ -17,6 +17,8 @@ IDENTITY = {
     "head-oval": 0.25,
 }
 UPPER_TEETH_SHIFT = np.array([0.0, -0.05, 0.02], np.float32)  # to be seen when the lips part
+LOWER_TEETH_SCALE = np.array([0.88, 1.0, 1.0], np.float32)  # off the corners of the mouth
+LOWER_TEETH_SHIFT = np.array([0.0, 0.0, -0.03], np.float32)
 INNER_LIPS = 13, 14  # mesh points: upper, lower
 CHART_AXIS = -0.8
 CHART_ANGLE = 2.3
@@ -34,8 +36,12 @@ def smoothstep(low: float, high: float, x: np.ndarray) -> np.ndarray:
 def shape(head: MorphableHead) -> np.ndarray:
     """The subject's neutral vertices float32 [V, 3]."""
     vertices = head.shape(IDENTITY)
-    teeth = np.unique(head.faces[head.parts == PARTS.index("upper_teeth")])
-    vertices[teeth] += UPPER_TEETH_SHIFT
+    upper, lower = (
+        np.unique(head.faces[head.parts == PARTS.index(f"{row}_teeth")])
+        for row in ("upper", "lower")
+    )
+    vertices[upper] += UPPER_TEETH_SHIFT
+    vertices[lower] = vertices[lower] * LOWER_TEETH_SCALE + LOWER_TEETH_SHIFT
     return vertices - head.landmarks(vertices).mean(0)
 
 

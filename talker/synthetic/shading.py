@@ -20,8 +20,7 @@ _MATERIALS = {
     "collar": (0.03, 8, 0.10, 0.10, 0.10),
 }
 MATERIALS = tuple(_MATERIALS)
-SKIN, EYES, HAIR = (MATERIALS.index(name) for name in ("skin", "eyes", "hair"))
-CLOTH = MATERIALS.index("shirt")  # and what follows
+SKIN, MOUTH, EYES, TEETH, TONGUE, _, HAIR, CLOTH, _ = range(len(MATERIALS))
 _PROPERTIES = np.array(list(_MATERIALS.values()), np.float32)
 SPECULAR, SHININESS = _PROPERTIES[:, 0].copy(), _PROPERTIES[:, 1].copy()
 WRAP = _PROPERTIES[:, 2:].copy()
@@ -181,7 +180,7 @@ def shade(
             seen = a * openness[corners[0]] + b * openness[corners[1]] + c * openness[corners[2]]
             view = _unit((-point[0], -point[1], -point[2]))
             facing = _dot(normal, view)
-            if facing < 0 and m >= CLOTH:  # the inside of the collar
+            if facing < 0 and m >= CLOTH:  # shirt or collar: the inside of the collar
                 normal = (-normal[0], -normal[1], -normal[2])
                 facing, seen = -facing, 0.6 * seen
             colour, gloss = _texel(
@@ -192,6 +191,8 @@ def shade(
 
             key, fill, rim = _dot(normal, KEY), _dot(normal, FILL), _dot(normal, RIM)
             sharp, wide = _lit(shadow, to_shadow, point, 0.02 + 0.05 * (1 - max(key, 0.0)))
+            if m in (MOUTH, TEETH, TONGUE):  # deep inside, less of the light gets in
+                sharp *= seen
             edge = (1 - min(max(facing, 0.0), 1.0)) ** 3
             outline = edge * max(rim, 0.0) * seen
             if m == HAIR:
