@@ -55,7 +55,7 @@ class Config:
     steadiness: float = 3.0
     """how much an even course of rotation and distance counts against the landmarks; 0: nothing"""
     expressions: int = 32
-    """components of the expression basis, at most 79"""
+    """components of the expression basis; no more than 79 are kept"""
     min_face: float = 64.0
     """least width of a usable face in pixels"""
     min_frames: int = 25
@@ -136,7 +136,7 @@ def track(
 
     # Before poses are steadied or refined, or their jitter would be taken for expression.
     deviation = lift(viewmats, points[ids, :, :2], rigid.mesh, rigid.K) - rigid.mesh
-    weights, basis = low_rank(deviation, config.expressions)
+    weights, basis = low_rank(deviation, min(config.expressions, EXPRESSIONS))
     expression = np.zeros((clip.frames, len(basis)))
     expression[ids] = weights
 

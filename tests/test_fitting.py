@@ -46,9 +46,10 @@ def make_scene(shape: np.ndarray, seed: int, frames: int = 200, noise: float = 0
     return Scene(viewmats, focal, shape, np.dstack([pixels, depth]))
 
 
-def solve(scene: Scene, template: np.ndarray, **options) -> fitting.Rigid:
-    defaults = {"focal_range": (0.8 * SIZE, 6.0 * SIZE)}
-    return fitting.fit_rigid(scene.meshes, template, SIZE, SIZE, **defaults | options)
+def solve(
+    scene: Scene, template: np.ndarray, focal_range: tuple[float, float] = (0.8 * SIZE, 6.0 * SIZE)
+) -> fitting.Rigid:
+    return fitting.fit_rigid(scene.meshes, template, SIZE, SIZE, focal_range=focal_range)
 
 
 def rotation_error(found: np.ndarray, true: np.ndarray) -> float:

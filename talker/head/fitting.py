@@ -494,7 +494,8 @@ def steady_poses(viewmats: np.ndarray, centre: np.ndarray, strength: float) -> n
     middle = rotations.mean()
     course = np.column_stack([(middle.inv() * rotations).as_rotvec(), np.log(place[:, 2])])
     frames = len(course)
-    bend = sparse.diags_array([1.0, -2.0, 1.0], offsets=[0, 1, 2], shape=(frames - 2, frames))
+    first, second, third = (sparse.eye_array(frames - 2, frames, k=k) for k in range(3))
+    bend = first - 2.0 * second + third
     system = sparse.eye_array(frames) + strength * bend.T @ bend
     course = splu(system.tocsc()).solve(course)
     place *= (np.exp(course[:, 3]) / place[:, 2])[:, None]
