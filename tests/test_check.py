@@ -47,7 +47,7 @@ def test_blinks_are_counted(folder: Path, tmp_path: Path):
     assert check(folder, Config())["blinks"] == 3
 
 
-def replace_text(name: str, old: str, new: str) -> Callable[[Path], None]:
+def replace_text(name: str, old: str, new: str) -> Callable[[Path], object]:
     def damage(folder: Path) -> None:
         text = (folder / name).read_text()
         assert old in text
@@ -56,15 +56,15 @@ def replace_text(name: str, old: str, new: str) -> Callable[[Path], None]:
     return damage
 
 
-def remove(name: str) -> Callable[[Path], None]:
+def remove(name: str) -> Callable[[Path], object]:
     return lambda folder: (folder / name).unlink()
 
 
-def remove_folder(name: str) -> Callable[[Path], None]:
+def remove_folder(name: str) -> Callable[[Path], object]:
     return lambda folder: shutil.rmtree(folder / name)
 
 
-def cut_off(name: str) -> Callable[[Path], None]:
+def cut_off(name: str) -> Callable[[Path], object]:
     def damage(folder: Path) -> None:
         content = (folder / name).read_bytes()
         (folder / name).write_bytes(content[: len(content) // 2])
@@ -72,19 +72,19 @@ def cut_off(name: str) -> Callable[[Path], None]:
     return damage
 
 
-def resize(name: str) -> Callable[[Path], None]:
+def resize(name: str) -> Callable[[Path], object]:
     return lambda folder: write_image(folder / name, read_image(folder / name)[:-2])
 
 
-def copy(name: str, to: str) -> Callable[[Path], None]:
+def copy(name: str, to: str) -> Callable[[Path], object]:
     return lambda folder: shutil.copy(folder / name, folder / to)
 
 
-def edit_array(name: str, edit: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], None]:
+def edit_array(name: str, edit: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], object]:
     return lambda folder: np.save(folder / name, edit(np.load(folder / name)))
 
 
-def edit_params(edit: Callable[[dict], object]) -> Callable[[Path], None]:
+def edit_params(edit: Callable[[dict], object]) -> Callable[[Path], object]:
     def damage(folder: Path) -> None:
         params = torch.load(folder / "track_params.pt", weights_only=True)
         edit(params)
@@ -93,7 +93,7 @@ def edit_params(edit: Callable[[dict], object]) -> Callable[[Path], None]:
     return damage
 
 
-def edit_transforms(edit: Callable[[list[dict]], object]) -> Callable[[Path], None]:
+def edit_transforms(edit: Callable[[list[dict]], object]) -> Callable[[Path], object]:
     def damage(folder: Path) -> None:
         path = folder / "transforms_train.json"
         content = json.loads(path.read_text())
@@ -108,7 +108,7 @@ def swap_ids(frames: list[dict]) -> None:
         frames[3][key], frames[7][key] = frames[7][key], frames[3][key]
 
 
-def shorten_wav(name: str) -> Callable[[Path], None]:
+def shorten_wav(name: str) -> Callable[[Path], object]:
     def damage(folder: Path) -> None:
         with wave.open(str(folder / name)) as file:
             settings, content = file.getparams(), file.readframes(file.getnframes() - 1)
@@ -198,7 +198,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize(("damage", "words"), FAULTS.values(), ids=FAULTS)
-def test_fault_is_named(folder: Path, damage: Callable[[Path], None], words: list[str]):
+def test_fault_is_named(folder: Path, damage: Callable[[Path], object], words: list[str]):
     damage(folder)
     faults = faults_of(folder)
     assert any(all(word in fault for word in words) for fault in faults), faults
