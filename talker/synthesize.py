@@ -28,7 +28,7 @@ class Config:
     frames: int | None = None
     """length in frames at 25 fps; None: as long as the speech"""
     seed: int = 0
-    """of head motion, blinks and gaze"""
+    """of head motion, blinks, gaze, freckles and hairs"""
     crf: int = 16
     """x264 quality, lower is better"""
 

@@ -79,7 +79,6 @@ class Subject:
     neutral: np.ndarray
     performance: Performance
     renderer: Renderer
-    seed: int
 
     @classmethod
     def make(
@@ -94,7 +93,6 @@ class Subject:
             neutral=neutral,
             performance=perform(sounds, frames, head.expression_names, NECK_JOINT, seed),
             renderer=Renderer(head, neutral, make_plate(size, seed), focal, seed),
-            seed=seed,
         )
 
     @property
