@@ -41,7 +41,7 @@ PARSING_COLOURS = {
 }
 POSE_TOLERANCE = 1e-5
 SOUND_TOLERANCE = 1.0  # s, in folders that talker did not make
-BLINK = 1.0  # AU45 above which an eye counts as closing
+BLINK = 2.0  # AU45 above which the avatar takes an eye for closed
 
 
 @dataclass(frozen=True)
