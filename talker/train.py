@@ -35,6 +35,7 @@ from talker.errors import UserError
 from talker.files import replacing
 from talker.head.landmarks68 import OUTER_LIPS
 from talker.progress import progress
+from talker.provenance import code_of
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +101,8 @@ class Config:
     canonical_batch: int = 4
     deformation_steps: int = 10_000
     deformation_batch: int = 32
+    max_epochs: int = 400
+    """a short clip is done when every frame was seen this often in the deformation stage"""
     pose_noise: float = 0.3
     """noise on the pose token, in standard deviations of the poses: the pose must not tell the
     network which frame it is, or the mouth follows the head instead of the speech"""
@@ -256,7 +259,10 @@ class Training:
     @property
     def stage_steps(self) -> int:
         config = self.config
-        return config.canonical_steps if self.stage == "canonical" else config.deformation_steps
+        if self.stage == "canonical":
+            return config.canonical_steps
+        epoch = math.ceil(len(self.subset.ids) / config.deformation_batch)
+        return min(config.deformation_steps, config.max_epochs * epoch)
 
     def _new_optimiser(self) -> torch.optim.Adam:
         rates = self.config.rates
@@ -307,8 +313,8 @@ class Training:
         Ks = self.subset.K.expand(len(rows), 3, 3)
         gaussians = self.avatar.gaussians()
         if context is not None and pose is not None:
-            token = self.avatar.speech_encoder(context)
-            gaussians = self.avatar.deformed(token, self.subset.eye[rows], pose)
+            mouth = self.avatar.speech_encoder(context)
+            gaussians = self.avatar.deformed(mouth, self.subset.eye[rows], pose)
         return draw(gaussians, viewmats, Ks, *self.subset.size)
 
     def _chunk(
@@ -343,15 +349,16 @@ class Training:
             return self._chunk(len(rows[part]) / len(rows), rows[part], *given)
 
         done = list(self.workers.map(work, range(0, len(rows), size)))
-        for parameter, *parts in zip(self._parameters(), *(d[0] for d in done), strict=False):
-            parameter.grad = torch.stack(parts).sum(0)
-        if not torch.isfinite(get_total_norm([p.grad for p in self._parameters()])):
+        *gradients, _ = (torch.stack(g).sum(0) for g in zip(*(d[0] for d in done), strict=True))
+        if not torch.isfinite(get_total_norm(gradients)):
             loss = sum(d[1]["loss"].item() for d in done)
             raise UserError(
                 f"training diverged at step {self.step} of the {self.stage} stage: a gradient is "
                 f"not a number (loss {loss:.4g}); the last good checkpoint is kept. Lower "
-                "--rates.* or look for broken values with `talker check`"
+                "the learning rates or look for broken values with `talker check`"
             )
+        for parameter, gradient in zip(self._parameters(), gradients, strict=True):
+            parameter.grad = gradient
         self._decay_rates()
         self.optimiser.step()
         if canonical and self.density.watches(self.step):
@@ -441,8 +448,9 @@ def _new_avatar(data: Dataset, subset: TrainingSet, config: Config) -> Avatar:
 
 
 def fingerprint(config: Config, subset: TrainingSet) -> str:
-    """What a checkpoint belongs to: the options and the data."""
-    digest = hashlib.sha256(json.dumps(dataclasses.asdict(config), sort_keys=True).encode())
+    """What a checkpoint belongs to: the code, the options and the data."""
+    digest = hashlib.sha256(code_of("talker.train").encode())
+    digest.update(json.dumps(dataclasses.asdict(config), sort_keys=True).encode())
     for item in dataclasses.fields(subset):
         digest.update(getattr(subset, item.name).cpu().numpy().tobytes())
     return digest.hexdigest()

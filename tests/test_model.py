@@ -78,8 +78,8 @@ def test_each_condition_moves_the_gaussians(avatar: Avatar, name: str) -> None:
     given = {key: value.double() for key, value in inputs(2).items()}
 
     def means(given: dict[str, torch.Tensor]) -> torch.Tensor:
-        token = avatar.speech_encoder(given["speech"])
-        return avatar.deformed(token, given["eye"], avatar.pose_vector(given["viewmats"])).means
+        mouth = avatar.speech_encoder(given["speech"])
+        return avatar.deformed(mouth, given["eye"], avatar.pose_vector(given["viewmats"])).means
 
     changed = {**given, name: given[name] + 0.5}
     assert (means(given) - means(changed)).abs().max() > 1e-8
@@ -101,6 +101,17 @@ def test_stored_avatar_renders_the_same(avatar: Avatar, tmp_path: Path) -> None:
         after = loaded(**inputs(2), height=48, width=48)
     assert torch.equal(before[0], after[0])
     assert (tmp_path / "avatar" / "point_cloud.ply").stat().st_size > 0
+
+
+@pytest.mark.gpu
+def test_renders_on_the_gpu_as_on_the_cpu(avatar: Avatar, tmp_path: Path) -> None:
+    avatar.save(tmp_path / "avatar")
+    on_gpu = Avatar.load(tmp_path / "avatar", "cuda")
+    with torch.no_grad():
+        here = avatar.eval()(**inputs(2), height=48, width=48)
+        there = on_gpu(**{k: v.cuda() for k, v in inputs(2).items()}, height=48, width=48)
+    for cpu, cuda in zip(here, there, strict=True):
+        assert (cpu - cuda.cpu()).abs().mean() < 1e-4
 
 
 def test_a_folder_without_an_avatar_is_refused(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_prior_learns_a_mouth_that_follows_the_speech_and_generalises() -> None:
     landmarks = face(rng, frames)
     landmarks[:, INNER_LIPS, 1] += 8 * sound[:, None]
     torch.manual_seed(0)
-    encoder = SpeechEncoder(4, 32)
+    encoder = SpeechEncoder(4, 10)
     targets = mouth_targets(landmarks)
     ids = torch.arange(frames)
     losses = list(
@@ -62,8 +62,5 @@ def test_prior_learns_a_mouth_that_follows_the_speech_and_generalises() -> None:
     )
     assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:10])
     with torch.no_grad():
-        token = encoder.eval()(speech_context(torch.from_numpy(windows).float(), ids)).numpy()
-    design = np.c_[token, np.ones(frames)]
-    weights, *_ = np.linalg.lstsq(design[:train], targets[:train, 0].numpy(), rcond=None)
-    held_out = np.corrcoef(design[train:] @ weights, targets[train:, 0].numpy())[0, 1]
-    assert held_out > 0.5
+        told = encoder(speech_context(torch.from_numpy(windows).float(), ids))[train:, 0]
+    assert np.corrcoef(told, targets[train:, 0])[0, 1] > 0.5

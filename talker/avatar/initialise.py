@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from talker.avatar.model import Gaussians
 from talker.avatar.spherical_harmonics import C0
@@ -41,7 +41,7 @@ def mean_colours(
 def initial_gaussians(points: np.ndarray, colours: np.ndarray, sh_degree: int) -> Gaussians:
     """Round Gaussians as large as the gaps between the points (3DGS, Kerbl et al. 2023, 5.1)."""
     count = len(points)
-    gaps, _ = cKDTree(points).query(points, k=NEIGHBOURS + 1)
+    gaps, _ = KDTree(points).query(points, k=NEIGHBOURS + 1)
     radius = np.sqrt(np.mean(gaps[:, 1:] ** 2, axis=1)).clip(1e-4)
     quats = torch.zeros(count, 4)
     quats[:, 0] = 1

@@ -20,6 +20,7 @@ from talker.avatar.attention import TokenAttention
 from talker.avatar.ply import save_ply
 from talker.avatar.rasterize import Rasterized, rasterize
 from talker.avatar.speech_encoder import SpeechEncoder
+from talker.avatar.speech_prior import MOUTH_COMPONENTS
 from talker.avatar.spherical_harmonics import evaluate_sh
 from talker.avatar.triplane import TriPlane
 from talker.config import from_mapping
@@ -73,6 +74,9 @@ class Avatar(nn.Module):
         poses: viewmats [T, 4, 4] of the training frames; they scale the pose token.
     """
 
+    pose_mean: Tensor
+    pose_std: Tensor
+
     def __init__(
         self, config: AvatarConfig, gaussians: Gaussians, bounds: Tensor, poses: Tensor
     ) -> None:
@@ -84,7 +88,10 @@ class Avatar(nn.Module):
         self.planes = TriPlane(bounds, config.plane_resolutions, config.plane_channels)
         width = config.features
         self.query = nn.Linear(self.planes.out_features, width)
-        self.speech_encoder = SpeechEncoder(config.speech_features, width)
+        self.speech_encoder = SpeechEncoder(config.speech_features, MOUTH_COMPONENTS)
+        self.speech_token = nn.Sequential(
+            nn.Linear(MOUTH_COMPONENTS, 64), nn.ReLU(), nn.Linear(64, width)
+        )
         self.eye_token = nn.Sequential(nn.Linear(1, 32), nn.ReLU(), nn.Linear(32, width))
         self.pose_token = nn.Sequential(nn.Linear(12, 64), nn.ReLU(), nn.Linear(64, width))
         self.null_token = nn.Parameter(torch.randn(width) * 0.1)
@@ -93,12 +100,10 @@ class Avatar(nn.Module):
         )
         coefficients = 3 * (config.sh_degree + 1) ** 2
         self.parts = (3, 4, 3, 1, coefficients)
-        self.deform = nn.Sequential(
-            nn.ReLU(), nn.Linear(width, config.hidden), nn.ReLU(),
-            nn.Linear(config.hidden, sum(self.parts)),
-        )  # fmt: skip
-        nn.init.xavier_uniform_(self.deform[-1].weight, gain=0.1)
-        nn.init.zeros_(self.deform[-1].bias)
+        offsets = nn.Linear(config.hidden, sum(self.parts))
+        nn.init.xavier_uniform_(offsets.weight, gain=0.1)
+        nn.init.zeros_(offsets.bias)
+        self.deform = nn.Sequential(nn.ReLU(), nn.Linear(width, config.hidden), nn.ReLU(), offsets)
         pose = _pose_vector(poses)
         self.register_buffer("pose_mean", pose.mean(0))
         self.register_buffer("pose_std", pose.std(0).clamp_min(1e-2))
@@ -107,17 +112,17 @@ class Avatar(nn.Module):
         """The canonical set, [G, ...]."""
         return Gaussians(**dict(self.canonical.items()))
 
-    def deformed(self, speech_token: Tensor, eye: Tensor, pose: Tensor) -> Gaussians:
+    def deformed(self, mouth: Tensor, eye: Tensor, pose: Tensor) -> Gaussians:
         """The Gaussians of B frames.
 
         Args:
-            speech_token: [B, D], of `speech_encoder`.
+            mouth: [B, 10], of `speech_encoder`.
             eye: [B], 0 open .. 1 closed.
             pose: [B, 12], of `pose_vector`.
         """
         tokens = torch.stack(
             [
-                speech_token,
+                self.speech_token(mouth),
                 self.eye_token(eye[:, None]),
                 self.pose_token(pose),
                 self.null_token.expand(len(eye), -1),
@@ -156,9 +161,9 @@ class Avatar(nn.Module):
             rgb [B, H, W, 3], premultiplied, and alpha [B, H, W, 1]: a frame is
             `rgb + (1 - alpha) * background`.
         """
-        token = self.speech_encoder(speech)
+        mouth = self.speech_encoder(speech)
         drawn = draw(
-            self.deformed(token, eye, self.pose_vector(viewmats)), viewmats, Ks, height, width
+            self.deformed(mouth, eye, self.pose_vector(viewmats)), viewmats, Ks, height, width
         )
         return drawn.rgb, drawn.alpha
 

@@ -1,10 +1,16 @@
-"""From speech windows to one token a frame: AudioNet with temporal attention (AD-NeRF, ICCV 2021)."""
+"""From speech windows to a mouth shape a frame: AudioNet with temporal attention (AD-NeRF 2021).
+
+The published encoder hands its features to the network as they are. A minute of video is learnt by
+heart that way, and unheard speech lands between the features: here the network sees ten numbers
+that mean the shape of the mouth (talker.avatar.speech_prior), which carry over.
+"""
 
 import torch
 from torch import Tensor, nn
 
 CONTEXT = 8
 """Frames [i - 4, i + 4) inform frame i."""
+HIDDEN = 32
 
 
 def speech_context(windows: Tensor, ids: Tensor) -> Tensor:
@@ -17,9 +23,9 @@ def speech_context(windows: Tensor, ids: Tensor) -> Tensor:
 
 
 class SpeechEncoder(nn.Module):
-    """[B, 8, 16, C] -> [B, out_features]."""
+    """[B, 8, 16, C] -> mouth shapes [B, out_features]."""
 
-    def __init__(self, in_features: int, out_features: int, hidden: int = 32) -> None:
+    def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
 
         def conv(wide: int, narrow: int) -> list[nn.Module]:
@@ -27,28 +33,28 @@ class SpeechEncoder(nn.Module):
 
         self.window = nn.Sequential(
             *conv(in_features, 32), *conv(32, 32), *conv(32, 64), *conv(64, 64), nn.Flatten(),
-            nn.Linear(64, 64), nn.LeakyReLU(0.02), nn.Linear(64, hidden),
+            nn.Linear(64, 64), nn.LeakyReLU(0.02), nn.Linear(64, HIDDEN),
         )  # fmt: skip
 
         def smooth(wide: int, narrow: int) -> list[nn.Module]:
             return [nn.Conv1d(wide, narrow, 3, padding=1), nn.LeakyReLU(0.02)]
 
         self.weight = nn.Sequential(
-            *smooth(hidden, 16), *smooth(16, 8), *smooth(8, 4), *smooth(4, 2), *smooth(2, 1),
+            *smooth(HIDDEN, 16), *smooth(16, 8), *smooth(8, 4), *smooth(4, 2), *smooth(2, 1),
             nn.Flatten(), nn.Linear(CONTEXT, CONTEXT), nn.Softmax(-1),
         )  # fmt: skip
-        self.out = nn.Sequential(
-            nn.Linear(hidden, 64), nn.LeakyReLU(0.02), nn.Linear(64, out_features)
-        )
+        self.hidden = nn.Sequential(nn.Linear(HIDDEN, 64), nn.LeakyReLU(0.02))
+        self.out = nn.Linear(64, out_features)
 
     def forward(self, context: Tensor) -> Tensor:
-        return self.attend(self.embed(context.flatten(0, 1)).unflatten(0, (-1, CONTEXT)))
+        embedded = self.embed(context.flatten(0, 1)).unflatten(0, (-1, CONTEXT))
+        return self.out(self.attend(embedded))
 
     def embed(self, windows: Tensor) -> Tensor:
-        """Each window for itself: [N, 16, C] -> [N, hidden]."""
+        """Each window for itself: [N, 16, C] -> [N, HIDDEN]."""
         return self.window(windows.transpose(1, 2))
 
     def attend(self, embedded: Tensor) -> Tensor:
-        """Tokens of frames from their embedded contexts: [B, 8, hidden] -> [B, out_features]."""
+        """A frame's embedded context, weighed and summed: [B, 8, HIDDEN] -> [B, 64]."""
         weights = self.weight(embedded.transpose(1, 2))
-        return self.out((weights[..., None] * embedded).sum(1))
+        return self.hidden((weights[..., None] * embedded).sum(1))

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from talker.avatar.speech_encoder import CONTEXT, SpeechEncoder
 from talker.head.landmarks68 import INNER_LIPS, LEFT_EYE, OUTER_LIPS, RIGHT_EYE
 
-COMPONENTS = 10
+MOUTH_COMPONENTS = 10
 CHIN = slice(6, 11)
 SEGMENT = 32
 
@@ -41,7 +41,7 @@ def mouth_targets(landmarks: np.ndarray) -> Tensor:
     shapes = mouth_shapes(landmarks)
     shapes = shapes - shapes.mean(0)
     _, sizes, axes = np.linalg.svd(shapes, full_matrices=False)
-    scores = shapes @ axes[:COMPONENTS].T
+    scores = shapes @ axes[:MOUTH_COMPONENTS].T
     return torch.from_numpy(scores * np.sqrt(len(shapes)) / sizes[0]).float()
 
 
@@ -57,7 +57,7 @@ def fit_speech_encoder(
     dropout: float = 0.4,
     learning_rate: float = 2e-3,
 ) -> Iterator[float]:
-    """Train `encoder` so that a linear map of its token gives the mouth shape; yield the losses.
+    """Train `encoder` to tell the shape of the mouth; yield the losses.
 
     A step hears `segments` stretches of 32 frames, whose windows are shared by their contexts.
 
@@ -67,11 +67,7 @@ def fit_speech_encoder(
         targets: mouth shapes of the training frames [N, 10].
     """
     device = windows.device
-    width = encoder.out[-1].out_features
-    readout = nn.Linear(width, targets.shape[1]).to(device)
-    optimiser = torch.optim.AdamW(
-        [*encoder.parameters(), *readout.parameters()], lr=learning_rate, weight_decay=1e-2
-    )
+    optimiser = torch.optim.AdamW(encoder.parameters(), lr=learning_rate, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps, eta_min=1e-4)
     rows = torch.full((len(windows),), -1, device=device)
     rows[ids] = torch.arange(len(ids), device=device)
@@ -83,11 +79,11 @@ def fit_speech_encoder(
         heard = windows[(starts + around).clamp(0, len(windows) - 1)]
         heard = heard + noise * torch.randn(heard.shape, generator=generator).to(device)
         embedded = encoder.embed(heard.flatten(0, 1)).unflatten(0, (segments, -1))
-        token = encoder.attend(embedded.unfold(1, CONTEXT, 1).flatten(0, 1).transpose(1, 2))
-        keep = torch.rand(token.shape, generator=generator).to(device) >= dropout
+        hidden = encoder.attend(embedded.unfold(1, CONTEXT, 1).flatten(0, 1).transpose(1, 2))
+        keep = torch.rand(hidden.shape, generator=generator).to(device) >= dropout
         shown = (starts + torch.arange(SEGMENT, device=device)).clamp(max=len(windows) - 1)
         row = rows[shown.flatten()]
-        error = readout(token * keep / (1 - dropout)) - targets[row]
+        error = encoder.out(hidden * keep / (1 - dropout)) - targets[row]
         loss = error[row >= 0].square().mean()
         optimiser.zero_grad()
         loss.backward()

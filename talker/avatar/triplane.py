@@ -13,6 +13,8 @@ AXES = ((0, 1), (0, 2), (1, 2))
 class TriPlane(nn.Module):
     """Features [G, channels * len(resolutions)] of points [G, 3] in the box `bounds` [2, 3]."""
 
+    bounds: Tensor
+
     def __init__(self, bounds: Tensor, resolutions: tuple[int, ...], channels: int) -> None:
         super().__init__()
         self.register_buffer("bounds", bounds)
@@ -27,7 +29,7 @@ class TriPlane(nn.Module):
         unit = (points - low) / (high - low) * 2 - 1
         grid = torch.stack([unit[:, axes] for axes in AXES])[:, None]
         features = []
-        for plane in self.planes:
+        for plane in self.planes.parameters():
             sampled = F.grid_sample(plane, grid, padding_mode="border", align_corners=True)
             features.append(sampled[:, :, 0].prod(0).T)
         return torch.cat(features, dim=-1)

@@ -32,7 +32,9 @@ def landmarks68(mesh: np.ndarray) -> np.ndarray:
 
 
 def eye_aspect_ratio(landmarks: np.ndarray) -> np.ndarray:
-    """Lid opening over eye width, mean of both eyes (Soukupova and Cech 2016): [..., 68, 2] -> [...].
+    """Lid opening over eye width, mean of both eyes (Soukupova and Cech 2016).
+
+    Landmarks [..., 68, 2] give ratios [...].
 
     About 0.3 for an open eye, whatever the size of the face.
     """
