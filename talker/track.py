@@ -19,7 +19,7 @@ from talker.clip import Clip, load_per_frame
 from talker.errors import UserError
 from talker.files import replacing
 from talker.head.camera import intrinsics, pose_from_viewmats, project, transform_matrices
-from talker.head.dense import fit_head, head_surface
+from talker.head.dense import fit_head, head_surface, with_hair
 from talker.head.fitting import (
     fill_poses,
     fit_rigid,
@@ -83,7 +83,7 @@ class Track:
     basis: np.ndarray
     """[E, 478, 3], orthonormal deviations from `mesh`"""
     vertices: np.ndarray
-    """[V, 3] dm, head and upper neck"""
+    """[V, 3] dm, head with a little hair, and upper neck"""
     faces: np.ndarray
     """[F, 3]"""
 
@@ -140,7 +140,7 @@ def track(
     expression = np.zeros((clip.frames, len(basis)))
     expression[ids] = weights
 
-    vertices, faces = head_surface(head, fit_head(head, rigid.mesh))
+    vertices, faces = head_surface(head, with_hair(head, fit_head(head, rigid.mesh)))
     origin = rigid.mesh.mean(axis=0)
     centre = rigid.mesh[stable_points(template)].mean(axis=0) - origin
     viewmats[:, :3, 3] += viewmats[:, :3, :3] @ origin

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from talker.head.dense import fit_head, head_surface
+from talker.head.dense import HAIR, fit_head, head_surface, with_hair
 from talker.head.fitting import procrustes, stable_points
 from talker.head.morphable import PARTS, MorphableHead
 
@@ -72,3 +72,15 @@ def test_surface_is_the_head_down_to_the_neck(head: MorphableHead):
     assert chin - 0.6 < vertices[:, 1].min() < chin - 0.2
     assert vertices[:, 1].max() == head.vertices[:, 1].max()
     assert np.ptp(vertices[:, 0]) < 2.0
+
+
+def test_hair_covers_the_skull_and_spares_the_face(head: MorphableHead):
+    raised = np.linalg.norm(with_hair(head, head.vertices) - head.vertices, axis=1)
+    points = head.landmarks(head.vertices)
+    face, skull = regions(head)
+    top = skull & (head.vertices[:, 1] > points[10, 1])
+    assert np.median(raised[face]) == 0 and raised[head.vertices[:, 2] > 0.1].max() == 0
+    np.testing.assert_allclose(raised[top], HAIR, rtol=0.01)
+    assert raised[head.masks["ears"] == 1].max() == 0
+    chin = head.vertices[:, 1] < points[152, 1]
+    assert raised[chin].max() == 0

@@ -5,7 +5,7 @@ from scipy.interpolate import RBFInterpolator
 from scipy.spatial import KDTree
 
 from talker.head.fitting import stable_points
-from talker.head.morphable import PARTS, MorphableHead
+from talker.head.morphable import PARTS, MorphableHead, vertex_normals
 
 IDENTITY_SIGMA, EXPRESSION_SIGMA = 0.2, 0.1
 """Expected size of the model's weights."""
@@ -15,6 +15,9 @@ POINT_SIGMA = 0.1
 
 REACH, SMOOTHING = 0.25, 1.0
 """How far from the points the warp fades, dm, and its smoothing: less crumples the eyelids."""
+
+HAIR = 0.18
+"""Thickness of hair on the top and back of the head, dm: the model is bald, few people are."""
 
 NECK_CUT = -1.1
 """The head ends here, in the middle of the neck: y in dm from the middle of the mean face."""
@@ -44,6 +47,14 @@ def fit_head(head: MorphableHead, mesh: np.ndarray) -> np.ndarray:
     fade = np.exp(-((distance[near] / REACH) ** 2))
     vertices[near] += fade[:, None] * warp(vertices[near])
     return vertices
+
+
+def with_hair(head: MorphableHead, vertices: np.ndarray) -> np.ndarray:
+    """Fitted `vertices` [V, 3] with the scalp raised, from nothing at temples and ears."""
+    _, height, front = head.vertices.T
+    scalp = np.clip(height / 0.6, 0, 1) * np.clip((0.1 - front) / 0.5, 0, 1)
+    scalp *= 1 - head.masks["ears"]
+    return vertices + HAIR * scalp[:, None] * vertex_normals(vertices, head.faces)
 
 
 def head_surface(head: MorphableHead, vertices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
