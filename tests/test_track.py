@@ -1,6 +1,7 @@
 """The track stage on the synthetic subject: poses, head, expressions, files, refusals."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ from talker.check import Config as CheckConfig
 from talker.check import check
 from talker.clip import Clip, Source, load_per_frame, save_per_frame
 from talker.errors import UserError
-from talker.head.camera import transform_matrices, viewmats_from_pose
+from talker.head.camera import intrinsics, project, transform_matrices, viewmats_from_pose
 from talker.head.fitting import procrustes, stable_points
 from talker.head.morphable import MorphableHead
+from talker.media.video import probe, read_frames
 from talker.track import Config, Track, main, track
 
 INNER_LIPS = 13, 14
@@ -202,17 +204,35 @@ def test_small_faces_are_refused(dataset: Path, tmp_path: Path):
         run(tmp_path / "me", clip, points / 3, valid)
 
 
-def test_detected_meshes_are_good_enough(synthetic, head: MorphableHead):
-    """The real detector on the rendered frames."""
+def detected(images: Iterable[np.ndarray], source: Source) -> tuple[Clip, np.ndarray, np.ndarray]:
+    """What `track` takes, from the real detector."""
     from talker.media.mediapipe import track_meshes
 
-    frames, height, width, _ = synthetic.images.shape
-    meshes = list(track_meshes(iter(synthetic.images)))
+    meshes = list(track_meshes(images))
+    points = np.zeros((len(meshes), 478, 3), np.float32)
     valid = np.array([len(mesh) == 1 for mesh in meshes])
-    assert valid.mean() > 0.95
-    points = np.zeros((frames, 478, 3), np.float32)
     points[valid] = [mesh[0] for mesh in meshes if len(mesh)]
-    source = Source("me.mp4", width, height, 25.0, False, 0, frames / 25, 0.0, 0.0, "h264")
-    found = track(Clip(frames, height, width, source), points, valid, head, Config())
+    return Clip(len(meshes), source.height, source.width, source), points, valid
+
+
+def test_detected_meshes_are_good_enough(synthetic, head: MorphableHead):
+    found = track(*detected(iter(synthetic.images), probe(synthetic.video)), head, Config())
+    assert found.valid.mean() > 0.95
     assert rms(angles(found.viewmats, synthetic.truth.viewmats)[found.valid]) <= 4.0
     assert np.nanmedian(found.residual) <= 1.5
+
+
+@pytest.mark.clips
+@pytest.mark.parametrize("name", ["grid_3s.mpg", "office_5s.mp4"])
+def test_real_faces_fit(clips: Path, head: MorphableHead, name: str):
+    source = probe(clips / name)
+    clip, points, valid = detected(read_frames(clips / name, source), source)
+    found = track(clip, points, valid, head, Config())
+    assert found.valid.mean() > 0.95
+    face = np.median(np.ptp(points[valid][..., 0], axis=1))
+    assert np.nanmedian(found.residual) <= 0.008 * face
+    assert 1.0 <= found.focal / max(clip.width, clip.height) <= 5.0
+    shapes = found.mesh + np.tensordot(found.expression, found.basis, 1)
+    K = intrinsics(found.focal, clip.width, clip.height)
+    off = np.linalg.norm(project(shapes, found.viewmats, K) - points[..., :2], axis=-1)
+    assert np.median(off[found.valid]) <= 0.006 * face
