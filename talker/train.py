@@ -61,7 +61,7 @@ class LearningRates:
     planes: float = 5e-3
     network: float = 1e-3
     speech: float = 1e-4
-    """of the speech encoder, after its prior"""
+    """of the speech encoder, whose linear part is fitted before"""
     decay: float = 0.05
     """the last rate of a stage over its first; exponential in between (not for colour, opacity)"""
 
@@ -96,7 +96,6 @@ class Config:
     layers: int = 1
     hidden: int = 128
 
-    speech_steps: int = 800
     canonical_steps: int = 8_000
     canonical_batch: int = 4
     deformation_steps: int = 10_000
@@ -478,16 +477,14 @@ def train(data: Dataset, subset: TrainingSet, config: Config, checkpoint: Path) 
     torch.set_num_threads(1)
     state = _load_checkpoint(checkpoint, owner)
     if state is None:
-        losses = fit_speech_encoder(
-            training.avatar.speech_encoder,
-            subset.windows,
-            subset.ids,
-            subset.mouth,
-            config.speech_steps,
-            torch.Generator().manual_seed(config.seed),
+        strength, correlation = fit_speech_encoder(
+            training.avatar.speech_encoder, subset.windows[subset.ids], subset.mouth
         )
-        for _ in progress(losses, "speech prior", config.speech_steps, "steps"):
-            pass
+        logger.info(
+            "speech tells the mouth with a correlation of %.2f on left-out stretches (ridge %g)",
+            correlation,
+            strength,
+        )
     else:
         training.restore(state)
         logger.info("going on at step %d of the %s stage", training.step, training.stage)

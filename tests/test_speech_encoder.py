@@ -49,18 +49,20 @@ def test_prior_learns_a_mouth_that_follows_the_speech_and_generalises() -> None:
     encoder = SpeechEncoder(4, 10)
     targets = mouth_targets(landmarks)
     ids = torch.arange(frames)
-    losses = list(
-        fit_speech_encoder(
-            encoder,
-            torch.from_numpy(windows).float(),
-            ids[:train],
-            targets[:train],
-            steps=200,
-            generator=torch.Generator().manual_seed(0),
-            segments=8,
-        )
+    _, correlation = fit_speech_encoder(
+        encoder, torch.from_numpy(windows[:train]).float(), targets[:train]
     )
-    assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:10])
     with torch.no_grad():
         told = encoder(speech_context(torch.from_numpy(windows).float(), ids))[train:, 0]
-    assert np.corrcoef(told, targets[train:, 0])[0, 1] > 0.5
+    held_out = np.corrcoef(told, targets[train:, 0])[0, 1]
+    assert held_out > 0.7  # the mouth also moves by itself: 0.87 at best
+    assert abs(correlation - held_out) < 0.15
+
+
+def test_left_out_correlation_is_honest_about_noise() -> None:
+    rng = np.random.default_rng(2)
+    windows = torch.from_numpy(rng.normal(size=(300, 16, 4))).float()
+    _, correlation = fit_speech_encoder(
+        SpeechEncoder(4, 10), windows, mouth_targets(face(rng, 300))
+    )
+    assert abs(correlation) < 0.25

@@ -39,7 +39,6 @@ TINY = Config(
     plane_channels=8,
     features=16,
     hidden=16,
-    speech_steps=20,
     canonical_steps=30,
     canonical_batch=2,
     deformation_steps=20,

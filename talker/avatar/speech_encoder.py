@@ -1,8 +1,9 @@
-"""From speech windows to a mouth shape a frame: AudioNet with temporal attention (AD-NeRF 2021).
+"""From speech windows to a mouth shape a frame: a linear map, corrected by AudioNet (AD-NeRF 2021).
 
 The published encoder hands its features to the network as they are. A minute of video is learnt by
 heart that way, and unheard speech lands between the features: here the network sees ten numbers
-that mean the shape of the mouth (talker.avatar.speech_prior), which carry over.
+that mean the shape of the mouth. The linear map is fitted first (talker.avatar.speech_prior);
+AudioNet with its temporal attention starts at zero and learns from the pictures what is left.
 """
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 CONTEXT = 8
 """Frames [i - 4, i + 4) inform frame i."""
+WINDOW = 16
 HIDDEN = 32
 
 
@@ -27,6 +29,7 @@ class SpeechEncoder(nn.Module):
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
+        self.linear = nn.Linear(WINDOW * in_features, out_features)
 
         def conv(wide: int, narrow: int) -> list[nn.Module]:
             return [nn.Conv1d(wide, narrow, 3, stride=2, padding=1), nn.LeakyReLU(0.02)]
@@ -43,18 +46,13 @@ class SpeechEncoder(nn.Module):
             *smooth(HIDDEN, 16), *smooth(16, 8), *smooth(8, 4), *smooth(4, 2), *smooth(2, 1),
             nn.Flatten(), nn.Linear(CONTEXT, CONTEXT), nn.Softmax(-1),
         )  # fmt: skip
-        self.hidden = nn.Sequential(nn.Linear(HIDDEN, 64), nn.LeakyReLU(0.02))
-        self.out = nn.Linear(64, out_features)
+        last = nn.Linear(64, out_features)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.out = nn.Sequential(nn.Linear(HIDDEN, 64), nn.LeakyReLU(0.02), last)
 
     def forward(self, context: Tensor) -> Tensor:
-        embedded = self.embed(context.flatten(0, 1)).unflatten(0, (-1, CONTEXT))
-        return self.out(self.attend(embedded))
-
-    def embed(self, windows: Tensor) -> Tensor:
-        """Each window for itself: [N, 16, C] -> [N, HIDDEN]."""
-        return self.window(windows.transpose(1, 2))
-
-    def attend(self, embedded: Tensor) -> Tensor:
-        """A frame's embedded context, weighed and summed: [B, 8, HIDDEN] -> [B, 64]."""
+        embedded = self.window(context.flatten(0, 1).transpose(1, 2)).unflatten(0, (-1, CONTEXT))
         weights = self.weight(embedded.transpose(1, 2))
-        return self.hidden((weights[..., None] * embedded).sum(1))
+        correction = self.out((weights[..., None] * embedded).sum(1))
+        return self.linear(context[:, CONTEXT // 2].flatten(1)) + correction
