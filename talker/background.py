@@ -1,4 +1,4 @@
-"""Recover the plate behind the person from the moments at which it was visible (method.md 1.4).
+"""Recover the plate behind the person from the moments at which it was visible (as AD-NeRF does).
 
 Each pixel comes from the frame in which the person was farthest from it; what was never visible is
 filled from its nearest neighbours.

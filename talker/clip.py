@@ -66,7 +66,7 @@ class Clip:
 
     @property
     def train_frames(self) -> int:
-        """Frames [0, train_frames) are for training, the rest is held out (method.md 1.7)."""
+        """Frames [0, train_frames) are for training, the rest is held out (AD-NeRF)."""
         return self.frames * 10 // 11
 
     @property

@@ -90,7 +90,7 @@ class Truth:
     frames: np.ndarray
     """uint8 [N, H, W, 3]"""
     targets: np.ndarray
-    """uint8 [N, H, W, 3], the real head over torso and plate (method.md 1.11)"""
+    """uint8 [N, H, W, 3], the real head over torso and plate (the target of GaussianTalker)"""
     landmarks: np.ndarray
     """float32 [N, 68, 2], the dataset's; they place the boxes"""
     found: np.ndarray

@@ -1,4 +1,4 @@
-"""Split every frame into what the avatar must match and what lies behind it (method.md 1.5).
+"""Split every frame into what the avatar must match and what lies behind it (as AD-NeRF does).
 
 gt_imgs are the frames on the clean plate; torso_imgs (RGBA) are neck and clothes, continued upward
 behind the chin so that a moving jaw uncovers no hole.

@@ -162,7 +162,7 @@ def crop_box(masks: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def lip_boxes(landmarks: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The square around the outer lips (method.md 1.8): [N, 68, 2] -> int64 [N, 4]."""
+    """The square around the outer lips (GaussianTalker): [N, 68, 2] -> int64 [N, 4]."""
     lips = landmarks[:, OUTER_LIPS]
     low, high = lips.min(1), lips.max(1)
     centre, half = (low + high) / 2, ((high - low).max(-1, keepdims=True) / 2)

@@ -76,7 +76,7 @@ def test_the_image_comes_closer_to_the_subject(
 
 
 def test_alpha_is_supervised_with_a_gradient(subset: TrainingSet) -> None:
-    """Trap T1: the published mask loss had none."""
+    """The published mask loss had none."""
     rows = torch.arange(2)
     height, width = subset.size
     rgb = torch.rand(2, height, width, 3)
@@ -103,7 +103,7 @@ def test_a_perfect_picture_costs_nothing(subset: TrainingSet) -> None:
 
 
 def test_a_still_head_trains(data: Dataset, subset: TrainingSet) -> None:
-    """Trap T3: published rates are multiplied by head motion, so a still head never trains."""
+    """Published rates are multiplied by head motion, so a still head never trains."""
     still = dataclasses.replace(subset, viewmats=subset.viewmats[:1].expand_as(subset.viewmats))
     training = Training(data, still, TINY)
     before = weights_of(training)

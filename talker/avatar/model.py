@@ -224,6 +224,6 @@ def draw(gaussians: Gaussians, viewmats: Tensor, Ks: Tensor, height: int, width:
 
 
 def _pose_vector(viewmats: Tensor) -> Tensor:
-    """Camera-to-world rotation, row-major, and world-to-camera translation (method.md 1.8)."""
+    """Camera-to-world rotation, row-major, and world-to-camera translation (GaussianTalker)."""
     rotation = viewmats[:, :3, :3].transpose(1, 2).flatten(1)
     return torch.cat([rotation, viewmats[:, :3, 3]], dim=1)

@@ -48,7 +48,7 @@ def _rigid(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
 
 
 def viewmats_from_pose(euler: np.ndarray, trans: np.ndarray) -> np.ndarray:
-    """OpenCV world-to-camera matrices [N, 4, 4]: diag(1, -1, -1) [R | t] (method.md 1.8)."""
+    """OpenCV world-to-camera matrices [N, 4, 4]: diag(1, -1, -1) [R | t] (AD-NeRF)."""
     return _rigid(_FLIP[:, None] * rotation_from_euler(euler), _FLIP * trans)
 
 
@@ -61,7 +61,7 @@ def pose_from_viewmats(viewmats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def transform_matrices(euler: np.ndarray, trans: np.ndarray) -> np.ndarray:
-    """The matrices [N, 4, 4] of a transforms file: the inverse of [R | t / 10] (method.md 1.7)."""
+    """The matrices [N, 4, 4] of a transforms file: the inverse of [R | t / 10] (AD-NeRF)."""
     inverse = rotation_from_euler(euler).transpose(0, 2, 1)
     return _rigid(inverse, -np.einsum("nij,nj->ni", inverse, JSON_SCALE * np.asarray(trans)))
 

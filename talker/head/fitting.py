@@ -1,6 +1,6 @@
 """Rigid head poses, one focal length, a mean mesh and expressions from 2D face meshes.
 
-The landmark solver of tracking.md 4.1: Procrustes start, keyframe bundle adjustment of the upper
+The landmark solver: Procrustes start, keyframe bundle adjustment of the upper
 face, Gauss-Newton poses of all frames. float64 and vectorised: 6,000 frames take seconds.
 
 The world is the head: x to the viewer's right, y up, z out of the face, dm. `viewmats` are OpenCV
