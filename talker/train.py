@@ -29,7 +29,7 @@ from talker.avatar.losses import ssim
 from talker.avatar.model import Avatar, AvatarConfig, draw
 from talker.avatar.rasterize import Rasterized
 from talker.avatar.speech_encoder import speech_context
-from talker.avatar.speech_prior import fit_speech_encoder, mouth_targets
+from talker.avatar.speech_prior import expression_targets, fit_speech_encoder
 from talker.dataset import Dataset, Images
 from talker.errors import UserError
 from talker.files import replacing
@@ -61,7 +61,7 @@ class LearningRates:
     planes: float = 5e-3
     network: float = 1e-3
     speech: float = 1e-4
-    """of the speech encoder, whose linear part is fitted before"""
+    """of the speech encoder, whose linear part is fitted before; 0 keeps it"""
     decay: float = 0.05
     """the last rate of a stage over its first; exponential in between (not for colour, opacity)"""
 
@@ -137,8 +137,8 @@ class TrainingSet:
     """all speech windows [T, 16, C]"""
     ids: Tensor
     """int64 [N], frame numbers"""
-    mouth: Tensor
-    """[N, 10], the targets of the speech prior"""
+    expression: Tensor
+    """[N, 10], what the speech is to tell"""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -195,7 +195,7 @@ def training_set(data: Dataset, images: Images, device: torch.device) -> Trainin
         eye=put(data.eye[ids]),
         windows=put(data.speech),
         ids=put(ids),
-        mouth=mouth_targets(data.landmarks[ids]).to(device),
+        expression=expression_targets(data.expression[ids]).to(device),
     )
 
 
@@ -312,8 +312,8 @@ class Training:
         Ks = self.subset.K.expand(len(rows), 3, 3)
         gaussians = self.avatar.gaussians()
         if context is not None and pose is not None:
-            mouth = self.avatar.speech_encoder(context)
-            gaussians = self.avatar.deformed(mouth, self.subset.eye[rows], pose)
+            expression = self.avatar.speech_encoder(context)
+            gaussians = self.avatar.deformed(expression, self.subset.eye[rows], pose)
         return draw(gaussians, viewmats, Ks, *self.subset.size)
 
     def _chunk(
@@ -478,10 +478,10 @@ def train(data: Dataset, subset: TrainingSet, config: Config, checkpoint: Path) 
     state = _load_checkpoint(checkpoint, owner)
     if state is None:
         strength, correlation = fit_speech_encoder(
-            training.avatar.speech_encoder, subset.windows[subset.ids], subset.mouth
+            training.avatar.speech_encoder, subset.windows[subset.ids], subset.expression
         )
         logger.info(
-            "speech tells the mouth with a correlation of %.2f on left-out stretches (ridge %g)",
+            "speech tells the expression: correlation %.2f on left-out stretches (ridge %g)",
             correlation,
             strength,
         )

@@ -79,8 +79,10 @@ def test_each_condition_moves_the_gaussians(avatar: Avatar, name: str) -> None:
     given = {key: value.double() for key, value in inputs(2).items()}
 
     def means(given: dict[str, torch.Tensor]) -> torch.Tensor:
-        mouth = avatar.speech_encoder(given["speech"])
-        return avatar.deformed(mouth, given["eye"], avatar.pose_vector(given["viewmats"])).means
+        expression = avatar.speech_encoder(given["speech"])
+        return avatar.deformed(
+            expression, given["eye"], avatar.pose_vector(given["viewmats"])
+        ).means
 
     changed = {**given, name: given[name] + 0.5}
     assert (means(given) - means(changed)).abs().max() > 1e-8

@@ -20,7 +20,7 @@ from talker.avatar.attention import TokenAttention
 from talker.avatar.ply import save_ply
 from talker.avatar.rasterize import Rasterized, rasterize
 from talker.avatar.speech_encoder import SpeechEncoder
-from talker.avatar.speech_prior import MOUTH_COMPONENTS
+from talker.avatar.speech_prior import EXPRESSIONS
 from talker.avatar.spherical_harmonics import evaluate_sh
 from talker.avatar.triplane import TriPlane
 from talker.config import from_mapping
@@ -88,9 +88,9 @@ class Avatar(nn.Module):
         self.planes = TriPlane(bounds, config.plane_resolutions, config.plane_channels)
         width = config.features
         self.query = nn.Linear(self.planes.out_features, width)
-        self.speech_encoder = SpeechEncoder(config.speech_features, MOUTH_COMPONENTS)
+        self.speech_encoder = SpeechEncoder(config.speech_features, EXPRESSIONS)
         self.speech_token = nn.Sequential(
-            nn.Linear(MOUTH_COMPONENTS, 64), nn.ReLU(), nn.Linear(64, width)
+            nn.Linear(EXPRESSIONS, 64), nn.ReLU(), nn.Linear(64, width)
         )
         self.eye_token = nn.Sequential(nn.Linear(1, 32), nn.ReLU(), nn.Linear(32, width))
         self.pose_token = nn.Sequential(nn.Linear(12, 64), nn.ReLU(), nn.Linear(64, width))
@@ -112,17 +112,17 @@ class Avatar(nn.Module):
         """The canonical set, [G, ...]."""
         return Gaussians(**dict(self.canonical.items()))
 
-    def deformed(self, mouth: Tensor, eye: Tensor, pose: Tensor) -> Gaussians:
+    def deformed(self, expression: Tensor, eye: Tensor, pose: Tensor) -> Gaussians:
         """The Gaussians of B frames.
 
         Args:
-            mouth: [B, 10], of `speech_encoder`.
+            expression: [B, 10], of `speech_encoder`.
             eye: [B], 0 open .. 1 closed.
             pose: [B, 12], of `pose_vector`.
         """
         tokens = torch.stack(
             [
-                self.speech_token(mouth),
+                self.speech_token(expression),
                 self.eye_token(eye[:, None]),
                 self.pose_token(pose),
                 self.null_token.expand(len(eye), -1),
@@ -161,9 +161,9 @@ class Avatar(nn.Module):
             rgb [B, H, W, 3], premultiplied, and alpha [B, H, W, 1]: a frame is
             `rgb + (1 - alpha) * background`.
         """
-        mouth = self.speech_encoder(speech)
+        expression = self.speech_encoder(speech)
         drawn = draw(
-            self.deformed(mouth, eye, self.pose_vector(viewmats)), viewmats, Ks, height, width
+            self.deformed(expression, eye, self.pose_vector(viewmats)), viewmats, Ks, height, width
         )
         return drawn.rgb, drawn.alpha
 

@@ -1,8 +1,8 @@
-"""From speech windows to a mouth shape a frame: a linear map, corrected by AudioNet (AD-NeRF 2021).
+"""From speech windows to an expression a frame: a linear map, corrected by AudioNet (AD-NeRF 2021).
 
 The published encoder hands its features to the network as they are. A minute of video is learnt by
 heart that way, and unheard speech lands between the features: here the network sees ten numbers
-that mean the shape of the mouth. The linear map is fitted first (talker.avatar.speech_prior);
+that mean the expression of the face. The linear map is fitted first (talker.avatar.speech_prior);
 AudioNet with its temporal attention starts at zero and learns from the pictures what is left.
 """
 
@@ -25,7 +25,7 @@ def speech_context(windows: Tensor, ids: Tensor) -> Tensor:
 
 
 class SpeechEncoder(nn.Module):
-    """[B, 8, 16, C] -> mouth shapes [B, out_features]."""
+    """[B, 8, 16, C] -> expressions [B, out_features]."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
