@@ -102,7 +102,7 @@ class Config:
     deformation_batch: int = 32
     max_epochs: int = 400
     """a short clip is done when every frame was seen this often in the deformation stage"""
-    pose_noise: float = 0.3
+    pose_noise: float = 1.0
     """noise on the pose token, in standard deviations of the poses: the pose must not tell the
     network which frame it is, or the mouth follows the head instead of the speech"""
     speech_noise: float = 0.1
