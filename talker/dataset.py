@@ -17,9 +17,9 @@ import torch
 from talker.errors import UserError
 from talker.head.camera import intrinsics, viewmats_from_pose
 from talker.media.image import read_image
+from talker.media.masks import COLOURS, HEAD
 from talker.progress import progress
 
-HEAD_COLOUR = (0, 0, 255)
 SPEECH_FILES = {"hama": "aud_hama.npy", "deepspeech": "aud_ds.npy"}
 
 
@@ -123,7 +123,7 @@ class Dataset:
     def head_mask(self, i: int) -> np.ndarray:
         """How much of each pixel of frame i is head, uint8 [H, W], 0..255."""
         parsing = read_image(self.folder / "parsing" / f"{i}.png")
-        return self._scaled(np.all(parsing == HEAD_COLOUR, axis=-1).astype(np.uint8) * 255)
+        return self._scaled(np.all(parsing == COLOURS[HEAD], axis=-1).astype(np.uint8) * 255)
 
     def images(self, ids: np.ndarray, name: str = "images") -> Images:
         """Decode the frames `ids` [B] on all cores."""

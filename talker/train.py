@@ -367,8 +367,7 @@ class Training:
         self.step += 1
         if self.step % LOG_EVERY and self.step != self.stage_steps:
             return None
-        values = {name: sum(d[1][name].item() for d in done) for name in done[0][1]}
-        return values
+        return {name: sum(d[1][name].item() for d in done) for name in done[0][1]}
 
     def state(self) -> dict[str, Any]:
         return {

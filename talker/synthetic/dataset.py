@@ -12,9 +12,9 @@ from talker.head.camera import pose_from_viewmats, transform_matrices
 from talker.head.landmarks68 import write_lms
 from talker.media.audio import write_wav
 from talker.media.image import write_image
+from talker.media.masks import write_mask
 from talker.synthetic.subject import Truth
 
-PARSING_COLOURS = np.array([(255, 255, 255), (0, 0, 255), (0, 255, 0), (255, 0, 0)], np.uint8)
 SPEECH_WIDTH = 32
 EXPRESSIONS = 79
 
@@ -90,7 +90,7 @@ def _write_images(
     body: tuple[np.ndarray, np.ndarray],
 ) -> None:
     write_image(folder / "ori_imgs" / f"{i}.jpg", image, quality=100)
-    write_image(folder / "parsing" / f"{i}.png", PARSING_COLOURS[mask])
+    write_mask(folder / "parsing" / f"{i}.png", mask)
     layered = np.where(mask[..., None] == 0, plate, image)
     write_image(folder / "gt_imgs" / f"{i}.jpg", layered, quality=100)
     colour, covered = body[0], body[1][..., None] > 0
