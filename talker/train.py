@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -61,7 +61,7 @@ class LearningRates:
     planes: float = 5e-3
     network: float = 1e-3
     speech: float = 1e-4
-    """of the speech encoder, whose linear part is fitted before; 0 keeps it"""
+    """of the speech encoder, whose linear part is fitted before; 0 keeps that alone"""
     decay: float = 0.05
     """the last rate of a stage over its first; exponential in between (not for colour, opacity)"""
 
@@ -107,6 +107,9 @@ class Config:
     network which frame it is, or the mouth follows the head instead of the speech"""
     speech_noise: float = 0.1
     """noise on the speech windows"""
+    expression_share: float = 0.5
+    """how many training frames are driven by the tracked expression instead of speech: it tells
+    the mouth in full, so that the network need not guess the rest from blink and pose"""
 
     rates: LearningRates = field(default_factory=LearningRates)
     weights: LossWeights = field(default_factory=LossWeights)
@@ -195,7 +198,7 @@ def training_set(data: Dataset, images: Images, device: torch.device) -> Trainin
         eye=put(data.eye[ids]),
         windows=put(data.speech),
         ids=put(ids),
-        expression=expression_targets(data.expression[ids]).to(device),
+        expression=expression_targets(data.expression[ids], data.eye[ids]).to(device),
     )
 
 
@@ -239,6 +242,21 @@ def compute_loss(
     return total, parts
 
 
+class Conditions(NamedTuple):
+    """What drives B training frames."""
+
+    speech: Tensor
+    """[B, 8, 16, C]"""
+    expression: Tensor
+    """[B, 10], the tracked one"""
+    tracked: Tensor
+    """bool [B, 1]: driven by the tracked expression, else by what the speech tells"""
+    eye: Tensor
+    """[B]"""
+    pose: Tensor
+    """[B, 12]"""
+
+
 class Training:
     """A training run: what a checkpoint holds, and one step of each stage."""
 
@@ -278,8 +296,9 @@ class Training:
             groups += [
                 {"params": planes, "lr": rates.planes, "name": "planes"},
                 {"params": network, "lr": rates.network, "name": "network"},
-                {"params": speech, "lr": rates.speech, "name": "speech"},
             ]
+            if rates.speech:
+                groups.append({"params": speech, "lr": rates.speech, "name": "speech"})
         for group in groups:
             group["initial_lr"] = group["lr"]
         return torch.optim.Adam(groups, eps=1e-15, fused=True)
@@ -295,32 +314,39 @@ class Training:
         offset = self.STAGES.index(self.stage) * 1_000_003 + self.step
         return torch.Generator().manual_seed(self.config.seed * 1_000_033 + offset)
 
-    def _conditions(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Speech [B, 8, 16, C] and pose [B, 12] of training frames, with this step's noise."""
+    def _conditions(self, rows: Tensor) -> Conditions:
+        """What drives training frames, with this step's noise and choice."""
         subset, config, generator = self.subset, self.config, self._generator()
 
         def noisy(clean: Tensor, strength: float) -> Tensor:
             return clean + strength * torch.randn(clean.shape, generator=generator).to(clean.device)
 
-        context = noisy(speech_context(subset.windows, subset.ids[rows]), config.speech_noise)
-        pose = noisy(self.avatar.pose_vector(subset.viewmats[rows]), config.pose_noise)
-        return context, pose
+        tracked = torch.rand(len(rows), 1, generator=generator) < config.expression_share
+        return Conditions(
+            speech=noisy(speech_context(subset.windows, subset.ids[rows]), config.speech_noise),
+            expression=subset.expression[rows],
+            tracked=tracked.to(rows.device),
+            eye=subset.eye[rows],
+            pose=noisy(self.avatar.pose_vector(subset.viewmats[rows]), config.pose_noise),
+        )
 
-    def draw(self, rows: Tensor, context: Tensor | None, pose: Tensor | None) -> Rasterized:
+    def draw(self, rows: Tensor, conditions: Conditions | None) -> Rasterized:
         """Render training frames; the canonical head where there are no conditions."""
         viewmats = self.subset.viewmats[rows]
         Ks = self.subset.K.expand(len(rows), 3, 3)
         gaussians = self.avatar.gaussians()
-        if context is not None and pose is not None:
-            expression = self.avatar.speech_encoder(context)
-            gaussians = self.avatar.deformed(expression, self.subset.eye[rows], pose)
+        if conditions is not None:
+            with torch.set_grad_enabled(self.config.rates.speech > 0):
+                heard = self.avatar.speech_encoder(conditions.speech)
+            expression = torch.where(conditions.tracked, conditions.expression, heard)
+            gaussians = self.avatar.deformed(expression, conditions.eye, conditions.pose)
         return draw(gaussians, viewmats, Ks, *self.subset.size)
 
     def _chunk(
-        self, share: float, rows: Tensor, context: Tensor | None, pose: Tensor | None
+        self, share: float, rows: Tensor, conditions: Conditions | None
     ) -> tuple[list[Tensor], dict[str, Tensor], Rasterized]:
         """Gradients and losses of a part of the batch, times the `share` that it has of it."""
-        drawn = self.draw(rows, context, pose)
+        drawn = self.draw(rows, conditions)
         loss, parts = compute_loss(drawn, self.subset, rows, self.config.weights)
         wanted = [*self._parameters(), drawn.means2d]
         gradients = list(torch.autograd.grad(share * loss, wanted))
@@ -339,13 +365,13 @@ class Training:
         canonical = self.stage == "canonical"
         batch = config.canonical_batch if canonical else config.deformation_batch
         rows = batch_rows(len(subset.ids), batch, self.step, config.seed).to(subset.ids.device)
-        context, pose = (None, None) if canonical else self._conditions(rows)
+        conditions = None if canonical else self._conditions(rows)
         size = len(rows) if rows.is_cuda else CPU_CHUNK
 
         def work(start: int) -> tuple[list[Tensor], dict[str, Tensor], Rasterized]:
             part = slice(start, start + size)
-            given = [None if x is None else x[part] for x in (context, pose)]
-            return self._chunk(len(rows[part]) / len(rows), rows[part], *given)
+            given = conditions and Conditions(*(x[part] for x in conditions))
+            return self._chunk(len(rows[part]) / len(rows), rows[part], given)
 
         done = list(self.workers.map(work, range(0, len(rows), size)))
         *gradients, _ = (torch.stack(g).sum(0) for g in zip(*(d[0] for d in done), strict=True))

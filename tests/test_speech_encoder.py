@@ -28,7 +28,7 @@ def test_prior_learns_an_expression_that_follows_the_speech_and_generalises() ->
     expression[:, 3] += sound
     torch.manual_seed(0)
     encoder = SpeechEncoder(4, 10)
-    targets = expression_targets(expression)
+    targets = expression_targets(expression, rng.random(frames))
     ids = torch.arange(frames)
     _, correlation = fit_speech_encoder(
         encoder, torch.from_numpy(windows[:train]).float(), targets[:train]
@@ -44,13 +44,27 @@ def test_left_out_correlation_is_honest_about_noise() -> None:
     rng = np.random.default_rng(2)
     windows = torch.from_numpy(rng.normal(size=(300, 16, 4))).float()
     _, correlation = fit_speech_encoder(
-        SpeechEncoder(4, 10), windows, expression_targets(rng.normal(size=(300, 12)))
+        SpeechEncoder(4, 10),
+        windows,
+        expression_targets(rng.normal(size=(300, 12)), rng.random(300)),
     )
     assert abs(correlation) < 0.25
 
 
 def test_few_expression_components_are_filled_up() -> None:
-    targets = expression_targets(np.random.default_rng(3).normal(size=(50, 4)))
+    rng = np.random.default_rng(3)
+    targets = expression_targets(rng.normal(size=(50, 4)), rng.random(50))
     assert targets.shape == (50, 10)
     assert targets[:, 4:].abs().max() == 0
     assert abs(targets[:, 0].std(correction=0) - 1) < 1e-5
+
+
+def test_expression_tells_nothing_of_the_blinks() -> None:
+    rng = np.random.default_rng(4)
+    blink, mouth = rng.random(200), rng.normal(size=200)
+    expression = np.stack([3 * blink + 0.1 * mouth, mouth], axis=1)
+    targets = expression_targets(expression, blink).numpy()
+    assert abs(np.corrcoef(targets[:, 0], mouth)[0, 1]) > 0.95
+    assert np.abs(targets.T @ (blink - blink.mean())).max() < 1e-3
+    still = expression_targets(expression, np.zeros(200))
+    assert np.isfinite(still.numpy()).all()

@@ -68,9 +68,9 @@ def test_the_image_comes_closer_to_the_subject(
     canonical = [entry["l1"] for entry in training.log if entry["stage"] == "canonical"]
     rows = torch.arange(0, len(subset.ids), 5)
     start = Training(data, subset, TINY)
-    before = compute_loss(start.draw(rows, None, None), subset, rows, TINY.weights)[0]
+    before = compute_loss(start.draw(rows, None), subset, rows, TINY.weights)[0]
     conditions = training._conditions(rows)
-    after = compute_loss(training.draw(rows, *conditions), subset, rows, TINY.weights)[0]
+    after = compute_loss(training.draw(rows, conditions), subset, rows, TINY.weights)[0]
     assert after < 0.7 * before
     assert all(np.isfinite(canonical))
 
