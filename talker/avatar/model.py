@@ -181,8 +181,7 @@ class Avatar(nn.Module):
 
     def _fits_one_kernel(self) -> bool:
         config = self.config
-        widths = (config.features, config.hidden)
-        fits = all(width >= 16 and width & (width - 1) == 0 for width in widths)
+        fits = config.features in (16, 32, 64) and config.hidden in (16, 32, 64, 128)
         return fits and config.layers == 1 and config.heads <= 4
 
     def _kernel_inputs(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor, Weights]:
