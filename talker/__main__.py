@@ -9,6 +9,7 @@ import inspect
 import logging
 import sys
 from pathlib import Path
+from typing import Annotated
 
 from talker import __version__
 from talker.errors import UserError
@@ -59,16 +60,17 @@ def _run(stage: str, args: list[str]) -> None:
     import tyro
 
     main = importlib.import_module(f"talker.{stage}").main
+    default = inspect.signature(main).parameters["config"].default
+    # Options go by their own name, those of a group as --group.name.
+    main.__annotations__["config"] = Annotated[type(default), tyro.conf.arg(name="")]
     config_file, args = _take_config(args)
     if config_file is not None:
         from talker.config import from_mapping, read_yaml
 
-        default = inspect.signature(main).parameters["config"].default
         section = read_yaml(config_file).get(stage)
-        main = functools.partial(
-            main, config=from_mapping(type(default), section, f"{config_file}: {stage}")
-        )
-    tyro.cli(main, prog=f"talker {stage}", args=args, config=(tyro.conf.OmitArgPrefixes,))
+        given = from_mapping(type(default), section, f"{config_file}: {stage}")
+        main = functools.partial(main, config=given)
+    tyro.cli(main, prog=f"talker {stage}", args=args)
 
 
 def main() -> None:

@@ -26,8 +26,8 @@ from torch.nn.utils import get_total_norm
 from talker.avatar.density import DensityConfig, DensityControl
 from talker.avatar.initialise import initial_gaussians, mean_colours, sample_surface
 from talker.avatar.losses import ssim
-from talker.avatar.model import Avatar, AvatarConfig, draw
-from talker.avatar.rasterize import Rasterized
+from talker.avatar.model import Avatar, AvatarConfig, as_seen
+from talker.avatar.rasterize import Rasterized, rasterize
 from talker.avatar.speech_encoder import speech_context
 from talker.avatar.speech_prior import expression_targets, fit_speech_encoder
 from talker.dataset import Dataset, Images
@@ -332,15 +332,17 @@ class Training:
 
     def draw(self, rows: Tensor, conditions: Conditions | None) -> Rasterized:
         """Render training frames; the canonical head where there are no conditions."""
-        viewmats = self.subset.viewmats[rows]
-        Ks = self.subset.K.expand(len(rows), 3, 3)
-        gaussians = self.avatar.gaussians()
-        if conditions is not None:
+        avatar, viewmats = self.avatar, self.subset.viewmats[rows]
+        if conditions is None:
+            splats = as_seen(avatar.gaussians(), avatar.canonical["means"].detach(), viewmats)
+        else:
             with torch.set_grad_enabled(self.config.rates.speech > 0):
-                heard = self.avatar.speech_encoder(conditions.speech)
+                heard = avatar.speech_encoder(conditions.speech)
             expression = torch.where(conditions.tracked, conditions.expression, heard)
-            gaussians = self.avatar.deformed(expression, conditions.eye, conditions.pose)
-        return draw(gaussians, viewmats, Ks, *self.subset.size)
+            tokens = avatar.tokens(expression, conditions.eye, conditions.pose)
+            splats = avatar.splats(avatar.features(), tokens, viewmats)
+        height, width = self.subset.size
+        return rasterize(splats, viewmats, self.subset.K.expand(len(rows), 3, 3), width, height)
 
     def _chunk(
         self, share: float, rows: Tensor, conditions: Conditions | None

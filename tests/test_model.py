@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from talker.avatar.initialise import initial_gaussians, mean_colours, sample_surface
-from talker.avatar.model import Avatar, AvatarConfig, draw
+from talker.avatar.model import Avatar, AvatarConfig, as_seen
+from talker.avatar.rasterize import rasterize
 from talker.errors import UserError
 
 CONFIG = AvatarConfig(
@@ -80,9 +81,9 @@ def test_each_condition_moves_the_gaussians(avatar: Avatar, name: str) -> None:
 
     def means(given: dict[str, torch.Tensor]) -> torch.Tensor:
         expression = avatar.speech_encoder(given["speech"])
-        return avatar.deformed(
-            expression, given["eye"], avatar.pose_vector(given["viewmats"])
-        ).means
+        pose = avatar.pose_vector(given["viewmats"])
+        tokens = avatar.tokens(expression, given["eye"], pose)
+        return avatar.splats(avatar.features(), tokens, given["viewmats"]).means
 
     changed = {**given, name: given[name] + 0.5}
     assert (means(given) - means(changed)).abs().max() > 1e-8
@@ -138,6 +139,7 @@ def test_points_lie_on_the_mesh_and_take_the_picture_s_colour() -> None:
     left = points[:, 0] < 0.1
     assert (colours[left & (points[:, 0] < -0.3), 0] == 1).all()
     gaussians = initial_gaussians(points, colours, 0)
-    drawn = draw(gaussians, views(1), K[None], 48, 48)
+    splats = as_seen(gaussians, gaussians.means, views(1))
+    drawn = rasterize(splats, views(1), K[None], 48, 48)
     middle = drawn.rgb[0, 24]
     assert middle[18, 0] > 5 * middle[18, 2]

@@ -1,0 +1,82 @@
+"""The fused kernel against the network in plain torch, values and every gradient.
+
+Without a GPU it runs in Triton's interpreter, with TRITON_INTERPRET=1 in the environment.
+"""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from talker.avatar.initialise import initial_gaussians
+from talker.avatar.model import Avatar, AvatarConfig
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
+pytestmark = [] if INTERPRETED else pytest.mark.gpu
+
+
+def make_avatar(sh_degree: int, heads: int) -> Avatar:
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(77, 3)) * 0.5  # no multiple of a block
+    config = AvatarConfig(
+        image_size=48,
+        speech_features=6,
+        encoder="hama",
+        sh_degree=sh_degree,
+        plane_resolutions=(8, 16),
+        plane_channels=4,
+        features=32,
+        heads=heads,
+        layers=1,
+        hidden=16,
+    )
+    viewmats = torch.eye(4).repeat(5, 1, 1)
+    gaussians = initial_gaussians(points, rng.random((77, 3)), sh_degree)
+    avatar = Avatar(config, gaussians, torch.tensor([[-2.0] * 3, [2.0] * 3]), viewmats)
+    with torch.no_grad():  # as after training: nothing is zero, nothing is one
+        for parameter in avatar.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape)
+    return avatar.to(DEVICE)
+
+
+@pytest.mark.parametrize(("sh_degree", "heads"), [(3, 2), (1, 4), (0, 1)])
+def test_equals_the_plain_network(sh_degree: int, heads: int, monkeypatch) -> None:
+    from talker.avatar import deform_triton
+
+    kernel = deform_triton.deform
+    monkeypatch.setattr(deform_triton, "deform", lambda *a: kernel(*a, exact=True))
+    avatar = make_avatar(sh_degree, heads)
+    generator = torch.Generator().manual_seed(1)
+    viewmats = torch.eye(4).repeat(3, 1, 1)
+    viewmats[:, :3, 3] = torch.tensor([[0.1, 0.2, 8.0], [-0.2, 0.0, 7.0], [0.0, 0.3, 9.0]])
+    viewmats = viewmats.to(DEVICE)
+    conditions = [torch.randn(3, n, generator=generator).to(DEVICE) for n in (10, 1, 12)]
+
+    def outcome(way: str) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+        avatar.zero_grad()
+        tokens = avatar.tokens(conditions[0], conditions[1][:, 0], conditions[2])
+        features = avatar.features()
+        if way == "kernel":
+            points = avatar.canonical["means"].detach()
+            splats = avatar._splats_by_kernel(features, tokens, points, viewmats)
+        else:
+            monkeypatch.setattr(Avatar, "_fits_one_kernel", lambda self: False)
+            splats = avatar.splats(features, tokens, viewmats)
+        pull = torch.Generator().manual_seed(2)
+        loss = sum((s * torch.randn(s.shape, generator=pull).to(s)).sum() for s in splats)
+        assert isinstance(loss, torch.Tensor)
+        loss.backward()
+        names = avatar.named_parameters()
+        return list(splats), {n: p.grad.clone() for n, p in names if p.grad is not None}
+
+    found, found_gradients = outcome("kernel")
+    expected, expected_gradients = outcome("plain")
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+    assert found_gradients.keys() == expected_gradients.keys()
+    for name, gradient in expected_gradients.items():
+        error = (found_gradients[name] - gradient).norm()
+        assert error <= 1e-4 * gradient.norm() + 1e-6, name
