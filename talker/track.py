@@ -7,6 +7,7 @@ Frames without a usable face are marked and their poses interpolated; nothing is
 
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,11 @@ from talker.errors import UserError
 from talker.files import replacing
 from talker.head.camera import intrinsics, pose_from_viewmats, project, transforms_file
 from talker.head.dense import fit_head, head_surface, with_hair
-from talker.head.fitting import fill_poses, fit_rigid, lift, low_rank, outliers
+from talker.head.fitting import HUBER, fill_poses, fit_rigid, lift, low_rank, outliers
 from talker.head.flow import Flow, follow_points
 from talker.head.fusion import FOLLOWED, fuse, motion_errors
 from talker.head.morphable import MorphableHead
+from talker.head.occlusion import FACE, covered_frames, face_patch
 from talker.media.numbered import read_numbered
 from talker.media.video import video_writer
 from talker.progress import progress
@@ -163,7 +165,7 @@ def track(
         distance_sigma=config.distance_sigma,
         keyframes=config.keyframes,
     )
-    bad = outliers(rigid.residual)
+    bad = outliers(rigid.residual, floor=HUBER * rigid.unit)
     rejected |= {int(i): "landmarks do not fit the head" for i in ids[bad]}
     pitch, yaw, _ = np.abs(np.degrees(pose_from_viewmats(rigid.viewmats)[0])).T
     turned = ~bad & ((yaw > config.max_yaw) | (pitch > config.max_pitch))
@@ -185,8 +187,15 @@ def track(
     followed = np.sort(np.argsort(-rigid.weights, kind="stable")[:FLOW_PLACES])
     stable = rigid.mesh[rigid.stable]
     alone = fill_poses(viewmats, ids, clip.frames)
-    frames = progress(read_numbered(images, clip), "flow", clip.frames)
-    flows = follow_points(frames, project(stable[followed], alone, rigid.K), STEPS)
+    patches = np.zeros((clip.frames, *FACE.shape), np.uint8)
+
+    def looked_at() -> Iterator[np.ndarray]:
+        frames = progress(read_numbered(images, clip), "flow", clip.frames)
+        for i, image in enumerate(frames):
+            patches[i] = face_patch(image, points[i])
+            yield image
+
+    flows = follow_points(looked_at(), project(stable[followed], alone, rigid.K), STEPS)
     shot = np.searchsorted(cuts, np.arange(clip.frames), side="right")
     usable = np.isin(np.arange(clip.frames), ids)
     linked = usable[1:] & usable[:-1] & (shot[1:] == shot[:-1])
@@ -207,8 +216,14 @@ def track(
     still = still_frames(flows[1], config.max_still)
     rejected |= {int(i): "the picture stands still" for i in np.intersect1d(ids, still)}
     ids = np.setdiff1d(ids, still)
+    covered = ids[covered_frames(patches[ids])] if len(ids) else ids
+    rejected |= {int(i): "something covers the face" for i in covered}
+    ids = np.setdiff1d(ids, covered)
     if not len(ids):
-        raise UserError("the picture stands still all through; expected a video of a moving head")
+        raise UserError(
+            "the picture stands still, or something covers the face, all through; expected a "
+            "video of a talking head"
+        )
     viewmats = fill_poses(viewmats[ids], ids, clip.frames)
     residual = np.full(clip.frames, np.nan)
     off = np.linalg.norm(project(stable, viewmats[ids], rigid.K) - observed[ids], axis=-1)

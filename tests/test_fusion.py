@@ -157,7 +157,7 @@ def test_frames_that_show_nothing_stay_where_they_are(template: np.ndarray):
 
 def test_motion_errors_are_pixels(template: np.ndarray):
     scene, points, arguments = exact(template)
-    moved = arguments["flow"].moved + np.float32([0.3, 0.4])
+    moved = arguments["flow"].moved + np.array([0.3, 0.4], np.float32)
     good = arguments["flow"].good.copy()
     good[5] = False
     followed = points[arguments["followed"]]

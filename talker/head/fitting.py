@@ -468,14 +468,14 @@ def low_rank(shapes: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
     return flat @ directions.T, directions.reshape(-1, *shapes.shape[1:])
 
 
-def outliers(residual: np.ndarray, factor: float = 6.0) -> np.ndarray:
-    """Which residuals [N] lie above median + factor x 1.4826 MAD, and above thrice the median.
+def outliers(residual: np.ndarray, floor: float = 0.0, factor: float = 6.0) -> np.ndarray:
+    """Which residuals [N] lie above median + factor x 1.4826 MAD, thrice the median, and `floor`.
 
     A blink moves the skin around the eyes and doubles the residual of an even clip.
     """
     middle = np.median(residual)
     spread = np.median(np.abs(residual - middle))
-    return residual > max(middle + factor * 1.4826 * spread, 3.0 * middle)
+    return residual > max(middle + factor * 1.4826 * spread, 3.0 * middle, floor)
 
 
 def fill_poses(viewmats: np.ndarray, frame_ids: np.ndarray, frames: int) -> np.ndarray:
