@@ -29,6 +29,7 @@ COMMANDS = {
     "render": "make a video from the avatar",
     "evaluate": "measure the avatar on the held-out part",
     "report": "one HTML page about a subject",
+    "bench": "how fast this machine renders and trains",
     "synthesize": "make the demo subject, with its exact truth",
 }
 

@@ -46,7 +46,7 @@ class FakeAvatar(nn.Module):
         self.config = SimpleNamespace(image_size=max(dataset.height, dataset.width), encoder="hama")
         self.batches: list[int] = []
 
-    def features(self) -> Tensor:
+    def shared(self) -> Tensor:
         return self.device_of
 
     def forward(
@@ -57,7 +57,7 @@ class FakeAvatar(nn.Module):
         Ks: Tensor,
         height: int,
         width: int,
-        features: Tensor,
+        shared: Tensor,
     ) -> tuple[Tensor, Tensor]:
         self.batches.append(len(speech))
         colours, alphas = [], []

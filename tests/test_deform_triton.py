@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from talker.avatar.initialise import initial_gaussians
-from talker.avatar.model import Avatar, AvatarConfig
+from talker.avatar.model import Avatar, AvatarConfig, Shared
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -58,13 +58,9 @@ def test_equals_the_plain_network(sh_degree: int, heads: int, monkeypatch) -> No
     def outcome(way: str) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
         avatar.zero_grad()
         tokens = avatar.tokens(conditions[0], conditions[1][:, 0], conditions[2])
-        features = avatar.features()
-        if way == "kernel":
-            points = avatar.canonical["means"].detach()
-            splats = avatar._splats_by_kernel(features, tokens, points, viewmats)
-        else:
-            monkeypatch.setattr(Avatar, "_fits_one_kernel", lambda self: False)
-            splats = avatar.splats(features, tokens, viewmats)
+        shared = avatar.shared()
+        inputs = avatar._kernel_inputs(shared.features) if way == "kernel" else None
+        splats = avatar.splats(Shared(shared.features, inputs), tokens, viewmats)
         pull = torch.Generator().manual_seed(2)
         loss = sum((s * torch.randn(s.shape, generator=pull).to(s)).sum() for s in splats)
         assert isinstance(loss, torch.Tensor)

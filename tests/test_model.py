@@ -83,7 +83,7 @@ def test_each_condition_moves_the_gaussians(avatar: Avatar, name: str) -> None:
         expression = avatar.speech_encoder(given["speech"])
         pose = avatar.pose_vector(given["viewmats"])
         tokens = avatar.tokens(expression, given["eye"], pose)
-        return avatar.splats(avatar.features(), tokens, given["viewmats"]).means
+        return avatar.splats(avatar.shared(), tokens, given["viewmats"]).means
 
     changed = {**given, name: given[name] + 0.5}
     assert (means(given) - means(changed)).abs().max() > 1e-8

@@ -12,16 +12,15 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn import functional as F
 
 SLOTS = 16
 """columns of the scores: 4 heads of 4 tokens; absent heads have zero values"""
 TOKENS = 4
-MAX_HEADS = SLOTS // TOKENS
 GEOMETRY = 16
 """columns of mean (3), quaternion (4), scale (3) and opacity (1), filled up"""
 HARMONICS = 16
 OUTPUTS = GEOMETRY + 3 * HARMONICS
-EPS = 1e-5  # of torch's LayerNorm
 
 
 class Weights(NamedTuple):
@@ -274,7 +273,12 @@ class _Deform(torch.autograd.Function):
     @staticmethod
     def forward(ctx, exact, points, camera, x, query, keys, merged, base, *weights):
         kind = torch.float32 if exact else torch.bfloat16
-        matrices = [w.to(kind) if w.ndim == 2 and w.shape[0] > 2 else w for w in weights]
+        weights = Weights(*weights)
+        multiplied = {"feed_in", "feed_out", "hidden", "heads"}
+        matrices = [
+            value.to(kind) if name in multiplied else value
+            for name, value in weights._asdict().items()
+        ]
         inputs = [
             x.contiguous(), query.to(kind).contiguous(), keys.to(kind).contiguous(),
             merged.to(kind).contiguous(), base.contiguous(), points.contiguous(),
@@ -284,13 +288,13 @@ class _Deform(torch.autograd.Function):
         outputs = [x.new_empty(frames, count, *shape) for shape in ((3,), (4,), (3,), (), (3,))]
         _launch(_forward, exact, inputs, weights, outputs, frames, count)
         ctx.exact, ctx.shape = exact, (frames, count)
-        ctx.save_for_backward(*inputs, *weights)
+        ctx.save_for_backward(*inputs)
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx, *gradients):
-        saved = ctx.saved_tensors
-        inputs, weights = saved[:16], Weights(*saved[16:])
+        inputs = ctx.saved_tensors
+        weights = Weights(*inputs[7:])
         frames, count = ctx.shape
         x, query, keys, merged, base = inputs[:5]
         features, inner = weights.feed_in.shape
@@ -324,11 +328,11 @@ class _Deform(torch.autograd.Function):
 
 
 def _launch(kernel, exact, inputs, weights, others, frames, count):
-    features, inner = weights[0].shape
+    features, inner = weights.feed_in.shape
     rows, warps = (32, 4) if kernel is _backward or exact else (64, 4)
     kernel[(triton.cdiv(count, rows), frames)](
         *inputs, *others, count,
-        D=features, F=inner, H=weights[4].shape[1], M=rows,
+        D=features, F=inner, H=weights.hidden.shape[1], M=rows,
         DOT=tl.float32 if exact else tl.bfloat16, PRECISION="ieee" if exact else "tf32",
         num_warps=warps,
     )  # fmt: skip
@@ -350,8 +354,8 @@ def deform(
     Args:
         x: [G, D] what attention is added to (the bias of its output included).
         query: [G, D] scaled queries.
-        keys: [B, 16, D], row 4 h + n is the key of head h for token n, zero outside the head's D.
-        merged: [B, 16, D], values after the output projection, in the same rows.
+        keys: [B, heads, 4, D / heads] of the tokens, at most 4 heads.
+        merged: [B, heads, 4, D], values after the output projection.
         base: [G, 64] canonical parameters plus the bias of the heads, in the order of
             `Weights.heads`: log scales, logit opacity.
         points: [G, 3] where colours are seen; gets no gradient.
@@ -363,4 +367,17 @@ def deform(
         means [B,G,3], quats [B,G,4], scales [B,G,3], opacities [B,G] and colors [B,G,3] as
         `rasterize` takes them.
     """
+    heads = keys.shape[1]
+    missing = (0, 0, 0, SLOTS - TOKENS * heads)
+    # Row 4 h + n of the matrix [16, D] of a frame: a head's key is zero in the others' columns.
+    apart = torch.eye(heads, device=keys.device)[:, None, :, None]
+    keys = (keys[:, :, :, None] * apart).flatten(3).flatten(1, 2)
+    keys, merged = F.pad(keys, missing), F.pad(merged.flatten(1, 2), missing)
     return _Deform.apply(exact, points, camera, x, query, keys, merged, base, *weights)
+
+
+def in_columns(values: Tensor) -> Tensor:
+    """Geometry and harmonics [N, 11 + 3 K] in the order of `Weights.heads`, [N, 64]."""
+    geometry, sh = values[:, :11], values[:, 11:].unflatten(-1, (-1, 3)).transpose(1, 2)
+    geometry = F.pad(geometry, (0, GEOMETRY - geometry.shape[-1]))
+    return torch.cat([geometry, F.pad(sh, (0, HARMONICS - sh.shape[-1])).flatten(1)], dim=-1)

@@ -5,10 +5,13 @@ condition tokens turns it into offsets of position, scale, rotation, opacity and
 deformation heads share their hidden layer, so that one product serves all Gaussians and heads.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -26,6 +29,9 @@ from talker.avatar.triplane import TriPlane
 from talker.config import from_mapping
 from talker.errors import UserError
 from talker.files import replacing
+
+if TYPE_CHECKING:
+    from talker.avatar.deform_triton import Weights
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,15 @@ class Gaussians:
     """logit, [(B,) G]"""
     sh: Tensor
     """[(B,) G, K, 3]"""
+
+
+class Shared(NamedTuple):
+    """What all frames of an avatar have in common."""
+
+    features: Tensor
+    """[G, D], what the tri-plane knows of each Gaussian"""
+    kernel_inputs: tuple[Tensor, Tensor, Tensor, Weights] | None
+    """of `talker.avatar.deform_triton.deform`, where that is used"""
 
 
 class Avatar(nn.Module):
@@ -112,9 +127,12 @@ class Avatar(nn.Module):
         """The canonical set, [G, ...]."""
         return Gaussians(**dict(self.canonical.items()))
 
-    def features(self) -> Tensor:
-        """What the tri-plane knows of each Gaussian [G, D]: the same in every frame."""
-        return self.query(self.planes(self.canonical["means"]))
+    def shared(self) -> Shared:
+        """What all frames have in common; computed once for a video, or for a training step."""
+        features = self.query(self.planes(self.canonical["means"]))
+        if not (features.is_cuda and self._fits_one_kernel()):
+            return Shared(features, None)
+        return Shared(features, self._kernel_inputs(features))
 
     def tokens(self, expression: Tensor, eye: Tensor, pose: Tensor) -> Tensor:
         """The conditions of B frames as tokens [B, 4, D].
@@ -134,12 +152,12 @@ class Avatar(nn.Module):
             dim=1,
         )
 
-    def splats(self, features: Tensor, tokens: Tensor, viewmats: Tensor) -> Splats:
-        """The deformed Gaussians of B frames, of `features` and `tokens`, as seen by `viewmats`."""
+    def splats(self, shared: Shared, tokens: Tensor, viewmats: Tensor) -> Splats:
+        """The deformed Gaussians of B frames, told by `tokens`, as seen by `viewmats`."""
         points = self.canonical["means"].detach()
-        if features.is_cuda and self._fits_one_kernel():
-            return self._splats_by_kernel(features, tokens, points, viewmats)
-        x = features[None]
+        if shared.kernel_inputs is not None:
+            return self._splats_by_kernel(shared.kernel_inputs, tokens, points, viewmats)
+        x = shared.features[None]
         for block in self.blocks:
             x = block(x, tokens)
         offsets = self.offsets(torch.relu(self.hidden(torch.relu(x))))
@@ -160,19 +178,11 @@ class Avatar(nn.Module):
         fits = all(width >= 16 and width & (width - 1) == 0 for width in widths)
         return fits and config.layers == 1 and config.heads <= 4
 
-    def _splats_by_kernel(
-        self, features: Tensor, tokens: Tensor, points: Tensor, viewmats: Tensor
-    ) -> Splats:
-        from talker.avatar.deform_triton import SLOTS, Weights, deform
+    def _kernel_inputs(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor, Weights]:
+        """`x`, `query`, `base` and `weights` of `deform_triton.deform`."""
+        from talker.avatar.deform_triton import Weights, in_columns
 
-        block = self.blocks[0]
-        assert isinstance(block, TokenAttention)
-        key, merged = block.project(tokens)
-        # Row h N + n of a [16, D] matrix a frame: a head's key is zero in the others' columns.
-        apart = torch.eye(block.heads, device=key.device)[:, None, :, None]
-        keys = (key[:, :, :, None] * apart).flatten(3).flatten(1, 2)
-        missing = (0, 0, 0, SLOTS - keys.shape[1])
-        base = self.gaussians()
+        block, base = self._only_block(), self.gaussians()
         flat = [base.means, base.quats, base.scales, base.opacities[:, None], base.sh.flatten(1)]
         weights = Weights(
             feed_in=block.feed_in.weight.T,
@@ -181,21 +191,31 @@ class Avatar(nn.Module):
             feed_out_bias=block.feed_out.bias,
             hidden=self.hidden.weight.T,
             hidden_bias=self.hidden.bias,
-            heads=_in_columns(self.offsets.weight.T),
+            heads=in_columns(self.offsets.weight.T),
             norm_attended=torch.stack([block.norm_attended.weight, block.norm_attended.bias]),
             norm_out=torch.stack([block.norm_out.weight, block.norm_out.bias]),
         )
-        made = deform(
-            features + block.merge.bias,
-            block.ask(features),
-            F.pad(keys, missing),
-            F.pad(merged.flatten(1, 2), missing),
-            _in_columns(torch.cat(flat, dim=-1) + self.offsets.bias),
-            points,
-            camera_centres(viewmats),
-            weights,
-        )
-        return Splats(*made)
+        base = in_columns(torch.cat(flat, dim=-1) + self.offsets.bias)
+        return features + block.merge.bias, block.ask(features), base, weights
+
+    def _only_block(self) -> TokenAttention:
+        block = self.blocks[0]
+        assert isinstance(block, TokenAttention)
+        return block
+
+    def _splats_by_kernel(
+        self,
+        inputs: tuple[Tensor, Tensor, Tensor, Weights],
+        tokens: Tensor,
+        points: Tensor,
+        viewmats: Tensor,
+    ) -> Splats:
+        from talker.avatar.deform_triton import deform
+
+        x, query, base, weights = inputs
+        key, merged = self._only_block().project(tokens)
+        centres = camera_centres(viewmats)
+        return Splats(*deform(x, query, key, merged, base, points, centres, weights))
 
     def pose_vector(self, viewmats: Tensor) -> Tensor:
         """What the network knows of the camera, standardised: viewmats [B, 4, 4] -> [B, 12]."""
@@ -209,7 +229,7 @@ class Avatar(nn.Module):
         Ks: Tensor,
         height: int,
         width: int,
-        features: Tensor | None = None,
+        shared: Shared | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Render B frames.
 
@@ -218,16 +238,16 @@ class Avatar(nn.Module):
             eye: [B], 0 open .. 1 closed.
             viewmats: [B, 4, 4] world to OpenCV camera, dm.
             Ks: [B, 3, 3], pixels.
-            features: of `features()`, where many calls share them.
+            shared: of `shared()`, where many calls have it in common.
 
         Returns:
             rgb [B, H, W, 3], premultiplied, and alpha [B, H, W, 1]: a frame is
             `rgb + (1 - alpha) * background`.
         """
-        if features is None:
-            features = self.features()
+        if shared is None:
+            shared = self.shared()
         tokens = self.tokens(self.speech_encoder(speech), eye, self.pose_vector(viewmats))
-        drawn = rasterize(self.splats(features, tokens, viewmats), viewmats, Ks, width, height)
+        drawn = rasterize(self.splats(shared, tokens, viewmats), viewmats, Ks, width, height)
         return drawn.rgb, drawn.alpha
 
     def save(self, folder: Path) -> None:
@@ -240,7 +260,7 @@ class Avatar(nn.Module):
             config.write_text(json.dumps(dataclasses.asdict(self.config), indent=2) + "\n")
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device | str = "cpu") -> "Avatar":
+    def load(cls, folder: Path, device: torch.device | str = "cpu") -> Avatar:
         """Read what `save` wrote.
 
         Raises:
@@ -288,15 +308,6 @@ def as_seen(gaussians: Gaussians, points: Tensor, viewmats: Tensor) -> Splats:
 def camera_centres(viewmats: Tensor) -> Tensor:
     """World positions [B, 3] of cameras [B, 4, 4]."""
     return -(viewmats[:, :3, :3].transpose(1, 2) @ viewmats[:, :3, 3:])[..., 0]
-
-
-def _in_columns(values: Tensor) -> Tensor:
-    """[N, 11 + 3 K] -> [N, 64], the order of `talker.avatar.deform_triton.Weights.heads`."""
-    from talker.avatar.deform_triton import GEOMETRY, HARMONICS
-
-    geometry, sh = values[:, :11], values[:, 11:].unflatten(-1, (-1, 3)).transpose(1, 2)
-    geometry = F.pad(geometry, (0, GEOMETRY - geometry.shape[-1]))
-    return torch.cat([geometry, F.pad(sh, (0, HARMONICS - sh.shape[-1])).flatten(1)], dim=-1)
 
 
 def _pose_vector(viewmats: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ def render_frames(
     avatar.eval()
     device = next(avatar.parameters()).device
     with torch.inference_mode():
-        features = avatar.features()
+        shared = avatar.shared()
 
     @torch.inference_mode()
     def render(start: int) -> np.ndarray:
@@ -90,7 +90,7 @@ def render_frames(
             torch.from_numpy(dataset.K).to(device).expand(len(ids), 3, 3),
             dataset.height,
             dataset.width,
-            features,
+            shared,
         )
         colours = rgb + (1 - alpha) * backgrounds.to(device).float().div(255)
         return colours.clamp(0, 1).mul(255).round().byte().cpu().numpy()
