@@ -35,8 +35,8 @@ AT_LEAST = {
 }
 """Facts whose limit is a lower one."""
 
-LITTLE_TURN = 5.0
-"""Degrees."""
+LITTLE_TURN, DOUBTFUL_LAG = 5.0, 2.0
+"""Degrees and frames that are worth a warning."""
 
 CHANGE, CLEARANCE = 24, 8
 """Grey levels from which a pixel has changed; pixels of a 512-pixel image around the person that
@@ -70,8 +70,8 @@ class Limits:
     """range of the mouth's opening (2nd to 98th percentile), distances between the eyes"""
     min_sync: float = 0.25
     """correlation of the mouth's opening with what the sound says of it"""
-    max_lag: float = 2.0
-    """frames by which sound and picture may be apart"""
+    max_lag: float = 3.0
+    """frames by which sound and picture may be apart; real clips that are in time measure -1 to 2"""
     sure_lag: float = 0.4
     """correlation from which a lag is believed"""
     max_background: float = 15.0
@@ -220,8 +220,8 @@ def _failures(facts: dict[str, Any], limits: Limits) -> Iterator[str]:
         "the sound says nothing about the mouth: correlation {:.2f}",
         "use a clip in which the person in the picture is the one who is heard, without music",
     )
-    if _off(facts, limits) and facts["sync_correlation"] >= limits.sure_lag:
-        lag = facts["sync_lag_frames"]
+    lag = facts.get("sync_lag_frames")
+    if lag is not None and abs(lag) > limits.max_lag and _sure(facts, limits):
         yield (
             f"the sound comes {abs(lag):.1f} frames {'late' if lag > 0 else 'early'} (limit: at "
             f"most {limits.max_lag:g}); `audio: {{lag_frames: {round(lag)}}}` moves it back"
@@ -242,13 +242,17 @@ def _warnings(facts: dict[str, Any], limits: Limits) -> Iterator[str]:
         yield "the focal length is at its bound: give `track: {focal_px: ...}` if you know it"
     if facts["blinks"] == 0:
         yield "no blink was seen: the avatar cannot learn to close its eyes"
-    if _off(facts, limits) and facts["sync_correlation"] < limits.sure_lag:
-        yield f"the sound may come {facts['sync_lag_frames']:+.1f} frames late: look and listen"
-
-
-def _off(facts: dict[str, Any], limits: Limits) -> bool:
     lag = facts.get("sync_lag_frames")
-    return lag is not None and abs(lag) > limits.max_lag
+    if lag is not None and abs(lag) > DOUBTFUL_LAG:
+        late = f"{abs(lag):.1f} frames {'late' if lag > 0 else 'early'}"
+        if not _sure(facts, limits):
+            yield f"the sound may come {late}: look and listen"
+        elif abs(lag) <= limits.max_lag:
+            yield f"the sound comes {late}: within the limit, but look and listen"
+
+
+def _sure(facts: dict[str, Any], limits: Limits) -> bool:
+    return facts["sync_correlation"] >= limits.sure_lag
 
 
 def background_change(

@@ -131,4 +131,6 @@ def test_warnings_do_not_stop(name: str):
 
 def test_uncertain_lag_is_a_warning_only():
     verdict = judge(GOOD | {"sync_lag_frames": -4.0, "sync_correlation": 0.3}, Limits())
-    assert not verdict.failures and "-4.0 frames" in verdict.warnings[0]
+    assert not verdict.failures and "may come 4.0 frames early" in verdict.warnings[0]
+    verdict = judge(GOOD | {"sync_lag_frames": 2.5}, Limits())
+    assert not verdict.failures and "comes 2.5 frames late" in verdict.warnings[0]
