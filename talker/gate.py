@@ -71,7 +71,7 @@ class Limits:
     min_sync: float = 0.25
     """correlation of the mouth's opening with what the sound says of it"""
     max_lag: float = 3.0
-    """frames by which sound and picture may be apart; real clips that are in time measure -1 to 2"""
+    """frames by which sound and picture may be apart; clips that are in time measure -1 to 2"""
     sure_lag: float = 0.4
     """correlation from which a lag is believed"""
     max_background: float = 15.0
