@@ -143,14 +143,13 @@ def track(
         UserError: too few frames show a face that is large enough.
     """
     points = points.astype(float)
-    template = head.landmarks(head.vertices.astype(float))
     rejected = unusable(clip, points, valid, config)
     ids = others(clip, rejected)
-    cuts = find_cuts(clip, images, points, ids) if len(ids) else []
+    cuts = find_cuts(clip, images, points, ids)
     if cuts and not config.all_segments:
-        kept = max(np.split(ids, np.searchsorted(ids, cuts)), key=len)
-        rejected |= {int(i): "another shot" for i in np.setdiff1d(ids, kept)}
-        ids = kept
+        longest = max(np.split(ids, np.searchsorted(ids, cuts)), key=len)
+        reject(rejected, np.setdiff1d(ids, longest), "another shot")
+        ids = longest
     if len(ids) < config.min_frames:
         width = np.ptp(points[valid][..., 0], axis=1) if valid.any() else np.zeros(1)
         raise UserError(
@@ -159,26 +158,22 @@ def track(
             f"(faces are {np.median(width):.0f} pixels wide); use a longer clip or one in which "
             "the face is larger"
         )
-    side = max(clip.width, clip.height)
     rigid = fit_rigid(
         points[ids],
-        template,
+        head.landmarks(head.vertices.astype(float)),
         clip.width,
         clip.height,
-        focal_range=(config.focal_px, config.focal_px)
-        if config.focal_px is not None
-        else (config.focal_range[0] * side, config.focal_range[1] * side),
+        focal_range=focal_range(clip, config),
         distance=config.distance,
         distance_sigma=config.distance_sigma,
         keyframes=config.keyframes,
     )
     bad = outliers(rigid.residual, floor=HUBER * rigid.unit)
-    rejected |= {int(i): "landmarks do not fit the head" for i in ids[bad]}
     pitch, yaw, _ = np.abs(np.degrees(pose_from_viewmats(rigid.viewmats)[0])).T
     turned = ~bad & ((yaw > config.max_yaw) | (pitch > config.max_pitch))
-    rejected |= {int(i): "the head is turned away" for i in ids[turned]}
-    usable = ~(bad | turned)
-    ids, viewmats = ids[usable], rigid.viewmats[usable]
+    reject(rejected, ids[bad], "landmarks do not fit the head")
+    reject(rejected, ids[turned], "the head is turned away")
+    ids, viewmats = ids[~(bad | turned)], rigid.viewmats[~(bad | turned)]
     if len(ids) < config.min_frames:
         raise UserError(
             f"only {len(ids)} of {clip.frames} frames show a face from the front, at least "
@@ -192,78 +187,107 @@ def track(
     expression[ids] = weights
 
     followed = np.sort(np.argsort(-rigid.weights, kind="stable")[:FLOW_PLACES])
-    stable = rigid.mesh[rigid.stable]
+    stable, observed = rigid.mesh[rigid.stable], points[:, rigid.stable, :2]
     alone = fill_poses(viewmats, ids, clip.frames)
-    patches = np.zeros((clip.frames, *FACE.shape), np.uint8)
-
-    def looked_at() -> Iterator[np.ndarray]:
-        frames = progress(read_numbered(images, clip), "flow", clip.frames)
-        for i, image in enumerate(frames):
-            patches[i] = face_patch(image, points[i])
-            yield image
-
-    flows = follow_points(looked_at(), project(stable[followed], alone, rigid.K), STEPS)
+    places = project(stable[followed], alone, rigid.K)
+    flows, patches = watch(clip, images, points, places)
     shot = np.searchsorted(cuts, np.arange(clip.frames), side="right")
     usable = np.isin(np.arange(clip.frames), ids)
-    linked = usable[1:] & usable[:-1] & (shot[1:] == shot[:-1])
-    units = rigid.K / [[rigid.unit], [rigid.unit], [1.0]]
-    observed = points[:, rigid.stable, :2]
     viewmats = fuse(
         alone,
         observed / rigid.unit,
         stable,
         rigid.weights * usable[:, None],
-        units,
+        rigid.K / [[rigid.unit], [rigid.unit], [1.0]],
         flows[1],
         followed,
-        linked,
+        usable[1:] & usable[:-1] & (shot[1:] == shot[:-1]),
         rigid.unit,
         config.flow_points,
     )
-    still = still_frames(flows[1], config.max_still)
-    rejected |= {int(i): "the picture stands still" for i in np.intersect1d(ids, still)}
+    still = np.intersect1d(ids, still_frames(flows[1], config.max_still))
     ids = np.setdiff1d(ids, still)
     covered = ids[covered_frames(patches[ids])] if len(ids) else ids
-    rejected |= {int(i): "something covers the face" for i in covered}
     ids = np.setdiff1d(ids, covered)
+    reject(rejected, still, "the picture stands still")
+    reject(rejected, covered, "something covers the face")
     if not len(ids):
         raise UserError(
             "the picture stands still, or something covers the face, all through; expected a "
             "video of a talking head"
         )
     viewmats = fill_poses(viewmats[ids], ids, clip.frames)
+    usable = np.isin(np.arange(clip.frames), ids)
+    expression[~usable] = 0.0
     residual = np.full(clip.frames, np.nan)
     off = np.linalg.norm(project(stable, viewmats[ids], rigid.K) - observed[ids], axis=-1)
     residual[ids] = np.median(off, axis=1)
-    valid = np.isin(np.arange(clip.frames), ids)
-    motion = {
-        name: {
-            step: common_motion(poses, stable[followed], rigid.K, flow, step, valid, shot)
-            for step, flow in flows.items()
-        }
-        for name, poses in (("landmarks", alone), ("final", viewmats))
-    }
 
     fitted, identity = fit_head(head, rigid.mesh)
     vertices, faces = head_surface(head, with_hair(head, fitted))
     origin = rigid.mesh.mean(axis=0)
-    viewmats[:, :3, 3] += viewmats[:, :3, :3] @ origin
     return Track(
-        viewmats=viewmats,
+        viewmats=moved_origin(viewmats, origin),
         focal=float(rigid.K[0, 0]),
         rejected=dict(sorted(rejected.items())),
         cuts=cuts,
         residual=residual,
-        motion=motion,
+        motion={
+            name: {
+                step: common_motion(poses, stable[followed], rigid.K, flow, step, usable, shot)
+                for step, flow in flows.items()
+            }
+            for name, poses in (("landmarks", alone), ("final", viewmats))
+        },
         followed=flows[1].share,
         focal_curve=rigid.focal_curve,
         mesh=rigid.mesh - origin,
-        expression=expression * valid[:, None],
+        expression=expression,
         basis=basis,
         identity=identity,
         vertices=vertices - origin,
         faces=faces,
     )
+
+
+def focal_range(clip: Clip, config: Config) -> tuple[float, float]:
+    """Least and greatest focal length, pixels; equal if it is given."""
+    if config.focal_px is not None:
+        return config.focal_px, config.focal_px
+    low, high = config.focal_range
+    side = max(clip.width, clip.height)
+    return low * side, high * side
+
+
+def moved_origin(viewmats: np.ndarray, origin: np.ndarray) -> np.ndarray:
+    """The same cameras [T, 4, 4] for a world whose origin [3] lies there."""
+    moved = viewmats.copy()
+    moved[:, :3, 3] += viewmats[:, :3, :3] @ origin
+    return moved
+
+
+def reject(rejected: dict[int, str], ids: np.ndarray, reason: str) -> None:
+    """Note why the frames `ids` are of no use."""
+    rejected |= {int(i): reason for i in ids}
+
+
+def watch(
+    clip: Clip, images: Path, points: np.ndarray, places: np.ndarray
+) -> tuple[dict[int, Flow], np.ndarray]:
+    """See all frames once: flow of `places` [T, P, 2] over `STEPS`, patches of the faces `points`.
+
+    Returns:
+        {step: Flow}, and patches uint8 [T, 64, 64] (`talker.head.occlusion`).
+    """
+    patches = np.zeros((clip.frames, *FACE.shape), np.uint8)
+
+    def look() -> Iterator[np.ndarray]:
+        frames = progress(read_numbered(images, clip), "flow", clip.frames)
+        for i, image in enumerate(frames):
+            patches[i] = face_patch(image, points[i])
+            yield image
+
+    return follow_points(look(), places, STEPS), patches
 
 
 def unusable(clip: Clip, points: np.ndarray, valid: np.ndarray, config: Config) -> dict[int, str]:
@@ -286,6 +310,8 @@ def others(clip: Clip, rejected: dict[int, str]) -> np.ndarray:
 
 def find_cuts(clip: Clip, images: Path, points: np.ndarray, ids: np.ndarray) -> list[int]:
     """The first frames of new shots among the frames `ids`, which show faces [T, 478, 3]."""
+    if not len(ids):
+        return []
     faces = points[ids, :, :2]
     jump = np.linalg.norm(np.diff(faces.mean(axis=1), axis=0), axis=1)
     width = np.ptp(faces[..., 0], axis=1)

@@ -390,3 +390,8 @@ def test_real_faces_fit(clips: Path, head: MorphableHead, name: str, tmp_path: P
     K = intrinsics(found.focal, clip.width, clip.height)
     off = np.linalg.norm(project(shapes, found.viewmats, K) - points[..., :2], axis=-1)
     assert np.median(off[found.valid]) <= 0.006 * face
+
+
+def test_model_without_its_files_is_refused(dataset: Path, tmp_path: Path):
+    with pytest.raises(UserError, match="model_files: missing; head model 'bfm2009' needs"):
+        run(tmp_path / "me", dataset, *given(dataset), model="bfm2009")
