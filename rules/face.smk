@@ -94,6 +94,7 @@ rule track:
         train="data/{subject}/transforms_train.json",
         val="data/{subject}/transforms_val.json",
         report="data/{subject}/track_report.json",
+        overlay="data/{subject}/track_overlay.mp4",
     log:
         "logs/{subject}/track.log",
     benchmark:
@@ -105,14 +106,16 @@ rule track:
         mem_mb=3000,
         runtime=30,
     params:
+        images=rules.frames.output.images,
         options=flags("track"),
         recipe=recipe("track", after=[rules.landmarks]),
     message:
         "{wildcards.subject}: head pose of every frame, focal length, face shape"
     shell:
-        "talker track --clip {input.clip:q} --landmarks {input.landmarks:q}"
+        "talker track --clip {input.clip:q} --images {params.images:q}"
+        " --landmarks {input.landmarks:q}"
         " --params {output.params:q} --train {output.train:q} --val {output.val:q}"
-        " --report {output.report:q} {params.options} > {log:q} 2>&1"
+        " --report {output.report:q} --overlay {output.overlay:q} {params.options} > {log:q} 2>&1"
 
 
 rule background:

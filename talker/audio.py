@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from talker.clip import SAMPLE_RATE, SAMPLES_PER_FRAME, Clip
+from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Clip
 from talker.errors import UserError
 from talker.files import replacing
 from talker.media.audio import decode_audio, write_wav
@@ -24,19 +24,22 @@ class Config:
 
     warn_missing: float = 0.5
     """Seconds of sound that may be missing at the end of a clip before the log says so."""
+    lag_frames: int = 0
+    """Frames by which the sound of the source comes late; it is moved back by as many."""
 
 
-def clip_sound(source: Path, clip: Clip, warn_missing: float) -> np.ndarray:
+def clip_sound(source: Path, clip: Clip, config: Config) -> np.ndarray:
     """Decode the sound that belongs to a clip's frames as int16 [640 T].
 
     Raises:
         UserError: `source` has no sound, or only silence, within the clip.
     """
-    samples = decode_audio(source, clip.source.video_start)[: clip.samples]
+    start = clip.source.video_start + config.lag_frames / FPS
+    samples = decode_audio(source, start)[: clip.samples]
     if not samples.any():
         raise UserError(f"{source}: expected speech, but its sound is silent all through")
     missing = clip.samples - len(samples)
-    if missing > warn_missing * SAMPLE_RATE:
+    if missing > config.warn_missing * SAMPLE_RATE:
         logger.warning(
             "%s: its sound ends %.1f s before its pictures; silence fills the rest",
             source,
@@ -75,7 +78,7 @@ def main(
         outputs = {wav: whole_frames(decode_audio(source))}
     else:
         about = Clip.load(clip)
-        samples = clip_sound(source, about, config.warn_missing)
+        samples = clip_sound(source, about, config)
         split = about.train_frames * SAMPLES_PER_FRAME
         parts = (wav, samples), (train, samples[:split]), (novel, samples[split:])
         outputs = {path: part for path, part in parts if path}

@@ -1,15 +1,17 @@
-"""Prove that a dataset folder is complete and consistent, and list all its faults at once.
+"""Prove that a dataset folder is complete and consistent, and that it can give a good avatar.
 
-Reads folders of the published AD-NeRF-family scripts too; notes what is worth knowing of a clip.
+Lists all faults at once; reads folders of the published AD-NeRF-family scripts too. A clip beyond
+the limits of `talker.gate` is refused with reasons and advice, unless forced.
 `talker check --data data/me --quality data/me/quality.json`
 """
 
 import json
 import logging
 import wave
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,19 @@ from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Clip, load_per_fram
 from talker.dataset import SPEECH_FILES, load_array, load_au45, load_json, load_lms, load_params
 from talker.errors import UserError
 from talker.files import replacing
+from talker.gate import (
+    FACE,
+    Limits,
+    background_change,
+    judge,
+    lag_of,
+    mouth_opening,
+    sync_curve,
+)
 from talker.head.camera import transform_matrices
 from talker.media.header import image_header
 from talker.media.image import read_image
+from talker.media.masks import COLOURS, HEAD, to_classes
 
 logger = logging.getLogger(__name__)
 
@@ -33,14 +45,22 @@ IMAGES = {
 }
 """Folders of images, one a frame: suffix, channels, the stage that writes them."""
 
-PARSING_COLOURS = {
-    "background": (255, 255, 255),
-    "head": (0, 0, 255),
-    "neck": (0, 255, 0),
-    "torso": (255, 0, 0),
-}
 POSE_TOLERANCE = 1e-5
 SOUND_TOLERANCE = 1.0  # s, in folders that talker did not make
+MEASURES = (
+    "valid_percent",
+    "usable_seconds",
+    "residual_percent_of_face",
+    "c1_px",
+    "c5_px",
+    "rival_percent",
+    "blinks",
+    "mouth_range",
+    "sync_correlation",
+    "sync_lag_frames",
+    "background_change_percent",
+)
+"""Facts that the log shows."""
 BLINK = 2.0  # AU45 above which the avatar takes an eye for closed
 
 
@@ -54,6 +74,9 @@ class Config:
     """frame numbers that are named in a message"""
     threads: int = 8
     """files that are read at a time"""
+    force: bool = False
+    """go on with a clip beyond the limits"""
+    limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(frozen=True)
@@ -164,25 +187,24 @@ def _header_fault(path: Path, expected: tuple[int, int, int]) -> str | None:
 
 def colour_faults(folder: Folder) -> Iterator[str]:
     """A sample of masks holds the four exact colours and no other, and a head."""
-    known = {_code(np.array(colour)): name for name, colour in PARSING_COLOURS.items()}
+    known = _code(COLOURS).tolist()
     sample = np.unique(np.linspace(0, folder.frames - 1, folder.config.sample).astype(int))
     for i in sample:
         path = folder.path / "parsing" / f"{i}.png"
         if not path.exists():
             continue
         codes = set(np.unique(_code(read_image(path)[..., :3])).tolist())
-        if foreign := codes - known.keys():
+        if foreign := codes - set(known):
             yield (
                 f"{path}: {len(foreign)} colours are none of the four of a mask, "
                 f"#{min(foreign):06x} among them; masks must not be resized or compressed"
             )
-        elif "head" not in {known[code] for code in codes}:
+        elif known[HEAD] not in codes:
             yield f"{path}: shows no head; run `talker parsing` again"
 
 
-def _code(pixels: np.ndarray) -> np.ndarray | int:
-    values = pixels.astype(np.int64) @ np.array([65536, 256, 1])
-    return values if values.ndim else int(values)
+def _code(pixels: np.ndarray) -> np.ndarray:
+    return pixels.astype(np.int64) @ np.array([65536, 256, 1])
 
 
 def landmark_faults(folder: Folder) -> Iterator[str]:
@@ -387,41 +409,128 @@ def check(path: Path, config: Config) -> dict[str, Any]:
 
 
 def quality(folder: Folder) -> dict[str, Any]:
-    """Facts about a folder without faults."""
+    """Facts about a folder without faults; None: not to be known from these files."""
     params = load_params(folder.path / "track_params.pt")
     valid = params["valid"].numpy() if "valid" in params else np.ones(folder.frames, bool)
     au45 = load_au45(folder.path / "au.csv")
-    faces = np.array(
-        [np.ptp(load_lms(folder.path / "ori_imgs" / f"{i}.lms")[:, 0]) for i in folder.ids]
-    )
+    landmarks = np.stack([load_lms(folder.path / "ori_imgs" / f"{i}.lms") for i in folder.ids])
     edges = np.flatnonzero(np.diff(np.concatenate([[False], valid, [False]]).astype(int)))
     longest = int((edges[1::2] - edges[::2]).max(initial=0))
     closing = au45 > BLINK
+    tracking = tracking_facts(folder)
+    other_shots = tracking["rejected"].get("another shot", 0)
+    speech = [name for name, file in SPEECH_FILES.items() if (folder.path / file).exists()]
     return {
         "frames": folder.frames,
         "seconds": folder.frames / FPS,
         "width": folder.width,
         "height": folder.height,
         "train_frames": folder.train_frames,
-        "valid_percent": 100.0 * float(valid.mean()),
+        "valid_percent": 100.0 * int(valid.sum()) / max(folder.frames - other_shots, 1),
+        "usable_seconds": int(valid.sum()) / FPS,
         "longest_valid_seconds": longest / FPS,
-        "face_width_px": float(np.median(faces[valid])),
+        "held_out_frames": int(valid[folder.train_frames :].sum()),
+        "face_width_px": float(np.median(np.ptp(landmarks[valid, :, 0], axis=1))),
+        **tracking,
+        "rival_percent": rival_share(folder),
         "blinks": int((closing[1:] & ~closing[:-1]).sum() + closing[0]),
-        "speech": [name for name, file in SPEECH_FILES.items() if (folder.path / file).exists()],
+        "blink_range": float(np.ptp(au45)),
+        **mouth_facts(folder, mouth_opening(landmarks), valid, SPEECH_FILES[speech[0]]),
+        "background_change_percent": background_share(folder),
+        "speech": speech,
     }
 
 
+def tracking_facts(folder: Folder) -> dict[str, Any]:
+    """What track_report.json says, in folders that talker made."""
+    path = folder.path / "track_report.json"
+    if not path.exists():
+        return {"rejected": {}}
+    report = load_json(path)
+    scale = FACE / report["face_width_px"]
+    motion = report["motion_px"]["final"]
+    shots = [shot["residual_px"] for shot in report["segments"] if shot["residual_px"] is not None]
+    return {
+        "rejected": dict(Counter(row["reason"] for row in report["rejected"])),
+        "shots": len(report["segments"]),
+        "worst_shot_ratio": max(shots) / min(shots),
+        "residual_percent_of_face": report["residual"]["percent_of_face"],
+        "c1_px": motion["c1"],
+        "c5_px": motion["c5"],
+        "c1_px_at_250": None if motion["c1"] is None else scale * motion["c1"],
+        "c5_px_at_250": None if motion["c5"] is None else scale * motion["c5"],
+        "yaw_range_degrees": report["degrees"]["yaw_high"] - report["degrees"]["yaw_low"],
+        "focal_at_bound": report["focal"]["at_bound"],
+    }
+
+
+def rival_share(folder: Folder) -> float | None:
+    """Percent of the frames in which another face is more than half as large."""
+    if not folder.own:
+        return None
+    rival = load_per_frame(folder.path / "landmarks.npz", folder.frames).get("rival")
+    return None if rival is None else 100.0 * float((rival > 0.5).mean())
+
+
+def mouth_facts(
+    folder: Folder, mouth: np.ndarray, valid: np.ndarray, speech: str
+) -> dict[str, float | None]:
+    """How far the mouth opens and how the sound goes with it."""
+    low, high = np.percentile(mouth[valid], [2, 98])
+    curve = sync_curve(load_array(folder.path / speech), mouth, valid)
+    lag, peak = lag_of(curve) if np.isfinite(curve).any() else (None, None)
+    return {
+        "mouth_range": float(high - low),
+        "sync_correlation": peak,
+        "sync_lag_frames": lag,
+    }
+
+
+def background_share(folder: Folder) -> float:
+    """How much of the background changes, in percent, in a sample of frames."""
+    sample = np.unique(np.linspace(0, folder.frames - 1, folder.config.sample).astype(int))
+    paths = [folder.path / "parsing" / f"{i}.png" for i in sample]
+    return background_change(
+        (read_image(folder.path / "ori_imgs" / f"{i}.jpg") for i in sample),
+        (to_classes(read_image(path), path) for path in paths),
+        read_image(folder.path / "bc.jpg"),
+    )
+
+
 def main(*, data: Path, quality: Path, config: Config = Config()) -> None:
-    """Prove that a dataset folder is complete and consistent, and note what it is like.
+    """Prove that a dataset folder is complete and consistent, and that training is worth it.
 
     Args:
         data: the dataset folder.
-        quality: JSON to write: length, valid share, size of the face, blinks.
+        quality: JSON to write: what was measured, the reasons to refuse the clip, warnings.
         config: options.
     """
     facts = check(data, config)
+    verdict = judge(facts, config.limits)
+    facts |= {
+        "accepted": not verdict.failures or config.force,
+        "failures": verdict.failures,
+        "warnings": verdict.warnings,
+    }
     with replacing(quality) as (scratch,):
         scratch.write_text(json.dumps(facts, indent=2) + "\n")
+    for name in MEASURES:
+        if facts.get(name) is not None:
+            logger.info("%-26s %8.3f", name, facts[name])
+    for warning in verdict.warnings:
+        logger.warning("warning: %s", warning)
+    if verdict.failures and not config.force:
+        raise UserError(
+            "\n  ".join(
+                [
+                    f"{data}: this clip will not make a good avatar; --force goes on nevertheless "
+                    "(`check: {force: true}` among the workflow's options)",
+                    *verdict.failures,
+                ]
+            )
+        )
+    for failure in verdict.failures:
+        logger.warning("forced: %s", failure)
     logger.info(
         "%s: complete and consistent, %d frames, %.0f %% of them tracked",
         data,

@@ -83,6 +83,13 @@ def interpolate(points: np.ndarray, valid: np.ndarray) -> np.ndarray:
     return points[good[before]] * (1 - part) + points[good[after]] * part
 
 
+def rival(boxes: np.ndarray, row: int) -> float:
+    """Area of the largest other box of [N, 4] over that of the chosen row (-1: none is chosen)."""
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    others = np.delete(areas, row) if row >= 0 else areas[:0]
+    return float(others.max() / areas[row]) if len(others) else 0.0
+
+
 def _chosen(candidates: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
     """The chosen row of each frame that has one."""
     return np.array([each[row] for each, row in zip(candidates, rows, strict=True) if row >= 0])
@@ -110,8 +117,9 @@ def find(clip: Clip, images: Path, config: Config) -> dict[str, np.ndarray]:
     """Follow one face through the clip.
 
     Returns:
-        valid bool [T]; points float32 [T, 478, 3] px; n_faces int32 [T]; box float32 [T, 4] px,
-        the bounding box of the points. Invalid rows are interpolated.
+        valid bool [T]; points float32 [T, 478, 3] px; n_faces int32 [T]; rival float32 [T], area
+        of the largest other face over that of this one; box float32 [T, 4] px, the bounding box
+        of the points. Invalid rows are interpolated.
 
     Raises:
         UserError: too few frames show the face.
@@ -121,7 +129,8 @@ def find(clip: Clip, images: Path, config: Config) -> dict[str, np.ndarray]:
         for boxes in progress(detect_faces(read_numbered(images, clip)), "faces", clip.frames)
     ]
     n_faces = np.array([len(boxes) for boxes in found], np.int32)
-    rows, columns = _window(_chosen(found, follow(found, config)), clip.height, clip.width)
+    followed = follow(found, config)
+    rows, columns = _window(_chosen(found, followed), clip.height, clip.width)
     crops = (np.ascontiguousarray(image[rows, columns]) for image in read_numbered(images, clip))
     most = int(np.clip(n_faces.max(), 1, config.max_faces))
     shift = np.array([columns.start, rows.start, 0], np.float32)
@@ -140,7 +149,15 @@ def find(clip: Clip, images: Path, config: Config) -> dict[str, np.ndarray]:
     points = np.zeros((clip.frames, MESH_POINTS, 3), np.float32)
     points[valid] = _chosen(meshes, chosen)
     points = interpolate(points, valid)
-    return {"valid": valid, "points": points, "n_faces": n_faces, "box": _bounding_boxes(points)}
+    return {
+        "valid": valid,
+        "points": points,
+        "n_faces": n_faces,
+        "rival": np.array(
+            [rival(boxes, row) for boxes, row in zip(found, followed, strict=True)], np.float32
+        ),
+        "box": _bounding_boxes(points),
+    }
 
 
 def main(*, clip: Path, images: Path, landmarks: Path, config: Config = Config()) -> None:

@@ -43,7 +43,7 @@ def test_flash_and_beep_stay_together(tmp_path, rate, video_start, sound_start, 
     path = write_flashes(tmp_path / f"a{suffix}", times, flashes, Fraction(sound_start))
     clip = plan(probe(path), None, 512)
     levels = np.array([frame.mean() for frame in read_frames(path, clip.source)])
-    sound = audio.clip_sound(path, clip, warn_missing=0.5)
+    sound = audio.clip_sound(path, clip, audio.Config())
     seen = onsets(levels, 128, quiet=3) / 25
     heard = onsets(sound, 3000, quiet=1600) / 16_000
     assert len(levels) == clip.frames
@@ -73,9 +73,19 @@ def test_the_splits_are_the_whole_cut_at_the_last_training_frame(tmp_path, clip_
     assert wav.read_bytes() == first
 
 
+@pytest.mark.parametrize("lag", [-3, 4])
+def test_a_constant_lag_is_taken_out(tmp_path, clip_file, lag):
+    clip = Clip.load(clip_file)
+    as_it_is = audio.clip_sound(tmp_path / "a.mp4", clip, audio.Config())
+    moved = audio.clip_sound(tmp_path / "a.mp4", clip, audio.Config(lag_frames=lag))
+    assert moved.shape == as_it_is.shape
+    first, second = (onsets(sound, 3000, quiet=1600)[0] for sound in (as_it_is, moved))
+    assert first - second == pytest.approx(640 * lag, abs=2)
+
+
 def test_sound_that_ends_early_is_filled_with_silence(tmp_path, clip_file, caplog):
     clip = dataclasses.replace(Clip.load(clip_file), frames=100)
-    sound = audio.clip_sound(tmp_path / "a.mp4", clip, warn_missing=0.5)
+    sound = audio.clip_sound(tmp_path / "a.mp4", clip, audio.Config())
     assert sound.shape == (64_000,)
     assert not sound[35_000:].any()
     assert "silence fills the rest" in caplog.text
@@ -137,7 +147,7 @@ def test_silence_is_new_speech_but_no_clip(tmp_path):
     audio.main(source=video, wav=tmp_path / "out.wav")
     assert not read_wav(tmp_path / "out.wav").any()
     with pytest.raises(UserError, match=r"a\.mkv: expected speech, but its sound is silent"):
-        audio.clip_sound(video, plan(probe(video), None, 512), warn_missing=0.5)
+        audio.clip_sound(video, plan(probe(video), None, 512), audio.Config())
 
 
 def test_a_video_without_sound_is_refused(tmp_path):

@@ -12,9 +12,11 @@ import torch
 
 from talker.check import Config, check, main
 from talker.errors import UserError
+from talker.gate import Limits
 from talker.media.image import read_image, write_image
 
 FRAMES = 100
+SHORT = Limits(min_seconds=3.0)
 
 
 @pytest.fixture
@@ -30,13 +32,28 @@ def faults_of(folder: Path) -> list[str]:
 
 
 def test_whole_folder_passes(dataset: Path, tmp_path: Path):
-    main(data=dataset, quality=tmp_path / "quality.json")
+    main(data=dataset, quality=tmp_path / "quality.json", config=Config(limits=SHORT))
     facts = json.loads((tmp_path / "quality.json").read_text())
     assert facts["frames"] == FRAMES and facts["seconds"] == FRAMES / 25
     assert facts["valid_percent"] == 100.0 and facts["longest_valid_seconds"] == FRAMES / 25
     assert facts["train_frames"] == 90
     assert 0.2 * facts["width"] < facts["face_width_px"] < 0.8 * facts["width"]
     assert facts["speech"] == ["hama"]
+    assert facts["accepted"] and not facts["failures"]
+    assert facts["mouth_range"] > 0.05 and facts["background_change_percent"] < 5
+
+
+def test_poor_clip_is_refused_with_reasons_unless_forced(
+    dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    quality = tmp_path / "quality.json"
+    with pytest.raises(UserError, match=r"(?s)--force.*only 4\.0 s of the clip.*longer clip"):
+        main(data=dataset, quality=quality)
+    facts = json.loads(quality.read_text())
+    assert not facts["accepted"] and len(facts["failures"]) == 1
+    main(data=dataset, quality=quality, config=Config(force=True))
+    assert json.loads(quality.read_text())["accepted"]
+    assert "forced: only 4.0 s" in caplog.text
 
 
 def test_blinks_are_counted(folder: Path, tmp_path: Path):

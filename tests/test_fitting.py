@@ -124,7 +124,7 @@ def test_equations_are_the_derivatives_of_the_cost(template: np.ndarray):
         for sign in (1, -1):
             move = np.zeros((4, 6))
             move[2, unknown] = sign * step
-            ends.append(cost(fitting._moved(state[0], move), points, K))
+            ends.append(cost(fitting.moved_by(state[0], move), points, K))
         slope = (ends[0] - ends[1]) / (2 * step)
         np.testing.assert_allclose(2 * equations.gradient[12 + unknown], slope, rtol=1e-4)
     ends = [cost(state[0], points + sign * step * np.eye(len(points), 3), K) for sign in (1, -1)]
@@ -243,37 +243,6 @@ def test_gaps_are_filled_along_the_shortest_turn():
         np.array([[x, 0, -8] for x in (0, 0, 0, 0.25, 0.5, 0.75, 1, 1, 1)]),
     )
     np.testing.assert_allclose(filled, expected, atol=1e-12)
-
-
-def test_even_motion_is_not_changed_by_steadying():
-    steps = np.linspace(-1, 1, 60)
-    euler = np.outer(steps, np.radians([0, 20, 0]))
-    trans = np.column_stack([steps, steps**2, np.full(60, -8.0)])
-    viewmats = viewmats_from_pose(euler, trans)
-    np.testing.assert_allclose(
-        fitting.steady_poses(viewmats, np.zeros(3), 3.0), viewmats, atol=1e-9
-    )
-
-
-def test_steadying_removes_jitter_without_lag(template: np.ndarray):
-    scene = make_scene(person(template, 9), 9, frames=300, noise=1.0)
-    rng = np.random.default_rng(9)
-    jitter = rng.normal(size=(300, 1, 4)) * 0.01
-    bent = scene.meshes.copy()
-    bent[..., :2] += scene.meshes[..., :2] * jitter[..., :2] - (256 * jitter[..., :2])
-    bent[..., 0] += (scene.meshes[..., 1] - 256) * jitter[..., 0, None][..., 0]
-    found = solve(dataclasses.replace(scene, meshes=bent), template)
-    centre = found.mesh.mean(axis=0)
-    steady = fitting.steady_poses(found.viewmats, centre, 3.0)
-
-    def shake(viewmats: np.ndarray) -> float:
-        off = viewmats[:, :3, :3] - scene.viewmats[:, :3, :3]
-        return float(np.sqrt((np.diff(off, 2, axis=0) ** 2).mean()))
-
-    assert shake(steady) < 0.4 * shake(found.viewmats)
-    assert rotation_error(steady, scene.viewmats) < rotation_error(found.viewmats, scene.viewmats)
-    before, after = (project(centre[None], each, found.K) for each in (found.viewmats, steady))
-    np.testing.assert_allclose(after, before, atol=1e-9)
 
 
 def test_same_input_gives_the_same_bytes(template: np.ndarray):

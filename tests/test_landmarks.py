@@ -8,7 +8,7 @@ import pytest
 from talker.clip import Clip, Source, load_per_frame
 from talker.errors import UserError
 from talker.head.landmarks68 import landmarks68
-from talker.landmarks import Config, find, follow, interpolate, main
+from talker.landmarks import Config, find, follow, interpolate, main, rival
 from talker.media.image import write_image
 from talker.media.mediapipe import detect_faces, segment_person, track_meshes
 
@@ -51,6 +51,13 @@ def test_a_lost_face_is_waited_for():
 
 def test_no_face_at_all_is_followed_nowhere():
     assert (follow([boxes()] * 3, CONFIG) == -1).all()
+
+
+def test_rival_is_the_largest_other_face():
+    boxes = np.array([[0, 0, 10, 10], [50, 0, 55, 10], [80, 0, 82, 2]], np.float32)
+    assert rival(boxes, 0) == pytest.approx(0.5)
+    assert rival(boxes, 1) == pytest.approx(2.0)
+    assert rival(boxes[:1], 0) == 0.0 and rival(boxes, -1) == 0.0
 
 
 def test_interpolation_is_linear_and_holds_the_ends():
@@ -105,6 +112,7 @@ def test_files_hold_every_frame(found):
         "valid": ("bool", (100,)),
         "points": ("float32", (100, 478, 3)),
         "n_faces": ("int32", (100,)),
+        "rival": ("float32", (100,)),
         "box": ("float32", (100, 4)),
     }
     for i in (0, 21, 99):

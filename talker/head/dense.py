@@ -7,9 +7,6 @@ from scipy.spatial import KDTree
 from talker.head.fitting import stable_points
 from talker.head.morphable import PARTS, MorphableHead, vertex_normals
 
-IDENTITY_SIGMA, EXPRESSION_SIGMA = 0.2, 0.1
-"""Expected size of the model's weights."""
-
 POINT_SIGMA = 0.1
 """Expected error of a point in dm; large, as neighbours err alike."""
 
@@ -23,15 +20,18 @@ NECK_CUT = -1.1
 """The head ends here, in the middle of the neck: y in dm from the middle of the mean face."""
 
 
-def fit_head(head: MorphableHead, mesh: np.ndarray) -> np.ndarray:
-    """Vertices [V, 3] of `head` whose landmarks lie at `mesh` [478, 3], dm, in the head's frame.
+def fit_head(head: MorphableHead, mesh: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Bend `head` until its landmarks lie at `mesh` [478, 3], dm, in the head's frame.
 
     Ridge regression on identities and expressions carries the face's shape over to skull, ears
     and neck; a thin-plate warp takes up the rest of the face and fades out around it.
+
+    Returns:
+        the vertices [V, 3] and the weights [I] of the identities.
     """
     bases = np.concatenate([_without_motion(head), head.expressions])
     sigmas = np.repeat(
-        [IDENTITY_SIGMA, EXPRESSION_SIGMA], [len(head.identities), len(head.expressions)]
+        [head.identity_sigma, head.expression_sigma], [len(head.identities), len(head.expressions)]
     )
     mean = head.vertices.astype(float)
     design = head.landmarks(bases).reshape(len(bases), -1).T * sigmas / POINT_SIGMA
@@ -46,7 +46,7 @@ def fit_head(head: MorphableHead, mesh: np.ndarray) -> np.ndarray:
     near = distance < 3 * REACH
     fade = np.exp(-((distance[near] / REACH) ** 2))
     vertices[near] += fade[:, None] * warp(vertices[near])
-    return vertices
+    return vertices, weights[: len(head.identities)]
 
 
 def with_hair(head: MorphableHead, vertices: np.ndarray) -> np.ndarray:

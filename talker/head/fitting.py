@@ -12,8 +12,6 @@ import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import sparse
-from scipy.sparse.linalg import splu
 from scipy.spatial.transform import Rotation, Slerp
 
 from talker.head.camera import intrinsics
@@ -73,6 +71,12 @@ class Rigid:
     """[3, 3], pixels"""
     mesh: np.ndarray
     """[478, 3] dm, mean positions of all points"""
+    stable: np.ndarray
+    """[S], indices of the points that the poses follow"""
+    weights: np.ndarray
+    """[S], how much each of them counts"""
+    unit: float
+    """pixels in a detector unit"""
     residual: np.ndarray
     """[N] pixels, weighted RMS distance of projected and observed stable points"""
     focal_curve: dict[float, float]
@@ -150,6 +154,9 @@ def fit_rigid(
         viewmats=viewmats,
         K=intrinsics(K[0, 0] * unit, width, height),
         mesh=mesh,
+        stable=stable,
+        weights=weights,
+        unit=float(unit),
         residual=unit * residual,
         focal_curve={factor: unit * rms for factor, rms in curve.items()},
     )
@@ -202,7 +209,7 @@ def errors(
     viewmats: np.ndarray, observed: np.ndarray, points: np.ndarray, K: np.ndarray
 ) -> np.ndarray:
     """Projected `points` [P, 3] minus `observed` [N, P, 2]: [N, P, 2]."""
-    return _linearised(viewmats, points, K)[0] - observed
+    return linearised(viewmats, points, K)[0] - observed
 
 
 def refine_poses(
@@ -222,9 +229,9 @@ def refine_poses(
     for start in range(0, len(viewmats), CHUNK):
         chunk, target = viewmats[start : start + CHUNK], observed[start : start + CHUNK]
         for _ in range(steps):
-            hessian, gradient = _pose_equations(chunk, target, points, weights, K)
+            hessian, gradient = pose_equations(chunk, target, points, weights, K)
             step = -np.linalg.solve(hessian, gradient[..., None])[..., 0]
-            chunk = _moved(chunk, step)
+            chunk = moved_by(chunk, step)
             if np.abs(step).max() < 1e-5:
                 break
         refined.append(chunk)
@@ -280,7 +287,7 @@ def bundle_adjust(
             trial_K = K * np.array([[growth, 1, 1], [1, growth, 1], [1, 1, 1]])
             trial = viewmats.copy()
             trial[:, 2, 3] *= growth
-            trial = _moved(trial, step[:-1].reshape(-1, 6))
+            trial = moved_by(trial, step[:-1].reshape(-1, 6))
             trial_points = points + point_step
             reached = _adjustment_cost(trial, observed, trial_points, weights, trial_K, prior)
             if reached <= cost or damping > 1e6:
@@ -370,11 +377,11 @@ def _adjustment_equations(
     K: np.ndarray,
     prior: Prior,
 ) -> _Equations:
-    pixels, by_pose, by_camera_point = _linearised(viewmats, points, K)
+    pixels, by_pose, by_camera_point = linearised(viewmats, points, K)
     error = pixels - observed
     by_point = by_camera_point @ viewmats[:, None, :3, :3]
     by_focal = pixels - K[:2, 2] + by_pose[..., 5] * viewmats[:, None, None, 2, 3]
-    weight = weights * _huber(error)
+    weight = weights * huber(error)
 
     frames, count = error.shape[:2]
     poses = np.arange(6 * frames).reshape(frames, 6)
@@ -419,10 +426,10 @@ def triangulate(
     """
     points = prior.points
     for _ in range(steps):
-        pixels, _, by_camera_point = _linearised(viewmats, points, K)
+        pixels, _, by_camera_point = linearised(viewmats, points, K)
         error = pixels - observed
         by_point = by_camera_point @ viewmats[:, None, :3, :3]
-        weight = weights * _huber(error)
+        weight = weights * huber(error)
         hessian = np.einsum("np,npai,npaj->pij", weight, by_point, by_point, optimize=True)
         gradient = np.einsum("np,npai,npa->pi", weight, by_point, error, optimize=True)
         hessian += np.eye(3) / prior.points_sigma**2
@@ -461,14 +468,14 @@ def low_rank(shapes: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
     return flat @ directions.T, directions.reshape(-1, *shapes.shape[1:])
 
 
-def outliers(residual: np.ndarray, factor: float = 6.0) -> np.ndarray:
-    """Which residuals [N] lie above median + factor x 1.4826 MAD, and above thrice the median.
+def outliers(residual: np.ndarray, floor: float = 0.0, factor: float = 6.0) -> np.ndarray:
+    """Which residuals [N] lie above median + factor x 1.4826 MAD, thrice the median, and `floor`.
 
     A blink moves the skin around the eyes and doubles the residual of an even clip.
     """
     middle = np.median(residual)
     spread = np.median(np.abs(residual - middle))
-    return residual > max(middle + factor * 1.4826 * spread, 3.0 * middle)
+    return residual > max(middle + factor * 1.4826 * spread, 3.0 * middle, floor)
 
 
 def fill_poses(viewmats: np.ndarray, frame_ids: np.ndarray, frames: int) -> np.ndarray:
@@ -482,30 +489,7 @@ def fill_poses(viewmats: np.ndarray, frame_ids: np.ndarray, frames: int) -> np.n
     return filled
 
 
-def steady_poses(viewmats: np.ndarray, centre: np.ndarray, strength: float) -> np.ndarray:
-    """Poses [T, 4, 4] whose rotation and distance take an even course; even motion stays exact.
-
-    Whittaker's smoother: least squares plus `strength` times the squared second differences.
-    Points show rotation and distance far worse than the place of their `centre` [3] in the image,
-    which stays where it is.
-    """
-    rotations = Rotation.from_matrix(viewmats[:, :3, :3])
-    place = viewmats[:, :3, :3] @ centre + viewmats[:, :3, 3]
-    middle = rotations.mean()
-    course = np.column_stack([(middle.inv() * rotations).as_rotvec(), np.log(place[:, 2])])
-    frames = len(course)
-    first, second, third = (sparse.eye_array(frames - 2, frames, k=k) for k in range(3))
-    bend = first - 2.0 * second + third
-    system = sparse.eye_array(frames) + strength * bend.T @ bend
-    course = splu(system.tocsc()).solve(course)
-    place *= (np.exp(course[:, 3]) / place[:, 2])[:, None]
-    steady = viewmats.copy()
-    steady[:, :3, :3] = (middle * Rotation.from_rotvec(course[:, :3])).as_matrix()
-    steady[:, :3, 3] = place - steady[:, :3, :3] @ centre
-    return steady
-
-
-def _linearised(
+def linearised(
     viewmats: np.ndarray, points: np.ndarray, K: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Projections [N, P, 2] of points [P, 3], their change by pose [N, P, 2, 6], by camera point.
@@ -524,7 +508,7 @@ def _linearised(
     return pixels, np.concatenate([by_turn, by_point], axis=-1), by_point
 
 
-def _pose_equations(
+def pose_equations(
     viewmats: np.ndarray,
     observed: np.ndarray,
     points: np.ndarray,
@@ -532,9 +516,9 @@ def _pose_equations(
     K: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Normal equations of each frame's pose: [N, 6, 6] and [N, 6]."""
-    pixels, by_pose, _ = _linearised(viewmats, points, K)
+    pixels, by_pose, _ = linearised(viewmats, points, K)
     error = pixels - observed
-    weight = (weights * _huber(error))[..., None]
+    weight = (weights * huber(error))[..., None]
     rows = by_pose.reshape(len(by_pose), -1, 6)
     weighted = (weight[..., None] * by_pose).reshape(rows.shape).transpose(0, 2, 1)
     return weighted @ rows, (weighted @ error.reshape(len(error), -1, 1))[..., 0]
@@ -545,12 +529,12 @@ def _rms(error: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return np.sqrt((error**2).sum(axis=-1) @ weights / weights.sum())
 
 
-def _huber(error: np.ndarray) -> np.ndarray:
+def huber(error: np.ndarray) -> np.ndarray:
     """Weights [N, P] of the Huber loss for errors [N, P, 2] (reweighted least squares)."""
     return HUBER / np.maximum(np.linalg.norm(error, axis=-1), HUBER)
 
 
-def _moved(viewmats: np.ndarray, step: np.ndarray) -> np.ndarray:
+def moved_by(viewmats: np.ndarray, step: np.ndarray) -> np.ndarray:
     """viewmats [N, 4, 4] after the step [N, 6] = (rotation vector, translation)."""
     moved = viewmats.copy()
     moved[:, :3, :3] = Rotation.from_rotvec(step[:, :3]).as_matrix() @ viewmats[:, :3, :3]

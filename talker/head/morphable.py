@@ -42,6 +42,10 @@ class MorphableHead:
     """int32 [478], the triangle that carries each point of MediaPipe's face mesh"""
     landmark_weights: np.ndarray
     """float32 [478, 3], barycentric weights in that triangle"""
+    identity_sigma: float = 0.2
+    """expected size of the identities' weights"""
+    expression_sigma: float = 0.1
+    """expected size of the expressions' weights"""
 
     @classmethod
     def load(cls, path: Path = DEFAULT_MODEL) -> "MorphableHead":

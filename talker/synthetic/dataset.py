@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from talker.clip import FPS, SAMPLES_PER_FRAME, Clip, Source, save_per_frame
-from talker.head.camera import pose_from_viewmats, transform_matrices
+from talker.head.camera import pose_from_viewmats, transforms_file
 from talker.head.landmarks68 import write_lms
 from talker.media.audio import write_wav
 from talker.media.image import write_image
@@ -152,20 +152,10 @@ def _write_track(folder: Path, clip: Clip, truth: Truth) -> None:
         "units": "dm",
     }
     torch.save(params, folder / "track_params.pt")
-    matrices = transform_matrices(euler, trans)
     for split, ids in (
         ("train", range(clip.train_frames)),
         ("val", range(clip.train_frames, frames)),
     ):
-        rows = [{"img_id": i, "aud_id": i, "transform_matrix": matrices[i].tolist()} for i in ids]
-        header = {
-            "focal_len": truth.focal,
-            "cx": clip.width / 2,
-            "cy": clip.height / 2,
-            "w": clip.width,
-            "h": clip.height,
-            "fl_x": truth.focal,
-            "fl_y": truth.focal,
-        }
-        content = json.dumps(header | {"frames": rows}, indent=2)
+        size = clip.height, clip.width
+        content = json.dumps(transforms_file(euler, trans, truth.focal, size, ids), indent=2)
         (folder / f"transforms_{split}.json").write_text(content + "\n")

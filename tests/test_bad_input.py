@@ -1,0 +1,164 @@
+"""Clips that cannot give an avatar: each ends with one clear message, before any training."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from talker import check, landmarks, track
+from talker.clip import Clip
+from talker.errors import UserError
+from talker.gate import Limits
+from talker.media.image import write_image
+from tests.conftest import FRAMES, SIZE, Synthetic
+
+SHORT = Limits(min_seconds=3.0, max_background=100.0)
+"""The synthetic clip lasts 4 s, and these cases change its frames, not its masks."""
+
+
+def prepare(dataset: Path, images: np.ndarray, folder: Path) -> None:
+    """Run the stages that see the face, on `images` [T, H, W, 3] instead of the dataset's own."""
+    made = {"ori_imgs", "clip.json", "landmarks.npz", "track_params.pt"}
+    for path in dataset.iterdir():
+        if path.name not in made and not path.name.startswith("transforms"):
+            (folder / path.name).symlink_to(path)
+    (folder / "ori_imgs").mkdir()
+    for i, image in enumerate(images):
+        write_image(folder / "ori_imgs" / f"{i}.jpg", image)
+    source = Clip.load(dataset / "clip.json").source
+    height, width = images.shape[1:3]
+    Clip(len(images), height, width, source).save(folder / "clip.json")
+    clip, frames, found = (folder / name for name in ("clip.json", "ori_imgs", "landmarks.npz"))
+    patient = landmarks.Config(min_valid=0.3)
+    landmarks.main(clip=clip, images=frames, landmarks=found, config=patient)
+    track.main(
+        clip=clip,
+        images=frames,
+        landmarks=found,
+        params=folder / "track_params.pt",
+        train=folder / "transforms_train.json",
+        val=folder / "transforms_val.json",
+        report=folder / "track_report.json",
+    )
+
+
+def refusal(dataset: Path, images: np.ndarray, folder: Path) -> str:
+    """The message that stops a clip; also proves that nothing goes on without `force`."""
+    with pytest.raises(UserError) as caught:
+        prepare(dataset, images, folder)
+        check.main(data=folder, quality=folder / "quality.json", config=check.Config(limits=SHORT))
+    message = str(caught.value)
+    assert str(folder) in message
+    return message
+
+
+def without_a_face(synthetic: Synthetic) -> np.ndarray:
+    return np.repeat(synthetic.truth.plate[None], FRAMES, axis=0)
+
+
+def black(synthetic: Synthetic) -> np.ndarray:
+    return np.zeros_like(synthetic.images)
+
+
+def twenty_frames(synthetic: Synthetic) -> np.ndarray:
+    return synthetic.images[:20]
+
+
+def small_face(synthetic: Synthetic) -> np.ndarray:
+    """The whole picture at 43 %: a face of 40 pixels."""
+    small = np.repeat(synthetic.truth.plate[None], FRAMES, axis=0)
+    side = round(0.43 * SIZE)
+    for i, image in enumerate(synthetic.images):
+        shrunk = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
+        small[i, -side:, 70 : 70 + side] = shrunk
+    return small
+
+
+def two_faces(synthetic: Synthetic) -> np.ndarray:
+    """A slightly smaller copy of the face in the upper left corner."""
+    images = synthetic.images.copy()
+    face = synthetic.truth.landmarks[0]
+    x0, y0 = (face.min(axis=0) - np.array([4, 30])).astype(int)
+    x1, y1 = (face.max(axis=0) + np.array([4, 6])).astype(int)
+    for i, image in enumerate(synthetic.images):
+        copy = cv2.resize(image[y0:y1, x0:x1], None, fx=0.78, fy=0.78)
+        images[i, 4 : 4 + len(copy), 2 : 2 + copy.shape[1]] = copy
+    return images
+
+
+def cut(synthetic: Synthetic) -> np.ndarray:
+    images = synthetic.images.copy()
+    images[55:] = np.roll(images[55:] // 2, 20, axis=2)
+    return images
+
+
+def leaving(synthetic: Synthetic) -> np.ndarray:
+    images = synthetic.images.copy()
+    for i in range(40, FRAMES):
+        images[i] = np.roll(images[i], min(6 * (i - 40), SIZE // 2), axis=1)
+        images[i, :, : min(6 * (i - 40), SIZE // 2)] = 90
+    return images
+
+
+def freezing(synthetic: Synthetic) -> np.ndarray:
+    images = synthetic.images.copy()
+    images[40:85] = images[40]
+    return images
+
+
+def profile(synthetic: Synthetic) -> np.ndarray:
+    """A turn by 85 degrees and back, within 40 frames."""
+    images = synthetic.images.copy()
+    subject = synthetic.subject
+    for i in range(30, 70):
+        turn = np.eye(4)
+        yaw = 85 * np.sin(np.pi * (i - 30) / 40)
+        turn[:3, :3] = Rotation.from_euler("y", yaw, degrees=True).as_matrix()
+        view = subject.viewmats[30] @ turn
+        images[i] = subject.renderer.render(subject.vertices(i), view, subject.viewmats[30])[0]
+    return images
+
+
+CASES = {
+    "no face": (without_a_face, ["a face was found in 0 of 100 frames", "one person looks"]),
+    "all black": (black, ["a face was found in 0 of 100 frames"]),
+    "20 frames": (twenty_frames, ["needed in 25 frames", "found in 20 of 20", "longer clip"]),
+    "face of 40 pixels": (small_face, ["64 pixels wide", "found in 0 of 100", "4", "pixels wide)"]),
+    "two faces": (two_faces, ["another face", "crop the video to one person"]),
+    "cut": (cut, ["only 2.2 s of the clip are tracked", "all_segments"]),
+    "leaving": (leaving, ["of the frames: ", "times the face leaves the image"]),
+    "freezing": (freezing, ["of the frames: 44 times the picture stands still"]),
+    "profile": (profile, ["of the frames: ", "times the head is turned away"]),
+}
+
+
+@pytest.mark.parametrize(("make", "words"), CASES.values(), ids=CASES)
+def test_bad_clip_is_refused(make, words, dataset: Path, synthetic: Synthetic, tmp_path: Path):
+    message = refusal(dataset, make(synthetic), tmp_path)
+    assert all(word in message for word in words), message
+
+
+def test_hand_over_the_face_is_left_out(dataset: Path, synthetic: Synthetic, tmp_path: Path):
+    """2 s of 8: those frames train nothing, the others do."""
+    images = np.concatenate([synthetic.images, synthetic.images[::-1]])
+    places = np.concatenate([synthetic.truth.landmarks, synthetic.truth.landmarks[::-1]])
+    for i in range(100, 150):
+        x, y = places[i, 13].astype(int).tolist()
+        cv2.ellipse(images[i], (x, y), (34, 20), 15, 0, 360, (150, 105, 85), -1)
+        for finger in range(4):
+            start = x - 34 + 18 * finger, y + 10
+            cv2.line(images[i], start, (x - 24 + 16 * finger, y - 22), (120, 80, 60), 2)
+    prepare(dataset, images, tmp_path)
+    report = check.load_json(tmp_path / "track_report.json")
+    covered = [row["frame"] for row in report["rejected"] if "covers" in row["reason"]]
+    assert set(range(103, 147)) <= set(covered) <= set(range(98, 152))
+
+
+def test_force_goes_on(dataset: Path, synthetic: Synthetic, tmp_path: Path):
+    prepare(dataset, freezing(synthetic), tmp_path)
+    quality = tmp_path / "quality.json"
+    check.main(data=tmp_path, quality=quality, config=check.Config(force=True, limits=SHORT))
+    facts = check.load_json(quality)
+    assert facts["accepted"] and "stands still" in facts["failures"][0]
