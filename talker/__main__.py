@@ -25,6 +25,7 @@ COMMANDS = {
     "background": "the plate behind the person",
     "layers": "ground-truth and torso layers",
     "check": "prove that a dataset folder is complete and consistent",
+    "pack": "one small file of a dataset folder, to train elsewhere",
     "train": "fit the avatar",
     "render": "make a video from the avatar",
     "evaluate": "measure the avatar on the held-out part",

@@ -17,7 +17,9 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from torch import Tensor
 
+from talker.avatar.live import LiveAvatar
 from talker.avatar.rasterize import Splats, rasterize
 from talker.dataset import Dataset, Images
 from talker.files import replacing
@@ -151,8 +153,11 @@ def _render(training: Training, data: Dataset, size: int, config: Config) -> dic
     with torch.inference_mode():
         shared = avatar.shared()
 
-        def frames() -> object:
-            return avatar(speech, eye, viewmats, Ks, data.height, data.width, shared)
+        given = (speech, eye, viewmats, Ks, data.height, data.width)
+        live = LiveAvatar(avatar) if size == 1 and device.type == "cuda" else None
+
+        def frames() -> tuple[Tensor, Tensor]:
+            return live(*given) if live else avatar(*given, shared)
 
         tokens = avatar.tokens(avatar.speech_encoder(speech), eye, avatar.pose_vector(viewmats))
         splats = avatar.splats(shared, tokens, viewmats)
@@ -163,7 +168,7 @@ def _render(training: Training, data: Dataset, size: int, config: Config) -> dic
                 lambda: rasterize(splats, viewmats, Ks, data.width, data.height), config
             ),
         }
-        covered = frames()[1].mean().item()  # type: ignore[index]
+        covered = frames()[1].mean().item()
     rate = size / times["all"] * 1000
     return {"batch": size, "frames_per_second": rate, **times, "alpha": covered}
 

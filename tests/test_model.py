@@ -118,6 +118,21 @@ def test_renders_on_the_gpu_as_on_the_cpu(avatar: Avatar, tmp_path: Path) -> Non
         assert (cpu - cuda.cpu()).abs().mean() < 1e-4
 
 
+@pytest.mark.gpu
+def test_live_frames_are_those_of_the_batch(avatar: Avatar) -> None:
+    from talker.avatar.live import LiveAvatar
+
+    avatar.cuda()
+    given = {k: v.cuda() for k, v in inputs(3).items()}
+    with torch.no_grad():
+        together = avatar.eval()(**given, height=48, width=40)
+    live = LiveAvatar(avatar)
+    for i in (0, 2, 1):
+        alone = live(**{k: v[i : i + 1] for k, v in given.items()}, height=48, width=40)
+        assert (alone[0][0] - together[0][i]).abs().max() < 1e-3
+        assert (alone[1][0] - together[1][i]).abs().max() < 1e-3
+
+
 def test_a_folder_without_an_avatar_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=str(tmp_path)):
         Avatar.load(tmp_path)

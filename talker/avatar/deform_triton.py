@@ -2,8 +2,9 @@
 
 The twin of `Avatar.splats` in plain torch, which writes each
 intermediate to memory: here a block of Gaussians of one frame stays in registers from the query to
-the values that the rasteriser reads. The backward kernel computes the block again, and leaves the
-weights' gradients, which are sums over all rows, to four matrix products.
+the values that the rasteriser reads. The backward kernel computes the block again and writes the
+gradients of each row; what sums over rows or frames is left to matrix products, so that nothing is
+added atomically and the same input gives the same bits.
 """
 
 from typing import NamedTuple
@@ -17,6 +18,8 @@ from torch.nn import functional as F
 SLOTS = 16
 """columns of the scores: 4 heads of 4 tokens; absent heads have zero values"""
 TOKENS = 4
+ROWS = 32
+"""Gaussians of a block. With 64 rows and 4 warps Triton 3.6 reads beyond its shared memory."""
 GEOMETRY = 16
 """columns of mean (3), quaternion (4), scale (3) and opacity (1), filled up"""
 HARMONICS = 16
@@ -160,19 +163,22 @@ def _backward(
     x_ptr, query_ptr, key_ptr, merged_ptr, base_ptr, points, camera,
     w1, b1, w2, b2, w3, b3, w4, n1, n2,
     means, quats, scales, opacities, colors,
-    x_grad, query_grad, key_grad, merged_grad, base_grad,
-    b1_grad, b2_grad, b3_grad, n1_grad, n2_grad,
     x1_out, inner_out, x2_out, hidden_out, inner_grad_out, x2_grad_out, hidden_grad_out, heads_out,
+    x_grad_out, attention_out, scores_out, sums,
     G, D: tl.constexpr, F: tl.constexpr, H: tl.constexpr, M: tl.constexpr,
     DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Arguments as of `_forward`, but `means` .. `colors` are the gradients of its outputs."""
+    """Arguments as of `_forward`, but `means` .. `colors` are the gradients of its outputs.
+
+    `sums` [blocks, F + H + 5 D] gets the column sums of a block: gradients of b1, b3, b2, n2, n1.
+    """
     frame = tl.program_id(1)
     rows = tl.program_id(0) * M + tl.arange(0, M)
     inside = rows < G
     d, f, h, slot = tl.arange(0, D), tl.arange(0, F), tl.arange(0, H), tl.arange(0, 16)
     here = inside[:, None]
     row = (frame * G + rows)[:, None].to(tl.int64)
+    sums += (frame * tl.num_programs(0) + tl.program_id(0)).to(tl.int64) * (F + H + 5 * D)
 
     x = tl.load(x_ptr + rows[:, None] * D + d, here, 0.0)
     query = tl.load(query_ptr + rows[:, None] * D + d, here, 0.0).to(DOT)
@@ -195,7 +201,6 @@ def _backward(
 
     base = base_ptr + rows[:, None] * 64 + slot
     heads = w4 + h[:, None] * 64 + slot
-    sums = base_grad + rows[:, None] * 64 + slot
     out = tl.load(base, here, 0.0) + tl.dot(hidden, tl.load(heads), input_precision=PRECISION)
     gradient = tl.load(means + row * 3 + slot, here & (slot < 3), 0.0)
     gradient += tl.load(quats + row * 4 + slot - 3, here & (slot >= 3) & (slot < 7), 0.0)
@@ -205,7 +210,6 @@ def _backward(
     gradient += (
         tl.load(opacities + row + slot - 10, here & (slot == 10), 0.0) * opacity * (1 - opacity)
     )
-    tl.atomic_add(sums, gradient, here)
     gradient = gradient.to(DOT)
     tl.store(heads_out + row * 64 + slot, gradient, here)
     transposed = w4 + slot[:, None] * 1 + h[None, :] * 64
@@ -218,55 +222,44 @@ def _backward(
         sh += tl.load(base + shift, here, 0.0)
         lit = tl.sum(basis * sh, 1) + 0.5 > 0
         gradient = basis * tl.load(colors + at + channel, inside & lit, 0.0)[:, None]
-        tl.atomic_add(sums + shift, gradient, here)
         gradient = gradient.to(DOT)
         tl.store(heads_out + row * 64 + shift + slot, gradient, here)
         hidden_grad += tl.dot(gradient, tl.load(transposed + shift), input_precision=PRECISION)
 
     hidden_grad = tl.where(hidden > 0, hidden_grad, 0.0)
-    tl.atomic_add(b3_grad + h, tl.sum(hidden_grad, 0))
+    tl.store(sums + F + h, tl.sum(hidden_grad, 0))
     hidden_grad = hidden_grad.to(DOT)
     tl.store(hidden_grad_out + row * H + h, hidden_grad, here)
     gradient = tl.dot(
         hidden_grad, tl.load(w3 + d[None, :] * H + h[:, None]), input_precision=PRECISION
     )
     gradient = tl.where(x2 > 0, gradient, 0.0)
-    tl.atomic_add(n2_grad + d, tl.sum(gradient * normal2, 0))
-    tl.atomic_add(n2_grad + D + d, tl.sum(gradient, 0))
+    tl.store(sums + F + H + D + d, tl.sum(gradient * normal2, 0))
+    tl.store(sums + F + H + 2 * D + d, tl.sum(gradient, 0))
     gradient = _unnormalise(gradient * tl.load(n2 + d), normal2, scale2, D)
-    tl.atomic_add(b2_grad + d, tl.sum(gradient, 0))
+    tl.store(sums + F + H + d, tl.sum(gradient, 0))
     tl.store(x2_grad_out + row * D + d, gradient.to(DOT), here)
     inner_grad = tl.dot(
         gradient.to(DOT), tl.load(w2 + f[None, :] * D + d[:, None]), input_precision=PRECISION
     )
     inner_grad = tl.where(inner > 0, inner_grad, 0.0)
-    tl.atomic_add(b1_grad + f, tl.sum(inner_grad, 0))
+    tl.store(sums + f, tl.sum(inner_grad, 0))
     inner_grad = inner_grad.to(DOT)
     tl.store(inner_grad_out + row * F + f, inner_grad, here)
     gradient += tl.dot(
         inner_grad, tl.load(w1 + d[None, :] * F + f[:, None]), input_precision=PRECISION
     )
-    tl.atomic_add(n1_grad + d, tl.sum(gradient * normal1, 0))
-    tl.atomic_add(n1_grad + D + d, tl.sum(gradient, 0))
+    tl.store(sums + F + H + 3 * D + d, tl.sum(gradient * normal1, 0))
+    tl.store(sums + F + H + 4 * D + d, tl.sum(gradient, 0))
     gradient = _unnormalise(gradient * tl.load(n1 + d), normal1, scale1, D)
-    tl.atomic_add(x_grad + rows[:, None] * D + d, gradient, here)
-
-    merged_at = frame * 16 * D + slot[:, None] * D + d
     given = gradient.to(DOT)
-    tl.atomic_add(
-        merged_grad + merged_at,
-        tl.dot(tl.trans(attention.to(DOT)), given, input_precision=PRECISION),
-    )
+    tl.store(x_grad_out + row * D + d, given, here)
+
     scores = attention * tl.dot(given, tl.trans(merged), input_precision=PRECISION)
-    groups = tl.reshape(scores, (M, 4, 4))
-    shares = tl.reshape(attention, (M, 4, 4)) * tl.sum(groups, 2)[:, :, None]
-    scores = tl.where(here, scores - tl.reshape(shares, (M, 16)), 0.0).to(DOT)
-    tl.atomic_add(
-        query_grad + rows[:, None] * D + d,
-        tl.dot(scores, tl.trans(key), input_precision=PRECISION),
-        here,
-    )
-    tl.atomic_add(key_grad + merged_at, tl.dot(tl.trans(scores), query, input_precision=PRECISION))
+    groups = tl.sum(tl.reshape(scores, (M, 4, 4)), 2)[:, :, None]
+    scores -= tl.reshape(tl.reshape(attention, (M, 4, 4)) * groups, (M, 16))
+    tl.store(scores_out + row * 16 + slot, scores.to(DOT), here)
+    tl.store(attention_out + row * 16 + slot, attention.to(DOT), here)
 
 
 class _Deform(torch.autograd.Function):
@@ -296,45 +289,51 @@ class _Deform(torch.autograd.Function):
         inputs = ctx.saved_tensors
         weights = Weights(*inputs[7:])
         frames, count = ctx.shape
-        x, query, keys, merged, base = inputs[:5]
+        _, query, keys = inputs[:3]
         features, inner = weights.feed_in.shape
         hidden = weights.hidden.shape[1]
-
-        def zeros(like: Tensor) -> Tensor:
-            return torch.zeros_like(like, dtype=torch.float32)
-
-        sums = [zeros(t) for t in (x, query, keys, merged, base)]
-        biases = [
-            zeros(t)
-            for t in (
-                weights.feed_in_bias, weights.feed_out_bias, weights.hidden_bias,
-                weights.norm_attended, weights.norm_out,
-            )
-        ]  # fmt: skip
+        widths = (features, inner, features, hidden, inner, features, hidden, OUTPUTS)
         kept = [
-            query.new_empty(frames * count, width)
-            for width in (features, inner, features, hidden, inner, features, hidden, OUTPUTS)
+            query.new_empty(frames, count, width) for width in (*widths, features, SLOTS, SLOTS)
         ]
+        blocks = frames * triton.cdiv(count, ROWS)
+        sums = torch.empty(blocks, inner + hidden + 5 * features, device=query.device)
         gradients = [g.contiguous() for g in gradients]
-        _launch(
-            _backward, ctx.exact, inputs, weights, [*gradients, *sums, *biases, *kept], *ctx.shape
+        _launch(_backward, ctx.exact, inputs, weights, [*gradients, *kept, sums], *ctx.shape)
+        *_, heads_grad, x_grad, attention, scores = kept
+        x1, fed, x2, hid, fed_grad, x2_grad, hid_grad, out_grad = (
+            k.flatten(0, 1) for k in kept[:8]
         )
-        x1, fed, x2, hid, fed_grad, x2_grad, hid_grad, out_grad = kept
-        products = [(a.T @ b).float() for a, b in ((x1, fed_grad), (fed, x2_grad), (x2, hid_grad))]
-        b1, b2, b3, n1, n2 = biases
-        heads = (hid.T @ out_grad).float()
-        found = Weights(products[0], b1, products[1], b2, products[2], b3, heads, n1, n2)
-        return None, None, None, *sums, *found
+        b1, b3, b2, *norms = sums.sum(0).split([inner, hidden, *[features] * 5])
+        found = Weights(
+            feed_in=(x1.T @ fed_grad).float(),
+            feed_in_bias=b1,
+            feed_out=(fed.T @ x2_grad).float(),
+            feed_out_bias=b2,
+            hidden=(x2.T @ hid_grad).float(),
+            hidden_bias=b3,
+            heads=(hid.T @ out_grad).float(),
+            norm_attended=torch.stack(norms[2:]),
+            norm_out=torch.stack(norms[:2]),
+        )
+        return (
+            *(None, None, None),
+            x_grad.sum(0, dtype=torch.float32),
+            (scores.transpose(0, 1).flatten(1) @ keys.flatten(0, 1)).float(),
+            (scores.transpose(1, 2) @ query).float(),
+            (attention.transpose(1, 2) @ x_grad).float(),
+            heads_grad.sum(0, dtype=torch.float32),
+            *found,
+        )
 
 
 def _launch(kernel, exact, inputs, weights, others, frames, count):
     features, inner = weights.feed_in.shape
-    rows, warps = (32, 4) if kernel is _backward or exact else (64, 4)
-    kernel[(triton.cdiv(count, rows), frames)](
+    kernel[(triton.cdiv(count, ROWS), frames)](
         *inputs, *others, count,
-        D=features, F=inner, H=weights.hidden.shape[1], M=rows,
+        D=features, F=inner, H=weights.hidden.shape[1], M=ROWS,
         DOT=tl.float32 if exact else tl.bfloat16, PRECISION="ieee" if exact else "tf32",
-        num_warps=warps,
+        num_warps=4,
     )  # fmt: skip
 
 
@@ -360,7 +359,7 @@ def deform(
             `Weights.heads`: log scales, logit opacity.
         points: [G, 3] where colours are seen; gets no gradient.
         camera: [B, 3] centres of the cameras; get no gradient.
-        weights: see there. D, F and H are powers of 2 from 16 on.
+        weights: see there. D, F and H are powers of 2, D from 16 to 64, H from 16 to 128.
         exact: multiply in float32 instead of bfloat16.
 
     Returns:

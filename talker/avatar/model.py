@@ -172,10 +172,16 @@ class Avatar(nn.Module):
         )
         return as_seen(deformed, points, viewmats)
 
+    def spoken(self, shared: Shared, speech: Tensor, eye: Tensor, viewmats: Tensor) -> Splats:
+        """`splats` of speech [B, 8, 16, C] and the other arguments of `forward`."""
+        expression = self.speech_encoder(speech)
+        return self.splats(
+            shared, self.tokens(expression, eye, self.pose_vector(viewmats)), viewmats
+        )
+
     def _fits_one_kernel(self) -> bool:
         config = self.config
-        widths = (config.features, config.hidden)
-        fits = all(width >= 16 and width & (width - 1) == 0 for width in widths)
+        fits = config.features in (16, 32, 64) and config.hidden in (16, 32, 64, 128)
         return fits and config.layers == 1 and config.heads <= 4
 
     def _kernel_inputs(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor, Weights]:
@@ -244,10 +250,8 @@ class Avatar(nn.Module):
             rgb [B, H, W, 3], premultiplied, and alpha [B, H, W, 1]: a frame is
             `rgb + (1 - alpha) * background`.
         """
-        if shared is None:
-            shared = self.shared()
-        tokens = self.tokens(self.speech_encoder(speech), eye, self.pose_vector(viewmats))
-        drawn = rasterize(self.splats(shared, tokens, viewmats), viewmats, Ks, width, height)
+        splats = self.spoken(shared or self.shared(), speech, eye, viewmats)
+        drawn = rasterize(splats, viewmats, Ks, width, height)
         return drawn.rgb, drawn.alpha
 
     def save(self, folder: Path) -> None:
