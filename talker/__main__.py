@@ -24,7 +24,7 @@ COMMANDS = {
     "track": "head pose a frame, focal length, subject mesh",
     "background": "the plate behind the person",
     "layers": "ground-truth and torso layers",
-    "check": "prove that a dataset folder is complete and consistent",
+    "check": "prove that a dataset folder is complete and can give a good avatar",
     "pack": "one small file of a dataset folder, to train elsewhere",
     "train": "fit the avatar",
     "render": "make a video from the avatar",

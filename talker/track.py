@@ -43,9 +43,12 @@ FLOW_PLACES = 160
 STEPS = 1, 5
 """Frames over which poses are compared with the images' own motion; only the first enters them."""
 
-CUT_JUMP, CUT_COLOURS, CUT_FOLLOWED = 0.08, 0.2, 0.1
-"""A cut: the face jumps by more than this part of its width, and grey levels differ by more than
-this (Bhattacharyya distance) or fewer points than this can be followed."""
+CUT_JUMP, CUT_CHANGE = 0.08, 0.03
+"""There may be a cut where the face jumps, or its mesh changes, by more than this part of its
+width (within a shot: up to 0.06 and 0.027),"""
+CUT_COLOURS, CUT_FOLLOWED = 0.2, 0.1
+"""and there is one if grey levels differ by more than this (Bhattacharyya distance) or fewer points
+than this can be followed."""
 
 STILL = 0.02
 """Pixels: a face that moves less from one frame to the next is a picture that stands still."""
@@ -313,10 +316,13 @@ def find_cuts(clip: Clip, images: Path, points: np.ndarray, ids: np.ndarray) -> 
     if not len(ids):
         return []
     faces = points[ids, :, :2]
-    jump = np.linalg.norm(np.diff(faces.mean(axis=1), axis=0), axis=1)
+    centres = faces.mean(axis=1)
     width = np.ptp(faces[..., 0], axis=1)
+    width = np.minimum(width[1:], width[:-1])
+    jump = np.linalg.norm(np.diff(centres, axis=0), axis=1) / width
+    change = np.linalg.norm(np.diff(faces - centres[:, None], axis=0), axis=-1).mean(axis=1) / width
     cuts = []
-    for row in np.flatnonzero(jump > CUT_JUMP * np.minimum(width[1:], width[:-1])):
+    for row in np.flatnonzero((jump > CUT_JUMP) | (change > CUT_CHANGE)):
         pair = list(read_numbered(images, clip, ids=ids[row : row + 2]))
         first, second = (histogram(image) for image in pair)
         differ = cv2.compareHist(first, second, cv2.HISTCMP_BHATTACHARYYA) > CUT_COLOURS

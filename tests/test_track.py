@@ -1,6 +1,7 @@
 """The track stage on the synthetic subject: poses, head, expressions, files, refusals."""
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -395,3 +396,17 @@ def test_real_faces_fit(clips: Path, head: MorphableHead, name: str, tmp_path: P
 def test_model_without_its_files_is_refused(dataset: Path, tmp_path: Path):
     with pytest.raises(UserError, match="model_files: missing; head model 'bfm2009' needs"):
         run(tmp_path / "me", dataset, *given(dataset), model="bfm2009")
+
+
+@pytest.mark.clips
+def test_cut_between_people_who_look_alike_is_found(
+    clips: Path, head: MorphableHead, tmp_path: Path
+):
+    """Both were cropped the same way, so the face hardly jumps."""
+    source = probe(clips / "newsreader_20s.mp4")
+    images = []
+    for name, count in (("newsreader_20s.mp4", 30), ("presenter_45s.mp4", 50)):
+        images += itertools.islice(read_frames(clips / name, probe(clips / name)), count)
+    found = track(*detected(tmp_path, images, source), head, Config())
+    assert found.cuts == [30]
+    assert np.flatnonzero(found.valid).tolist() == list(range(30, 80))
