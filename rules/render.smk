@@ -32,7 +32,7 @@ rule render_novel:
     input:
         dataset=rules.check.input,
         avatar="results/{subject}/avatar",
-        speech="data/{subject}/novel/{name}/aud_hama.npy",
+        speech=rules.novel_speech.output.features,
         wav="data/{subject}/novel/{name}/aud.wav",
     output:
         video="results/{subject}/novel/{name}.mp4",

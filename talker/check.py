@@ -16,7 +16,15 @@ from typing import Any
 import numpy as np
 
 from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Clip, load_per_frame
-from talker.dataset import SPEECH_FILES, load_array, load_au45, load_json, load_lms, load_params
+from talker.dataset import (
+    ENCODERS,
+    load_array,
+    load_au45,
+    load_json,
+    load_lms,
+    load_params,
+    speech_file,
+)
 from talker.errors import UserError
 from talker.files import replacing
 from talker.head.camera import transform_matrices
@@ -249,7 +257,7 @@ def sound_faults(folder: Folder) -> Iterator[str]:
 
 def speech_faults(folder: Folder) -> Iterator[str]:
     """The speech features of at least one encoder have a window for each frame."""
-    paths = [folder.path / name for name in SPEECH_FILES.values()]
+    paths = [speech_file(folder.path, name) for name in ENCODERS]
     present = [path for path in paths if path.exists()]
     if not present:
         yield f"{paths[0]}: missing; `talker speech` writes it"
@@ -407,7 +415,7 @@ def quality(folder: Folder) -> dict[str, Any]:
         "longest_valid_seconds": longest / FPS,
         "face_width_px": float(np.median(faces[valid])),
         "blinks": int((closing[1:] & ~closing[:-1]).sum() + closing[0]),
-        "speech": [name for name, file in SPEECH_FILES.items() if (folder.path / file).exists()],
+        "speech": [name for name in ENCODERS if speech_file(folder.path, name).exists()],
     }
 
 

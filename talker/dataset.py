@@ -18,9 +18,12 @@ from talker.errors import UserError
 from talker.head.camera import intrinsics, viewmats_from_pose
 from talker.media.image import read_image
 from talker.media.masks import COLOURS, HEAD
+from talker.media.speech_features import Statistics
 from talker.progress import progress
 
-SPEECH_FILES = {"hama": "aud_hama.npy", "deepspeech": "aud_ds.npy"}
+ENCODERS = ("hama", "mel", "deepspeech", "hubert", "wav2vec2", "whisper")
+PUBLISHED_SPEECH = "aud_ds.npy"
+"""DeepSpeech windows as the scripts of the AD-NeRF family write them; taken as they are"""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ class Dataset:
     """float32 [3, 3], pixels of the scaled image"""
     speech: np.ndarray
     """float32 [T, 16, C]"""
+    silence: np.ndarray | None
+    """float32 [C], the features of a pause; None where the speech stage did not run"""
     eye: np.ndarray
     """float32 [T], 0 open .. 1 closed: clip(AU45, 0, 2) / 2"""
     landmarks: np.ndarray
@@ -87,7 +92,8 @@ class Dataset:
         valid = params["valid"].numpy().copy() if "valid" in params else np.ones(frames, bool)
         K = intrinsics(train["focal_len"], full_width, full_height)
         K[:2] *= scale
-        speech_path = folder / SPEECH_FILES[encoder]
+        speech_path = speech_file(folder, encoder)
+        learned = speech_path.with_suffix(".npz")
         speech = _rows(load_array(speech_path), frames, speech_path)
         au45 = _rows(load_au45(folder / "au.csv"), frames, folder / "au.csv")
         landmarks = np.stack([load_lms(folder / "ori_imgs" / f"{i}.lms") for i in range(frames)])
@@ -99,6 +105,7 @@ class Dataset:
             viewmats=viewmats_from_pose(euler, trans).astype(np.float32),
             K=K.astype(np.float32),
             speech=speech.astype(np.float32),
+            silence=Statistics.load(learned).silence if learned.exists() else None,
             eye=(np.clip(au45, 0, 2) / 2).astype(np.float32),
             landmarks=landmarks * np.float32(scale),
             expression=params["exp"].numpy().astype(np.float32),
@@ -150,6 +157,13 @@ class Dataset:
         shrinks = self.height < image.shape[0]
         mode = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
         return cv2.resize(image, (self.width, self.height), interpolation=mode)
+
+
+def speech_file(folder: Path, encoder: str) -> Path:
+    """Where the speech features of an encoder are, or should be; their statistics lie beside."""
+    own, published = folder / f"aud_{encoder}.npy", folder / PUBLISHED_SPEECH
+    foreign = encoder == "deepspeech" and published.exists() and not own.exists()
+    return published if foreign else own
 
 
 def load_params(path: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from talker.avatar.renderer import (
 from talker.clip import SAMPLES_PER_FRAME
 from talker.dataset import Dataset
 from talker.errors import UserError
-from talker.media.audio import read_wav, write_wav
+from talker.media.audio import WavFile, write_wav
 from talker.media.video import video_writer
 from talker.progress import progress
 
@@ -129,7 +129,7 @@ def main(
 @contextmanager
 def _excerpt(wav: Path, frames: np.ndarray) -> Iterator[Path]:
     """The sound of consecutive frames, cut by sample index, as a file for the time being."""
-    samples = read_wav(wav)
+    samples = WavFile(wav)
     start, end = int(frames[0]) * SAMPLES_PER_FRAME, int(frames[-1] + 1) * SAMPLES_PER_FRAME
     with tempfile.TemporaryDirectory() as folder:
         part = Path(folder) / wav.name
@@ -156,7 +156,7 @@ def _read_windows(path: Path, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _check_length(wav: Path, speech: Path, frames: int) -> None:
-    samples = len(read_wav(wav))
+    samples = len(WavFile(wav))
     if abs(samples - frames * SAMPLES_PER_FRAME) >= SAMPLES_PER_FRAME:
         raise UserError(
             f"{wav}: lasts {samples / SAMPLES_PER_FRAME:.1f} frames, but {speech} has {frames} "

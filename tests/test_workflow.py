@@ -212,6 +212,17 @@ def test_an_option_reruns_its_stage(finished, tmp_path):
     assert finished.planned("--configfile", str(overlay)) == {"evaluate", "report"}
 
 
+def test_another_encoder_reruns_speech_and_what_follows(finished):
+    """check proves the new features, report shows the new numbers; nothing is seen anew."""
+    assert finished.planned("--config", "encoder=mel") == {"speech", "check"} | AFTER_CHECK
+    commands = finished.run("-n", "-p", "--config", "encoder=mel")
+    assert "--features data/demo/aud_mel.npy --encoder=mel" in commands
+    assert re.search("talker train .* --encoder=mel", commands)
+    assert "'mfcc' is not one of" in finished.refuse("-n", "--config", "encoder=mfcc")
+    missing = finished.refuse("-n", "--config", "encoder=deepspeech")
+    assert "data/demo/aud_ds.npy: missing" in missing
+
+
 def test_a_preset_reaches_its_stage(finished):
     draft = yaml.safe_load((ROOT / "config/presets/draft.yaml").read_text())
     commands = finished.run("-n", "-p", "-F", "--config", "preset=draft")

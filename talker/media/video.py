@@ -18,7 +18,7 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Source
 from talker.errors import UserError
 from talker.files import replacing
-from talker.media.audio import read_wav
+from talker.media.audio import Sound, WavFile
 
 LOST_SECONDS = 0.5  # a file that ends this much before it says is damaged
 SOUND_BIT_RATE = 96_000
@@ -194,7 +194,7 @@ def _start(stream: av.AudioStream) -> float:
 class _Encoder:
     """H.264 (BT.709, yuv420p) and AAC; sound goes in beside the frame it belongs to."""
 
-    def __init__(self, container: av.container.OutputContainer, crf: int, samples: np.ndarray):
+    def __init__(self, container: av.container.OutputContainer, crf: int, samples: Sound):
         self.container = container
         self.video = container.add_stream("libx264", rate=FPS, options={"crf": str(crf)})
         self.video.pix_fmt = "yuv420p"
@@ -252,7 +252,7 @@ def video_writer(
     Raises:
         UserError: `wav` cannot be read, FFmpeg cannot write the file, or no frame was written.
     """
-    samples = read_wav(wav) if wav else np.zeros(0, np.int16)
+    samples = WavFile(wav) if wav else np.zeros(0, np.int16)
     with replacing(path) as (scratch,):
         options = {"movflags": "+faststart"}
         with av.open(str(scratch), "w", format="mp4", options=options) as container:
