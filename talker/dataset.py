@@ -127,6 +127,12 @@ class Dataset:
         blend = (torso[..., :3] * alpha + plate * (255 - alpha) + 127) // 255
         return self._scaled(blend.astype(np.uint8))
 
+    def torso(self, i: int) -> np.ndarray:
+        """The torso alone, premultiplied RGBA uint8 [H, W, 4]."""
+        torso = read_image(self.folder / "torso_imgs" / f"{i}.png").copy()
+        torso[..., :3] = (torso[..., :3] * torso[..., 3:].astype(np.uint16) + 127) // 255
+        return self._scaled(torso)
+
     def head_mask(self, i: int) -> np.ndarray:
         """How much of each pixel of frame i is head, uint8 [H, W], 0..255."""
         parsing = read_image(self.folder / "parsing" / f"{i}.png")

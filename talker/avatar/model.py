@@ -161,7 +161,12 @@ class Avatar(nn.Module):
             rgb [B, H, W, 3], premultiplied, and alpha [B, H, W, 1]: a frame is
             `rgb + (1 - alpha) * background`.
         """
-        expression = self.speech_encoder(speech)
+        return self.animate(self.speech_encoder(speech), eye, viewmats, Ks, height, width)
+
+    def animate(
+        self, expression: Tensor, eye: Tensor, viewmats: Tensor, Ks: Tensor, height: int, width: int
+    ) -> tuple[Tensor, Tensor]:
+        """`forward` with the expressions [B, 10] that the speech would have told."""
         drawn = draw(
             self.deformed(expression, eye, self.pose_vector(viewmats)), viewmats, Ks, height, width
         )

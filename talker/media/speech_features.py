@@ -243,6 +243,35 @@ def save_windows(path: Path, blocks: Iterable[np.ndarray], frames: int) -> None:
         raise RuntimeError(f"{written} windows for {frames} frames")
 
 
+class WindowsFile:
+    """Windows float32 [N, 16, C] of an .npy file, read as they are asked for: file[i:j].
+
+    A memory map would do the same, but fill the memory with an hour of speech.
+
+    Raises:
+        UserError: the file is missing, or no such array.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            mapped = np.load(path, mmap_mode="r")
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{path}: cannot be read as .npy ({error})") from error
+        self.shape, self.dtype = mapped.shape, mapped.dtype
+        self.start = getattr(mapped, "offset", 0)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        start, stop, _ = part.indices(len(self))
+        size = int(np.prod(self.shape[1:]))
+        count = max(0, stop - start) * size
+        offset = self.start + start * size * self.dtype.itemsize
+        return np.fromfile(self.path, self.dtype, count, offset=offset).reshape(-1, *self.shape[1:])
+
+
 def whole_frames(sound: Sound, path: Path) -> int:
     """How many frames a sound lasts; UserError if that is no whole number, or none."""
     frames, left = divmod(len(sound), SAMPLES_PER_FRAME)
