@@ -309,7 +309,7 @@ def test_a_subject_without_a_row_brings_its_video(finished):
     assert "frames" in finished.planned(target)
 
 
-NOVEL = {"novel_audio", "novel_speech", "render_novel"}
+NOVEL = {"novel_audio", "novel_speech", "render_novel", "evaluate_novel"}
 
 
 def test_a_speech_in_the_dataset_folder_is_spoken(finished):
@@ -317,7 +317,7 @@ def test_a_speech_in_the_dataset_folder_is_spoken(finished):
     folder.mkdir(exist_ok=True)
     (folder / "hello.mp3").touch()
     assert finished.planned() == NOVEL
-    finished.run("results/demo/novel/hello.mp4")
+    finished.run()
     assert (finished.folder / "results/demo/novel/hello.mp4").exists()
     assert "data/demo/novel/absent.wav" in finished.refuse("-n", "results/demo/novel/absent.mp4")
 

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from talker.avatar.model import Avatar
 from talker.avatar.speech_encoder import CONTEXT, speech_context
@@ -59,7 +59,7 @@ def load_avatar(folder: Path) -> Avatar:
 
 
 def render_frames(
-    avatar: nn.Module,
+    avatar: Any,
     dataset: Dataset,
     drive: Drive,
     batch: int,
@@ -69,7 +69,7 @@ def render_frames(
     """Render a drive, a few batches ahead of use.
 
     Args:
-        avatar: whatever maps speech, eye, viewmats, Ks, height, width as Avatar does.
+        avatar: an Avatar, or a module that is called like one.
         dataset: of the subject.
         drive: of N frames.
         batch: frames rendered at once.

@@ -8,6 +8,7 @@ from fractions import Fraction
 from itertools import count, islice, pairwise
 from pathlib import Path
 from statistics import median
+from typing import cast
 
 import av
 import av.container
@@ -230,7 +231,8 @@ class _Encoder:
     ):
         self.container, self.kind = container, kind
         options = {"crf": str(crf), **kind.options}
-        self.video = container.add_stream(kind.codec, rate=FPS, options=options)
+        stream = container.add_stream(kind.codec, rate=FPS, options=options)
+        self.video = cast(av.VideoStream, stream)
         self.video.pix_fmt = kind.pixels
         context = self.video.codec_context
         context.colorspace = Colorspace.ITU709
@@ -239,7 +241,8 @@ class _Encoder:
         context.color_range = ColorRange.MPEG
         self.samples = samples
         if len(samples):
-            self.sound = container.add_stream(kind.sound, rate=SAMPLE_RATE, layout="mono")
+            stream = container.add_stream(kind.sound, rate=SAMPLE_RATE, layout="mono")
+            self.sound = cast(av.AudioStream, stream)
             self.sound.bit_rate = SOUND_BIT_RATE
         self.frames = 0
 
@@ -302,7 +305,7 @@ def video_writer(
         with av.open(str(scratch), "w", format=kind.container, options=options) as container:
             encoder = _Encoder(container, kind, crf, samples)
 
-            def write(frame: np.ndarray) -> None:
+            def write(frame: np.ndarray, /) -> None:
                 with _failures_of(path):
                     encoder.write(frame)
 
@@ -319,7 +322,7 @@ def _pictures(folder: Path, wav: Path | None) -> Iterator[Callable[[np.ndarray],
     with replacing(folder) as (scratch,):
         scratch.mkdir()
 
-        def write(frame: np.ndarray) -> None:
+        def write(frame: np.ndarray, /) -> None:
             write_image(scratch / f"{next(numbers):05d}.png", frame)
 
         yield write
