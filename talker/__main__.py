@@ -26,6 +26,7 @@ COMMANDS = {
     "check": "prove that a dataset folder is complete and consistent",
     "train": "fit the avatar",
     "render": "make a video from the avatar",
+    "speak": "let the avatar speak live: sound in, frames out",
     "evaluate": "measure the avatar on the held-out part",
     "report": "one HTML page about a subject",
     "synthesize": "make the demo subject, with its exact truth",

@@ -15,7 +15,7 @@ import numpy as np
 from talker.clip import FPS
 from talker.dataset import Dataset
 from talker.media.audio import Sound, WavFile
-from talker.media.loudness import slot_levels, speech_level
+from talker.media.loudness import pauses, slot_levels, speech_level
 from talker.media.speech_encoders import Choice, Encoder, load_encoder
 from talker.media.speech_features import SLOTS_PER_FRAME, describe, windows
 from talker.metrics import correlation, lag_curve, mouth_shape
@@ -29,6 +29,8 @@ LOOK_AHEAD = 2
 """slots that a window's centre lies after its frame"""
 STRENGTHS = (30.0, 100.0, 300.0, 1000.0, 3000.0, 10_000.0)
 FOLDS, GAP = 5, 16
+PAUSE = 0.3
+"""seconds of silence in which the sound says nothing of the mouth"""
 REACH = 12
 """frames within which a lag is looked for"""
 NULL_SHIFT = FPS
@@ -49,10 +51,10 @@ class Predictor:
     """[16 C + 1, 3]"""
 
     def shapes(self, sound: Sound) -> np.ndarray:
-        """The shapes that belong to int16 [640 T] at 16 kHz: [T, 3], standardised."""
-        return (
-            _with_one(_windows(_standardised(self.encoder, sound), self.components)) @ self.weight
-        )
+        """The shapes of int16 [640 T] at 16 kHz: [T, 3], standardised, nan in pauses."""
+        heard = _windows(_standardised(self.encoder, sound), self.components)
+        silent = pauses(slot_levels(sound), PAUSE).reshape(-1, SLOTS_PER_FRAME).max(1) == 1
+        return np.where(silent[:, None], np.nan, _with_one(heard) @ self.weight)
 
 
 def family_beside(encoder: str) -> str:
@@ -104,7 +106,7 @@ def sync_score(predicted: np.ndarray, landmarks: np.ndarray) -> dict[str, float]
         where nothing can be told.
     """
     seen = mouth_shape(landmarks)
-    known = int(np.isfinite(seen).all(1).sum())
+    known = int((np.isfinite(seen) & np.isfinite(predicted)).all(1).sum())
     names = ("correlation", "null_mean", "null_sd", "null_share", "best_lag", "best_correlation")
     nothing = dict.fromkeys(names, float("nan")) | {"frames": known}
     if known < SHORTEST:

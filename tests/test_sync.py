@@ -58,6 +58,7 @@ def predicted(data: Dataset, wav: Path) -> np.ndarray:
     assert isinstance(predictor, Predictor)
     shapes = predictor.shapes(WavFile(wav))
     assert shapes.shape == (FRAMES, 3)
+    assert np.isfinite(shapes).mean() > 0.9
     return shapes[380:]
 
 
@@ -83,14 +84,14 @@ def test_missing_faces_leave_gaps(predicted: np.ndarray, opening: np.ndarray) ->
     seen = faces(opening)[380:]
     seen[30:60] = np.nan
     score = sync_score(predicted, seen)
-    assert score["frames"] == 90
+    assert 80 < score["frames"] <= 90
     assert score["best_lag"] == 0
     assert score["correlation"] > 0.6
 
 
 def test_too_little_or_a_frozen_mouth_is_no_number(predicted: np.ndarray) -> None:
     few = sync_score(predicted[:30], faces(np.ones(30)))
-    assert np.isnan(few["correlation"]) and few["frames"] == 30
+    assert np.isnan(few["correlation"]) and few["frames"] <= 30
     frozen = sync_score(predicted, faces(np.ones(120)))
     assert np.isnan(frozen["correlation"]) and np.isnan(frozen["best_lag"])
 
@@ -99,8 +100,22 @@ def test_loudness_of_new_sound_does_not_matter(data: Dataset, wav: Path) -> None
     predictor = fit_predictor(data, "mel")
     sound = WavFile(wav)[:]
     loud, quiet = (predictor.shapes((sound * f).astype(np.int16)) for f in (1.0, 0.3))
-    assert np.corrcoef(loud[:, 0], quiet[:, 0])[0, 1] > 0.97
-    assert abs(loud.mean() - quiet.mean()) < 0.2
+    both = np.isfinite(loud[:, 0]) & np.isfinite(quiet[:, 0])
+    assert np.corrcoef(loud[both, 0], quiet[both, 0])[0, 1] > 0.97
+    assert abs(loud[both].mean() - quiet[both].mean()) < 0.2
+
+
+def test_pauses_say_nothing(data: Dataset, wav: Path, opening: np.ndarray) -> None:
+    """A closed mouth in ten seconds of silence neither helps nor harms."""
+    predictor = fit_predictor(data, "mel")
+    sound = WavFile(wav)[380 * 640 :]
+    gap = np.zeros(250 * 640, np.int16)
+    shapes = predictor.shapes(np.concatenate([sound, gap]))
+    assert np.isnan(shapes[140:360]).all()
+    seen = faces(np.concatenate([opening[380:], np.zeros(250)]))
+    score = sync_score(shapes, seen)
+    assert score["frames"] < 140
+    assert score["correlation"] > 0.6 and score["best_lag"] == 0
 
 
 @pytest.mark.parametrize("driver", ["hama", "mel", "hubert", "deepspeech"])

@@ -80,8 +80,18 @@ def head_speed(viewmats: np.ndarray) -> np.ndarray:
 def recorded_path(dataset: Dataset, length: int) -> np.ndarray:
     """Walk to and fro over the longest recorded stretch: frame ids int64 [length].
 
-    It turns where the head is nearly still, in the first and in the last third of the stretch, so
-    that the turn is no jerk.
+    Raises:
+        UserError: the dataset has no valid frame.
+    """
+    ids = stretch(dataset)
+    return ids[ping_pong(length, len(ids))]
+
+
+def stretch(dataset: Dataset) -> np.ndarray:
+    """The longest recorded stretch: int64 ids, each the same as or near to the one before.
+
+    It begins and ends where the head is nearly still, in the first and in the last third of what
+    was recorded, so that turning there is no jerk.
 
     Raises:
         UserError: the dataset has no valid frame.
@@ -94,7 +104,7 @@ def recorded_path(dataset: Dataset, length: int) -> np.ndarray:
         speed = head_speed(dataset.viewmats[ids]) + dataset.eye[ids]
         third = len(ids) // 3
         ids = ids[speed[:third].argmin() : len(ids) - third + speed[-third:].argmin() + 1]
-    return ids[ping_pong(length, len(ids))]
+    return ids
 
 
 def followed_path(dataset: Dataset, viewmats: np.ndarray) -> np.ndarray:

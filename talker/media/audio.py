@@ -46,7 +46,8 @@ def decoded_blocks(path: Path, start: float | None = None) -> Iterator[np.ndarra
     """Decode the first sound track of any file, block by block: int16 [n], 16 kHz mono.
 
     Sample n sounds at `start` + n / 16000 on the file's own clock: what lies before is cut, a late
-    track and gaps are filled with silence. Without `start`, sample 0 is the track's first one.
+    track and gaps are filled with silence. Without `start`, sample 0 is the track's first one
+    that is not before time zero.
     Channels are averaged; peaks above full scale are clipped.
 
     Raises:
@@ -134,7 +135,8 @@ def _resampled(frames: Iterator[av.AudioFrame], start: float | None) -> Iterator
     for frame in frames:
         if graph is None:
             rate = 1 / (frame.time_base or Fraction(1, frame.sample_rate))
-            zero = (frame.pts or 0) if start is None else round(Fraction(start) * rate)
+            # what lies before time zero is an encoder's run-up, and no sound
+            zero = max(frame.pts or 0, 0) if start is None else round(Fraction(start) * rate)
             graph = _resampler(frame)
         if frame.pts is not None:
             frame.pts -= zero
