@@ -46,6 +46,7 @@ def write_sound(path: Path, kind: str, seconds: float, peak: float = 0.5) -> Non
             samples = samples.T.reshape(1, -1)
         frame = av.AudioFrame.from_ndarray(samples, sample_format, layout)
         frame.sample_rate = rate
+        frame.pts, frame.time_base = 0, Fraction(1, rate)
         out.mux(stream.encode(frame))
         out.mux(stream.encode())
 
@@ -116,7 +117,8 @@ def seconds_of_sound(video: Path) -> float:
 def test_any_format_becomes_a_video_of_its_length(spoken, tmp_path: Path, kind: str) -> None:
     write_sound(tmp_path / kind, kind, 1.5, peak=1.7 if kind.startswith("float") else 0.5)
     video = spoken(tmp_path / kind)
-    assert abs(frames_of(video) - 37.5) <= 1.5
+    filled = 1.5 if kind == "speech.m4a" else 0  # AAC comes in blocks of 46 ms
+    assert abs(frames_of(video) - 37.5) <= 1.5 + filled
     assert abs(seconds_of_sound(video) - 1.5) < 0.12
 
 
