@@ -107,13 +107,13 @@ def check_scores():
 
 
 def flags(stage):
-    """The options of a stage as command line flags; the names of groups are left out."""
+    """The options of a stage as command line flags, those of a group as --group.name."""
 
-    def words(options):
+    def words(options, group=""):
         for key, value in options.items():
-            name = key.replace("_", "-")
+            name = group + key.replace("_", "-")
             if isinstance(value, dict):
-                yield from words(value)
+                yield from words(value, f"{name}.")
             elif isinstance(value, bool):
                 yield f"--{name}" if value else f"--no-{name}"
             elif isinstance(value, list):

@@ -9,6 +9,7 @@ import inspect
 import logging
 import sys
 from pathlib import Path
+from typing import Annotated
 
 from talker import __version__
 from talker.errors import UserError
@@ -24,11 +25,13 @@ COMMANDS = {
     "background": "the plate behind the person",
     "layers": "ground-truth and torso layers",
     "check": "prove that a dataset folder is complete and consistent",
+    "pack": "one small file of a dataset folder, to train elsewhere",
     "train": "fit the avatar",
     "render": "make a video from the avatar",
     "speak": "let the avatar speak live: sound in, frames out",
     "evaluate": "measure the avatar on the held-out part",
     "report": "one HTML page about a subject",
+    "bench": "how fast this machine renders and trains",
     "synthesize": "make the demo subject, with its exact truth",
 }
 
@@ -60,16 +63,17 @@ def _run(stage: str, args: list[str]) -> None:
     import tyro
 
     main = importlib.import_module(f"talker.{stage}").main
+    default = inspect.signature(main).parameters["config"].default
+    # Options go by their own name, those of a group as --group.name.
+    main.__annotations__["config"] = Annotated[type(default), tyro.conf.arg(name="")]
     config_file, args = _take_config(args)
     if config_file is not None:
         from talker.config import from_mapping, read_yaml
 
-        default = inspect.signature(main).parameters["config"].default
         section = read_yaml(config_file).get(stage)
-        main = functools.partial(
-            main, config=from_mapping(type(default), section, f"{config_file}: {stage}")
-        )
-    tyro.cli(main, prog=f"talker {stage}", args=args, config=(tyro.conf.OmitArgPrefixes,))
+        given = from_mapping(type(default), section, f"{config_file}: {stage}")
+        main = functools.partial(main, config=given)
+    tyro.cli(main, prog=f"talker {stage}", args=args)
 
 
 def main() -> None:

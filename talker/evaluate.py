@@ -18,9 +18,9 @@ from typing import Any
 import cv2
 import numpy as np
 from scipy.ndimage import binary_dilation, binary_erosion
-from torch import nn
 
 from talker import metrics as m
+from talker.avatar.model import Avatar
 from talker.avatar.renderer import Drive, load_avatar, render_frames
 from talker.clip import SAMPLE_RATE, SAMPLES_PER_FRAME
 from talker.dataset import Dataset
@@ -204,7 +204,7 @@ def measure(images: Iterable[np.ndarray], truth: Truth) -> Measured:
 
 
 def evaluate(
-    avatar: nn.Module, dataset: Dataset, config: Config, encoder: str = "hama"
+    avatar: Avatar, dataset: Dataset, config: Config, encoder: str = "hama"
 ) -> dict[str, Any]:
     """All numbers and curves of `metrics.json`; `encoder` is the one that drives the avatar.
 

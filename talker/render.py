@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from torch import nn
 
+from talker.avatar.model import Avatar
 from talker.avatar.performance import (
     blink_track,
     expression_track,
@@ -136,7 +136,7 @@ def directed(drive: Drive, dataset: Dataset, tracks: Tracks, config: Config) -> 
 
 
 def render(
-    avatar: nn.Module, dataset: Dataset, drive: Drive, wav: Path, video: Path, config: Config
+    avatar: Avatar, dataset: Dataset, drive: Drive, wav: Path, video: Path, config: Config
 ) -> None:
     """Write a video of the drive's frames with the sound of `wav` (16 kHz mono).
 

@@ -20,7 +20,7 @@ from talker.avatar.performance import natural_blinks, ping_pong, stretch
 from talker.avatar.renderer import Drive, load_avatar, render_frames
 from talker.avatar.speech_encoder import CONTEXT
 from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
-from talker.dataset import Dataset, speech_file
+from talker.dataset import Dataset, statistics_file
 from talker.errors import UserError
 from talker.media.audio import WavFile
 from talker.media.loudness import gain_between, pauses, slot_levels, speech_level
@@ -172,7 +172,7 @@ def load_speaker(data: Path, avatar: Path, config: Config) -> Speaker:
     model = load_avatar(avatar)
     dataset = Dataset.load(data, model.config.image_size, model.config.encoder)
     own = avatar / "speech.npz"
-    stored = speech_file(data, model.config.encoder).with_suffix(".npz")
+    stored = statistics_file(dataset.folder, model.config.encoder)
     learned = Statistics.load(own if own.exists() else stored)
     return Speaker(model, dataset, load_encoder(learned.choice), learned, config)
 

@@ -210,7 +210,7 @@ def test_no_valid_frame_is_refused(data: Dataset) -> None:
 class Flat(FakeAvatar):
     """A red head in the left half of the picture."""
 
-    def forward(self, speech, eye, viewmats, Ks, height, width):
+    def forward(self, speech, eye, viewmats, Ks, height, width, shared):
         alpha = torch.zeros(len(speech), height, width, 1)
         alpha[:, :, : width // 2] = 1
         return alpha * torch.tensor([1.0, 0, 0]), alpha

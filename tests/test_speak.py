@@ -35,7 +35,10 @@ class Listener(nn.Module):
         self.device_of = nn.Parameter(torch.zeros(1))
         self.windows: list[torch.Tensor] = []
 
-    def forward(self, speech, eye, viewmats, Ks, height, width):
+    def shared(self) -> None:
+        return None
+
+    def forward(self, speech, eye, viewmats, Ks, height, width, shared):
         self.windows.extend(speech[:, CONTEXT // 2])
         shape = len(speech), height, width
         return torch.full((*shape, 3), 0.5), torch.ones(*shape, 1)

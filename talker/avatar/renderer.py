@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -59,7 +59,7 @@ def load_avatar(folder: Path) -> Avatar:
 
 
 def render_frames(
-    avatar: Any,
+    avatar: Avatar,
     dataset: Dataset,
     drive: Drive,
     batch: int,
@@ -69,7 +69,7 @@ def render_frames(
     """Render a drive, a few batches ahead of use.
 
     Args:
-        avatar: an Avatar, or a module that is called like one.
+        avatar: that of the subject.
         dataset: of the subject.
         drive: of N frames.
         batch: frames rendered at once.
@@ -81,6 +81,8 @@ def render_frames(
     """
     avatar.eval()
     device = next(avatar.parameters()).device
+    with torch.inference_mode():
+        shared = avatar.shared()
 
     def behind(ids: np.ndarray, given: list[np.ndarray]) -> Tensor:
         """Premultiplied colours, and alpha if transparent, [B, H, W, 3 or 4] in 0..1."""
@@ -106,6 +108,7 @@ def render_frames(
             torch.from_numpy(dataset.K).to(device).expand(len(ids), 3, 3),
             dataset.height,
             dataset.width,
+            shared,
         )
         speech = _context(drive.windows, drive.heard[part]).to(device)
         if drive.expression is not None:

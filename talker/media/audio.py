@@ -2,6 +2,7 @@
 
 import logging
 import wave
+import zipfile
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -74,10 +75,10 @@ class WavFile:
         UserError: the file is missing, is no wav, or is not 16 kHz mono 16 bit.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | zipfile.Path) -> None:
         self.path = path
         try:
-            with wave.open(str(path), "rb") as file:
+            with path.open("rb") as handle, wave.open(handle) as file:
                 found = file.getframerate(), file.getnchannels(), 8 * file.getsampwidth()
                 self.samples = file.getnframes()
         except (OSError, EOFError, wave.Error) as error:
@@ -95,7 +96,7 @@ class WavFile:
 
     def __getitem__(self, part: slice) -> np.ndarray:
         start, stop, _ = part.indices(self.samples)
-        with wave.open(str(self.path), "rb") as file:
+        with self.path.open("rb") as handle, wave.open(handle) as file:
             file.setpos(start)
             content = file.readframes(max(0, stop - start))
         return np.frombuffer(content, np.dtype("<i2")).astype(np.int16)

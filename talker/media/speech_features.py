@@ -5,6 +5,7 @@ is brought to the loudness of the training speech, and long pauses become one fi
 whatever the noise in them, so that an avatar can learn to close its mouth there.
 """
 
+import io
 import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -61,10 +62,10 @@ class Statistics:
         return ((slots - self.mean) @ self.components.T / self.scale).astype(np.float32)
 
     @classmethod
-    def load(cls, path: Path) -> "Statistics":
+    def load(cls, path: Path | zipfile.Path) -> "Statistics":
         """Read what `save` wrote; UserError if it is missing or damaged."""
         try:
-            with np.load(path) as archive:
+            with np.load(io.BytesIO(path.read_bytes())) as archive:
                 return cls(
                     encoder=str(archive["encoder"]),
                     model=str(archive["model"]),
