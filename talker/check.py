@@ -18,6 +18,7 @@ import numpy as np
 from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Clip, load_per_frame
 from talker.dataset import (
     ENCODERS,
+    Dataset,
     load_array,
     load_au45,
     load_json,
@@ -30,9 +31,12 @@ from talker.files import replacing
 from talker.head.camera import transform_matrices
 from talker.media.header import image_header
 from talker.media.image import read_image
+from talker.sync import clip_score
 
 logger = logging.getLogger(__name__)
 
+FACE_SIZE = 64
+"""pixels; only landmarks are read, whose unit does not matter"""
 IMAGES = {
     "ori_imgs": (".jpg", 3, "frames"),
     "parsing": (".png", 3, "parsing"),
@@ -419,6 +423,24 @@ def quality(folder: Folder) -> dict[str, Any]:
     }
 
 
+def sync_facts(dataset: Dataset) -> dict[str, Any]:
+    """Whether the recorded mouth moves with the recorded sound, None where it cannot be told.
+
+    Training would not fail where it does not, but the avatar would never learn to speak.
+    """
+    score = clip_score(dataset)
+    correlation, null, deviation = (score[k] for k in ("correlation", "null_mean", "null_sd"))
+    if np.isnan(correlation):
+        return {"sync_correlation": None, "sync_null": None}
+    if correlation < null + 2 * deviation:
+        logger.warning(
+            "%s: the mouth hardly follows the sound: correlation %.2f, with turned sound %.2f +- "
+            "%.2f; is the sound another person's, or far off?",
+            *(dataset.folder, correlation, null, deviation),
+        )
+    return {"sync_correlation": correlation, "sync_null": null}
+
+
 def main(*, data: Path, quality: Path, config: Config = Config()) -> None:
     """Prove that a dataset folder is complete and consistent, and note what it is like.
 
@@ -428,6 +450,7 @@ def main(*, data: Path, quality: Path, config: Config = Config()) -> None:
         config: options.
     """
     facts = check(data, config)
+    facts |= sync_facts(Dataset.load(data, FACE_SIZE, facts["speech"][0]))
     with replacing(quality) as (scratch,):
         scratch.write_text(json.dumps(facts, indent=2) + "\n")
     logger.info(

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from talker.check import Config, check, main
+from talker.check import Config, check, main, sync_facts
+from talker.dataset import Dataset
 from talker.errors import UserError
 from talker.media.image import read_image, write_image
 
@@ -242,3 +243,18 @@ def test_quality_is_not_written_for_a_faulty_folder(folder: Path, tmp_path: Path
     with pytest.raises(UserError):
         main(data=folder, quality=tmp_path / "quality.json")
     assert not (tmp_path / "quality.json").exists()
+
+
+def test_a_mouth_that_does_not_follow_the_sound_is_told(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    data = Dataset.load(dataset, 64)
+    assert sync_facts(data) == {"sync_correlation": None, "sync_null": None}, "too short to tell"
+    score = {"correlation": 0.1, "null_mean": 0.0, "null_sd": 0.1}
+    monkeypatch.setattr("talker.check.clip_score", lambda _: score)
+    assert sync_facts(data) == {"sync_correlation": 0.1, "sync_null": 0.0}
+    assert "the mouth hardly follows the sound: correlation 0.10" in caplog.text
+    caplog.clear()
+    score["correlation"] = 0.5
+    sync_facts(data)
+    assert not caplog.text
