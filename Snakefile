@@ -29,9 +29,10 @@ rule all:
             file=["val.mp4", "metrics.json", "report.html"],
         ),
         [
-            f"results/{subject}/novel/{name}.mp4"
+            f"results/{subject}/novel/{name}.{kind}"
             for subject in SUBJECTS
             for name in speeches_of(subject)
+            for kind in ("mp4", "json")
         ],
 
 

@@ -9,7 +9,7 @@ rule check:
     input:
         clip="data/{subject}/clip.json",
         wav="data/{subject}/aud.wav",
-        features="data/{subject}/aud_hama.npy",
+        features=rules.speech.output.features,
         landmarks="data/{subject}/landmarks.npz",
         masks="data/{subject}/parsing",
         au="data/{subject}/au.csv",

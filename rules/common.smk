@@ -93,6 +93,19 @@ def speech_of(wildcards):
     return f"data/{wildcards.subject}/novel/{wildcards.name}.wav"
 
 
+def scores_in(folder):
+    """The DeepSpeech scores that the encoder of that name takes; it runs no network."""
+    return f"{folder}/aud_ds.npy" if ENCODER == "deepspeech" else []
+
+
+def check_scores():
+    """Stop where they are missing: Snakemake would take finished results for its own sources."""
+    for subject in SUBJECTS:
+        file = Path(scores_in(f"data/{subject}") or ".")
+        if not file.exists():
+            raise WorkflowError(f"{file}: missing; the encoder deepspeech takes its scores there")
+
+
 def flags(stage):
     """The options of a stage as command line flags, those of a group as --group.name."""
 
@@ -130,6 +143,11 @@ if PRESET == "auto":
 GPU = int(PRESET == "full")
 OPTIONS = read_yaml(f"../config/presets/{PRESET}.yaml")
 update_config(OPTIONS, config.get("options") or {})
+ENCODER = config["encoder"]
+for stage in ("speech", "train"):
+    OPTIONS.setdefault(stage, {})["encoder"] = ENCODER
+
+check_scores()
 
 # Where its environment is not active, the `talker` beside this Python is found last on the PATH.
 # Snakemake sets OMP_NUM_THREADS for every job, numba wants a variable of its own.

@@ -87,9 +87,10 @@ rule speech:
     input:
         wav="data/{subject}/aud.wav",
         clip="data/{subject}/clip.json",
+        scores=scores_in("data/{subject}"),
     output:
-        statistics="data/{subject}/aud_hama.npz",
-        features="data/{subject}/aud_hama.npy",
+        statistics=f"data/{{subject}}/aud_{ENCODER}.npz",
+        features=f"data/{{subject}}/aud_{ENCODER}.npy",
     log:
         "logs/{subject}/speech.log",
     benchmark:
@@ -139,9 +140,10 @@ rule novel_audio:
 rule novel_speech:
     input:
         wav="data/{subject}/novel/{name}/aud.wav",
-        statistics="data/{subject}/aud_hama.npz",
+        statistics=rules.speech.output.statistics,
+        scores=scores_in("data/{subject}/novel/{name}"),
     output:
-        features="data/{subject}/novel/{name}/aud_hama.npy",
+        features=f"data/{{subject}}/novel/{{name}}/aud_{ENCODER}.npy",
     log:
         "logs/{subject}/novel/{name}/speech.log",
     benchmark:

@@ -32,7 +32,7 @@ rule render_novel:
     input:
         dataset=rules.check.input,
         avatar="results/{subject}/avatar",
-        speech="data/{subject}/novel/{name}/aud_hama.npy",
+        speech=rules.novel_speech.output.features,
         wav="data/{subject}/novel/{name}/aud.wav",
     output:
         video="results/{subject}/novel/{name}.mp4",
@@ -83,6 +83,33 @@ rule evaluate:
     shell:
         "talker evaluate --data data/{wildcards.subject:q} --avatar {input.avatar:q}"
         " --metrics {output.metrics:q} {params.options} > {log:q} 2>&1"
+
+
+rule evaluate_novel:
+    input:
+        dataset=rules.check.input,
+        avatar="results/{subject}/avatar",
+        video="results/{subject}/novel/{name}.mp4",
+    output:
+        metrics="results/{subject}/novel/{name}.json",
+    log:
+        "logs/{subject}/novel/{name}/evaluate.log",
+    benchmark:
+        "benchmarks/{subject}/novel/{name}/evaluate.tsv"
+    conda:
+        "../envs/avatar.yaml"
+    threads: 1
+    resources:
+        mem_mb=3000,
+        runtime=60,
+    params:
+        options=flags("evaluate"),
+        recipe=recipe("evaluate", after=[rules.render_novel]),
+    message:
+        "{wildcards.subject}: does the mouth follow the novel speech '{wildcards.name}'?"
+    shell:
+        "talker evaluate --data data/{wildcards.subject:q} --avatar {input.avatar:q}"
+        " --video {input.video:q} --metrics {output.metrics:q} {params.options} > {log:q} 2>&1"
 
 
 rule report:

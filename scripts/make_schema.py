@@ -66,9 +66,10 @@ def config_schema() -> dict[str, Any]:
         "title": "Configuration of the talker workflow",
         "type": "object",
         "additionalProperties": False,
-        "required": ["preset", "subjects"],
+        "required": ["preset", "encoder", "subjects"],
         "properties": {
             "preset": {"enum": ["auto", "draft", "full"]},
+            "encoder": schema_of(typing.get_type_hints(options_of("speech"))["encoder"]),
             "subjects": {"type": "string", "description": "table of subjects and their videos"},
             "video": {"type": "string", "description": "run this video alone"},
             "speech": {

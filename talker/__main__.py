@@ -28,6 +28,7 @@ COMMANDS = {
     "pack": "one small file of a dataset folder, to train elsewhere",
     "train": "fit the avatar",
     "render": "make a video from the avatar",
+    "speak": "let the avatar speak live: sound in, frames out",
     "evaluate": "measure the avatar on the held-out part",
     "report": "one HTML page about a subject",
     "bench": "how fast this machine renders and trains",

@@ -5,6 +5,7 @@ aud_novel.wav`, or for new speech `talker audio --source hello.mp3 --wav hello.w
 """
 
 import logging
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Clip
 from talker.errors import UserError
 from talker.files import replacing
-from talker.media.audio import decode_audio, write_wav
+from talker.media.audio import decode_audio, decoded_blocks, write_wav
 
 logger = logging.getLogger(__name__)
 
@@ -48,9 +49,13 @@ def clip_sound(source: Path, clip: Clip, config: Config) -> np.ndarray:
     return np.pad(samples, (0, missing))
 
 
-def whole_frames(samples: np.ndarray) -> np.ndarray:
-    """Pad int16 [S] with silence to the next multiple of 640 samples."""
-    return np.pad(samples, (0, -len(samples) % SAMPLES_PER_FRAME))
+def whole_frames(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Pass on blocks of int16, and silence up to the next multiple of 640 samples."""
+    samples = 0
+    for block in blocks:
+        samples += len(block)
+        yield block
+    yield np.zeros(-samples % SAMPLES_PER_FRAME, np.int16)
 
 
 def main(
@@ -75,7 +80,7 @@ def main(
     if clip is None:
         if train or novel:
             raise UserError("--train and --novel split a clip: give its --clip as well")
-        outputs = {wav: whole_frames(decode_audio(source))}
+        outputs = {wav: whole_frames(decoded_blocks(source))}
     else:
         about = Clip.load(clip)
         samples = clip_sound(source, about, config)

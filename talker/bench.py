@@ -77,6 +77,7 @@ def made_up_subject(size: int) -> tuple[Dataset, Images]:
         viewmats=viewmats,
         K=K,
         speech=rng.normal(size=(FRAMES, 16, 32)).astype(np.float32),
+        silence=None,
         eye=rng.random(FRAMES).astype(np.float32),
         landmarks=points68.astype(np.float32),
         expression=rng.normal(size=(FRAMES, 16)).astype(np.float32),

@@ -18,7 +18,15 @@ from typing import Any
 import numpy as np
 
 from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Clip, load_per_frame
-from talker.dataset import SPEECH_FILES, load_array, load_au45, load_json, load_lms, load_params
+from talker.dataset import (
+    ENCODERS,
+    load_array,
+    load_au45,
+    load_json,
+    load_lms,
+    load_params,
+    speech_file,
+)
 from talker.errors import UserError
 from talker.files import replacing
 from talker.gate import (
@@ -271,7 +279,7 @@ def sound_faults(folder: Folder) -> Iterator[str]:
 
 def speech_faults(folder: Folder) -> Iterator[str]:
     """The speech features of at least one encoder have a window for each frame."""
-    paths = [folder.path / name for name in SPEECH_FILES.values()]
+    paths = [speech_file(folder.path, name) for name in ENCODERS]
     present = [path for path in paths if path.exists()]
     if not present:
         yield f"{paths[0]}: missing; `talker speech` writes it"
@@ -419,7 +427,7 @@ def quality(folder: Folder) -> dict[str, Any]:
     closing = au45 > BLINK
     tracking = tracking_facts(folder)
     other_shots = tracking["rejected"].get("another shot", 0)
-    speech = [name for name, file in SPEECH_FILES.items() if (folder.path / file).exists()]
+    speech = [name for name in ENCODERS if speech_file(folder.path, name).exists()]
     return {
         "frames": folder.frames,
         "seconds": folder.frames / FPS,
@@ -435,7 +443,9 @@ def quality(folder: Folder) -> dict[str, Any]:
         "rival_percent": rival_share(folder),
         "blinks": int((closing[1:] & ~closing[:-1]).sum() + closing[0]),
         "blink_range": float(np.ptp(au45)),
-        **mouth_facts(folder, mouth_opening(landmarks), valid, SPEECH_FILES[speech[0]]),
+        **mouth_facts(
+            mouth_opening(landmarks), valid, load_array(speech_file(folder.path, speech[0]))
+        ),
         "background_change_percent": background_share(folder),
         "speech": speech,
     }
@@ -473,11 +483,11 @@ def rival_share(folder: Folder) -> float | None:
 
 
 def mouth_facts(
-    folder: Folder, mouth: np.ndarray, valid: np.ndarray, speech: str
+    mouth: np.ndarray, valid: np.ndarray, speech: np.ndarray
 ) -> dict[str, float | None]:
     """How far the mouth opens and how the sound goes with it."""
     low, high = np.percentile(mouth[valid], [2, 98])
-    curve = sync_curve(load_array(folder.path / speech), mouth, valid)
+    curve = sync_curve(speech, mouth, valid)
     lag, peak = lag_of(curve) if np.isfinite(curve).any() else (None, None)
     return {
         "mouth_range": float(high - low),

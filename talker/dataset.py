@@ -21,11 +21,14 @@ from talker.errors import UserError
 from talker.head.camera import intrinsics, viewmats_from_pose
 from talker.media.image import read_image
 from talker.media.masks import COLOURS, HEAD
+from talker.media.speech_features import Statistics
 from talker.progress import progress
 
 Folder = Path | zipfile.Path
 
-SPEECH_FILES = {"hama": "aud_hama.npy", "deepspeech": "aud_ds.npy"}
+ENCODERS = ("hama", "mel", "deepspeech", "hubert", "wav2vec2", "whisper")
+PUBLISHED_SPEECH = "aud_ds.npy"
+"""DeepSpeech windows as the scripts of the AD-NeRF family write them; taken as they are"""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class Dataset:
     """float32 [3, 3], pixels of the scaled image"""
     speech: np.ndarray
     """float32 [T, 16, C]"""
+    silence: np.ndarray | None
+    """float32 [C], the features of a pause; None where the speech stage did not run"""
     eye: np.ndarray
     """float32 [T], 0 open .. 1 closed: clip(AU45, 0, 2) / 2"""
     landmarks: np.ndarray
@@ -93,7 +98,8 @@ class Dataset:
         valid = params["valid"].numpy().copy() if "valid" in params else np.ones(frames, bool)
         K = intrinsics(train["focal_len"], full_width, full_height)
         K[:2] *= scale
-        speech_path = folder / SPEECH_FILES[encoder]
+        speech_path = speech_file(folder, encoder)
+        learned = statistics_file(folder, encoder)
         speech = _rows(load_array(speech_path), frames, speech_path)
         au45 = _rows(load_au45(folder / "au.csv"), frames, folder / "au.csv")
         landmarks = np.stack([load_lms(folder / "ori_imgs" / f"{i}.lms") for i in range(frames)])
@@ -105,6 +111,7 @@ class Dataset:
             viewmats=viewmats_from_pose(euler, trans).astype(np.float32),
             K=K.astype(np.float32),
             speech=speech.astype(np.float32),
+            silence=Statistics.load(learned).silence if learned.exists() else None,
             eye=(np.clip(au45, 0, 2) / 2).astype(np.float32),
             landmarks=landmarks * np.float32(scale),
             expression=params["exp"].numpy().astype(np.float32),
@@ -125,6 +132,12 @@ class Dataset:
         alpha = torso[..., 3:].astype(np.uint16)
         blend = (torso[..., :3] * alpha + plate * (255 - alpha) + 127) // 255
         return self._scaled(blend.astype(np.uint8))
+
+    def torso(self, i: int) -> np.ndarray:
+        """The torso alone, premultiplied RGBA uint8 [H, W, 4]."""
+        torso = read_image(_image(self.folder, f"torso_imgs/{i}.png")).copy()
+        torso[..., :3] = (torso[..., :3] * torso[..., 3:].astype(np.uint16) + 127) // 255
+        return self._scaled(torso)
 
     def head_mask(self, i: int) -> np.ndarray:
         """How much of each pixel of frame i is head, uint8 [H, W], 0..255."""
@@ -156,6 +169,18 @@ class Dataset:
         shrinks = self.height < image.shape[0]
         mode = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
         return cv2.resize(image, (self.width, self.height), interpolation=mode)
+
+
+def speech_file(folder: Folder, encoder: str) -> Folder:
+    """Where the speech features of an encoder are, or should be."""
+    own, published = folder / f"aud_{encoder}.npy", folder / PUBLISHED_SPEECH
+    foreign = encoder == "deepspeech" and published.exists() and not own.exists()
+    return published if foreign else own
+
+
+def statistics_file(folder: Folder, encoder: str) -> Folder:
+    """Where the statistics of those features are, if `talker speech` made them."""
+    return folder / f"aud_{encoder}.npz"
 
 
 def open_folder(path: Folder) -> Folder:

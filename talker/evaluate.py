@@ -1,6 +1,10 @@
 """Measure an avatar on the held-out frames, beside controls that a dead or deaf mouth would pass.
 
-talker evaluate --data data/me --avatar results/me/avatar --metrics results/me/metrics.json
+    talker evaluate --data data/me --avatar results/me/avatar --metrics results/me/metrics.json
+    talker evaluate --data data/me --avatar results/me/avatar --metrics hello.json --video hello.mp4
+
+The second measures a video of new speech, which has no real counterpart: whether its mouth moves
+with its sound, and closes in silence.
 """
 
 import json
@@ -13,16 +17,23 @@ from typing import Any
 
 import cv2
 import numpy as np
+from scipy.ndimage import binary_dilation, binary_erosion
 
 from talker import metrics as m
 from talker.avatar.model import Avatar
 from talker.avatar.renderer import Drive, load_avatar, render_frames
+from talker.clip import SAMPLE_RATE, SAMPLES_PER_FRAME
 from talker.dataset import Dataset
 from talker.errors import UserError
 from talker.files import replacing
 from talker.head.landmarks68 import eye_aspect_ratio, landmarks68
+from talker.media.audio import WavFile, decode_audio
+from talker.media.loudness import pauses, slot_levels
 from talker.media.mediapipe import track_meshes
+from talker.media.speech_features import SLOTS_PER_FRAME
+from talker.media.video import frame_count, probe, read_frames
 from talker.progress import progress
+from talker.sync import Predictor, family_beside, fit_predictor, sync_score
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +61,27 @@ DEFINITIONS = {
     "rendered mouth is late",
     "faces_lost": "rendered frames in which no face was found",
 }
+SYNC = {
+    "correlation": "of the mouth that is seen with the mouth that the sound lets expect, mean over "
+    "opening, width and jaw. A ridge regression on the real training frames tells the latter from "
+    "features that do not drive the avatar (`features`). This is not SyncNet's Sync-C",
+    "null_mean": "the same with the sound turned by 1 s and more; null_sd: their deviation; "
+    "null_share: how many of them do as well",
+    "best_lag": "shift in frames within 12 at which the correlation, `best_correlation`, is best; "
+    "positive: the mouth is late",
+    "real": "the figure of the real held-out video",
+}
+SILENCE = {
+    "silent_frames": "frames in the midst of pauses, 0.2 s and more after and before any sound",
+    "opening_silent": "their mean mouth opening (inner lips over outer eye corners)",
+    "opening_closed": "that of the tenth of the real training frames that are least open, found as "
+    "in the video, at the avatar's size",
+    "opening_mean": "that of all real training frames",
+    "chatter": "standard deviation of the opening in silence over that in speech",
+}
+SILENT_MARGIN = 5
+"""frames"""
+CLOSED = 0.1
 CONTROLS = {
     "frozen_mouth": "the avatar driven by the mean of the training speech in every frame: what its "
     "mouth still does follows the pose and the blinks",
@@ -119,6 +151,8 @@ class Measured:
     """float [last - first + 1], mouth opening, nan where there is no frame or no face"""
     eyes: np.ndarray
     """float [last - first + 1], eye opening"""
+    found: np.ndarray
+    """float32 [N, 68, 2], landmarks of the rendering, nan where no face was found"""
 
 
 def find_landmarks(images: Iterable[np.ndarray]) -> np.ndarray:
@@ -166,11 +200,13 @@ def measure(images: Iterable[np.ndarray], truth: Truth) -> Measured:
         "faces_lost": int(np.isnan(found[:, 0, 0]).sum()),
         "frames": len(found),
     }
-    return Measured(row, mouth, _on_time_axis(eye_aspect_ratio(found), truth.ids))
+    return Measured(row, mouth, _on_time_axis(eye_aspect_ratio(found), truth.ids), found)
 
 
-def evaluate(avatar: Avatar, dataset: Dataset, config: Config) -> dict[str, Any]:
-    """All numbers and curves of `metrics.json`.
+def evaluate(
+    avatar: Avatar, dataset: Dataset, config: Config, encoder: str = "hama"
+) -> dict[str, Any]:
+    """All numbers and curves of `metrics.json`; `encoder` is the one that drives the avatar.
 
     Raises:
         UserError: the dataset holds out no frames, or there is to be no shuffled control.
@@ -199,10 +235,18 @@ def evaluate(avatar: Avatar, dataset: Dataset, config: Config) -> dict[str, Any]
     ]
     floor = measure(map(_halved, truth.frames), truth)
     first, last = int(ids[0]), int(ids[-1])
+    family = family_beside(encoder)
+    predicted = fit_predictor(dataset, family).shapes(WavFile(dataset.folder / "aud.wav"))
+    predicted = predicted[first : last + 1]
+    sync = {
+        name: sync_score(predicted, _on_time_axis(found, ids))
+        for name, found in (("real", truth.found), ("avatar", true.found))
+    }
     return {
         "held_out": true.row,
         "controls": {"frozen_mouth": frozen.row, "shuffled_audio": _mean_row(shuffled)},
         "detector_floor": floor.row,
+        "sync": {"features": family, **sync},
         "not_computed": NOT_COMPUTED,
         "settings": {
             "height": dataset.height,
@@ -212,6 +256,7 @@ def evaluate(avatar: Avatar, dataset: Dataset, config: Config) -> dict[str, Any]
             "definitions": DEFINITIONS,
             "controls": CONTROLS,
             "detector_floor": FLOOR,
+            "sync": SYNC,
         },
         "curves": {
             "frames": list(range(first, last + 1)),
@@ -245,23 +290,95 @@ def table(results: dict[str, Any]) -> str:
     )
 
 
-def main(*, data: Path, avatar: Path, metrics: Path, config: Config = Config()) -> None:
-    """Measure an avatar on the frames that were held out of its training.
+def judge(video: Path, dataset: Dataset, predictor: Predictor) -> dict[str, Any]:
+    """Sync score of a video's mouth and sound, and what its mouth does in silence.
+
+    Raises:
+        UserError: the video cannot be read, or has no sound.
+    """
+    source = probe(video)
+    frames = frame_count(source)
+    images = progress(read_frames(video, source), video.name, frames)
+    found = find_landmarks(images)
+    sound = decode_audio(video, source.video_start)
+    samples = len(found) * SAMPLES_PER_FRAME
+    sound = np.pad(sound[:samples], (0, max(0, samples - len(sound))))
+    ids = dataset.val_ids
+    real = _on_time_axis(dataset.landmarks[ids], ids) if len(ids) else np.empty((0, 68, 2))
+    heard = predictor.shapes(WavFile(dataset.folder / "aud.wav"))
+    return {
+        "frames": len(found),
+        "seconds_of_sound": len(sound) / SAMPLE_RATE,
+        "faces_lost": int(np.isnan(found[:, 0, 0]).sum()),
+        "sync": {
+            "features": predictor.encoder.name,
+            "real": sync_score(heard[ids[0] : ids[-1] + 1] if len(ids) else heard[:0], real),
+            "avatar": sync_score(predictor.shapes(sound), found),
+        },
+        "silence": silence_row(sound, m.mouth_opening(found), dataset),
+        "settings": {"definitions": SYNC | SILENCE},
+    }
+
+
+def silence_row(sound: np.ndarray, opening: np.ndarray, dataset: Dataset) -> Row:
+    """What the mouth does in the pauses of int16 [640 T]: the numbers of `SILENCE`; opening [T]."""
+    silent = pauses(slot_levels(sound), shortest=0.3).reshape(-1, SLOTS_PER_FRAME).min(1) == 1
+    reach = np.ones(2 * SILENT_MARGIN + 1, bool)
+    deep = np.asarray(binary_erosion(silent, reach, border_value=1), bool)
+    spoken = ~np.asarray(binary_dilation(silent, reach), bool)
+    recorded = m.mouth_opening(dataset.landmarks[dataset.train_ids])
+    closed = dataset.train_ids[recorded <= np.quantile(recorded, CLOSED)]
+    found = find_landmarks(dataset.frame(int(i)) for i in closed)
+    return {
+        "silent_frames": int(deep.sum()),
+        "opening_silent": _finite(opening[deep]),
+        "opening_closed": _finite(m.mouth_opening(found)),
+        "opening_mean": float(recorded.mean()),
+        "chatter": _finite(opening[deep], np.std) / _finite(opening[spoken], np.std),
+    }
+
+
+def main(
+    *,
+    data: Path,
+    avatar: Path,
+    metrics: Path,
+    video: Path | None = None,
+    config: Config = Config(),
+) -> None:
+    """Measure an avatar on the frames that were held out of its training, or a video of it.
 
     Args:
         data: dataset folder.
         avatar: folder that `talker train` wrote.
         metrics: JSON file to write.
+        video: measure this video of new speech instead.
         config: options.
     """
     model = load_avatar(avatar)
     dataset = Dataset.load(data, model.config.image_size, model.config.encoder)
-    results = evaluate(model, dataset, config)
-    logger.info("%s", table(results))
-    for name, reason in NOT_COMPUTED.items():
-        logger.info("%s: not computed, %s", name, reason)
+    if video is not None:
+        predictor = fit_predictor(dataset, family_beside(model.config.encoder))
+        results = judge(video, dataset, predictor)
+        logger.info("%s: %s", video, sync_text(results["sync"]))
+    else:
+        results = evaluate(model, dataset, config, model.config.encoder)
+        logger.info("%s\n%s", table(results), sync_text(results["sync"]))
+        for name, reason in NOT_COMPUTED.items():
+            logger.info("%s: not computed, %s", name, reason)
     with replacing(metrics) as (scratch,):
         scratch.write_text(json.dumps(_plain(results), indent=1) + "\n")
+
+
+def sync_text(sync: dict[str, Any]) -> str:
+    """One line about a sync score, its null and the real video's."""
+    row, real = sync["avatar"], sync["real"]
+    return (
+        f"mouth and sound ({sync['features']}): correlation {_shown(row['correlation'])}, "
+        f"turned sound {_shown(row['null_mean'])} +- {_shown(row['null_sd'])}, best at lag "
+        f"{_shown(row['best_lag'])}; the real video {_shown(real['correlation'])}, best at lag "
+        f"{_shown(real['best_lag'])}"
+    )
 
 
 def _image_quality(image: np.ndarray, truth: Truth, k: int) -> Row:
@@ -281,8 +398,8 @@ def _image_quality(image: np.ndarray, truth: Truth, k: int) -> Row:
 
 
 def _on_time_axis(values: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Spread [N] over every frame from the first to the last id, nan in the gaps."""
-    curve = np.full(ids[-1] - ids[0] + 1, np.nan)
+    """Spread [N, ...] over every frame from the first to the last id, nan in the gaps."""
+    curve = np.full((ids[-1] - ids[0] + 1, *values.shape[1:]), np.nan)
     curve[ids - ids[0]] = values
     return curve
 

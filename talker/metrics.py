@@ -13,6 +13,8 @@ SSIM_MARGIN = 5
 MOUTH = slice(48, 68)
 OUTER_EYE_CORNERS = 36, 45
 INNER_LIPS_MIDDLE = 62, 66
+MOUTH_CORNERS = 48, 54
+NOSE_TO_CHIN = 27, 8
 
 Box = tuple[int, int, int, int]
 """x0, y0, x1, y1 in pixels, the upper ends excluded."""
@@ -71,6 +73,13 @@ def mouth_box(landmarks: np.ndarray, height: int, width: int) -> Box:
 def mouth_opening(landmarks: np.ndarray) -> np.ndarray:
     """Distance between the inner lips over that of the outer eye corners: [T, 68, 2] -> [T]."""
     return _distance(landmarks, *INNER_LIPS_MIDDLE) / outer_eye_distance(landmarks)
+
+
+def mouth_shape(landmarks: np.ndarray) -> np.ndarray:
+    """Opening, width and drop of the jaw over the distance of the outer eye corners: [T, 3]."""
+    parts = (INNER_LIPS_MIDDLE, MOUTH_CORNERS, NOSE_TO_CHIN)
+    lengths = np.stack([_distance(landmarks, *part) for part in parts], axis=1)
+    return lengths / outer_eye_distance(landmarks)[:, None]
 
 
 def outer_eye_distance(landmarks: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from talker.dataset import SPEECH_FILES, Dataset, open_folder
+from talker.dataset import ENCODERS, PUBLISHED_SPEECH, Dataset, open_folder
 from talker.errors import UserError
 from talker.files import replacing
 from talker.media.image import read_image, webp_bytes
@@ -53,7 +53,8 @@ def main(*, data: Path, pack: Path, config: Config = Config()) -> None:
         config: options.
     """
     frames = Dataset.load(data, 64).frames  # a broken folder is refused here
-    kept = [data / name for name in (*KEPT, *SPEECH_FILES.values()) if (data / name).exists()]
+    speech = [f"aud_{encoder}.{suffix}" for encoder in ENCODERS for suffix in ("npy", "npz")]
+    kept = [data / name for name in (*KEPT, PUBLISHED_SPEECH, *speech) if (data / name).exists()]
     with replacing(pack) as (scratch,), zipfile.ZipFile(scratch, "w") as archive:
         for path in kept:
             archive.write(path, path.name, zipfile.ZIP_DEFLATED)

@@ -10,29 +10,36 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from talker.avatar.model import Avatar
-from talker.avatar.renderer import (
-    Drive,
-    load_avatar,
-    longest_run,
+from talker.avatar.performance import (
+    blink_track,
+    expression_track,
+    natural_blinks,
     nearest_valid,
-    ping_pong,
-    render_frames,
+    pose_track,
+    recorded_path,
+    scaled_poses,
 )
+from talker.avatar.renderer import Drive, Windows, load_avatar, render_frames
+from talker.avatar.speech_prior import EXPRESSIONS
 from talker.clip import SAMPLES_PER_FRAME
 from talker.dataset import Dataset
 from talker.errors import UserError
-from talker.media.audio import read_wav, write_wav
-from talker.media.video import video_writer
+from talker.media.audio import WavFile, write_wav
+from talker.media.backdrop import backdrop
+from talker.media.speech_features import WindowsFile
+from talker.media.video import FORMATS, video_writer
 from talker.progress import progress
 
 logger = logging.getLogger(__name__)
+
+PLATE, TRANSPARENT = "plate", "transparent"
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,31 @@ class Config:
     batch: int = 8
     """frames rendered at once; it bounds the memory, whatever the length of the speech"""
     crf: int = 18
-    """quality of the H.264 video: 0 is lossless, 51 the worst"""
+    """quality of an .mp4 or .webm: 0 is lossless, 51 (63) the worst"""
+    background: str = PLATE
+    """what stands behind the person: plate (that of the clip), transparent (.webm, .mov or a folder
+    of .png), or the path of a picture or a video, which starts anew when it ends"""
+    blinks: Literal["natural", "recorded", "none"] = "natural"
+    """for new speech: drawn at random from the subject's own, those of the replayed frames, none"""
+    blink_scale: float = 1.0
+    """factor of the eyes' closure"""
+    pose_frame: int = -1
+    """for new speech: hold the pose of this frame; -1 moves on as recorded"""
+    pose_scale: float = 1.0
+    """factor of the head's motion about its mean; the torso stays as recorded"""
+    expression_scale: float = 1.0
+    """factor of the mouth's motion about its mean"""
+    seed: int = 0
+    """of the natural blinks"""
+
+
+@dataclass(frozen=True)
+class Tracks:
+    """Files that say what the head does, a row for each output frame; None: nothing is said."""
+
+    pose: Path | None = None
+    blink: Path | None = None
+    expression: Path | None = None
 
 
 def split_drive(dataset: Dataset, split: Literal["train", "val"]) -> Drive:
@@ -60,27 +91,67 @@ def split_drive(dataset: Dataset, split: Literal["train", "val"]) -> Drive:
     return Drive(nearest_valid(heard, dataset.valid), dataset.speech, heard)
 
 
-def speech_drive(dataset: Dataset, windows: np.ndarray) -> Drive:
+def speech_drive(dataset: Dataset, windows: Windows, config: Config = Config()) -> Drive:
     """Drive with new speech, windows [N, 16, C]: N frames, N >= 1, of any length.
 
-    Pose, blinks, torso and plate walk to and fro over the longest run of valid recorded frames.
+    Pose, torso and plate walk to and fro over the longest recorded stretch.
 
     Raises:
-        UserError: the dataset has no valid frame.
+        UserError: the dataset has no valid frame, or not the one whose pose is to be held.
     """
-    recorded = longest_run(dataset.valid)
-    if len(recorded) == 0:
-        raise UserError(f"{dataset.folder}: no frame is valid, so there is no pose to show")
-    heard = np.arange(len(windows))
-    return Drive(recorded[ping_pong(len(windows), len(recorded))], windows, heard)
+    frames = recorded_path(dataset, len(windows))
+    if config.pose_frame >= dataset.frames:
+        raise UserError(
+            f"pose_frame: expected at most {dataset.frames - 1}, found {config.pose_frame}"
+        )
+    if config.pose_frame >= 0:
+        frames = nearest_valid(np.full(len(windows), config.pose_frame), dataset.valid)
+    eye = {
+        "natural": lambda: natural_blinks(
+            dataset.eye[dataset.train_ids], len(windows), config.seed
+        ),
+        "recorded": lambda: dataset.eye[frames],
+        "none": lambda: np.zeros(len(windows), np.float32),
+    }[config.blinks]()
+    return Drive(frames, windows, np.arange(len(windows)), eye)
+
+
+def directed(drive: Drive, dataset: Dataset, tracks: Tracks, config: Config) -> Drive:
+    """A drive as the tracks and the scale factors want it."""
+    count = len(drive)
+    if tracks.pose:
+        frames, viewmats = pose_track(tracks.pose, count, dataset)
+        drive = replace(drive, frames=frames, viewmats=viewmats)
+    if tracks.blink:
+        drive = replace(drive, eye=blink_track(tracks.blink, count))
+    if tracks.expression:
+        drive = replace(drive, expression=expression_track(tracks.expression, count, EXPRESSIONS))
+    if config.pose_scale != 1:
+        moving = dataset.viewmats[drive.frames] if drive.viewmats is None else drive.viewmats
+        drive = replace(drive, viewmats=scaled_poses(moving, config.pose_scale))
+    if config.blink_scale != 1:
+        eye = dataset.eye[drive.frames] if drive.eye is None else drive.eye
+        drive = replace(drive, eye=np.clip(config.blink_scale * eye, 0, 1).astype(np.float32))
+    return replace(drive, expression_scale=config.expression_scale)
 
 
 def render(
     avatar: Avatar, dataset: Dataset, drive: Drive, wav: Path, video: Path, config: Config
 ) -> None:
-    """Write an mp4 of the drive's frames with the sound of `wav` (16 kHz mono)."""
+    """Write a video of the drive's frames with the sound of `wav` (16 kHz mono).
+
+    Raises:
+        UserError: the background cannot be read, or the video's format cannot be transparent.
+    """
     start = time.monotonic()
-    frames = render_frames(avatar, dataset, drive, config.batch)
+    transparent = config.background == TRANSPARENT
+    kind = FORMATS.get(video.suffix.lower())
+    if transparent and kind and not kind.transparent:
+        able = ", ".join(suffix for suffix, one in FORMATS.items() if one.transparent)
+        raise UserError(f"{video}: cannot be transparent; take {able}, or a folder of .png")
+    own = config.background in (PLATE, TRANSPARENT)
+    plates = None if own else backdrop(Path(config.background), dataset.height, dataset.width)
+    frames = render_frames(avatar, dataset, drive, config.batch, plates, transparent)
     with video_writer(video, wav, crf=config.crf) as write:
         for frame in progress(frames, "render", len(drive)):
             write(frame)
@@ -99,37 +170,47 @@ def main(
     split: Literal["train", "val"] | None = None,
     speech: Path | None = None,
     wav: Path | None = None,
+    pose: Path | None = None,
+    blink: Path | None = None,
+    expression: Path | None = None,
     config: Config = Config(),
 ) -> None:
     """Render an avatar over its recorded torso and background, with sound.
 
+    The tracks have a row for each output frame: .csv with a header, or .npz of arrays [N].
+
     Args:
         data: dataset folder.
         avatar: folder that `talker train` wrote.
-        video: mp4 to write.
+        video: .mp4, .webm, .mov (ProRes 4444), or a folder of .png, to write.
         split: replay this part of the clip with its own sound.
         speech: or: features of new speech, from `talker speech`.
         wav: the sound they were made from, from `talker audio`.
+        pose: a column `frame` (whose pose is replayed), or rx ry rz tx ty tz as in track_params.pt.
+        blink: a column `blink`, 0 open to 1 closed, or OpenFace's `AU45_r`.
+        expression: columns e0 to e9 instead of what the speech tells.
         config: options.
     """
     if (split is None) == (speech is None) or (speech is None) != (wav is None):
         raise UserError("expected either --split, or --speech together with --wav")
     model = load_avatar(avatar)
     dataset = Dataset.load(data, model.config.image_size, model.config.encoder)
+    tracks = Tracks(pose, blink, expression)
     if split is not None:
-        drive = split_drive(dataset, split)
+        drive = directed(split_drive(dataset, split), dataset, tracks, config)
         with _excerpt(data / "aud.wav", drive.heard) as sound:
             render(model, dataset, drive, sound, video, config)
     elif speech is not None and wav is not None:
         windows = _read_windows(speech, dataset.speech.shape[1:])
         _check_length(wav, speech, len(windows))
-        render(model, dataset, speech_drive(dataset, windows), wav, video, config)
+        drive = directed(speech_drive(dataset, windows, config), dataset, tracks, config)
+        render(model, dataset, drive, wav, video, config)
 
 
 @contextmanager
 def _excerpt(wav: Path, frames: np.ndarray) -> Iterator[Path]:
     """The sound of consecutive frames, cut by sample index, as a file for the time being."""
-    samples = read_wav(wav)
+    samples = WavFile(wav)
     start, end = int(frames[0]) * SAMPLES_PER_FRAME, int(frames[-1] + 1) * SAMPLES_PER_FRAME
     with tempfile.TemporaryDirectory() as folder:
         part = Path(folder) / wav.name
@@ -137,16 +218,9 @@ def _excerpt(wav: Path, frames: np.ndarray) -> Iterator[Path]:
         yield part
 
 
-def _read_windows(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """Windows [N, *shape], left on disk.
-
-    Raises:
-        UserError: the file is missing, no array, empty, or of another feature.
-    """
-    try:
-        windows = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: cannot be read as .npy ({error})") from error
+def _read_windows(path: Path, shape: tuple[int, ...]) -> WindowsFile:
+    """Windows [N, *shape]; UserError if they are missing, none, or of another feature."""
+    windows = WindowsFile(path)
     if windows.shape[1:] != shape or len(windows) == 0:
         raise UserError(
             f"{path}: expected speech windows {('N', *shape)} with N >= 1 like the dataset's, "
@@ -156,7 +230,7 @@ def _read_windows(path: Path, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _check_length(wav: Path, speech: Path, frames: int) -> None:
-    samples = len(read_wav(wav))
+    samples = len(WavFile(wav))
     if abs(samples - frames * SAMPLES_PER_FRAME) >= SAMPLES_PER_FRAME:
         raise UserError(
             f"{wav}: lasts {samples / SAMPLES_PER_FRAME:.1f} frames, but {speech} has {frames} "

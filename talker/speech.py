@@ -4,142 +4,80 @@
 learns the PCA from the clip's training frames; without `--clip` it applies it to new speech.
 """
 
-import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from talker.clip import SAMPLES_PER_FRAME, Clip
+from talker.clip import Clip
 from talker.errors import UserError
 from talker.files import replacing
-from talker.media.audio import read_wav
-from talker.media.speech_encoders import Encoder, load_encoder
+from talker.media.audio import WavFile
+from talker.media.loudness import pauses, slot_levels
+from talker.media.speech_encoders import Choice, Encoder, load_encoder
+from talker.media.speech_features import (
+    SLOTS_PER_FRAME,
+    Statistics,
+    avatar_features,
+    describe,
+    fit_statistics,
+    save_windows,
+    silenced,
+    whole_frames,
+    windows,
+)
 
-SLOT_RATE = 50  # slots a second; slot k is centred on 10 + 20 k ms
-SLOTS_PER_FRAME = 2
-WINDOW = 16
+MOST_LOOK_AHEAD = 8
 
 
 @dataclass(frozen=True)
 class Config:
     """Options of `talker speech` for a clip; new speech takes them from the clip's statistics."""
 
-    encoder: str = "hama"
-    """Network that describes the sound."""
+    encoder: Literal["hama", "mel", "deepspeech", "hubert", "wav2vec2", "whisper"] = "hama"
+    """What describes the sound (the workflow sets it from its own key `encoder`)."""
+    model: str = ""
+    """Weights of hubert, wav2vec2 or whisper: a folder or a hub id; empty is the usual one."""
+    layer: int = 0
+    """Layer of hubert, wav2vec2 or whisper, from 1; 0 is the one at three quarters of the depth."""
     components: int = 32
-    """Principal components to keep."""
+    """Principal components to keep; encoders with fewer dimensions keep those."""
     look_ahead: int = 2
     """Slots of 20 ms that a window's centre lies after its frame: lips move before the sound."""
+    pause: float = 0.3
+    """Seconds; in longer pauses the features are those of silence, and the mouth closes."""
+    match_level: bool = True
+    """Bring new speech to the loudness of the training speech before it is described."""
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """How an encoder's features become those of an avatar; learned from its training frames.
-
-    mean is [D], components are orthonormal rows [C, D], scale is [C]: the standard deviations of
-    the components. sha256 identifies the encoder's weights.
-    """
-
-    encoder: str
-    sha256: str
-    look_ahead: int
-    mean: np.ndarray
-    components: np.ndarray
-    scale: np.ndarray
-
-    def reduce(self, slots: np.ndarray) -> np.ndarray:
-        """Map encoder features [K, D] to whitened components float32 [K, C]."""
-        return ((slots - self.mean) @ self.components.T / self.scale).astype(np.float32)
-
-    @classmethod
-    def load(cls, path: Path) -> "Statistics":
-        """Read what `save` wrote; UserError if it is missing or damaged."""
-        try:
-            with np.load(path) as archive:
-                return cls(
-                    encoder=str(archive["encoder"]),
-                    sha256=str(archive["sha256"]),
-                    look_ahead=int(archive["look_ahead"]),
-                    mean=archive["mean"],
-                    components=archive["components"],
-                    scale=archive["scale"],
-                )
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise UserError(
-                f"{path}: expected the statistics that `talker speech --clip` writes ({error})"
-            ) from error
-
-    def save(self, path: Path) -> None:
-        np.savez(path, **vars(self))
-
-
-def slot_features(encoder: Encoder, samples: np.ndarray) -> np.ndarray:
-    """Describe sound at the centres of its slots, by linear interpolation of the encoder's rows.
-
-    Args:
-        encoder: the network.
-        samples: int16 [640 T] at 16 kHz.
+def learn(
+    encoder: Encoder, sound: WavFile, clip: Clip, config: Config
+) -> tuple[Statistics, np.ndarray]:
+    """Learn the statistics of a clip from its training frames.
 
     Returns:
-        float32 [2 T, D].
-
-    Raises:
-        RuntimeError: the encoder returned far more or fewer rows than its rate says.
+        The statistics, and the features of the whole clip [2 T, C].
     """
-    slots = len(samples) * SLOTS_PER_FRAME // SAMPLES_PER_FRAME
-    rows = encoder.encode(samples.astype(np.float32) / 32768)
-    expected = slots * encoder.rate / SLOT_RATE
-    if abs(len(rows) - expected) > 2 * encoder.rate / 25:
-        raise RuntimeError(f"{encoder.name}: {len(rows)} rows for {slots} slots")
-    centres = (np.arange(slots) + 0.5) / SLOT_RATE
-    position = np.clip((centres - encoder.first_centre) * encoder.rate, 0, len(rows) - 1)
-    before = np.minimum(position.astype(int), max(0, len(rows) - 2))
-    after = np.minimum(before + 1, len(rows) - 1)
-    weight = (position - before)[:, None].astype(np.float32)
-    return rows[before] * (1 - weight) + rows[after] * weight
-
-
-def fit_statistics(slots: np.ndarray, encoder: Encoder, config: Config) -> Statistics:
-    """Learn the principal components of features [K, D].
-
-    The largest entry of each component is positive, so that the same sound gives the same signs.
-
-    Raises:
-        UserError: more components are asked for than the features have.
-    """
-    if not 0 < config.components <= min(encoder.dims, len(slots) - 1):
-        raise UserError(
-            f"components: expected 1 to {min(encoder.dims, len(slots) - 1)} for the encoder "
-            f"{encoder.name} and {len(slots)} training slots, found {config.components}"
-        )
-    exact = slots.astype(np.float64)
-    mean = exact.mean(axis=0)
-    variances, vectors = np.linalg.eigh(np.cov(exact.T, bias=True))
-    kept = np.argsort(variances)[::-1][: config.components]
-    components = vectors[:, kept].T
-    peaks = np.take_along_axis(components, np.abs(components).argmax(axis=1)[:, None], axis=1)
-    scale = np.sqrt(np.maximum(variances[kept], 1e-6 * variances.max()))
-    return Statistics(
-        encoder=encoder.name,
-        sha256=encoder.sha256,
+    slots = np.concatenate(list(describe(encoder, sound)))
+    levels = slot_levels(sound)
+    train = SLOTS_PER_FRAME * clip.train_frames
+    learned = fit_statistics(
+        slots[:train],
+        levels[:train],
+        encoder,
+        Choice(config.encoder, config.model, config.layer),
+        components=min(config.components, encoder.dims),
         look_ahead=config.look_ahead,
-        mean=mean.astype(np.float32),
-        components=(components * np.sign(peaks)).astype(np.float32),
-        scale=scale.astype(np.float32),
+        pause=config.pause,
     )
+    return learned, silenced(learned.reduce(slots), pauses(levels, config.pause), learned)
 
 
-def windows(features: np.ndarray, look_ahead: int) -> np.ndarray:
-    """Cut a window for each frame out of slots [2 T, C]; the first and last slot continue the ends.
-
-    Returns:
-        [T, 16, C]; window i holds slots 2 i - 7 + `look_ahead` to 2 i + 8 + `look_ahead`.
-    """
-    frames = len(features) // SLOTS_PER_FRAME
-    first = SLOTS_PER_FRAME * np.arange(frames) - WINDOW // 2 + 1 + look_ahead
-    slots = first[:, None] + np.arange(WINDOW)
-    return features[np.clip(slots, 0, len(features) - 1)]
+def apply(encoder: Encoder, sound: WavFile, learned: Statistics, config: Config) -> Iterator:
+    """The windows of new speech, block by block: float32 [n, 16, C]."""
+    return windows(avatar_features(encoder, learned, sound, config.match_level), learned.look_ahead)
 
 
 def main(
@@ -159,28 +97,25 @@ def main(
         clip: clip.json of the sound; leave out for new speech.
         config: options.
     """
-    samples = read_wav(wav)
-    frames = len(samples) // SAMPLES_PER_FRAME
-    if len(samples) % SAMPLES_PER_FRAME or not frames:
-        raise UserError(
-            f"{wav}: expected whole frames of {SAMPLES_PER_FRAME} samples, found {len(samples)} "
-            "samples; make it with `talker audio`"
-        )
+    sound = WavFile(wav)
+    frames = whole_frames(sound, wav)
     if clip is None:
         learned = Statistics.load(statistics)
-        encoder = load_encoder(learned.encoder)
+        encoder = load_encoder(learned.choice, wav)
         if encoder.sha256 != learned.sha256:
             raise UserError(f"{statistics}: was made with other weights of {learned.encoder}")
-        slots = slot_features(encoder, samples)
         with replacing(features) as (file,):
-            np.save(file, windows(learned.reduce(slots), learned.look_ahead))
+            save_windows(file, apply(encoder, sound, learned, config), frames)
         return
     about = Clip.load(clip)
     if frames != about.frames:
         raise UserError(f"{wav}: lasts {frames} frames, expected {about.frames} as in {clip}")
-    encoder = load_encoder(config.encoder)
-    slots = slot_features(encoder, samples)
-    learned = fit_statistics(slots[: SLOTS_PER_FRAME * about.train_frames], encoder, config)
+    if not 0 <= config.look_ahead <= MOST_LOOK_AHEAD:
+        raise UserError(
+            f"look_ahead: expected 0 to {MOST_LOOK_AHEAD} slots, found {config.look_ahead}"
+        )
+    encoder = load_encoder(Choice(config.encoder, config.model, config.layer), wav)
+    learned, slots = learn(encoder, sound, about, config)
     with replacing(features, statistics) as (file, archive):
-        np.save(file, windows(learned.reduce(slots), learned.look_ahead))
+        save_windows(file, windows([slots], learned.look_ahead), frames)
         learned.save(archive)

@@ -29,11 +29,16 @@ from talker.avatar.losses import ssim
 from talker.avatar.model import Avatar, AvatarConfig, as_seen
 from talker.avatar.rasterize import Rasterized, rasterize
 from talker.avatar.speech_encoder import speech_context
-from talker.avatar.speech_prior import expression_targets, fit_speech_encoder
-from talker.dataset import Dataset, Images
+from talker.avatar.speech_prior import (
+    expression_targets,
+    fit_speech_encoder,
+    rest_expression,
+)
+from talker.dataset import Dataset, Images, statistics_file
 from talker.errors import UserError
 from talker.files import replacing
 from talker.head.landmarks68 import OUTER_LIPS
+from talker.metrics import mouth_opening
 from talker.progress import progress
 from talker.provenance import code_of
 
@@ -79,7 +84,7 @@ class LossWeights:
 @dataclass(frozen=True)
 class Config:
     encoder: str = "hama"
-    """the speech features to train on: hama or deepspeech"""
+    """whose speech features to train on (the workflow sets it from its own key `encoder`)"""
     image_size: int = 512
     """longer side of the training images, pixels"""
     device: str = "auto"
@@ -142,6 +147,10 @@ class TrainingSet:
     """int64 [N], frame numbers"""
     expression: Tensor
     """[N, 10], what the speech is to tell"""
+    rest: Tensor
+    """[10], the expression of a closed mouth"""
+    silence: Tensor
+    """[C], the speech features of a pause; none where they are not known"""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -188,6 +197,8 @@ def training_set(data: Dataset, images: Images, device: torch.device) -> Trainin
     def put(array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
+    expression = expression_targets(data.expression[ids], data.eye[ids])
+    silence = np.empty(0, np.float32) if data.silence is None else data.silence
     return TrainingSet(
         frame=put(images.frame[:, y0:y1, x0:x1]),
         background=put(images.background[:, y0:y1, x0:x1]),
@@ -198,7 +209,9 @@ def training_set(data: Dataset, images: Images, device: torch.device) -> Trainin
         eye=put(data.eye[ids]),
         windows=put(data.speech),
         ids=put(ids),
-        expression=expression_targets(data.expression[ids], data.eye[ids]).to(device),
+        expression=expression.to(device),
+        rest=rest_expression(expression, mouth_opening(data.landmarks[ids])).to(device),
+        silence=put(silence),
     )
 
 
@@ -513,7 +526,11 @@ def train(data: Dataset, subset: TrainingSet, config: Config, checkpoint: Path) 
     state = _load_checkpoint(checkpoint, owner)
     if state is None:
         strength, correlation = fit_speech_encoder(
-            training.avatar.speech_encoder, subset.windows[subset.ids], subset.expression
+            training.avatar.speech_encoder,
+            subset.windows[subset.ids],
+            subset.expression,
+            subset.silence if len(subset.silence) else None,
+            subset.rest,
         )
         logger.info(
             "speech tells the expression: correlation %.2f on left-out stretches (ridge %g)",
@@ -562,6 +579,9 @@ def main(data: Path, avatar: Path, checkpoints: Path, config: Config = Config())
     training = train(dataset, subset, config, checkpoint)
     with replacing(avatar) as (folder,):
         training.avatar.save(folder)
+        learned = statistics_file(dataset.folder, config.encoder)
+        if learned.exists():
+            (folder / "speech.npz").write_bytes(learned.read_bytes())
         lines = (json.dumps(entry) + "\n" for entry in training.log)
         (folder / "log.jsonl").write_text("".join(lines))
     checkpoint.unlink(missing_ok=True)

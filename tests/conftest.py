@@ -1,5 +1,6 @@
 """A synthetic talking person with known truth, and where the real clips are."""
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,6 +83,8 @@ def missing(marker: str) -> str | None:
         import torch
 
         return None if torch.cuda.is_available() else "no NVIDIA GPU"
+    if marker == "transformers" and importlib.util.find_spec("transformers") is None:
+        return "the package transformers is not installed"
     return None
 
 
@@ -91,7 +94,11 @@ LEFT_OUT = pytest.StashKey[list[str]]()
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what this machine cannot run; the summary says what and why."""
     config.stash[LEFT_OUT] = []
-    for marker, name in (("clips", "on real clips"), ("gpu", "on a GPU")):
+    for marker, name in (
+        ("clips", "on real clips"),
+        ("gpu", "on a GPU"),
+        ("transformers", "of encoders"),
+    ):
         marked = [item for item in items if item.get_closest_marker(marker)]
         reason = missing(marker) if marked else None
         if reason:

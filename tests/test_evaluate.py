@@ -13,6 +13,8 @@ from talker import evaluate as stage
 from talker.dataset import Dataset
 from talker.errors import UserError
 from talker.evaluate import DEFINITIONS, Config, Truth, evaluate, find_landmarks, measure, table
+from talker.media.audio import read_wav, write_wav
+from talker.media.video import video_writer
 
 
 @pytest.fixture(scope="module")
@@ -144,9 +146,9 @@ def test_the_file_is_plain_json_and_repeatable(
         raise AssertionError(f"{name} is not JSON")
 
     content = json.loads(paths[0].read_text(), parse_constant=refuse)
-    assert {"held_out", "controls", "detector_floor", "not_computed", "settings", "curves"} == set(
-        content
-    )
+    parts = {"held_out", "controls", "detector_floor", "sync", "not_computed", "settings", "curves"}
+    assert parts == set(content)
+    assert content["sync"]["features"] == "mel"
     assert set(content["controls"]) == {"frozen_mouth", "shuffled_audio"}
     assert {"LPIPS", "FID", "Sync-C", "Sync-D", "CSIM"} == set(content["not_computed"])
     assert set(DEFINITIONS) < set(content["held_out"])
@@ -164,3 +166,33 @@ def test_an_untrained_avatar_is_measured(dataset: Path, tmp_path: Path) -> None:
     row = json.loads((tmp_path / "metrics.json").read_text())["held_out"]
     assert row["frames"] == 10
     assert 5 < row["psnr"] < 40
+
+
+def test_a_video_of_new_speech_is_judged(
+    dataset: Path, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real video itself, its middle second silenced: 100 frames, all with a face."""
+    sound = read_wav(dataset / "aud.wav")
+    sound[40 * 640 : 65 * 640] = 0
+    write_wav(tmp_path / "sound.wav", sound)
+    video = tmp_path / "hello.mp4"
+    with video_writer(video, tmp_path / "sound.wav") as write:
+        for i in range(100):
+            write(data.frame(i))
+    monkeypatch.setattr(stage, "load_avatar", lambda folder: FakeAvatar(data))
+    stage.main(data=dataset, avatar=tmp_path, metrics=tmp_path / "m.json", video=video)
+    found = json.loads((tmp_path / "m.json").read_text())
+    assert found["frames"] == 100
+    assert found["seconds_of_sound"] == 4
+    assert found["sync"]["avatar"]["frames"] > 60
+    assert found["sync"]["real"]["frames"] == 10
+    assert found["sync"]["real"]["correlation"] is None, "too short to be told"
+    assert 5 <= found["silence"]["silent_frames"] <= 20
+    assert found["silence"]["opening_closed"] < found["silence"]["opening_mean"]
+    with pytest.raises(UserError, match=r"nowhere\.mp4"):
+        stage.main(
+            data=dataset,
+            avatar=tmp_path,
+            metrics=tmp_path / "m.json",
+            video=tmp_path / "nowhere.mp4",
+        )

@@ -1,10 +1,15 @@
 """Speech context, encoder and the prior that teaches it mouth shapes."""
 
 import numpy as np
+import pytest
 import torch
 
 from talker.avatar.speech_encoder import SpeechEncoder, speech_context
-from talker.avatar.speech_prior import expression_targets, fit_speech_encoder
+from talker.avatar.speech_prior import (
+    expression_targets,
+    fit_speech_encoder,
+    rest_expression,
+)
 
 
 def test_context_is_frames_minus_4_to_plus_3_with_repeated_edges() -> None:
@@ -68,3 +73,32 @@ def test_expression_tells_nothing_of_the_blinks() -> None:
     assert np.abs(targets.T @ (blink - blink.mean())).max() < 1e-3
     still = expression_targets(expression, np.zeros(200))
     assert np.isfinite(still.numpy()).all()
+
+
+def test_silence_is_answered_by_the_face_at_rest() -> None:
+    """Even where speech tells nothing, and whatever AudioNet learnt."""
+    rng = np.random.default_rng(5)
+    windows = torch.from_numpy(rng.normal(size=(300, 16, 4))).float()
+    opening = rng.random(300)
+    expression = rng.normal(size=(300, 12)) * 0.2
+    expression[:, 0] += 5 * opening
+    targets = expression_targets(expression, np.zeros(300))
+    rest = rest_expression(targets, opening)
+    silence = torch.full((4,), 2.0)
+    torch.manual_seed(0)
+    encoder = SpeechEncoder(4, 10)
+    fit_speech_encoder(encoder, windows, targets, silence, rest)
+    for part in encoder.out:
+        if isinstance(part, torch.nn.Linear):
+            torch.nn.init.normal_(part.weight)
+    told = encoder(silence.expand(1, 8, 16, 4))[0]
+    assert (rest[0] - targets[:, 0].mean()).abs() > 1
+    assert (told - rest).norm() < 0.2 * (rest - targets.mean(0)).norm()
+    spoken = encoder(speech_context(windows, torch.arange(300)))
+    assert (spoken - told).norm(dim=1).min() > 0
+
+
+def test_rest_is_the_mean_of_the_least_open_tenth_and_a_little_more() -> None:
+    targets = torch.arange(20.0)[:, None].expand(20, 10)
+    opening = np.linspace(0, 1, 20)[::-1]
+    assert rest_expression(targets, opening).tolist() == pytest.approx([1.2 * 18.5] * 10)

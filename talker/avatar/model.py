@@ -250,7 +250,22 @@ class Avatar(nn.Module):
             rgb [B, H, W, 3], premultiplied, and alpha [B, H, W, 1]: a frame is
             `rgb + (1 - alpha) * background`.
         """
-        splats = self.spoken(shared or self.shared(), speech, eye, viewmats)
+        expression = self.speech_encoder(speech)
+        return self.animate(expression, eye, viewmats, Ks, height, width, shared)
+
+    def animate(
+        self,
+        expression: Tensor,
+        eye: Tensor,
+        viewmats: Tensor,
+        Ks: Tensor,
+        height: int,
+        width: int,
+        shared: Shared | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """`forward` with the expressions [B, 10] that the speech would have told."""
+        tokens = self.tokens(expression, eye, self.pose_vector(viewmats))
+        splats = self.splats(shared or self.shared(), tokens, viewmats)
         drawn = rasterize(splats, viewmats, Ks, width, height)
         return drawn.rgb, drawn.alpha
 

@@ -1,11 +1,14 @@
 """Streaming renderer: an avatar, a dataset and a drive become frames, a few batches at a time.
 
-Only the head is 3D: it is composited over the torso and plate of the dataset frame it replays.
+Only the head is 3D: it is composited over the torso of the dataset frame that it replays, and that
+over the plate, or over whatever else stands behind the person.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,16 +24,30 @@ GPU_WORKERS = 2
 MAX_WORKERS = 8
 
 
+class Windows(Protocol):
+    """float32 [M, 16, C], an array or a file: len(windows), windows[i:j]."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, part: slice, /) -> np.ndarray: ...
+
+
 @dataclass(frozen=True)
 class Drive:
     """What drives each of N output frames."""
 
     frames: np.ndarray
-    """int64 [N], the dataset frame whose pose, eyes, torso and plate are shown"""
-    windows: np.ndarray
+    """int64 [N], the dataset frame whose torso and plate are shown"""
+    windows: Windows
     """float32 [M, 16, C], the driving speech"""
     heard: np.ndarray
     """int64 [N], the window that belongs to the output frame; its neighbours give the context"""
+    eye: np.ndarray | None = None
+    """float32 [N], 0 open .. 1 closed; None: those of the dataset's frames"""
+    viewmats: np.ndarray | None = None
+    """float32 [N, 4, 4]; None: those of the dataset's frames"""
+    expression: np.ndarray | None = None
+    """float32 [N, 10] instead of what the speech tells"""
+    expression_scale: float = 1.0
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -41,59 +58,77 @@ def load_avatar(folder: Path) -> Avatar:
     return Avatar.load(folder, "cuda" if torch.cuda.is_available() else "cpu")
 
 
-def ping_pong(length: int, period: int) -> np.ndarray:
-    """Walk 0 .. period-1 and back again, without standing still at the ends, `length` steps long.
-
-    Returns:
-        int64 [length], neighbours differ by exactly 1 (or are all 0 where period is 1).
-    """
-    steps = np.arange(length) % max(2 * period - 2, 1)
-    return np.minimum(steps, 2 * period - 2 - steps)
-
-
-def longest_run(valid: np.ndarray) -> np.ndarray:
-    """The longest stretch of consecutive true entries of bool [T]: int64 ids, maybe none."""
-    edges = np.diff(np.concatenate([[0], valid.astype(np.int8), [0]]))
-    starts, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
-    if len(starts) == 0:
-        return np.empty(0, np.int64)
-    best = int(np.argmax(ends - starts))
-    return np.arange(starts[best], ends[best])
-
-
-def nearest_valid(frames: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Replace each frame id that is not valid by the nearest one that is (the earlier of two)."""
-    good = np.flatnonzero(valid)
-    right = np.searchsorted(good, frames).clip(0, len(good) - 1)
-    left = (right - 1).clip(0)
-    takes_left = np.abs(frames - good[left]) <= np.abs(good[right] - frames)
-    return np.where(takes_left, good[left], good[right])
-
-
 def render_frames(
-    avatar: Avatar, dataset: Dataset, drive: Drive, batch: int
+    avatar: Avatar,
+    dataset: Dataset,
+    drive: Drive,
+    batch: int,
+    plates: Iterator[np.ndarray] | None = None,
+    transparent: bool = False,
 ) -> Iterator[np.ndarray]:
-    """Render a drive, a few batches ahead of use: RGB uint8 [H, W, 3], frame by frame."""
+    """Render a drive, a few batches ahead of use.
+
+    Args:
+        avatar: that of the subject.
+        dataset: of the subject.
+        drive: of N frames.
+        batch: frames rendered at once.
+        plates: what stands behind the person in each frame, uint8 [H, W, 3]; None: the plate.
+        transparent: nothing stands there.
+
+    Yields:
+        RGB uint8 [H, W, 3], or RGBA uint8 [H, W, 4] (not premultiplied) if transparent.
+    """
     avatar.eval()
     device = next(avatar.parameters()).device
     with torch.inference_mode():
         shared = avatar.shared()
 
+    def behind(ids: np.ndarray, given: list[np.ndarray]) -> Tensor:
+        """Premultiplied colours, and alpha if transparent, [B, H, W, 3 or 4] in 0..1."""
+        if transparent:
+            layers = np.stack([dataset.torso(int(i)) for i in ids])
+        elif given:
+            layers = np.stack(
+                [_over(dataset.torso(int(i)), plate) for i, plate in zip(ids, given, strict=True)]
+            )
+        else:
+            layers = np.stack([dataset.background(int(i)) for i in ids])
+        return torch.from_numpy(layers).to(device).float().div(255)
+
     @torch.inference_mode()
-    def render(start: int) -> np.ndarray:
-        ids = drive.frames[start : start + batch]
-        backgrounds = torch.from_numpy(np.stack([dataset.background(int(i)) for i in ids]))
-        rgb, alpha = avatar(
-            _context(drive.windows, drive.heard[start : start + batch]).to(device),
-            torch.from_numpy(dataset.eye[ids]).to(device),
-            torch.from_numpy(dataset.viewmats[ids]).to(device),
+    def render(job: tuple[slice, list[np.ndarray]]) -> np.ndarray:
+        part, given = job
+        ids = drive.frames[part]
+        eye = dataset.eye[ids] if drive.eye is None else drive.eye[part]
+        viewmats = dataset.viewmats[ids] if drive.viewmats is None else drive.viewmats[part]
+        conditions = (
+            torch.from_numpy(eye).to(device),
+            torch.from_numpy(viewmats).to(device),
             torch.from_numpy(dataset.K).to(device).expand(len(ids), 3, 3),
             dataset.height,
             dataset.width,
             shared,
         )
-        colours = rgb + (1 - alpha) * backgrounds.to(device).float().div(255)
+        speech = _context(drive.windows, drive.heard[part]).to(device)
+        if drive.expression is not None:
+            told = torch.from_numpy(drive.expression[part]).to(device)
+            rgb, alpha = avatar.animate(drive.expression_scale * told, *conditions)
+        elif drive.expression_scale != 1:
+            told = avatar.speech_encoder(speech)
+            rgb, alpha = avatar.animate(drive.expression_scale * told, *conditions)
+        else:
+            rgb, alpha = avatar(speech, *conditions)
+        head = torch.cat([rgb, alpha], -1) if transparent else rgb
+        colours = head + (1 - alpha) * behind(ids, given)
+        if transparent:
+            colours[..., :3] /= colours[..., 3:].clamp_min(1e-6)
         return colours.clamp(0, 1).mul(255).round().byte().cpu().numpy()
+
+    def jobs() -> Iterator[tuple[slice, list[np.ndarray]]]:
+        for start in range(0, len(drive), batch):
+            part = slice(start, min(start + batch, len(drive)))
+            yield part, list(islice(plates, part.stop - start)) if plates is not None else []
 
     threads = torch.get_num_threads()
     workers = GPU_WORKERS if device.type == "cuda" else min(threads, MAX_WORKERS)
@@ -101,14 +136,20 @@ def render_frames(
     # the many small operations (measured: three times the CPU time).
     torch.set_num_threads(1)
     try:
-        for frames in ordered_map(render, range(0, len(drive), batch), workers):
+        for frames in ordered_map(render, jobs(), workers):
             yield from frames
     finally:
         torch.set_num_threads(threads)
 
 
-def _context(windows: np.ndarray, heard: np.ndarray) -> Tensor:
-    """`speech_context`, reading only the windows it needs (the array may be on disk)."""
+def _over(torso: np.ndarray, plate: np.ndarray) -> np.ndarray:
+    """Premultiplied RGBA over RGB, uint8."""
+    rest = 255 - torso[..., 3:].astype(np.uint16)
+    return torso[..., :3] + ((plate * rest + 127) // 255).astype(np.uint8)
+
+
+def _context(windows: Windows, heard: np.ndarray) -> Tensor:
+    """`speech_context`, reading only the windows it needs (they may be on disk)."""
     first = max(int(heard.min()) - CONTEXT // 2, 0)
     last = int(heard.max()) + CONTEXT // 2
     near = np.array(windows[first:last], np.float32)

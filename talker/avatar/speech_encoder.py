@@ -3,7 +3,8 @@
 The published encoder hands its features to the network as they are. A minute of video is learnt by
 heart that way, and unheard speech lands between the features: here the network sees ten numbers
 that mean the expression of the face. The linear map is fitted first (talker.avatar.speech_prior);
-AudioNet with its temporal attention starts at zero and learns from the pictures what is left.
+AudioNet with its temporal attention starts at zero and learns from the pictures what is left. It
+has no say in silence, where the linear map alone closes the mouth.
 """
 
 import torch
@@ -27,9 +28,13 @@ def speech_context(windows: Tensor, ids: Tensor) -> Tensor:
 class SpeechEncoder(nn.Module):
     """[B, 8, 16, C] -> expressions [B, out_features]."""
 
+    silence: Tensor
+    """[C], the features of a pause"""
+
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
         self.linear = nn.Linear(WINDOW * in_features, out_features)
+        self.register_buffer("silence", torch.zeros(in_features))
 
         def conv(wide: int, narrow: int) -> list[nn.Module]:
             return [nn.Conv1d(wide, narrow, 3, stride=2, padding=1), nn.LeakyReLU(0.02)]
@@ -46,13 +51,16 @@ class SpeechEncoder(nn.Module):
             *smooth(HIDDEN, 16), *smooth(16, 8), *smooth(8, 4), *smooth(4, 2), *smooth(2, 1),
             nn.Flatten(), nn.Linear(CONTEXT, CONTEXT), nn.Softmax(-1),
         )  # fmt: skip
-        last = nn.Linear(64, out_features)
+        last = nn.Linear(64, out_features, bias=False)  # it would cancel out against silence
         nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
         self.out = nn.Sequential(nn.Linear(HIDDEN, 64), nn.LeakyReLU(0.02), last)
 
     def forward(self, context: Tensor) -> Tensor:
+        silent = self.silence.expand(1, CONTEXT, WINDOW, -1)
+        correction = self._correction(context) - self._correction(silent)
+        return self.linear(context[:, CONTEXT // 2].flatten(1)) + correction
+
+    def _correction(self, context: Tensor) -> Tensor:
         embedded = self.window(context.flatten(0, 1).transpose(1, 2)).unflatten(0, (-1, CONTEXT))
         weights = self.weight(embedded.transpose(1, 2))
-        correction = self.out((weights[..., None] * embedded).sum(1))
-        return self.linear(context[:, CONTEXT // 2].flatten(1)) + correction
+        return self.out((weights[..., None] * embedded).sum(1))

@@ -2,9 +2,11 @@
 
 import logging
 import wave
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Protocol
 
 import av
 import av.container
@@ -29,11 +31,24 @@ RESAMPLE = {
 logger = logging.getLogger(__name__)
 
 
+class Sound(Protocol):
+    """int16 [S] at 16 kHz, an array or a file: len(sound), sound[i:j]."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, part: slice, /) -> np.ndarray: ...
+
+
 def decode_audio(path: Path, start: float | None = None) -> np.ndarray:
-    """Decode the first sound track of any file as int16 [S], 16 kHz mono.
+    """All of `decoded_blocks` as int16 [S]."""
+    return np.concatenate(list(decoded_blocks(path, start)))
+
+
+def decoded_blocks(path: Path, start: float | None = None) -> Iterator[np.ndarray]:
+    """Decode the first sound track of any file, block by block: int16 [n], 16 kHz mono.
 
     Sample n sounds at `start` + n / 16000 on the file's own clock: what lies before is cut, a late
-    track and gaps are filled with silence. Without `start`, sample 0 is the track's first one.
+    track and gaps are filled with silence. Without `start`, sample 0 is the track's first one
+    that is not before time zero.
     Channels are averaged; peaks above full scale are clipped.
 
     Raises:
@@ -43,43 +58,64 @@ def decode_audio(path: Path, start: float | None = None) -> np.ndarray:
         with av.open(str(path)) as container:
             if not container.streams.audio:
                 raise UserError(f"{path}: expected sound, but it holds no sound track")
-            frames = _decoded(container, path)
-            blocks = list(_resampled(frames, start))
+            samples = 0
+            for block in _resampled(_decoded(container, path), start):
+                samples += len(block)
+                yield block
     except FFmpegError as error:
         raise UserError(f"{path}: cannot be read as sound: {error.strerror}") from error
-    if not blocks:
+    if not samples:
         raise UserError(f"{path}: holds no sound that can be decoded")
-    return np.concatenate(blocks)
 
 
-def read_wav(path: Path) -> np.ndarray:
-    """Read a wav written by `write_wav` as int16 [S] at 16 kHz.
+class WavFile:
+    """The samples of a wav written by `write_wav`, read as they are asked for: file[i:j] is int16.
 
     Raises:
         UserError: the file is missing, is no wav, or is not 16 kHz mono 16 bit.
     """
-    try:
-        with wave.open(str(path), "rb") as file:
-            found = file.getframerate(), file.getnchannels(), 8 * file.getsampwidth()
-            content = file.readframes(file.getnframes())
-    except (OSError, EOFError, wave.Error) as error:
-        raise UserError(f"{path}: cannot be read as wav ({error})") from error
-    if found != (SAMPLE_RATE, 1, 16):
-        rate, channels, bits = found
-        raise UserError(
-            f"{path}: expected {SAMPLE_RATE} Hz, 1 channel, 16 bit; found {rate} Hz, {channels} "
-            f"channel(s), {bits} bit; convert it with `talker audio --source {path} --wav OUT.wav`"
-        )
-    return np.frombuffer(content, np.dtype("<i2")).astype(np.int16)
+
+    def __init__(self, path: Path | zipfile.Path) -> None:
+        self.path = path
+        try:
+            with path.open("rb") as handle, wave.open(handle) as file:
+                found = file.getframerate(), file.getnchannels(), 8 * file.getsampwidth()
+                self.samples = file.getnframes()
+        except (OSError, EOFError, wave.Error) as error:
+            raise UserError(f"{path}: cannot be read as wav ({error})") from error
+        if found != (SAMPLE_RATE, 1, 16):
+            rate, channels, bits = found
+            raise UserError(
+                f"{path}: expected {SAMPLE_RATE} Hz, 1 channel, 16 bit; found {rate} Hz, "
+                f"{channels} channel(s), {bits} bit; convert it with `talker audio --source {path} "
+                "--wav OUT.wav`"
+            )
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        start, stop, _ = part.indices(self.samples)
+        with self.path.open("rb") as handle, wave.open(handle) as file:
+            file.setpos(start)
+            content = file.readframes(max(0, stop - start))
+        return np.frombuffer(content, np.dtype("<i2")).astype(np.int16)
 
 
-def write_wav(path: Path, samples: np.ndarray) -> None:
-    """Write int16 [S] at 16 kHz as a mono wav."""
+def read_wav(path: Path) -> np.ndarray:
+    """Read a whole wav as int16 [S] at 16 kHz; UserError as from `WavFile`."""
+    return WavFile(path)[:]
+
+
+def write_wav(path: Path, samples: np.ndarray | Iterable[np.ndarray]) -> None:
+    """Write int16 [S] at 16 kHz, or blocks of it, as a mono wav."""
+    blocks = [samples] if isinstance(samples, np.ndarray) else samples
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(SAMPLE_RATE)
-        file.writeframes(samples.astype("<i2", casting="equiv").tobytes())
+        for block in blocks:
+            file.writeframes(block.astype("<i2", casting="equiv").tobytes())
 
 
 def _decoded(container: av.container.InputContainer, path: Path) -> Iterator[av.AudioFrame]:
@@ -100,7 +136,8 @@ def _resampled(frames: Iterator[av.AudioFrame], start: float | None) -> Iterator
     for frame in frames:
         if graph is None:
             rate = 1 / (frame.time_base or Fraction(1, frame.sample_rate))
-            zero = (frame.pts or 0) if start is None else round(Fraction(start) * rate)
+            # what lies before time zero is an encoder's run-up, and no sound
+            zero = max(frame.pts or 0, 0) if start is None else round(Fraction(start) * rate)
             graph = _resampler(frame)
         if frame.pts is not None:
             frame.pts -= zero

@@ -26,8 +26,6 @@ SHA256 = "a884b5ac55f8bbc00673e8cf6d2dd601aa76e5031dd85cf3de2f25b5987cd59a"
 HOP = 320  # samples between feature vectors
 DIMS = 256
 DILATIONS = (1, 1, 2, 2, 4, 1, 1)  # of blocks 0..6
-CHUNK = 10 * SAMPLE_RATE  # the recogniser was made for sentences, not for hours
-CONTEXT = 2 * SAMPLE_RATE
 
 
 class SpectrogramStem(nn.Module):
@@ -111,34 +109,18 @@ def load() -> Encoder:
         rate=SAMPLE_RATE / HOP,
         first_centre=0.0,
         sha256=SHA256,
-        encode=lambda sound: encode(trunk, sound),
+        describe=lambda sound, start: describe(trunk, sound),
     )
 
 
 @torch.inference_mode()
-def encode(trunk: Trunk, sound: np.ndarray) -> np.ndarray:
-    """Describe sound of any length, in chunks of 10 s that hear 2 s more on both sides.
+def describe(trunk: Trunk, sound: np.ndarray) -> np.ndarray:
+    """Map sound, float32 [S], to float32 [1 + S // 320, 256]; row k is centred on sample 320 k.
 
-    The excitations average over a chunk, so all have the same length; before its start and after
-    its end the sound is continued by its mirror image.
-
-    Args:
-        trunk: the network.
-        sound: float32 [S] at 16 kHz in -1..1.
-
-    Returns:
-        float32 [1 + S // 320, 256]; row k is centred on sample 320 k.
+    The excitations average over the whole piece, so pieces of one length are described alike.
     """
-    rows = 1 + len(sound) // HOP
-    chunks = -(-rows * HOP // CHUNK)
-    after = chunks * CHUNK + CONTEXT - len(sound)
-    padded = torch.from_numpy(np.pad(sound, (CONTEXT, after), mode="reflect"))
-    pieces = []
     with _one_thread():
-        for start in range(0, chunks * CHUNK, CHUNK):
-            features = trunk(padded[None, start : start + CHUNK + 2 * CONTEXT])[0]
-            pieces.append(features[:, CONTEXT // HOP : (CONTEXT + CHUNK) // HOP].T.numpy())
-    return np.concatenate(pieces)[:rows]
+        return trunk(torch.from_numpy(sound)[None])[0].T.numpy()
 
 
 @contextmanager

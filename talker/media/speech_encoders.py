@@ -5,6 +5,7 @@ A new one is a module with a function that returns an `Encoder`, and its line in
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -13,11 +14,12 @@ from talker.errors import UserError
 
 @dataclass(frozen=True)
 class Encoder:
-    """A frozen network that describes speech.
+    """A frozen description of speech.
 
-    `encode` maps sound, float32 [S] at 16 kHz in -1..1, to features float32 [N, dims]; row k
-    describes the sound around `first_centre` + k / `rate` seconds. It needs no more memory for an
-    hour of sound than its features take. `sha256` identifies the weights.
+    `describe` maps a piece of sound, float32 [S] at 16 kHz in -1..1, and the place of its first
+    sample in the whole (which only what is stored beside the sound needs) to float32 [N, dims]; row
+    k describes the sound around `first_centre` + k / `rate` seconds of the piece. Pieces have 14 s.
+    `sha256` identifies the weights; it is empty where there are none.
     """
 
     name: str
@@ -25,20 +27,60 @@ class Encoder:
     rate: float
     first_centre: float
     sha256: str
-    encode: Callable[[np.ndarray], np.ndarray]
+    describe: Callable[[np.ndarray, int], np.ndarray]
 
 
-def load_encoder(name: str) -> Encoder:
-    """Load an encoder by name; UserError if there is none, or its weights are missing."""
-    if name not in ENCODERS:
-        raise UserError(f"speech encoder '{name}': expected one of {', '.join(ENCODERS)}")
-    return ENCODERS[name]()
+@dataclass(frozen=True)
+class Choice:
+    """Which encoder: its family, and for those that need it which weights and which layer."""
+
+    name: str = "hama"
+    model: str = ""
+    """folder or hub id of a transformer's weights; empty is the family's usual one"""
+    layer: int = 0
+    """layer whose output is taken, from 1; 0 is the one at three quarters of the depth"""
 
 
-def _hama() -> Encoder:
+def load_encoder(choice: Choice, wav: Path | None = None) -> Encoder:
+    """Load an encoder; `wav` is the sound that it is to describe, where that is a file.
+
+    Raises:
+        UserError: there is none of that name, or what it needs is missing.
+    """
+    if choice.name not in ENCODERS:
+        raise UserError(f"speech encoder '{choice.name}': expected one of {', '.join(ENCODERS)}")
+    return ENCODERS[choice.name](choice, wav)
+
+
+def _hama(choice: Choice, wav: Path | None) -> Encoder:
     from talker.media.hama import load
 
     return load()
 
 
-ENCODERS: dict[str, Callable[[], Encoder]] = {"hama": _hama}
+def _mel(choice: Choice, wav: Path | None) -> Encoder:
+    from talker.media.mel import load
+
+    return load()
+
+
+def _deepspeech(choice: Choice, wav: Path | None) -> Encoder:
+    from talker.media.deepspeech import load
+
+    return load(wav)
+
+
+def _transformer(choice: Choice, wav: Path | None) -> Encoder:
+    from talker.media.transformer import load
+
+    return load(choice.name, choice.model, choice.layer)
+
+
+ENCODERS: dict[str, Callable[[Choice, Path | None], Encoder]] = {
+    "hama": _hama,
+    "mel": _mel,
+    "deepspeech": _deepspeech,
+    "hubert": _transformer,
+    "wav2vec2": _transformer,
+    "whisper": _transformer,
+}

@@ -1,11 +1,14 @@
 """Video files, through PyAV: what a file holds, its pictures at 25 fps, and a streaming writer."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
-from itertools import islice, pairwise
+from itertools import count, islice, pairwise
 from pathlib import Path
 from statistics import median
+from typing import cast
 
 import av
 import av.container
@@ -18,7 +21,8 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Source
 from talker.errors import UserError
 from talker.files import replacing
-from talker.media.audio import read_wav
+from talker.media.audio import Sound, WavFile
+from talker.media.image import write_image
 
 LOST_SECONDS = 0.5  # a file that ends this much before it says is damaged
 SOUND_BIT_RATE = 96_000
@@ -191,13 +195,45 @@ def _start(stream: av.AudioStream) -> float:
     return float((stream.start_time or 0) * (stream.time_base or 0))
 
 
-class _Encoder:
-    """H.264 (BT.709, yuv420p) and AAC; sound goes in beside the frame it belongs to."""
+@dataclass(frozen=True)
+class Format:
+    """How pictures and sound are kept in a file of some suffix."""
 
-    def __init__(self, container: av.container.OutputContainer, crf: int, samples: np.ndarray):
-        self.container = container
-        self.video = container.add_stream("libx264", rate=FPS, options={"crf": str(crf)})
-        self.video.pix_fmt = "yuv420p"
+    container: str
+    codec: str
+    pixels: str
+    options: dict[str, str]
+    sound: str
+    transparent: bool = False
+
+
+FORMATS = {
+    ".mp4": Format("mp4", "libx264", "yuv420p", {}, "aac"),
+    ".webm": Format(
+        "webm",
+        "libvpx-vp9",
+        "yuva420p",
+        {"b": "0", "auto-alt-ref": "0", "deadline": "good", "cpu-used": "5", "row-mt": "1"},
+        "libopus",
+        transparent=True,
+    ),
+    ".mov": Format(
+        "mov", "prores_ks", "yuva444p10le", {"profile": "4444"}, "pcm_s16le", transparent=True
+    ),
+}
+
+
+class _Encoder:
+    """Pictures (BT.709) and sound; sound goes in beside the frame it belongs to."""
+
+    def __init__(
+        self, container: av.container.OutputContainer, kind: Format, crf: int, samples: Sound
+    ):
+        self.container, self.kind = container, kind
+        options = {"crf": str(crf), **kind.options}
+        stream = container.add_stream(kind.codec, rate=FPS, options=options)
+        self.video = cast(av.VideoStream, stream)
+        self.video.pix_fmt = kind.pixels
         context = self.video.codec_context
         context.colorspace = Colorspace.ITU709
         context.color_primaries = ColorPrimaries.BT709
@@ -205,7 +241,8 @@ class _Encoder:
         context.color_range = ColorRange.MPEG
         self.samples = samples
         if len(samples):
-            self.sound = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
+            stream = container.add_stream(kind.sound, rate=SAMPLE_RATE, layout="mono")
+            self.sound = cast(av.AudioStream, stream)
             self.sound.bit_rate = SOUND_BIT_RATE
         self.frames = 0
 
@@ -214,15 +251,15 @@ class _Encoder:
         even = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
         if self.frames == 0:
             self.video.height, self.video.width = even.shape[:2]
-        expected = (self.video.height, self.video.width, 3)
+        channels = 4 if self.kind.transparent and even.shape[2] == 4 else 3
+        expected = (self.video.height, self.video.width, channels)
         if even.shape != expected or even.dtype != np.uint8:
             raise ValueError(
                 f"frame {self.frames}: expected uint8 {expected}, found {pixels.dtype} "
                 f"{pixels.shape}"
             )
-        frame = av.VideoFrame.from_ndarray(even, format="rgb24").reformat(
-            format="yuv420p", dst_colorspace=Colorspace.ITU709
-        )
+        frame = av.VideoFrame.from_ndarray(even, format="rgba" if channels == 4 else "rgb24")
+        frame = frame.reformat(format=self.kind.pixels, dst_colorspace=Colorspace.ITU709)
         frame.pts = self.frames
         self.container.mux(self.video.encode(frame))
         start = self.frames * SAMPLES_PER_FRAME
@@ -244,21 +281,31 @@ class _Encoder:
 def video_writer(
     path: Path, wav: Path | None = None, crf: int = 18
 ) -> Iterator[Callable[[np.ndarray], None]]:
-    """Yield `write(frame)`, which appends RGB uint8 [H, W, 3] to a 25 fps mp4 as it is encoded.
+    """Yield `write(frame)`, which appends RGB uint8 [H, W, 3] to a 25 fps video as it is encoded.
 
-    The file appears when the block ends well. An odd height or width grows by one repeated pixel
-    (yuv420p needs even sizes). `wav` (16 kHz mono) is muxed beside the frames and ends with them.
+    The suffix is one of `FORMATS`; those that can be transparent take RGBA [H, W, 4] as well. A
+    path without a suffix becomes a folder of 00000.png, ... and sound.wav. The file appears when
+    the block ends well. An odd height or width grows by one repeated pixel (yuv420p needs even
+    sizes). `wav` (16 kHz mono) is muxed beside the frames and ends with them.
 
     Raises:
-        UserError: `wav` cannot be read, FFmpeg cannot write the file, or no frame was written.
+        UserError: another suffix, `wav` cannot be read, FFmpeg cannot write the file, or no frame
+            was written.
     """
-    samples = read_wav(wav) if wav else np.zeros(0, np.int16)
+    if not path.suffix:
+        with _pictures(path, wav) as write:
+            yield write
+        return
+    kind = FORMATS.get(path.suffix.lower())
+    if kind is None:
+        raise UserError(f"{path}: expected the suffix {', '.join(FORMATS)}")
+    samples = WavFile(wav) if wav else np.zeros(0, np.int16)
     with replacing(path) as (scratch,):
-        options = {"movflags": "+faststart"}
-        with av.open(str(scratch), "w", format="mp4", options=options) as container:
-            encoder = _Encoder(container, crf, samples)
+        options = {"movflags": "+faststart"} if kind.container == "mp4" else {}
+        with av.open(str(scratch), "w", format=kind.container, options=options) as container:
+            encoder = _Encoder(container, kind, crf, samples)
 
-            def write(frame: np.ndarray) -> None:
+            def write(frame: np.ndarray, /) -> None:
                 with _failures_of(path):
                     encoder.write(frame)
 
@@ -267,6 +314,22 @@ def video_writer(
                 raise UserError(f"{path}: no frame was written")
             with _failures_of(path):
                 encoder.finish()
+
+
+@contextmanager
+def _pictures(folder: Path, wav: Path | None) -> Iterator[Callable[[np.ndarray], None]]:
+    numbers = count()
+    with replacing(folder) as (scratch,):
+        scratch.mkdir()
+
+        def write(frame: np.ndarray, /) -> None:
+            write_image(scratch / f"{next(numbers):05d}.png", frame)
+
+        yield write
+        if wav is not None:
+            shutil.copyfile(wav, scratch / "sound.wav")
+        if not next(numbers):
+            raise UserError(f"{folder}: no frame was written")
 
 
 @contextmanager

@@ -1,0 +1,63 @@
+"""How well speech encoders tell a subject's mouth, without training an avatar: seconds each.
+
+    python scripts/compare_encoders.py data/me hama mel hubert:/models/hubert-base
+
+For each: the correlation of the ridge prediction with the first component of the tracked expression
+on five left-out stretches of the training frames, and with the mouth's opening on the held-out
+frames; both as `talker train` fits them.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from talker import speech
+from talker.avatar.speech_encoder import SpeechEncoder, speech_context
+from talker.avatar.speech_prior import (
+    EXPRESSIONS,
+    expression_targets,
+    fit_speech_encoder,
+    rest_expression,
+)
+from talker.dataset import Dataset
+from talker.media.speech_features import Statistics
+from talker.metrics import correlation, mouth_opening
+
+
+def compare(data: Dataset, name: str, model: str) -> tuple[float, float]:
+    """Correlation on left-out training stretches and on the held-out frames."""
+    with tempfile.TemporaryDirectory() as folder:
+        features, statistics = Path(folder, "aud.npy"), Path(folder, "aud.npz")
+        speech.main(
+            wav=data.folder / "aud.wav",
+            clip=data.folder / "clip.json",
+            statistics=statistics,
+            features=features,
+            config=speech.Config(encoder=name, model=model),  # pyright: ignore[reportArgumentType]
+        )
+        windows = torch.from_numpy(np.load(features))
+        silence = torch.from_numpy(Statistics.load(statistics).silence)
+    ids, held_out = data.train_ids, data.val_ids
+    targets = expression_targets(data.expression[ids], data.eye[ids])
+    opening = mouth_opening(data.landmarks)
+    torch.manual_seed(0)
+    encoder = SpeechEncoder(windows.shape[-1], EXPRESSIONS)
+    rest = rest_expression(targets, opening[ids])
+    _, left_out = fit_speech_encoder(encoder, windows[ids], targets, silence, rest)
+    with torch.no_grad():
+        told = encoder(speech_context(windows, torch.from_numpy(held_out))).numpy()
+    constant = np.ones((len(ids), 1))
+    weight = np.linalg.lstsq(np.hstack([targets, constant]), opening[ids], rcond=None)[0]
+    return left_out, correlation(told @ weight[:-1], opening[held_out])
+
+
+if __name__ == "__main__":
+    folder, *encoders = sys.argv[1:]
+    dataset = Dataset.load(Path(folder), 64)
+    for given in encoders:
+        name, _, model = given.partition(":")
+        left_out, held_out = compare(dataset, name, model)
+        print(f"{given}: left-out stretches {left_out:.3f}, held-out opening {held_out:.3f}")

@@ -1,0 +1,266 @@
+"""Let an avatar speak while the speech comes in: 16 kHz PCM from stdin or a socket, frames out.
+
+    arecord -q -t raw -f S16_LE -r 16000 | talker speak --data data/me --avatar results/me/avatar \
+        | ffplay -f rawvideo -pixel_format rgb24 -video_size 512x512 -framerate 25 -
+"""
+
+import logging
+import socket
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from talker.avatar.performance import natural_blinks, ping_pong, stretch
+from talker.avatar.renderer import Drive, load_avatar, render_frames
+from talker.avatar.speech_encoder import CONTEXT
+from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
+from talker.dataset import Dataset, statistics_file
+from talker.errors import UserError
+from talker.media.audio import WavFile
+from talker.media.loudness import gain_between, pauses, slot_levels, speech_level
+from talker.media.speech_encoders import Encoder, load_encoder
+from talker.media.speech_features import (
+    SLOT,
+    SLOTS_PER_FRAME,
+    WINDOW,
+    Statistics,
+    silenced,
+)
+
+logger = logging.getLogger(__name__)
+
+REMEMBERED = 10 * 50
+"""slots whose loudness counts"""
+BLINKED = 600 * FPS
+"""frames after which the blinks repeat"""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of `talker speak`."""
+
+    hop: int = 2
+    """frames rendered at once: fewer come sooner, more cost less"""
+    ahead: float = 0.1
+    """seconds of sound that the encoder waits for beyond what it describes"""
+    past: float = 4.0
+    """seconds of sound that it hears again for every hop"""
+    seed: int = 0
+    """of the blinks"""
+
+    def latency(self, look_ahead: int) -> float:
+        """Seconds from a sound to its frame, without the time that computing takes.
+
+        A frame's window reaches 9 + `look_ahead` slots of 20 ms beyond the frame's start, the
+        encoder waits for `ahead`, and frames come in hops. AudioNet's context of 3 later frames is
+        not waited for: the newest window stands in for theirs.
+        """
+        return (WINDOW // 2 + 1 + look_ahead) * 0.02 + self.ahead + self.hop / FPS
+
+
+class Speaker:
+    """Takes sound of any length at a time and yields the frames that it completes."""
+
+    def __init__(
+        self, avatar: Any, dataset: Dataset, encoder: Encoder, learned: Statistics, config: Config
+    ) -> None:
+        self.avatar, self.dataset, self.config = avatar, dataset, config
+        self.encoder, self.learned = encoder, learned
+        ids = stretch(dataset)
+        self.path = ids[ping_pong(max(1, 2 * len(ids) - 2), len(ids))]
+        self.eye = natural_blinks(dataset.eye[dataset.train_ids], BLINKED, config.seed)
+        self.sound = np.empty(0, np.int16)
+        self.heard = 0
+        """samples that came in, of which `sound` is the end"""
+        self.levels = np.empty(0, np.float32)
+        self.slots = np.empty((0, len(learned.silence)), np.float32)
+        self.described = 0
+        """slots that were described, of which `slots` is the end"""
+        self.shown = 0
+        """frames that were yielded"""
+
+    @property
+    def latency(self) -> float:
+        return self.config.latency(self.learned.look_ahead)
+
+    def hear(self, samples: np.ndarray) -> Iterator[np.ndarray]:
+        """Take int16 [n] of sound; yield the RGB uint8 [H, W, 3] frames that it completes."""
+        self._remember(samples)
+        ahead = round(self.config.ahead * SAMPLE_RATE)
+        ready = max(0, (self.heard - ahead) // SLOT)
+        frames = (ready - self._reach()) // SLOTS_PER_FRAME
+        if frames - self.shown >= self.config.hop:
+            self._describe(ready)
+            yield from self._show(frames)
+
+    def finish(self) -> Iterator[np.ndarray]:
+        """Yield the frames that are left, one for each 640 samples, the last begun one included."""
+        frames = -(-self.heard // SAMPLES_PER_FRAME)
+        self._remember(np.zeros(frames * SAMPLES_PER_FRAME - self.heard, np.int16))
+        if frames > self.shown:
+            self._describe(frames * SLOTS_PER_FRAME)
+            yield from self._show(frames)
+
+    def _reach(self) -> int:
+        """Slots beyond a frame's first one that its window needs."""
+        return WINDOW // 2 - 1 + self.learned.look_ahead
+
+    def _remember(self, samples: np.ndarray) -> None:
+        past = round(self.config.past * SAMPLE_RATE) + SAMPLE_RATE
+        whole = self.heard // SLOT * SLOT
+        fresh = np.concatenate([self.sound[len(self.sound) - (self.heard - whole) :], samples])
+        self.sound = np.concatenate([self.sound, samples])[-max(past, len(samples)) :]
+        self.heard += len(samples)
+        self.levels = np.concatenate([self.levels, slot_levels(fresh)])[-REMEMBERED:]
+
+    def _describe(self, ready: int) -> None:
+        """Describe the slots up to `ready`, hearing the sound before them again."""
+        past = round(self.config.past * SAMPLE_RATE)
+        first = self.described * SLOT - past
+        gain = gain_between(speech_level(self.levels), self.learned.level)
+        begin = self.heard - len(self.sound)
+        places = np.arange(first, self.heard) - begin
+        last = max(len(self.sound) - 1, 0)
+        mirrored = np.abs((places + last) % max(2 * last, 1) - last)
+        piece = gain * self.sound[mirrored].astype(np.float32) / 32768
+        rows = self.encoder.describe(piece, first)
+        centres = (np.arange(self.described, ready) + 0.5) * SLOT - first
+        position = (centres / SAMPLE_RATE - self.encoder.first_centre) * self.encoder.rate
+        position = position.clip(0, len(rows) - 1)
+        before = np.floor(position + 1e-6).astype(int)
+        after = np.minimum(before + 1, len(rows) - 1)
+        weight = (position - before)[:, None].astype(np.float32)
+        slots = self.learned.reduce(rows[before] * (1 - weight) + rows[after] * weight)
+        known = self.heard // SLOT
+        silent = pauses(self.levels, self.learned.pause)
+        at = np.arange(self.described, ready) - (known - len(silent))
+        slots = silenced(slots, silent[at.clip(0, len(silent) - 1)], self.learned)
+        kept = (CONTEXT + WINDOW) * SLOTS_PER_FRAME
+        self.slots = np.concatenate([self.slots, slots])[-max(kept, len(slots) + kept) :]
+        self.described = ready
+
+    def _show(self, frames: int) -> Iterator[np.ndarray]:
+        """Render up to frame `frames`, with the windows that their context needs."""
+        first = max(self.shown - CONTEXT // 2, 0)
+        begin = self.described - len(self.slots)
+        lead = WINDOW // 2 - 1 - self.learned.look_ahead
+        at = SLOTS_PER_FRAME * np.arange(first, frames)[:, None] - lead + np.arange(WINDOW)
+        windows = self.slots[(at - begin).clip(0, len(self.slots) - 1)]
+        ids = np.arange(self.shown, frames)
+        drive = Drive(
+            frames=self.path[ids % len(self.path)],
+            windows=windows,
+            heard=ids - first,
+            eye=self.eye[ids % BLINKED],
+        )
+        self.shown = frames
+        yield from render_frames(self.avatar, self.dataset, drive, self.config.hop)
+
+
+def load_speaker(data: Path, avatar: Path, config: Config) -> Speaker:
+    """Read what speaks: the avatar, its dataset, its encoder.
+
+    Raises:
+        UserError: something is missing, or the encoder cannot describe live sound.
+    """
+    model = load_avatar(avatar)
+    dataset = Dataset.load(data, model.config.image_size, model.config.encoder)
+    own = avatar / "speech.npz"
+    stored = statistics_file(dataset.folder, model.config.encoder)
+    learned = Statistics.load(own if own.exists() else stored)
+    return Speaker(model, dataset, load_encoder(learned.choice), learned, config)
+
+
+def measure_latency(speaker: Speaker, sound: np.ndarray) -> dict[str, float]:
+    """Speak int16 [S] as fast as it goes, 40 ms at a time, and time it.
+
+    Returns:
+        `waits_ms`, from a sound to its frame without computing; `hop_ms_median` and `hop_ms_p95`,
+        what a hop takes to compute; `latency_ms_p95`, both together; `real_time_factor`, computing
+        over sound (below 1 it keeps up); `frames`.
+    """
+    hops: list[float] = []
+    frames = 0
+    begun = time.perf_counter()
+    for start in range(0, len(sound), SAMPLES_PER_FRAME):
+        before = time.perf_counter()
+        made = sum(1 for _ in speaker.hear(sound[start : start + SAMPLES_PER_FRAME]))
+        if made:
+            hops.append(1000 * (time.perf_counter() - before))
+        frames += made
+    frames += sum(1 for _ in speaker.finish())
+    seconds = time.perf_counter() - begun
+    waits = 1000 * speaker.latency
+    slow = float(np.quantile(hops, 0.95)) if hops else float("nan")
+    return {
+        "waits_ms": waits,
+        "hop_ms_median": float(np.median(hops)) if hops else float("nan"),
+        "hop_ms_p95": slow,
+        "latency_ms_p95": waits + slow,
+        "real_time_factor": seconds * SAMPLE_RATE / len(sound),
+        "frames": frames,
+    }
+
+
+def speak(speaker: Speaker, sound: BinaryIO, picture: BinaryIO) -> int:
+    """Pass on PCM (s16le, 16 kHz, mono) as raw RGB frames until it ends; the number of frames."""
+    frames = 0
+
+    def pass_on(made: Iterable[np.ndarray]) -> None:
+        nonlocal frames
+        for frame in made:
+            picture.write(frame.tobytes())
+            picture.flush()
+            frames += 1
+
+    while chunk := sound.read(2 * SAMPLES_PER_FRAME):
+        pass_on(speaker.hear(np.frombuffer(chunk[: len(chunk) // 2 * 2], "<i2").astype(np.int16)))
+    pass_on(speaker.finish())
+    return frames
+
+
+def main(
+    *,
+    data: Path,
+    avatar: Path,
+    port: int | None = None,
+    benchmark: Path | None = None,
+    config: Config = Config(),
+) -> None:
+    """Speak live: PCM (s16le, 16 kHz, mono) in, raw RGB frames (25 a second) out.
+
+    Args:
+        data: dataset folder.
+        avatar: folder that `talker train` wrote.
+        port: wait on this port of 127.0.0.1 for one connection that sends the sound and takes the
+            frames; without it they come from stdin and go to stdout.
+        benchmark: measure latency and speed on this wav (of `talker audio`) instead.
+        config: options.
+    """
+    if config.hop < 1:
+        raise UserError(f"hop: expected at least 1 frame, found {config.hop}")
+    speaker = load_speaker(data, avatar, config)
+    dataset = speaker.dataset
+    if benchmark is not None:
+        for name, value in measure_latency(speaker, WavFile(benchmark)[:]).items():
+            logger.info("%s: %.4g", name, value)
+        return
+    logger.info(
+        "%dx%d rgb24 at %d fps, %.0f ms behind the sound and what computing takes",
+        *(dataset.width, dataset.height, FPS, 1000 * speaker.latency),
+    )
+    with ExitStack() as stack:
+        sound, picture = sys.stdin.buffer, sys.stdout.buffer
+        if port is not None:
+            server = stack.enter_context(socket.create_server(("127.0.0.1", port)))
+            connection = stack.enter_context(server.accept()[0])
+            sound = stack.enter_context(connection.makefile("rb"))
+            picture = stack.enter_context(connection.makefile("wb"))
+        frames = speak(speaker, sound, picture)
+    logger.info("%d frames", frames)

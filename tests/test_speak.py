@@ -1,0 +1,165 @@
+"""Live speech: the same frames as offline, however the sound comes in, and soon."""
+
+import io
+import socket
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from talker import speak as stage
+from talker.avatar.speech_encoder import CONTEXT
+from talker.clip import SAMPLES_PER_FRAME
+from talker.dataset import Dataset
+from talker.media.loudness import slot_levels
+from talker.media.mel import load
+from talker.media.speech_encoders import Choice, Encoder
+from talker.media.speech_features import (
+    Statistics,
+    avatar_features,
+    describe,
+    fit_statistics,
+    windows,
+)
+from talker.speak import Config, Speaker, measure_latency, speak
+
+
+class Listener(nn.Module):
+    """Draws grey and keeps the windows that it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.device_of = nn.Parameter(torch.zeros(1))
+        self.windows: list[torch.Tensor] = []
+
+    def shared(self) -> None:
+        return None
+
+    def forward(self, speech, eye, viewmats, Ks, height, width, shared):
+        self.windows.extend(speech[:, CONTEXT // 2])
+        shape = len(speech), height, width
+        return torch.full((*shape, 3), 0.5), torch.ones(*shape, 1)
+
+
+@pytest.fixture(scope="module")
+def data(dataset: Path) -> Dataset:
+    return Dataset.load(dataset, 32)
+
+
+def syllables(frames: int, seed: int = 0) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    t = np.arange(frames * 640) / 16_000
+    loud = 3000 * np.maximum(np.sin(2 * np.pi * 3 * t), 0) ** 2
+    loud[(t > 3) & (t < 4.5)] = 0
+    tone = np.sin(2 * np.pi * np.cumsum(300 + 200 * np.sin(7 * t)) / 16_000)
+    return np.round((tone + 0.2 * random.normal(size=len(t))) * loud).astype(np.int16)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return load()
+
+
+@pytest.fixture(scope="module")
+def learned(encoder: Encoder) -> Statistics:
+    sound = syllables(200)
+    slots = np.concatenate(list(describe(encoder, sound)))
+    return fit_statistics(slots, slot_levels(sound), encoder, Choice("mel"), 12, 2, 0.3)
+
+
+def speaker_of(data, encoder, learned, **options) -> Speaker:
+    return Speaker(Listener(), data, encoder, learned, Config(**options))
+
+
+@pytest.mark.parametrize("block", [160, 640, 1000, 16_000])
+def test_live_windows_are_those_of_the_whole(data, encoder, learned, block: int) -> None:
+    """Mel knows no context, so only the loudness, which is heard bit by bit, makes a difference."""
+    sound = syllables(200, seed=0)
+    speaker = speaker_of(data, encoder, learned)
+    frames = 0
+    for start in range(0, len(sound), block):
+        frames += sum(1 for _ in speaker.hear(sound[start : start + block]))
+    live = frames
+    frames += sum(1 for _ in speaker.finish())
+    assert frames == 200
+    assert live >= 185
+    whole = np.concatenate(list(windows(avatar_features(encoder, learned, sound), 2)))
+    found = torch.stack(speaker.avatar.windows).numpy()
+    assert found.shape == whole.shape
+    off = np.abs(found - whole).max((1, 2))
+    assert np.median(off[40:]) < 0.2
+    assert np.corrcoef(found[40:190].ravel(), whole[40:190].ravel())[0, 1] > 0.97
+
+
+def test_a_frame_comes_within_the_promised_time(data, encoder, learned) -> None:
+    speaker = speaker_of(data, encoder, learned, hop=1, ahead=0.1)
+    shown = 0
+    for k in range(100):
+        shown += sum(1 for _ in speaker.hear(np.zeros(640, np.int16)))
+        heard, due = (k + 1) * 0.04, shown * 0.04
+        assert heard - due <= speaker.latency + 1e-6
+    assert speaker.latency == pytest.approx(0.22 + 0.1 + 0.04)
+
+
+@pytest.mark.parametrize("samples", [0, 1, 640, 1600, 6400])
+def test_short_sounds_have_their_frames(data, encoder, learned, samples: int) -> None:
+    speaker = speaker_of(data, encoder, learned)
+    frames = list(speaker.hear(np.zeros(samples, np.int16))) + list(speaker.finish())
+    assert len(frames) == -(-samples // SAMPLES_PER_FRAME)
+    for frame in frames:
+        assert frame.shape == (data.height, data.width, 3)
+
+
+def test_nothing_that_was_heard_long_ago_is_kept(data, encoder, learned) -> None:
+    speaker = speaker_of(data, encoder, learned)
+    sizes = []
+    for k in range(4):
+        for start in range(0, 150 * 640, 640):
+            list(speaker.hear(syllables(150, k)[start : start + 640]))
+        speaker.avatar.windows.clear()
+        sizes.append((len(speaker.sound), len(speaker.slots), len(speaker.levels)))
+    assert sizes[1] == sizes[2] == sizes[3]
+    assert len(speaker.sound) < 6 * 16_000
+
+
+def test_pcm_goes_in_and_raw_frames_come_out(data, encoder, learned) -> None:
+    sound, picture = io.BytesIO(syllables(60).astype("<i2").tobytes()), io.BytesIO()
+    frames = speak(speaker_of(data, encoder, learned), sound, picture)
+    assert frames == 60
+    assert len(picture.getvalue()) == 60 * data.height * data.width * 3
+
+
+def test_a_socket_serves_one_speaker(
+    data, encoder, learned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speaker = speaker_of(data, encoder, learned)
+    monkeypatch.setattr(stage, "load_speaker", lambda *_: speaker)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    serving = threading.Thread(
+        target=stage.main, kwargs={"data": tmp_path, "avatar": tmp_path, "port": port}
+    )
+    serving.start()
+    for _ in range(100):
+        try:
+            client = socket.create_connection(("127.0.0.1", port), timeout=10)
+            break
+        except ConnectionRefusedError:
+            serving.join(0.05)
+    with client:
+        client.sendall(syllables(20).astype("<i2").tobytes())
+        client.shutdown(socket.SHUT_WR)
+        received = b"".join(iter(lambda: client.recv(65536), b""))
+    serving.join(10)
+    assert len(received) == 20 * data.height * data.width * 3
+
+
+def test_the_benchmark_counts_what_it_waits_for(data, encoder, learned) -> None:
+    row = measure_latency(speaker_of(data, encoder, learned), syllables(80))
+    assert row["frames"] == 80
+    assert row["latency_ms_p95"] >= row["waits_ms"] == pytest.approx(400)
+    assert 0 < row["real_time_factor"] < 5
