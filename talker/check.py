@@ -18,7 +18,7 @@ import numpy as np
 from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Clip, load_per_frame
 from talker.dataset import SPEECH_FILES, load_array, load_au45, load_json, load_lms, load_params
 from talker.errors import UserError
-from talker.files import replacing
+from talker.files import Output, replacing
 from talker.head.camera import transform_matrices
 from talker.media.header import image_header
 from talker.media.image import read_image
@@ -411,7 +411,7 @@ def quality(folder: Folder) -> dict[str, Any]:
     }
 
 
-def main(*, data: Path, quality: Path, config: Config = Config()) -> None:
+def main(*, data: Path, quality: Output, config: Config = Config()) -> None:
     """Prove that a dataset folder is complete and consistent, and note what it is like.
 
     Args:

@@ -19,7 +19,7 @@ from talker import metrics as m
 from talker.avatar.renderer import Drive, load_avatar, render_frames
 from talker.dataset import Dataset
 from talker.errors import UserError
-from talker.files import replacing
+from talker.files import Output, replacing
 from talker.head.landmarks68 import eye_aspect_ratio, landmarks68
 from talker.media.mediapipe import track_meshes
 from talker.progress import progress
@@ -245,7 +245,7 @@ def table(results: dict[str, Any]) -> str:
     )
 
 
-def main(*, data: Path, avatar: Path, metrics: Path, config: Config = Config()) -> None:
+def main(*, data: Path, avatar: Path, metrics: Output, config: Config = Config()) -> None:
     """Measure an avatar on the frames that were held out of its training.
 
     Args:

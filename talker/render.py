@@ -28,6 +28,7 @@ from talker.avatar.renderer import (
 from talker.clip import SAMPLES_PER_FRAME
 from talker.dataset import Dataset
 from talker.errors import UserError
+from talker.files import Output
 from talker.media.audio import read_wav, write_wav
 from talker.media.video import video_writer
 from talker.progress import progress
@@ -95,7 +96,7 @@ def main(
     *,
     data: Path,
     avatar: Path,
-    video: Path,
+    video: Output,
     split: Literal["train", "val"] | None = None,
     speech: Path | None = None,
     wav: Path | None = None,

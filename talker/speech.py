@@ -12,7 +12,7 @@ import numpy as np
 
 from talker.clip import SAMPLES_PER_FRAME, Clip
 from talker.errors import UserError
-from talker.files import replacing
+from talker.files import Output, replacing
 from talker.media.audio import read_wav
 from talker.media.speech_encoders import Encoder, load_encoder
 
@@ -146,7 +146,7 @@ def main(
     *,
     wav: Path,
     statistics: Path,
-    features: Path,
+    features: Output,
     clip: Path | None = None,
     config: Config = Config(),
 ) -> None:

@@ -17,7 +17,7 @@ import scipy
 from talker import __version__
 from talker.clip import Clip, load_per_frame
 from talker.errors import UserError
-from talker.files import replacing
+from talker.files import Output, replacing
 from talker.head.camera import intrinsics, pose_from_viewmats, project, transform_matrices
 from talker.head.dense import fit_head, head_surface, with_hair
 from talker.head.fitting import (
@@ -248,10 +248,10 @@ def main(
     *,
     clip: Path,
     landmarks: Path,
-    params: Path,
-    train: Path,
-    val: Path,
-    report: Path,
+    params: Output,
+    train: Output,
+    val: Output,
+    report: Output,
     config: Config = Config(),
 ) -> None:
     """Find the head's pose in every frame, the focal length, the subject's head and expressions.

@@ -32,7 +32,7 @@ from talker.avatar.speech_encoder import speech_context
 from talker.avatar.speech_prior import expression_targets, fit_speech_encoder
 from talker.dataset import Dataset, Images
 from talker.errors import UserError
-from talker.files import replacing
+from talker.files import Output, replacing
 from talker.head.landmarks68 import OUTER_LIPS
 from talker.progress import progress
 from talker.provenance import code_of
@@ -519,6 +519,7 @@ def train(data: Dataset, subset: TrainingSet, config: Config, checkpoint: Path) 
             if training.step % config.checkpoint_every == 0:
                 _save_checkpoint(checkpoint, training, owner)
         if training.stage == Training.STAGES[-1]:
+            _save_checkpoint(checkpoint, training, owner)
             return training
         training.next_stage()
         _save_checkpoint(checkpoint, training, owner)
@@ -535,13 +536,14 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def main(data: Path, avatar: Path, checkpoints: Path, config: Config = Config()) -> None:
+def main(data: Path, avatar: Output, checkpoints: Path, config: Config = Config()) -> None:
     """Fit an avatar to a prepared dataset folder.
 
     Args:
         data: the dataset folder.
         avatar: where config.json, weights.safetensors, point_cloud.ply and log.jsonl go.
-        checkpoints: a folder for the state of an unfinished training.
+        checkpoints: a folder for the state of the training. It stays: training again with the
+            same code, options and data takes the finished state.
     """
     device = pick_device(config.device)
     dataset = Dataset.load(data, config.image_size, config.encoder)
@@ -554,5 +556,4 @@ def main(data: Path, avatar: Path, checkpoints: Path, config: Config = Config())
         training.avatar.save(folder)
         lines = (json.dumps(entry) + "\n" for entry in training.log)
         (folder / "log.jsonl").write_text("".join(lines))
-    checkpoint.unlink(missing_ok=True)
     logger.info("%s: %d Gaussians", avatar, len(training.avatar.canonical["means"]))
