@@ -7,19 +7,21 @@ clip.json as the handle of the frames and never the folder itself.
 
 rule landmarks:
     input:
-        clip="data/{subject}/clip.json",
+        clip="<data>/{subject}/clip.json",
     output:
-        landmarks="data/{subject}/landmarks.npz",
+        landmarks="<data>/{subject}/landmarks.npz",
     log:
-        "logs/{subject}/landmarks.log",
+        "<logs>/{subject}/landmarks.log",
     benchmark:
-        "benchmarks/{subject}/landmarks.tsv"
+        "<benchmarks>/{subject}/landmarks.tsv"
     conda:
         "../envs/face.yaml"
+    envmodules:
+        *MODULES["face"],
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=30,
+        mem_mb=growing(2000),
+        runtime=growing(30),
     params:
         images=rules.frames.output.images,
         options=flags("landmarks"),
@@ -33,20 +35,22 @@ rule landmarks:
 
 rule parsing:
     input:
-        clip="data/{subject}/clip.json",
-        landmarks="data/{subject}/landmarks.npz",
+        clip="<data>/{subject}/clip.json",
+        landmarks="<data>/{subject}/landmarks.npz",
     output:
-        masks=directory("data/{subject}/parsing"),
+        masks=directory("<data>/{subject}/parsing"),
     log:
-        "logs/{subject}/parsing.log",
+        "<logs>/{subject}/parsing.log",
     benchmark:
-        "benchmarks/{subject}/parsing.tsv"
+        "<benchmarks>/{subject}/parsing.tsv"
     conda:
         "../envs/face.yaml"
+    envmodules:
+        *MODULES["face"],
     threads: 1
     resources:
-        mem_mb=3000,
-        runtime=30,
+        mem_mb=growing(3000),
+        runtime=growing(30),
     params:
         images=rules.frames.output.images,
         options=flags("parsing"),
@@ -61,20 +65,22 @@ rule parsing:
 
 rule blink:
     input:
-        clip="data/{subject}/clip.json",
-        landmarks="data/{subject}/landmarks.npz",
+        clip="<data>/{subject}/clip.json",
+        landmarks="<data>/{subject}/landmarks.npz",
     output:
-        au="data/{subject}/au.csv",
+        au="<data>/{subject}/au.csv",
     log:
-        "logs/{subject}/blink.log",
+        "<logs>/{subject}/blink.log",
     benchmark:
-        "benchmarks/{subject}/blink.tsv"
+        "<benchmarks>/{subject}/blink.tsv"
     conda:
         "../envs/face.yaml"
+    envmodules:
+        *MODULES["face"],
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=5,
+        mem_mb=growing(1000),
+        runtime=growing(5),
     params:
         options=flags("blink"),
         recipe=recipe("blink", after=[rules.landmarks]),
@@ -87,23 +93,25 @@ rule blink:
 
 rule track:
     input:
-        clip="data/{subject}/clip.json",
-        landmarks="data/{subject}/landmarks.npz",
+        clip="<data>/{subject}/clip.json",
+        landmarks="<data>/{subject}/landmarks.npz",
     output:
-        params="data/{subject}/track_params.pt",
-        train="data/{subject}/transforms_train.json",
-        val="data/{subject}/transforms_val.json",
-        report="data/{subject}/track_report.json",
+        params="<data>/{subject}/track_params.pt",
+        train="<data>/{subject}/transforms_train.json",
+        val="<data>/{subject}/transforms_val.json",
+        report="<data>/{subject}/track_report.json",
     log:
-        "logs/{subject}/track.log",
+        "<logs>/{subject}/track.log",
     benchmark:
-        "benchmarks/{subject}/track.tsv"
+        "<benchmarks>/{subject}/track.tsv"
     conda:
         "../envs/face.yaml"
+    envmodules:
+        *MODULES["face"],
     threads: 1
     resources:
-        mem_mb=3000,
-        runtime=30,
+        mem_mb=growing(3000),
+        runtime=growing(30),
     params:
         options=flags("track"),
         recipe=recipe("track", after=[rules.landmarks]),
@@ -117,20 +125,22 @@ rule track:
 
 rule background:
     input:
-        clip="data/{subject}/clip.json",
-        masks="data/{subject}/parsing",
+        clip="<data>/{subject}/clip.json",
+        masks="<data>/{subject}/parsing",
     output:
-        plate="data/{subject}/bc.jpg",
+        plate="<data>/{subject}/bc.jpg",
     log:
-        "logs/{subject}/background.log",
+        "<logs>/{subject}/background.log",
     benchmark:
-        "benchmarks/{subject}/background.tsv"
+        "<benchmarks>/{subject}/background.tsv"
     conda:
         "../envs/face.yaml"
+    envmodules:
+        *MODULES["face"],
     threads: 1
     resources:
-        mem_mb=3000,
-        runtime=20,
+        mem_mb=growing(3000),
+        runtime=growing(20),
     params:
         images=rules.frames.output.images,
         options=flags("background"),
@@ -144,22 +154,24 @@ rule background:
 
 rule layers:
     input:
-        clip="data/{subject}/clip.json",
-        masks="data/{subject}/parsing",
-        plate="data/{subject}/bc.jpg",
+        clip="<data>/{subject}/clip.json",
+        masks="<data>/{subject}/parsing",
+        plate="<data>/{subject}/bc.jpg",
     output:
-        truth=directory("data/{subject}/gt_imgs"),
-        torso=directory("data/{subject}/torso_imgs"),
+        truth=directory("<data>/{subject}/gt_imgs"),
+        torso=directory("<data>/{subject}/torso_imgs"),
     log:
-        "logs/{subject}/layers.log",
+        "<logs>/{subject}/layers.log",
     benchmark:
-        "benchmarks/{subject}/layers.tsv"
+        "<benchmarks>/{subject}/layers.tsv"
     conda:
         "../envs/face.yaml"
+    envmodules:
+        *MODULES["face"],
     threads: 2
     resources:
-        mem_mb=3000,
-        runtime=30,
+        mem_mb=growing(3000),
+        runtime=growing(30),
     params:
         images=rules.frames.output.images,
         options=flags("layers"),
