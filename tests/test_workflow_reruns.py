@@ -146,7 +146,7 @@ def test_every_option_reruns_its_stage_and_what_follows(tmp_path: Path) -> None:
             if name != "s0":
                 shutil.copytree(tmp_path / outer / "s0", tmp_path / outer / name)
     write_subjects(workflow, {name: {} for name in cells})
-    workflow.run("--touch")
+    workflow.run("--touch", "--forceall")
     assert workflow.planned() == set()
 
     write_subjects(workflow, cells)

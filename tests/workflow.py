@@ -15,6 +15,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
@@ -104,7 +105,10 @@ def _served(args: list[str], folder: str, environment: dict[str, str]) -> Run:
 def _serve() -> None:
     """Answer the requests on stdin, one a line."""
     import snakemake.cli
+    import snakemake.executors.touch
 
+    # `--touch` sleeps for each job
+    snakemake.executors.touch.time = SimpleNamespace(sleep=lambda seconds: None)  # type: ignore
     sys.path.pop(0)
     for line in sys.stdin:
         request: dict[str, Any] = json.loads(line)
