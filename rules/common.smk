@@ -176,7 +176,8 @@ def say_outcome(logs):
     done, rest = write_outcome(table, wanted, failed)
     logger.info(f"{done} of {done + rest} subjects are complete; {table} has a row for each")
     for failure in failed:
-        logger.error(f"{failure.log}: {failure.reason}")
+        if failure.said:
+            logger.error(f"{failure.log}: {failure.reason}")
 
 
 CONFIG_SCHEMA = read_schema("config")

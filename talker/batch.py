@@ -133,32 +133,31 @@ class Failure:
     rule: str
     log: Path
     reason: str
+    said: bool
+    """whether the stage itself gave the reason"""
 
 
-ERROR = re.compile(
-    r"^Error in rule (?P<rule>\w+)\b.*?^ +log: (?P<log>\S+)", re.MULTILINE | re.DOTALL
+BLOCK = re.compile(
+    r"^( *)Error in rule (?P<rule>\w+)\b.*\n(?P<text>(?:\1 +.*\n|\n)*)", re.MULTILINE
 )
-"""A failed job in Snakemake's own log; it names the log of the stage."""
+"""A failed job in Snakemake's own log; one for every job of a failed group."""
+LOG = re.compile(r"^ +log: (\S+)", re.MULTILINE)
+STATUS = re.compile(r"SLURM status is: '(\w+)'")
 MESSAGE = re.compile(r"^(talker \w+: error: .*|\w*(?:Error|Exception): .*)$", re.MULTILINE)
 
 
 def failures(text: str) -> list[Failure]:
     """Return the jobs that failed, of the text of Snakemake's log; the last failure of each."""
-    found = {}
-    for match in ERROR.finditer(text):
-        log = Path(match["log"])
-        found[log] = Failure(match["rule"], log, reason_of(log))
+    found: dict[Path, Failure] = {}
+    for match in BLOCK.finditer(text):
+        if named := LOG.search(match["text"]):
+            log = Path(named[1])
+            heard = log.read_text(errors="replace") if log.exists() else ""
+            messages = MESSAGE.findall(heard)
+            status = STATUS.findall(match["text"])
+            reason = messages[-1] if messages else " ".join(["killed", *status[-1:]])
+            found[log] = Failure(match["rule"], log, reason, bool(messages))
     return list(found.values())
-
-
-def reason_of(log: Path) -> str:
-    """Return why a stage failed: the message in its log, else its last line."""
-    text = log.read_text(errors="replace") if log.exists() else ""
-    messages = MESSAGE.findall(text)
-    if messages:
-        return messages[-1]
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return f"killed; last heard: {lines[-1]}" if lines else "killed before it said anything"
 
 
 def write_outcome(
@@ -170,6 +169,7 @@ def write_outcome(
         table: the tab-separated table to write.
         wanted: {subject: files that make it complete}.
         failed: the jobs that failed; a subject's are those whose log lies in a folder of its name.
+            Where jobs ran as a group, all of them are here: those that said why come first.
 
     Returns:
         the numbers of subjects that are done and that are not.
@@ -178,6 +178,7 @@ def write_outcome(
     for subject, files in wanted.items():
         missing = [str(file) for file in files if not file.exists()]
         causes = [failure for failure in failed if subject in failure.log.parts]
+        causes = [failure for failure in causes if failure.said] or causes[:1]
         if not missing:
             done += 1
             rows.append((subject, "done", "", "", ""))

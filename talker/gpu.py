@@ -9,6 +9,7 @@ import itertools
 import logging
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -65,6 +66,8 @@ def gpu_slot(folder: Path | None = None) -> Iterator[str | None]:
     """
     choice = devices()
     if not choice or (VISIBLE in os.environ and len(choice) == 1):
+        if choice:
+            logger.info("GPU %s of %s, assigned", choice[0], socket.gethostname())
         yield None
         return
     folder = folder or Path(tempfile.gettempdir(), "talker-gpus")
@@ -81,7 +84,7 @@ def gpu_slot(folder: Path | None = None) -> Iterator[str | None]:
             device = _take(folder, slots, stack)
         before = os.environ.get(VISIBLE)
         os.environ[VISIBLE] = device
-        logger.info("GPU %s", device)
+        logger.info("GPU %s of %s", device, socket.gethostname())
         try:
             yield device
         finally:

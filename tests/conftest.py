@@ -82,6 +82,10 @@ def missing(marker: str) -> str | None:
         import torch
 
         return None if torch.cuda.is_available() else "no NVIDIA GPU"
+    if marker == "slurm":
+        import slurm
+
+        return slurm.absent()
     return None
 
 
@@ -91,7 +95,7 @@ LEFT_OUT = pytest.StashKey[list[str]]()
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what this machine cannot run; the summary says what and why."""
     config.stash[LEFT_OUT] = []
-    for marker, name in (("clips", "on real clips"), ("gpu", "on a GPU")):
+    for marker, name in (("clips", "on real clips"), ("gpu", "on a GPU"), ("slurm", "on Slurm")):
         marked = [item for item in items if item.get_closest_marker(marker)]
         reason = missing(marker) if marked else None
         if reason:
