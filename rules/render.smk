@@ -6,7 +6,12 @@ rule render:
         dataset=rules.check.input,
         avatar="<results>/{subject}/avatar",
     output:
-        video="<results>/{subject}/{split}.mp4",
+        video=report(
+            "<results>/{subject}/{split}.mp4",
+            caption="../workflow/report/video.rst",
+            category="videos",
+            labels={"subject": "{subject}", "says": "{split}"},
+        ),
     log:
         "<logs>/{subject}/render_{split}.log",
     benchmark:
@@ -38,7 +43,12 @@ rule render_novel:
         speech="<data>/{subject}/novel/{name}/aud_hama.npy",
         wav="<data>/{subject}/novel/{name}/aud.wav",
     output:
-        video="<results>/{subject}/novel/{name}.mp4",
+        video=report(
+            "<results>/{subject}/novel/{name}.mp4",
+            caption="../workflow/report/novel.rst",
+            category="videos",
+            labels={"subject": "{subject}", "says": "{name}"},
+        ),
     log:
         "<logs>/{subject}/novel/{name}/render.log",
     benchmark:
@@ -69,7 +79,12 @@ rule evaluate:
         dataset=rules.check.input,
         avatar="<results>/{subject}/avatar",
     output:
-        metrics="<results>/{subject}/metrics.json",
+        metrics=report(
+            "<results>/{subject}/metrics.json",
+            caption="../workflow/report/metrics.rst",
+            category="measures",
+            labels={"subject": "{subject}"},
+        ),
     log:
         "<logs>/{subject}/evaluate.log",
     benchmark:
@@ -101,7 +116,12 @@ rule report:
         metrics="<results>/{subject}/metrics.json",
         video="<results>/{subject}/val.mp4",
     output:
-        html="<results>/{subject}/report.html",
+        html=report(
+            "<results>/{subject}/report.html",
+            caption="../workflow/report/page.rst",
+            category="pages",
+            labels={"subject": "{subject}"},
+        ),
     log:
         "<logs>/{subject}/report.log",
     benchmark:

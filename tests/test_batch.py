@@ -89,10 +89,10 @@ Error in rule frames:
     log: {logs}/broken/frames.log (check log file(s) for error details)
 [Sun Nov 22 12:52:49 2026]
 Error in rule train:
-    message: SLURM-job '5' failed, SLURM status is: 'CANCELLED'. For further error details see the log
+    message: SLURM-job '5' failed, SLURM status is: 'CANCELLED'.
     log: {logs}/stopped/train.log (check log file(s) for error details)
 Error in rule render:
-    message: SLURM-job '5' failed, SLURM status is: 'CANCELLED'. For further error details see the log
+    message: SLURM-job '5' failed, SLURM status is: 'CANCELLED'.
     log: {logs}/stopped/render_val.log (check log file(s) for error details)
 Error in rule track:
     log: {logs}/crashed/track.log (check log file(s) for error details)
