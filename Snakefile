@@ -22,20 +22,17 @@ include: "rules/avatar.smk"
 include: "rules/render.smk"
 
 
-localrules:
-    all,
-    prepare,
-
-
 rule all:
     default_target: True
     input:
         [targets_of(subject) for subject in SUBJECTS],
+    localrule: True
 
 
 rule prepare:
     input:
         expand("<data>/{subject}/quality.json", subject=SUBJECTS),
+    localrule: True
 
 
 onsuccess:

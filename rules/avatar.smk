@@ -8,6 +8,7 @@ it was.
 rule check:
     input:
         clip="<data>/{subject}/clip.json",
+        images=ancient("<data>/{subject}/ori_imgs"),
         wav="<data>/{subject}/aud.wav",
         features="<data>/{subject}/aud_hama.npy",
         landmarks="<data>/{subject}/landmarks.npz",
@@ -34,7 +35,7 @@ rule check:
         mem_mb=growing(2000),
         runtime=growing(10),
     params:
-        data=folder("data"),
+        data=lambda wildcards, input: Path(input.clip).parent,
         options=flags("check"),
         recipe=recipe("check", after=[rules.speech, rules.blink, rules.track, rules.layers]),
     message:
@@ -64,8 +65,8 @@ rule train:
         runtime=growing(720),
         gpu=GPU,
     params:
-        data=folder("data"),
-        checkpoints=folder("results", "checkpoints"),
+        data=lambda wildcards, input: Path(input.quality).parent,
+        checkpoints=lambda wildcards, output: Path(output.avatar).with_name("checkpoints"),
         options=flags("train"),
         recipe=recipe("train", after=[rules.check]),
     message:

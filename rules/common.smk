@@ -21,6 +21,12 @@ from talker.provenance import code_of
 AUDIO_SUFFIXES = {".wav", ".mp3", ".flac", ".m4a", ".aac", ".ogg", ".opus"}
 
 
+# the folders that the path variables stand for: as a module they are known only here
+DATA, RESULTS, BENCHMARKS = (
+    Path(workflow.pathvars.apply(f"<{name}>")) for name in ("data", "results", "benchmarks")
+)
+
+
 wildcard_constraints:
     subject="[^/]+",
     name="[^/]+",
@@ -33,17 +39,6 @@ def read_yaml(path):
 
 def read_schema(name):
     return read_yaml(f"../workflow/schemas/{name}.schema.yaml")
-
-
-def place(name):
-    """The folder that stands for a path variable: data, results, logs, benchmarks."""
-    return Path(workflow.pathvars.apply(f"<{name}>"))
-
-
-def folder(name, *inner):
-    """The folder of a subject below a path variable, as a parameter of a rule."""
-    outer = place(name)
-    return lambda wildcards: str(outer.joinpath(wildcards.subject, *inner))
 
 
 def name_of(file):
@@ -64,7 +59,7 @@ def read_tables():
 
 def video_of(wildcards):
     """The video of a subject: of its row, else the one it was made of, else its dataset's own."""
-    dataset = place("data") / wildcards.subject
+    dataset = DATA / wildcards.subject
     if wildcards.subject in SUBJECTS:
         return SUBJECTS[wildcards.subject].video
     if (dataset / "source.txt").exists():
@@ -76,7 +71,7 @@ def speeches_of(subject):
     """{name: file}: the speeches of data/{subject}/novel/, of the table, of `config["speech"]`."""
     files = {
         file.stem: str(file)
-        for file in sorted((place("data") / subject / "novel").glob("*"))
+        for file in sorted((DATA / subject / "novel").glob("*"))
         if file.suffix.lower() in AUDIO_SUFFIXES
     }
     table = {
@@ -97,12 +92,12 @@ def speech_of(wildcards):
         return speeches[wildcards.name]
     if isinstance(config.get("speech"), str):
         return config["speech"]
-    return str(place("data") / wildcards.subject / "novel" / f"{wildcards.name}.wav")
+    return str(DATA / wildcards.subject / "novel" / f"{wildcards.name}.wav")
 
 
 def targets_of(subject):
     """What makes a subject complete."""
-    outer = place("results") / subject
+    outer = RESULTS / subject
     novel = [f"novel/{name}.mp4" for name in speeches_of(subject)]
     return [outer / file for file in ["val.mp4", "metrics.json", "report.html", *novel]]
 
@@ -171,7 +166,7 @@ def growing(amount):
 def say_outcome(logs):
     """Write what became of every subject, and say which ones failed."""
     failed = failures("\n".join(Path(log).read_text() for log in logs))
-    table = place("results") / "batch.tsv"
+    table = RESULTS / "batch.tsv"
     wanted = {subject: targets_of(subject) for subject in SUBJECTS}
     done, rest = write_outcome(table, wanted, failed)
     logger.info(f"{done} of {done + rest} subjects are complete; {table} has a row for each")

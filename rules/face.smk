@@ -1,13 +1,14 @@
 """What is seen in the frames: landmarks, masks, blinks, poses, plate and layers.
 
 `landmarks` writes its .lms files beside the frames, which changes their folder: every rule takes
-clip.json as the handle of the frames and never the folder itself.
+clip.json as the handle of the frames, and the folder as ancient.
 """
 
 
 rule landmarks:
     input:
         clip="<data>/{subject}/clip.json",
+        images=ancient("<data>/{subject}/ori_imgs"),
     output:
         landmarks="<data>/{subject}/landmarks.npz",
     log:
@@ -23,19 +24,19 @@ rule landmarks:
         mem_mb=growing(2000),
         runtime=growing(30),
     params:
-        images=rules.frames.output.images,
         options=flags("landmarks"),
         recipe=recipe("landmarks", after=[rules.frames]),
     message:
         "{wildcards.subject}: face mesh and 68 landmarks of every frame"
     shell:
-        "talker landmarks --clip {input.clip:q} --images {params.images:q}"
+        "talker landmarks --clip {input.clip:q} --images {input.images:q}"
         " --landmarks {output.landmarks:q} {params.options} > {log:q} 2>&1"
 
 
 rule parsing:
     input:
         clip="<data>/{subject}/clip.json",
+        images=ancient("<data>/{subject}/ori_imgs"),
         landmarks="<data>/{subject}/landmarks.npz",
     output:
         masks=directory("<data>/{subject}/parsing"),
@@ -52,13 +53,12 @@ rule parsing:
         mem_mb=growing(3000),
         runtime=growing(30),
     params:
-        images=rules.frames.output.images,
         options=flags("parsing"),
         recipe=recipe("parsing", after=[rules.landmarks]),
     message:
         "{wildcards.subject}: masks of head, neck, torso and background"
     shell:
-        "talker parsing --clip {input.clip:q} --images {params.images:q}"
+        "talker parsing --clip {input.clip:q} --images {input.images:q}"
         " --landmarks {input.landmarks:q} --masks {output.masks:q}"
         " {params.options} > {log:q} 2>&1"
 
@@ -126,6 +126,7 @@ rule track:
 rule background:
     input:
         clip="<data>/{subject}/clip.json",
+        images=ancient("<data>/{subject}/ori_imgs"),
         masks="<data>/{subject}/parsing",
     output:
         plate="<data>/{subject}/bc.jpg",
@@ -142,19 +143,19 @@ rule background:
         mem_mb=growing(3000),
         runtime=growing(20),
     params:
-        images=rules.frames.output.images,
         options=flags("background"),
         recipe=recipe("background", after=[rules.parsing]),
     message:
         "{wildcards.subject}: the plate behind the person"
     shell:
-        "talker background --clip {input.clip:q} --images {params.images:q}"
+        "talker background --clip {input.clip:q} --images {input.images:q}"
         " --masks {input.masks:q} --plate {output.plate:q} {params.options} > {log:q} 2>&1"
 
 
 rule layers:
     input:
         clip="<data>/{subject}/clip.json",
+        images=ancient("<data>/{subject}/ori_imgs"),
         masks="<data>/{subject}/parsing",
         plate="<data>/{subject}/bc.jpg",
     output:
@@ -173,12 +174,11 @@ rule layers:
         mem_mb=growing(3000),
         runtime=growing(30),
     params:
-        images=rules.frames.output.images,
         options=flags("layers"),
         recipe=recipe("layers", after=[rules.background]),
     message:
         "{wildcards.subject}: layers of head and torso"
     shell:
-        "talker layers --clip {input.clip:q} --images {params.images:q} --masks {input.masks:q}"
+        "talker layers --clip {input.clip:q} --images {input.images:q} --masks {input.masks:q}"
         " --plate {input.plate:q} --truth {output.truth:q} --torso {output.torso:q}"
         " {params.options} > {log:q} 2>&1"

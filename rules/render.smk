@@ -26,7 +26,7 @@ rule render:
         runtime=growing(60),
         gpu=GPU,
     params:
-        data=folder("data"),
+        data=lambda wildcards, input: Path(input.dataset[0]).parent,
         options=flags("render"),
         recipe=recipe("render", after=[rules.train]),
     message:
@@ -63,7 +63,7 @@ rule render_novel:
         runtime=growing(60),
         gpu=GPU,
     params:
-        data=folder("data"),
+        data=lambda wildcards, input: Path(input.dataset[0]).parent,
         options=flags("render"),
         recipe=recipe("render", after=[rules.train, rules.novel_speech]),
     message:
@@ -99,7 +99,7 @@ rule evaluate:
         runtime=growing(60),
         gpu=GPU,
     params:
-        data=folder("data"),
+        data=lambda wildcards, input: Path(input.dataset[0]).parent,
         options=flags("evaluate"),
         recipe=recipe("evaluate", after=[rules.train]),
     message:
@@ -135,8 +135,8 @@ rule report:
         mem_mb=growing(2000),
         runtime=growing(10),
     params:
-        data=folder("data"),
-        benchmarks=folder("benchmarks"),
+        data=lambda wildcards, input: Path(input.dataset[0]).parent,
+        benchmarks=lambda wildcards: BENCHMARKS / wildcards.subject,
         options=flags("report"),
         recipe=recipe("report", after=[rules.render, rules.evaluate]),
     message:
