@@ -110,13 +110,13 @@ def special(wildcards):
 
 @functools.cache
 def words(stage, subject):
-    """The options of a stage as command line flags; the names of groups are left out."""
+    """The options of a stage as command line flags, those of a group as --group.name."""
 
-    def flags_of(options):
+    def flags_of(options, group=""):
         for key, value in options.items():
-            name = key.replace("_", "-")
+            name = group + key.replace("_", "-")
             if isinstance(value, dict):
-                yield from flags_of(value)
+                yield from flags_of(value, f"{name}.")
             elif isinstance(value, bool):
                 yield f"--{name}" if value else f"--no-{name}"
             elif isinstance(value, list):

@@ -13,6 +13,7 @@ import typing
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Annotated
 
 from talker import __version__
 from talker.errors import UserError
@@ -28,14 +29,16 @@ COMMANDS = {
     "background": "the plate behind the person",
     "layers": "ground-truth and torso layers",
     "check": "prove that a dataset folder is complete and consistent",
+    "pack": "one small file of a dataset folder, to train elsewhere",
     "train": "fit the avatar",
     "render": "make a video from the avatar",
     "evaluate": "measure the avatar on the held-out part",
     "report": "one HTML page about a subject",
+    "bench": "how fast this machine renders and trains",
     "synthesize": "make the demo subject, with its exact truth",
 }
 
-GPU_STAGES = {"train", "render", "evaluate"}
+GPU_STAGES = {"train", "render", "evaluate", "bench"}
 
 
 def _usage() -> str:
@@ -85,17 +88,19 @@ def _alone(stage: str, main: Callable[..., None]) -> Callable[..., None]:
 def _run(stage: str, args: list[str]) -> None:
     import tyro
 
-    main = _alone(stage, importlib.import_module(f"talker.{stage}").main)
+    main = importlib.import_module(f"talker.{stage}").main
+    default = inspect.signature(main).parameters["config"].default
+    # Options go by their own name, those of a group as --group.name.
+    main.__annotations__["config"] = Annotated[type(default), tyro.conf.arg(name="")]
+    main = _alone(stage, main)
     config_file, args = _take_config(args)
     if config_file is not None:
         from talker.config import from_mapping, read_yaml
 
-        default = inspect.signature(main).parameters["config"].default
         section = read_yaml(config_file).get(stage)
-        main = functools.partial(
-            main, config=from_mapping(type(default), section, f"{config_file}: {stage}")
-        )
-    tyro.cli(main, prog=f"talker {stage}", args=args, config=(tyro.conf.OmitArgPrefixes,))
+        given = from_mapping(type(default), section, f"{config_file}: {stage}")
+        main = functools.partial(main, config=given)
+    tyro.cli(main, prog=f"talker {stage}", args=args)
 
 
 def main() -> None:

@@ -1,10 +1,13 @@
 """Reading a prepared dataset folder: poses, speech, blinks and images of a clip.
 
-Works on folders that the published AD-NeRF-family scripts made as well as on talker's own.
+Works on folders that the published AD-NeRF-family scripts made as well as on talker's own, and on
+the one file that `talker pack` makes of such a folder.
 """
 
 import csv
+import io
 import json
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +22,8 @@ from talker.head.camera import intrinsics, viewmats_from_pose
 from talker.media.image import read_image
 from talker.media.masks import COLOURS, HEAD
 from talker.progress import progress
+
+Folder = Path | zipfile.Path
 
 SPEECH_FILES = {"hama": "aud_hama.npy", "deepspeech": "aud_ds.npy"}
 
@@ -39,7 +44,7 @@ class Images:
 class Dataset:
     """A prepared clip of T frames, its images scaled so that the longer side has `size` pixels."""
 
-    folder: Path
+    folder: Folder
     height: int
     width: int
     valid: np.ndarray
@@ -70,18 +75,19 @@ class Dataset:
         return len(self.valid)
 
     @classmethod
-    def load(cls, folder: Path, size: int, encoder: str = "hama") -> "Dataset":
+    def load(cls, folder: Folder, size: int, encoder: str = "hama") -> "Dataset":
         """Read everything but the images.
 
         Raises:
             UserError: a file is missing or does not have one row for each frame; `talker check`
                 lists every fault of a folder at once.
         """
+        folder = open_folder(folder)
         params = load_params(folder / "track_params.pt")
         euler, trans = params["euler"].numpy(), params["trans"].numpy()
         frames = len(euler)
         train, val = (load_json(folder / f"transforms_{split}.json") for split in ("train", "val"))
-        full_height, full_width = read_image(folder / "ori_imgs" / "0.jpg").shape[:2]
+        full_height, full_width = read_image(_image(folder, "ori_imgs/0.jpg")).shape[:2]
         scale = size / max(full_height, full_width)
         height, width = round(full_height * scale), round(full_width * scale)
         valid = params["valid"].numpy().copy() if "valid" in params else np.ones(frames, bool)
@@ -110,11 +116,11 @@ class Dataset:
 
     def frame(self, i: int) -> np.ndarray:
         """The real frame i, uint8 [H, W, 3]."""
-        return self._scaled(read_image(self.folder / "ori_imgs" / f"{i}.jpg"))
+        return self._scaled(read_image(_image(self.folder, f"ori_imgs/{i}.jpg")))
 
     def background(self, i: int) -> np.ndarray:
         """What lies behind the head in frame i: the torso over the plate, uint8 [H, W, 3]."""
-        torso = read_image(self.folder / "torso_imgs" / f"{i}.png")
+        torso = read_image(_image(self.folder, f"torso_imgs/{i}.png"))
         plate = read_image(self.folder / "bc.jpg")
         alpha = torso[..., 3:].astype(np.uint16)
         blend = (torso[..., :3] * alpha + plate * (255 - alpha) + 127) // 255
@@ -152,17 +158,39 @@ class Dataset:
         return cv2.resize(image, (self.width, self.height), interpolation=mode)
 
 
-def load_params(path: Path) -> dict[str, Any]:
+def open_folder(path: Folder) -> Folder:
+    """A dataset folder, or the inside of the file that `talker pack` made of one.
+
+    Raises:
+        UserError: a file that is no pack.
+    """
+    if not (isinstance(path, Path) and path.is_file()):
+        return path
+    try:
+        return zipfile.Path(zipfile.ZipFile(path))
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path}: expected a dataset folder or a file of `talker pack` ({error})"
+        ) from error
+
+
+def _image(folder: Folder, name: str) -> Folder:
+    """The file of a layer; a pack keeps them as WebP."""
+    return folder / (name if isinstance(folder, Path) else name.rsplit(".", 1)[0] + ".webp")
+
+
+def load_params(path: Folder) -> dict[str, Any]:
     """Read a track_params.pt onto the CPU; UserError if it is missing or unsafe to unpickle."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = io.BytesIO(path.read_bytes())
+        return torch.load(content, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"{path}: missing; `talker track` writes it") from error
     except Exception as error:
         raise UserError(f"{path}: cannot be read by torch.load ({error})") from error
 
 
-def load_json(path: Path) -> dict[str, Any]:
+def load_json(path: Folder) -> dict[str, Any]:
     """Read a JSON object; UserError if it is missing or damaged."""
     try:
         return json.loads(path.read_text())
@@ -170,15 +198,15 @@ def load_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from error
 
 
-def load_array(path: Path) -> np.ndarray:
+def load_array(path: Folder) -> np.ndarray:
     """Read an .npy file; UserError if it is missing or damaged."""
     try:
-        return np.load(path)
+        return np.load(io.BytesIO(path.read_bytes()))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as .npy ({error})") from error
 
 
-def load_au45(path: Path) -> np.ndarray:
+def load_au45(path: Folder) -> np.ndarray:
     """Read the AU45 intensities [T] of an OpenFace csv; UserError if they are not there."""
     try:
         with path.open(newline="") as handle:
@@ -193,7 +221,7 @@ def load_au45(path: Path) -> np.ndarray:
         raise UserError(f"{path}: expected a column AU45_r of numbers ({error})") from error
 
 
-def load_lms(path: Path) -> np.ndarray:
+def load_lms(path: Folder) -> np.ndarray:
     """Read 68 landmarks [68, 2]; UserError if the file does not hold 68 lines of two numbers."""
     try:
         return np.array(path.read_text().split(), np.float32).reshape(68, 2)
@@ -201,7 +229,7 @@ def load_lms(path: Path) -> np.ndarray:
         raise UserError(f"{path}: expected 68 lines of 'x y' ({error})") from error
 
 
-def _rows(array: np.ndarray, frames: int, path: Path) -> np.ndarray:
+def _rows(array: np.ndarray, frames: int, path: Folder) -> np.ndarray:
     if len(array) != frames:
         raise UserError(
             f"{path}: has {len(array)} rows, expected one for each of the {frames} tracked frames"

@@ -13,9 +13,9 @@ from typing import Any
 
 import cv2
 import numpy as np
-from torch import nn
 
 from talker import metrics as m
+from talker.avatar.model import Avatar
 from talker.avatar.renderer import Drive, load_avatar, render_frames
 from talker.dataset import Dataset
 from talker.errors import UserError
@@ -169,7 +169,7 @@ def measure(images: Iterable[np.ndarray], truth: Truth) -> Measured:
     return Measured(row, mouth, _on_time_axis(eye_aspect_ratio(found), truth.ids))
 
 
-def evaluate(avatar: nn.Module, dataset: Dataset, config: Config) -> dict[str, Any]:
+def evaluate(avatar: Avatar, dataset: Dataset, config: Config) -> dict[str, Any]:
     """All numbers and curves of `metrics.json`.
 
     Raises:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from torch import nn
 
+from talker.avatar.model import Avatar
 from talker.avatar.renderer import (
     Drive,
     load_avatar,
@@ -77,7 +77,7 @@ def speech_drive(dataset: Dataset, windows: np.ndarray) -> Drive:
 
 
 def render(
-    avatar: nn.Module, dataset: Dataset, drive: Drive, wav: Path, video: Path, config: Config
+    avatar: Avatar, dataset: Dataset, drive: Drive, wav: Path, video: Path, config: Config
 ) -> None:
     """Write an mp4 of the drive's frames with the sound of `wav` (16 kHz mono)."""
     start = time.monotonic()

@@ -18,9 +18,9 @@ from typing import Any
 import cv2
 import jinja2
 import numpy as np
-from torch import nn
 
 from talker import metrics as m
+from talker.avatar.model import Avatar
 from talker.avatar.renderer import Drive, load_avatar, render_frames
 from talker.clip import FPS, Clip
 from talker.dataset import Dataset
@@ -70,7 +70,7 @@ class Config:
     """the video is part of the page up to this size in MB, beyond it a link"""
 
 
-def stills(avatar: nn.Module, dataset: Dataset, count: int) -> Section:
+def stills(avatar: Avatar, dataset: Dataset, count: int) -> Section:
     """Real and rendered held-out frames, whole and around the mouth, as pictures."""
     ids = _spread(dataset.val_ids, count)
     if len(ids) == 0:

@@ -26,8 +26,8 @@ from torch.nn.utils import get_total_norm
 from talker.avatar.density import DensityConfig, DensityControl
 from talker.avatar.initialise import initial_gaussians, mean_colours, sample_surface
 from talker.avatar.losses import ssim
-from talker.avatar.model import Avatar, AvatarConfig, draw
-from talker.avatar.rasterize import Rasterized
+from talker.avatar.model import Avatar, AvatarConfig, as_seen
+from talker.avatar.rasterize import Rasterized, rasterize
 from talker.avatar.speech_encoder import speech_context
 from talker.avatar.speech_prior import expression_targets, fit_speech_encoder
 from talker.dataset import Dataset, Images
@@ -272,6 +272,7 @@ class Training:
         self.avatar = _new_avatar(data, subset, config).to(subset.frame.device)
         self.density = DensityControl(config.density)
         self.optimiser = self._new_optimiser()
+        self.diverged = torch.zeros((), device=subset.frame.device)
 
     @property
     def stage_steps(self) -> int:
@@ -312,35 +313,39 @@ class Training:
     def _generator(self) -> torch.Generator:
         """Randomness of this step alone, so that a resumed run draws the same numbers."""
         offset = self.STAGES.index(self.stage) * 1_000_003 + self.step
-        return torch.Generator().manual_seed(self.config.seed * 1_000_033 + offset)
+        generator = torch.Generator(self.subset.frame.device)
+        return generator.manual_seed(self.config.seed * 1_000_033 + offset)
 
     def _conditions(self, rows: Tensor) -> Conditions:
         """What drives training frames, with this step's noise and choice."""
         subset, config, generator = self.subset, self.config, self._generator()
 
         def noisy(clean: Tensor, strength: float) -> Tensor:
-            return clean + strength * torch.randn(clean.shape, generator=generator).to(clean.device)
+            noise = torch.randn(clean.shape, generator=generator, device=generator.device)
+            return clean + strength * noise
 
-        tracked = torch.rand(len(rows), 1, generator=generator) < config.expression_share
+        chance = torch.rand(len(rows), 1, generator=generator, device=generator.device)
         return Conditions(
             speech=noisy(speech_context(subset.windows, subset.ids[rows]), config.speech_noise),
             expression=subset.expression[rows],
-            tracked=tracked.to(rows.device),
+            tracked=chance < config.expression_share,
             eye=subset.eye[rows],
             pose=noisy(self.avatar.pose_vector(subset.viewmats[rows]), config.pose_noise),
         )
 
     def draw(self, rows: Tensor, conditions: Conditions | None) -> Rasterized:
         """Render training frames; the canonical head where there are no conditions."""
-        viewmats = self.subset.viewmats[rows]
-        Ks = self.subset.K.expand(len(rows), 3, 3)
-        gaussians = self.avatar.gaussians()
-        if conditions is not None:
+        avatar, viewmats = self.avatar, self.subset.viewmats[rows]
+        if conditions is None:
+            splats = as_seen(avatar.gaussians(), avatar.canonical["means"].detach(), viewmats)
+        else:
             with torch.set_grad_enabled(self.config.rates.speech > 0):
-                heard = self.avatar.speech_encoder(conditions.speech)
+                heard = avatar.speech_encoder(conditions.speech)
             expression = torch.where(conditions.tracked, conditions.expression, heard)
-            gaussians = self.avatar.deformed(expression, conditions.eye, conditions.pose)
-        return draw(gaussians, viewmats, Ks, *self.subset.size)
+            tokens = avatar.tokens(expression, conditions.eye, conditions.pose)
+            splats = avatar.splats(avatar.shared(), tokens, viewmats)
+        height, width = self.subset.size
+        return rasterize(splats, viewmats, self.subset.K.expand(len(rows), 3, 3), width, height)
 
     def _chunk(
         self, share: float, rows: Tensor, conditions: Conditions | None
@@ -375,7 +380,12 @@ class Training:
 
         done = list(self.workers.map(work, range(0, len(rows), size)))
         *gradients, _ = (torch.stack(g).sum(0) for g in zip(*(d[0] for d in done), strict=True))
-        if not torch.isfinite(get_total_norm(gradients)):
+        broken = 1 - torch.isfinite(get_total_norm(gradients)).float()
+        # Adam leaves everything as it is where this is not zero.
+        self.optimiser.found_inf = broken  # pyright: ignore[reportAttributeAccessIssue]
+        self.diverged = torch.maximum(self.diverged, broken)
+        logs = (self.step + 1) % LOG_EVERY == 0 or self.step + 1 == self.stage_steps
+        if (logs or not rows.is_cuda) and self.diverged:  # to ask a GPU is to wait for it
             loss = sum(d[1]["loss"].item() for d in done)
             raise UserError(
                 f"training diverged at step {self.step} of the {self.stage} stage: a gradient is "
@@ -391,7 +401,7 @@ class Training:
                 self.density.observe(gradients[-1], drawn.radii, *subset.size, len(rows))
             self.density.step(self.avatar.canonical, self.optimiser, self.step, self._generator())
         self.step += 1
-        if self.step % LOG_EVERY and self.step != self.stage_steps:
+        if not logs:
             return None
         return {name: sum(d[1][name].item() for d in done) for name in done[0][1]}
 

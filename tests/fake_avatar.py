@@ -46,8 +46,18 @@ class FakeAvatar(nn.Module):
         self.config = SimpleNamespace(image_size=max(dataset.height, dataset.width), encoder="hama")
         self.batches: list[int] = []
 
+    def shared(self) -> Tensor:
+        return self.device_of
+
     def forward(
-        self, speech: Tensor, eye: Tensor, viewmats: Tensor, Ks: Tensor, height: int, width: int
+        self,
+        speech: Tensor,
+        eye: Tensor,
+        viewmats: Tensor,
+        Ks: Tensor,
+        height: int,
+        width: int,
+        shared: Tensor,
     ) -> tuple[Tensor, Tensor]:
         self.batches.append(len(speech))
         colours, alphas = [], []

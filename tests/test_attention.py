@@ -19,7 +19,7 @@ def twin(block: TokenAttention, x: torch.Tensor, tokens: torch.Tensor) -> torch.
         reference.out_proj.load_state_dict(block.merge.state_dict())
     x = x.expand(len(tokens), -1, -1)
     x = block.norm_attended(x + reference(x, tokens, tokens)[0])
-    return block.norm_out(x + block.feed_forward(x))
+    return block.norm_out(x + block.feed_out(torch.relu(block.feed_in(x))))
 
 
 def test_equals_multi_head_attention() -> None:

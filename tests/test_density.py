@@ -1,5 +1,6 @@
 """Adding and removing Gaussians under an optimiser."""
 
+import dataclasses
 import math
 
 import pytest
@@ -180,6 +181,17 @@ def test_the_schedule():
         control.step(params, optimiser, step, torch.Generator())
         assert len(params["means"]) == (2 if changed else 1), step
         assert (control.state_dict()["gradients"] is None) == changed
+
+
+def test_opacities_are_reset_on_schedule():
+    """gsplat 1.5.3 forgets it: its test of the step is `step % every == 0 & step > 0`."""
+    config = dataclasses.replace(CONFIG, reset_every=120)
+    control = DensityControl(config)
+    for step, reset in ((0, False), (119, False), (120, True), (240, True), (360, False)):
+        params, optimiser = make([SMALL], [0.5])
+        control.step(params, optimiser, step, torch.Generator())
+        expected = 2 * config.min_opacity if reset else 0.5
+        assert abs(params["opacities"].sigmoid().item() - expected) < 1e-6, step
 
 
 def test_statistics_survive_a_checkpoint():

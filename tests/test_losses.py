@@ -77,6 +77,12 @@ def test_repeats_bitwise_with_any_number_of_threads():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_cuda_gives_what_the_cpu_gives():
-    image, target = images(2, 64, 80, 3)
-    found = ssim(image.cuda(), target.cuda())
-    assert found.item() == pytest.approx(ssim(image, target).item(), abs=1e-5)
+    image, target = images(2, 61, 83, 3)
+    here = image.clone().requires_grad_()
+    there = image.cuda().requires_grad_()
+    expected, found = ssim(here, target), ssim(there, target.cuda())
+    assert found.item() == pytest.approx(expected.item(), abs=1e-5)
+    expected.backward()
+    found.backward()
+    assert here.grad is not None and there.grad is not None
+    assert (there.grad.cpu() - here.grad).norm() <= 1e-4 * here.grad.norm()

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from talker.avatar.initialise import initial_gaussians, mean_colours, sample_surface
-from talker.avatar.model import Avatar, AvatarConfig, draw
+from talker.avatar.model import Avatar, AvatarConfig, as_seen
+from talker.avatar.rasterize import rasterize
 from talker.errors import UserError
 
 CONFIG = AvatarConfig(
@@ -80,9 +81,9 @@ def test_each_condition_moves_the_gaussians(avatar: Avatar, name: str) -> None:
 
     def means(given: dict[str, torch.Tensor]) -> torch.Tensor:
         expression = avatar.speech_encoder(given["speech"])
-        return avatar.deformed(
-            expression, given["eye"], avatar.pose_vector(given["viewmats"])
-        ).means
+        pose = avatar.pose_vector(given["viewmats"])
+        tokens = avatar.tokens(expression, given["eye"], pose)
+        return avatar.splats(avatar.shared(), tokens, given["viewmats"]).means
 
     changed = {**given, name: given[name] + 0.5}
     assert (means(given) - means(changed)).abs().max() > 1e-8
@@ -117,6 +118,21 @@ def test_renders_on_the_gpu_as_on_the_cpu(avatar: Avatar, tmp_path: Path) -> Non
         assert (cpu - cuda.cpu()).abs().mean() < 1e-4
 
 
+@pytest.mark.gpu
+def test_live_frames_are_those_of_the_batch(avatar: Avatar) -> None:
+    from talker.avatar.live import LiveAvatar
+
+    avatar.cuda()
+    given = {k: v.cuda() for k, v in inputs(3).items()}
+    with torch.no_grad():
+        together = avatar.eval()(**given, height=48, width=40)
+    live = LiveAvatar(avatar)
+    for i in (0, 2, 1):
+        alone = live(**{k: v[i : i + 1] for k, v in given.items()}, height=48, width=40)
+        assert (alone[0][0] - together[0][i]).abs().max() < 1e-3
+        assert (alone[1][0] - together[1][i]).abs().max() < 1e-3
+
+
 def test_a_folder_without_an_avatar_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=str(tmp_path)):
         Avatar.load(tmp_path)
@@ -138,6 +154,7 @@ def test_points_lie_on_the_mesh_and_take_the_picture_s_colour() -> None:
     left = points[:, 0] < 0.1
     assert (colours[left & (points[:, 0] < -0.3), 0] == 1).all()
     gaussians = initial_gaussians(points, colours, 0)
-    drawn = draw(gaussians, views(1), K[None], 48, 48)
+    splats = as_seen(gaussians, gaussians.means, views(1))
+    drawn = rasterize(splats, views(1), K[None], 48, 48)
     middle = drawn.rgb[0, 24]
     assert middle[18, 0] > 5 * middle[18, 2]

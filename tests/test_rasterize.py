@@ -9,7 +9,7 @@ import torch
 from oracle import render
 from torch import Tensor
 
-from talker.avatar.rasterize import Rasterized, rasterize
+from talker.avatar.rasterize import Rasterized, Splats, rasterize
 
 WIDTH, HEIGHT = 150, 37  # several tiles across and down, none of them full
 
@@ -111,7 +111,7 @@ def grad(tensor: Tensor) -> Tensor:
 
 
 def draw(scene: Scene) -> Rasterized:
-    return rasterize(*scene, WIDTH, HEIGHT)
+    return rasterize(Splats(*scene[:5]), scene.viewmats, scene.Ks, WIDTH, HEIGHT)
 
 
 @pytest.mark.parametrize("name", SCENES)

@@ -34,7 +34,10 @@ class Recorder(nn.Module):
         self.colour, self.alpha = colour, alpha
         self.inputs: list[tuple[torch.Tensor, ...]] = []
 
-    def forward(self, speech, eye, viewmats, Ks, height, width):
+    def shared(self):
+        return self.device_of
+
+    def forward(self, speech, eye, viewmats, Ks, height, width, shared):
         self.inputs.append((speech, eye, viewmats, Ks))
         shape = len(speech), height, width
         return torch.full((*shape, 3), self.colour), torch.full((*shape, 1), self.alpha)

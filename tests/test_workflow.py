@@ -136,7 +136,8 @@ def test_every_command_of_the_rules_fits_its_stage(finished, tmp_path, monkeypat
         stage = shlex.split(command)[0]
         wanted = from_mapping(type(defaults[stage]), options[stage], stage)
         assert seen.pop()["config"] == wanted
-    assert {command.split()[0] for command in commands} == set(cli.COMMANDS)
+    by_hand = {"pack", "bench"}
+    assert {command.split()[0] for command in commands} == set(cli.COMMANDS) - by_hand
 
 
 def test_wrong_options_are_refused_by_name(finished, tmp_path):

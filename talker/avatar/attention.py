@@ -19,21 +19,25 @@ class TokenAttention(nn.Module):
         self.value = nn.Linear(features, features)
         self.merge = nn.Linear(features, features)
         self.norm_attended = nn.LayerNorm(features)
-        self.feed_forward = nn.Sequential(
-            nn.Linear(features, 2 * features), nn.ReLU(), nn.Linear(2 * features, features)
-        )
+        self.feed_in = nn.Linear(features, 2 * features)
+        self.feed_out = nn.Linear(2 * features, features)
         self.norm_out = nn.LayerNorm(features)
 
+    def project(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys [B, H, N, D / H] and values after the output projection [B, H, N, D] of tokens."""
+        key = self.key(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        value = self.value(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        merge = self.merge.weight.unflatten(-1, (self.heads, -1))
+        return key, torch.einsum("bhnw,ohw->bhno", value, merge)
+
+    def ask(self, x: Tensor) -> Tensor:
+        """Scaled queries [..., D] of x."""
+        return self.query(x) * (x.shape[-1] // self.heads) ** -0.5
+
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
-        features, heads = x.shape[-1], self.heads
-        width = features // heads
-        query = self.query(x).unflatten(-1, (heads, width))
-        key = self.key(tokens).unflatten(-1, (heads, width))
-        value = self.value(tokens).unflatten(-1, (heads, width))
-        merge = self.merge.weight.view(features, heads, width)
-        merged = torch.einsum("bnhw,ohw->bhno", value, merge)
-        scores = torch.einsum("bghw,bnhw->bghn", query.expand(len(tokens), -1, -1, -1), key)
-        weights = torch.softmax(scores * width**-0.5, dim=-1)
+        key, merged = self.project(tokens)
+        query = self.ask(x).unflatten(-1, (self.heads, -1)).expand(len(tokens), -1, -1, -1)
+        weights = torch.softmax(torch.einsum("bghw,bhnw->bghn", query, key), dim=-1)
         attended = torch.einsum("bghn,bhno->bgo", weights, merged) + self.merge.bias
         x = self.norm_attended(x + attended)
-        return self.norm_out(x + self.feed_forward(x))
+        return self.norm_out(x + self.feed_out(torch.relu(self.feed_in(x))))

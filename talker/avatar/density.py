@@ -34,6 +34,8 @@ class DensityConfig:
     max_scale: float = 0.3
     """dm: larger Gaussians are removed"""
     max_gaussians: int = 50_000
+    reset_every: int = 3_000
+    """steps after which every opacity is lowered to twice `min_opacity`, and must earn the rest"""
 
 
 class DensityControl:
@@ -90,6 +92,8 @@ class DensityControl:
             gradients = self.gradients / self.views.clamp_min(1)
             densify(params, optimiser, gradients, config, generator)
             self.gradients = self.views = None
+        if config.start <= step < config.stop and step % config.reset_every == 0:
+            reset_opacities(params, optimiser, 2 * config.min_opacity)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Structural similarity as a loss: torch's convolutions on CUDA, numba kernels on the CPU."""
+"""Structural similarity as a loss: Triton kernels on CUDA, numba kernels on the CPU."""
 
 import torch
 from torch import Tensor
@@ -16,14 +16,16 @@ def ssim(image: Tensor, target: Tensor) -> Tensor:
     offsets = torch.arange(TAPS, dtype=image.dtype, device=image.device) - TAPS // 2
     window = torch.softmax(-0.5 * (offsets / SIGMA) ** 2, dim=0)
     if image.is_cuda:
-        return ssim_by_convolution(image, target, window)
+        from talker.avatar.ssim_triton import MeanSsim as OnGpu
+
+        return OnGpu.apply(image, target, window, C1, C2)
     from talker.avatar.ssim_cpu import MeanSsim
 
     return MeanSsim.apply(image, target, window)
 
 
 def ssim_by_convolution(image: Tensor, target: Tensor, window: Tensor) -> Tensor:
-    """`ssim` in plain torch, for a window [TAPS] that sums to 1."""
+    """`ssim` in plain torch, the twin of the kernels, for a window [TAPS] that sums to 1."""
     x, y = image.permute(0, 3, 1, 2), target.detach().permute(0, 3, 1, 2)
     moments = torch.cat([x, y, x * x, y * y, x * y], dim=1)
     kernel = window.expand(moments.shape[1], 1, -1)

@@ -5,10 +5,13 @@ condition tokens turns it into offsets of position, scale, rotation, opacity and
 deformation heads share their hidden layer, so that one product serves all Gaussians and heads.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -18,7 +21,7 @@ from torch.nn import functional as F
 
 from talker.avatar.attention import TokenAttention
 from talker.avatar.ply import save_ply
-from talker.avatar.rasterize import Rasterized, rasterize
+from talker.avatar.rasterize import Splats, rasterize
 from talker.avatar.speech_encoder import SpeechEncoder
 from talker.avatar.speech_prior import EXPRESSIONS
 from talker.avatar.spherical_harmonics import evaluate_sh
@@ -26,6 +29,9 @@ from talker.avatar.triplane import TriPlane
 from talker.config import from_mapping
 from talker.errors import UserError
 from talker.files import replacing
+
+if TYPE_CHECKING:
+    from talker.avatar.deform_triton import Weights
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,15 @@ class Gaussians:
     """[(B,) G, K, 3]"""
 
 
+class Shared(NamedTuple):
+    """What all frames of an avatar have in common."""
+
+    features: Tensor
+    """[G, D], what the tri-plane knows of each Gaussian"""
+    kernel_inputs: tuple[Tensor, Tensor, Tensor, Weights] | None
+    """of `talker.avatar.deform_triton.deform`, where that is used"""
+
+
 class Avatar(nn.Module):
     """Canonical Gaussians and the network that deforms them.
 
@@ -100,10 +115,10 @@ class Avatar(nn.Module):
         )
         coefficients = 3 * (config.sh_degree + 1) ** 2
         self.parts = (3, 4, 3, 1, coefficients)
-        offsets = nn.Linear(config.hidden, sum(self.parts))
-        nn.init.xavier_uniform_(offsets.weight, gain=0.1)
-        nn.init.zeros_(offsets.bias)
-        self.deform = nn.Sequential(nn.ReLU(), nn.Linear(width, config.hidden), nn.ReLU(), offsets)
+        self.hidden = nn.Linear(width, config.hidden)
+        self.offsets = nn.Linear(config.hidden, sum(self.parts))
+        nn.init.xavier_uniform_(self.offsets.weight, gain=0.1)
+        nn.init.zeros_(self.offsets.bias)
         pose = _pose_vector(poses)
         self.register_buffer("pose_mean", pose.mean(0))
         self.register_buffer("pose_std", pose.std(0).clamp_min(1e-2))
@@ -112,15 +127,22 @@ class Avatar(nn.Module):
         """The canonical set, [G, ...]."""
         return Gaussians(**dict(self.canonical.items()))
 
-    def deformed(self, expression: Tensor, eye: Tensor, pose: Tensor) -> Gaussians:
-        """The Gaussians of B frames.
+    def shared(self) -> Shared:
+        """What all frames have in common; computed once for a video, or for a training step."""
+        features = self.query(self.planes(self.canonical["means"]))
+        if not (features.is_cuda and self._fits_one_kernel()):
+            return Shared(features, None)
+        return Shared(features, self._kernel_inputs(features))
+
+    def tokens(self, expression: Tensor, eye: Tensor, pose: Tensor) -> Tensor:
+        """The conditions of B frames as tokens [B, 4, D].
 
         Args:
             expression: [B, 10], of `speech_encoder`.
             eye: [B], 0 open .. 1 closed.
             pose: [B, 12], of `pose_vector`.
         """
-        tokens = torch.stack(
+        return torch.stack(
             [
                 self.speech_token(expression),
                 self.eye_token(eye[:, None]),
@@ -129,25 +151,91 @@ class Avatar(nn.Module):
             ],
             dim=1,
         )
-        x = self.query(self.planes(self.canonical["means"]))[None]
+
+    def splats(self, shared: Shared, tokens: Tensor, viewmats: Tensor) -> Splats:
+        """The deformed Gaussians of B frames, told by `tokens`, as seen by `viewmats`."""
+        points = self.canonical["means"].detach()
+        if shared.kernel_inputs is not None:
+            return self._splats_by_kernel(shared.kernel_inputs, tokens, points, viewmats)
+        x = shared.features[None]
         for block in self.blocks:
             x = block(x, tokens)
-        means, quats, scales, opacities, sh = self.deform(x).split(self.parts, dim=-1)
+        offsets = self.offsets(torch.relu(self.hidden(torch.relu(x))))
+        means, quats, scales, opacities, sh = offsets.split(self.parts, dim=-1)
         base = self.gaussians()
-        return Gaussians(
+        deformed = Gaussians(
             means=base.means + means,
             quats=base.quats + quats,
             scales=base.scales + scales,
             opacities=base.opacities + opacities[..., 0],
             sh=base.sh + sh.unflatten(-1, (-1, 3)),
         )
+        return as_seen(deformed, points, viewmats)
+
+    def spoken(self, shared: Shared, speech: Tensor, eye: Tensor, viewmats: Tensor) -> Splats:
+        """`splats` of speech [B, 8, 16, C] and the other arguments of `forward`."""
+        expression = self.speech_encoder(speech)
+        return self.splats(
+            shared, self.tokens(expression, eye, self.pose_vector(viewmats)), viewmats
+        )
+
+    def _fits_one_kernel(self) -> bool:
+        config = self.config
+        fits = config.features in (16, 32, 64) and config.hidden in (16, 32, 64, 128)
+        return fits and config.layers == 1 and config.heads <= 4
+
+    def _kernel_inputs(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor, Weights]:
+        """`x`, `query`, `base` and `weights` of `deform_triton.deform`."""
+        from talker.avatar.deform_triton import Weights, in_columns
+
+        block, base = self._only_block(), self.gaussians()
+        flat = [base.means, base.quats, base.scales, base.opacities[:, None], base.sh.flatten(1)]
+        weights = Weights(
+            feed_in=block.feed_in.weight.T,
+            feed_in_bias=block.feed_in.bias,
+            feed_out=block.feed_out.weight.T,
+            feed_out_bias=block.feed_out.bias,
+            hidden=self.hidden.weight.T,
+            hidden_bias=self.hidden.bias,
+            heads=in_columns(self.offsets.weight.T),
+            norm_attended=torch.stack([block.norm_attended.weight, block.norm_attended.bias]),
+            norm_out=torch.stack([block.norm_out.weight, block.norm_out.bias]),
+        )
+        base = in_columns(torch.cat(flat, dim=-1) + self.offsets.bias)
+        return features + block.merge.bias, block.ask(features), base, weights
+
+    def _only_block(self) -> TokenAttention:
+        block = self.blocks[0]
+        assert isinstance(block, TokenAttention)
+        return block
+
+    def _splats_by_kernel(
+        self,
+        inputs: tuple[Tensor, Tensor, Tensor, Weights],
+        tokens: Tensor,
+        points: Tensor,
+        viewmats: Tensor,
+    ) -> Splats:
+        from talker.avatar.deform_triton import deform
+
+        x, query, base, weights = inputs
+        key, merged = self._only_block().project(tokens)
+        centres = camera_centres(viewmats)
+        return Splats(*deform(x, query, key, merged, base, points, centres, weights))
 
     def pose_vector(self, viewmats: Tensor) -> Tensor:
         """What the network knows of the camera, standardised: viewmats [B, 4, 4] -> [B, 12]."""
         return (_pose_vector(viewmats) - self.pose_mean) / self.pose_std
 
     def forward(
-        self, speech: Tensor, eye: Tensor, viewmats: Tensor, Ks: Tensor, height: int, width: int
+        self,
+        speech: Tensor,
+        eye: Tensor,
+        viewmats: Tensor,
+        Ks: Tensor,
+        height: int,
+        width: int,
+        shared: Shared | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Render B frames.
 
@@ -156,15 +244,14 @@ class Avatar(nn.Module):
             eye: [B], 0 open .. 1 closed.
             viewmats: [B, 4, 4] world to OpenCV camera, dm.
             Ks: [B, 3, 3], pixels.
+            shared: of `shared()`, where many calls have it in common.
 
         Returns:
             rgb [B, H, W, 3], premultiplied, and alpha [B, H, W, 1]: a frame is
             `rgb + (1 - alpha) * background`.
         """
-        expression = self.speech_encoder(speech)
-        drawn = draw(
-            self.deformed(expression, eye, self.pose_vector(viewmats)), viewmats, Ks, height, width
-        )
+        splats = self.spoken(shared or self.shared(), speech, eye, viewmats)
+        drawn = rasterize(splats, viewmats, Ks, width, height)
         return drawn.rgb, drawn.alpha
 
     def save(self, folder: Path) -> None:
@@ -177,7 +264,7 @@ class Avatar(nn.Module):
             config.write_text(json.dumps(dataclasses.asdict(self.config), indent=2) + "\n")
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device | str = "cpu") -> "Avatar":
+    def load(cls, folder: Path, device: torch.device | str = "cpu") -> Avatar:
         """Read what `save` wrote.
 
         Raises:
@@ -200,27 +287,31 @@ class Avatar(nn.Module):
         return avatar.eval()
 
 
-def draw(gaussians: Gaussians, viewmats: Tensor, Ks: Tensor, height: int, width: int) -> Rasterized:
-    """Rasterise B frames; `gaussians` may be one set [G, ...] for all of them."""
-    batch = len(viewmats)
-    rotation, translation = viewmats[:, :3, :3], viewmats[:, :3, 3]
-    camera = -(rotation.transpose(1, 2) @ translation[..., None])[..., 0]
-    directions = F.normalize(gaussians.means - camera[:, None], dim=-1)
+def as_seen(gaussians: Gaussians, points: Tensor, viewmats: Tensor) -> Splats:
+    """Gaussians [(B,) G, ...] as the rasteriser takes them, coloured for B views.
+
+    Args:
+        points: [G, 3], the canonical means: where a Gaussian is seen from hardly changes with its
+            deformation, and colours need not pull at it.
+        viewmats: [B, 4, 4].
+    """
+    directions = F.normalize(points - camera_centres(viewmats)[:, None], dim=-1)
 
     def batched(x: Tensor, dims: int) -> Tensor:
-        return x if x.ndim == dims else x.expand(batch, *x.shape)
+        return x if x.ndim == dims else x.expand(len(viewmats), *x.shape)
 
-    return rasterize(
+    return Splats(
         means=batched(gaussians.means, 3),
         quats=batched(gaussians.quats, 3),
         scales=batched(gaussians.scales, 3).exp(),
         opacities=batched(gaussians.opacities, 2).sigmoid(),
         colors=evaluate_sh(batched(gaussians.sh, 4), directions),
-        viewmats=viewmats,
-        Ks=Ks,
-        width=width,
-        height=height,
     )
+
+
+def camera_centres(viewmats: Tensor) -> Tensor:
+    """World positions [B, 3] of cameras [B, 4, 4]."""
+    return -(viewmats[:, :3, :3].transpose(1, 2) @ viewmats[:, :3, 3:])[..., 0]
 
 
 def _pose_vector(viewmats: Tensor) -> Tensor:

@@ -12,6 +12,16 @@ from torch import Tensor
 TILE_SIZE = 16  # of gsplat; others are untested there
 
 
+class Splats(NamedTuple):
+    """G Gaussians of B images, ready to be drawn."""
+
+    means: Tensor  # [B,G,3] centres in the world
+    quats: Tensor  # [B,G,4] rotations wxyz, of any norm but 0
+    scales: Tensor  # [B,G,3] standard deviations along the axes, in the unit of means
+    opacities: Tensor  # [B,G] in 0..1
+    colors: Tensor  # [B,G,3] for this view: spherical harmonics are already evaluated
+
+
 class Rasterized(NamedTuple):
     """What `rasterize` returns, for B images of H x W pixels and G Gaussians each."""
 
@@ -21,36 +31,21 @@ class Rasterized(NamedTuple):
     radii: Tensor  # [B,G] int, pixels; 0 = not visible
 
 
-def rasterize(
-    means: Tensor,
-    quats: Tensor,
-    scales: Tensor,
-    opacities: Tensor,
-    colors: Tensor,
-    viewmats: Tensor,
-    Ks: Tensor,
-    width: int,
-    height: int,
-) -> Rasterized:
+def rasterize(splats: Splats, viewmats: Tensor, Ks: Tensor, width: int, height: int) -> Rasterized:
     """Render a batch of images, each of its own Gaussians (Kerbl et al. 2023, as in gsplat 1.5.3).
 
     Args:
-        means: [B,G,3] centres in the world.
-        quats: [B,G,4] rotations wxyz, of any norm but 0.
-        scales: [B,G,3] standard deviations along the axes, in the unit of means.
-        opacities: [B,G] in 0..1.
-        colors: [B,G,3] for this view: spherical harmonics are already evaluated.
         viewmats: [B,4,4] world to camera, OpenCV axes; gets no gradient.
         Ks: [B,3,3] intrinsics in pixels, pixel centres at +0.5; get no gradient.
         width, height: of the image in pixels.
 
     All tensors are float32 (else TypeError) and on one device; it chooses the backend.
     """
-    tensors = (means, quats, scales, opacities, colors, viewmats, Ks)
+    tensors = (*splats, viewmats, Ks)
     if any(tensor.dtype != torch.float32 for tensor in tensors):
         raise TypeError(f"expected float32 tensors, got {[str(t.dtype) for t in tensors]}")
-    backend = _rasterize_gsplat if means.is_cuda else _rasterize_cpu
-    return backend(*tensors, width, height)
+    backend = _rasterize_gsplat if viewmats.is_cuda else _rasterize_cpu
+    return backend(*splats, viewmats, Ks, width, height)
 
 
 def _rasterize_cpu(*arguments) -> Rasterized:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from talker.avatar.model import Avatar
 from talker.avatar.speech_encoder import CONTEXT, speech_context
@@ -71,11 +71,13 @@ def nearest_valid(frames: np.ndarray, valid: np.ndarray) -> np.ndarray:
 
 
 def render_frames(
-    avatar: nn.Module, dataset: Dataset, drive: Drive, batch: int
+    avatar: Avatar, dataset: Dataset, drive: Drive, batch: int
 ) -> Iterator[np.ndarray]:
     """Render a drive, a few batches ahead of use: RGB uint8 [H, W, 3], frame by frame."""
     avatar.eval()
     device = next(avatar.parameters()).device
+    with torch.inference_mode():
+        shared = avatar.shared()
 
     @torch.inference_mode()
     def render(start: int) -> np.ndarray:
@@ -88,6 +90,7 @@ def render_frames(
             torch.from_numpy(dataset.K).to(device).expand(len(ids), 3, 3),
             dataset.height,
             dataset.width,
+            shared,
         )
         colours = rgb + (1 - alpha) * backgrounds.to(device).float().div(255)
         return colours.clamp(0, 1).mul(255).round().byte().cpu().numpy()

@@ -1,0 +1,382 @@
+"""Attention, feed-forward, deformation heads and colours of every Gaussian in one Triton kernel.
+
+The twin of `Avatar.splats` in plain torch, which writes each
+intermediate to memory: here a block of Gaussians of one frame stays in registers from the query to
+the values that the rasteriser reads. The backward kernel computes the block again and writes the
+gradients of each row; what sums over rows or frames is left to matrix products, so that nothing is
+added atomically and the same input gives the same bits.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.nn import functional as F
+
+SLOTS = 16
+"""columns of the scores: 4 heads of 4 tokens; absent heads have zero values"""
+TOKENS = 4
+ROWS = 32
+"""Gaussians of a block. With 64 rows and 4 warps Triton 3.6 reads beyond its shared memory."""
+GEOMETRY = 16
+"""columns of mean (3), quaternion (4), scale (3) and opacity (1), filled up"""
+HARMONICS = 16
+OUTPUTS = GEOMETRY + 3 * HARMONICS
+
+
+class Weights(NamedTuple):
+    """The shared weights; D features, F in the feed-forward, H hidden, all matrices [in, out]."""
+
+    feed_in: Tensor
+    """[D, F]"""
+    feed_in_bias: Tensor
+    """[F]"""
+    feed_out: Tensor
+    """[F, D]"""
+    feed_out_bias: Tensor
+    """[D]"""
+    hidden: Tensor
+    """[D, H]"""
+    hidden_bias: Tensor
+    """[H]"""
+    heads: Tensor
+    """[H, 64]: geometry, then 16 harmonics of red, of green, of blue"""
+    norm_attended: Tensor
+    """[2, D], weight and bias"""
+    norm_out: Tensor
+    """[2, D]"""
+
+
+@triton.jit
+def _harmonics(dx, dy, dz, slot):
+    """`sh_basis` [M, 16] of unit vectors."""
+    x, y, z = dx[:, None], dy[:, None], dz[:, None]
+    c1 = 0.4886025119029199
+    c2 = 1.0925484305920792
+    c3 = 0.5900435899266435
+    c4 = 1.445305721320277
+    c5 = 0.4570457994644658
+    k = slot[None, :]
+    basis = tl.where(k == 0, 0.28209479177387814, 0.0) + 0 * x
+    basis = tl.where(k == 1, -c1 * y, basis)
+    basis = tl.where(k == 2, c1 * z, basis)
+    basis = tl.where(k == 3, -c1 * x, basis)
+    basis = tl.where(k == 4, c2 * x * y, basis)
+    basis = tl.where(k == 5, -c2 * y * z, basis)
+    basis = tl.where(k == 6, 0.31539156525252005 * (3 * z * z - 1), basis)
+    basis = tl.where(k == 7, -c2 * x * z, basis)
+    basis = tl.where(k == 8, c2 / 2 * (x * x - y * y), basis)
+    basis = tl.where(k == 9, -c3 * y * (3 * x * x - y * y), basis)
+    basis = tl.where(k == 10, 2 * c4 * x * y * z, basis)
+    basis = tl.where(k == 11, -c5 * y * (5 * z * z - 1), basis)
+    basis = tl.where(k == 12, 0.3731763325901154 * z * (5 * z * z - 3), basis)
+    basis = tl.where(k == 13, -c5 * x * (5 * z * z - 1), basis)
+    basis = tl.where(k == 14, c4 * z * (x * x - y * y), basis)
+    return tl.where(k == 15, -c3 * x * (x * x - 3 * y * y), basis)
+
+
+@triton.jit
+def _directions(points, camera, rows, inside, frame, slot):
+    """The harmonics [M, 16] of the directions from the camera to the points."""
+    x = tl.load(points + rows * 3, inside, 0.0) - tl.load(camera + frame * 3)
+    y = tl.load(points + rows * 3 + 1, inside, 0.0) - tl.load(camera + frame * 3 + 1)
+    z = tl.load(points + rows * 3 + 2, inside, 0.0) - tl.load(camera + frame * 3 + 2)
+    scale = 1 / tl.maximum(tl.sqrt(x * x + y * y + z * z), 1e-12)
+    return _harmonics(x * scale, y * scale, z * scale, slot)
+
+
+@triton.jit
+def _attend(query, key, merged, x, M: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr):
+    """Attention weights [M, 16] and the residual sum [M, D]."""
+    scores = tl.reshape(tl.dot(query, key, input_precision=PRECISION), (M, 4, 4))
+    raised = tl.exp(scores - tl.max(scores, 2)[:, :, None])
+    weights = tl.reshape(raised / tl.sum(raised, 2)[:, :, None], (M, 16))
+    return weights, x + tl.dot(weights.to(DOT), merged, input_precision=PRECISION)
+
+
+@triton.jit
+def _normalise(x, D: tl.constexpr):
+    """LayerNorm without its weights, and the reciprocal of the deviation [M, 1]."""
+    x = x - tl.sum(x, 1)[:, None] / D
+    scale = 1 / tl.sqrt(tl.sum(x * x, 1)[:, None] / D + 1e-5)
+    return x * scale, scale
+
+
+@triton.jit
+def _unnormalise(gradient, normal, scale, D: tl.constexpr):
+    """The gradient of `_normalise`."""
+    mean = tl.sum(gradient, 1)[:, None] / D
+    return scale * (gradient - mean - normal * tl.sum(gradient * normal, 1)[:, None] / D)
+
+
+@triton.jit
+def _forward(
+    x_ptr, query_ptr, key_ptr, merged_ptr, base_ptr, points, camera,
+    w1, b1, w2, b2, w3, b3, w4, n1, n2,
+    means, quats, scales, opacities, colors,
+    G, D: tl.constexpr, F: tl.constexpr, H: tl.constexpr, M: tl.constexpr,
+    DOT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    frame = tl.program_id(1)
+    rows = tl.program_id(0) * M + tl.arange(0, M)
+    inside = rows < G
+    d, f, h, slot = tl.arange(0, D), tl.arange(0, F), tl.arange(0, H), tl.arange(0, 16)
+    here = inside[:, None]
+
+    x = tl.load(x_ptr + rows[:, None] * D + d, here, 0.0)
+    query = tl.load(query_ptr + rows[:, None] * D + d, here, 0.0).to(DOT)
+    key = tl.load(key_ptr + frame * 16 * D + slot[None, :] * D + d[:, None])
+    merged = tl.load(merged_ptr + frame * 16 * D + slot[:, None] * D + d)
+    _, x = _attend(query, key, merged, x, M, DOT, PRECISION)
+    normal, _ = _normalise(x, D)
+    x = normal * tl.load(n1 + d) + tl.load(n1 + D + d)
+    inner = tl.dot(x.to(DOT), tl.load(w1 + d[:, None] * F + f), input_precision=PRECISION)
+    inner = tl.maximum(inner + tl.load(b1 + f), 0.0)
+    x += tl.dot(inner.to(DOT), tl.load(w2 + f[:, None] * D + d), input_precision=PRECISION)
+    normal, _ = _normalise(x + tl.load(b2 + d), D)
+    x = tl.maximum(normal * tl.load(n2 + d) + tl.load(n2 + D + d), 0.0)
+    hidden = tl.dot(x.to(DOT), tl.load(w3 + d[:, None] * H + h), input_precision=PRECISION)
+    hidden = tl.maximum(hidden + tl.load(b3 + h), 0.0).to(DOT)
+
+    base = base_ptr + rows[:, None] * 64 + slot
+    heads = w4 + h[:, None] * 64 + slot
+    out = tl.load(base, here, 0.0) + tl.dot(hidden, tl.load(heads), input_precision=PRECISION)
+    at = (frame * G + rows)[:, None].to(tl.int64)
+    tl.store(means + at * 3 + slot, out, here & (slot < 3))
+    tl.store(quats + at * 4 + slot - 3, out, here & (slot >= 3) & (slot < 7))
+    tl.store(scales + at * 3 + slot - 7, tl.exp(out), here & (slot >= 7) & (slot < 10))
+    tl.store(opacities + at + slot - 10, tl.sigmoid(out), here & (slot == 10))
+
+    basis = _directions(points, camera, rows, inside, frame, slot)
+    at = (frame * G + rows).to(tl.int64) * 3
+    for channel in tl.static_range(3):
+        shift = 16 + channel * 16
+        sh = tl.dot(hidden, tl.load(heads + shift), input_precision=PRECISION)
+        sh += tl.load(base + shift, here, 0.0)
+        tl.store(colors + at + channel, tl.maximum(tl.sum(basis * sh, 1) + 0.5, 0.0), inside)
+
+
+@triton.jit
+def _backward(
+    x_ptr, query_ptr, key_ptr, merged_ptr, base_ptr, points, camera,
+    w1, b1, w2, b2, w3, b3, w4, n1, n2,
+    means, quats, scales, opacities, colors,
+    x1_out, inner_out, x2_out, hidden_out, inner_grad_out, x2_grad_out, hidden_grad_out, heads_out,
+    x_grad_out, attention_out, scores_out, sums,
+    G, D: tl.constexpr, F: tl.constexpr, H: tl.constexpr, M: tl.constexpr,
+    DOT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Arguments as of `_forward`, but `means` .. `colors` are the gradients of its outputs.
+
+    `sums` [blocks, F + H + 5 D] gets the column sums of a block: gradients of b1, b3, b2, n2, n1.
+    """
+    frame = tl.program_id(1)
+    rows = tl.program_id(0) * M + tl.arange(0, M)
+    inside = rows < G
+    d, f, h, slot = tl.arange(0, D), tl.arange(0, F), tl.arange(0, H), tl.arange(0, 16)
+    here = inside[:, None]
+    row = (frame * G + rows)[:, None].to(tl.int64)
+    sums += (frame * tl.num_programs(0) + tl.program_id(0)).to(tl.int64) * (F + H + 5 * D)
+
+    x = tl.load(x_ptr + rows[:, None] * D + d, here, 0.0)
+    query = tl.load(query_ptr + rows[:, None] * D + d, here, 0.0).to(DOT)
+    key = tl.load(key_ptr + frame * 16 * D + slot[None, :] * D + d[:, None])
+    merged = tl.load(merged_ptr + frame * 16 * D + slot[:, None] * D + d)
+    attention, x = _attend(query, key, merged, x, M, DOT, PRECISION)
+    normal1, scale1 = _normalise(x, D)
+    x1 = normal1 * tl.load(n1 + d) + tl.load(n1 + D + d)
+    inner = tl.dot(x1.to(DOT), tl.load(w1 + d[:, None] * F + f), input_precision=PRECISION)
+    inner = tl.maximum(inner + tl.load(b1 + f), 0.0).to(DOT)
+    x = x1 + tl.dot(inner, tl.load(w2 + f[:, None] * D + d), input_precision=PRECISION)
+    normal2, scale2 = _normalise(x + tl.load(b2 + d), D)
+    x2 = tl.maximum(normal2 * tl.load(n2 + d) + tl.load(n2 + D + d), 0.0)
+    hidden = tl.dot(x2.to(DOT), tl.load(w3 + d[:, None] * H + h), input_precision=PRECISION)
+    hidden = tl.maximum(hidden + tl.load(b3 + h), 0.0).to(DOT)
+    tl.store(x1_out + row * D + d, x1.to(DOT), here)
+    tl.store(inner_out + row * F + f, inner, here)
+    tl.store(x2_out + row * D + d, x2.to(DOT), here)
+    tl.store(hidden_out + row * H + h, hidden, here)
+
+    base = base_ptr + rows[:, None] * 64 + slot
+    heads = w4 + h[:, None] * 64 + slot
+    out = tl.load(base, here, 0.0) + tl.dot(hidden, tl.load(heads), input_precision=PRECISION)
+    gradient = tl.load(means + row * 3 + slot, here & (slot < 3), 0.0)
+    gradient += tl.load(quats + row * 4 + slot - 3, here & (slot >= 3) & (slot < 7), 0.0)
+    size = here & (slot >= 7) & (slot < 10)
+    gradient += tl.where(size, tl.load(scales + row * 3 + slot - 7, size, 0.0) * tl.exp(out), 0.0)
+    opacity = tl.sigmoid(out)
+    gradient += (
+        tl.load(opacities + row + slot - 10, here & (slot == 10), 0.0) * opacity * (1 - opacity)
+    )
+    gradient = gradient.to(DOT)
+    tl.store(heads_out + row * 64 + slot, gradient, here)
+    transposed = w4 + slot[:, None] * 1 + h[None, :] * 64
+    hidden_grad = tl.dot(gradient, tl.load(transposed), input_precision=PRECISION)
+    basis = _directions(points, camera, rows, inside, frame, slot)
+    at = (frame * G + rows).to(tl.int64) * 3
+    for channel in tl.static_range(3):
+        shift = 16 + channel * 16
+        sh = tl.dot(hidden, tl.load(heads + shift), input_precision=PRECISION)
+        sh += tl.load(base + shift, here, 0.0)
+        lit = tl.sum(basis * sh, 1) + 0.5 > 0
+        gradient = basis * tl.load(colors + at + channel, inside & lit, 0.0)[:, None]
+        gradient = gradient.to(DOT)
+        tl.store(heads_out + row * 64 + shift + slot, gradient, here)
+        hidden_grad += tl.dot(gradient, tl.load(transposed + shift), input_precision=PRECISION)
+
+    hidden_grad = tl.where(hidden > 0, hidden_grad, 0.0)
+    tl.store(sums + F + h, tl.sum(hidden_grad, 0))
+    hidden_grad = hidden_grad.to(DOT)
+    tl.store(hidden_grad_out + row * H + h, hidden_grad, here)
+    gradient = tl.dot(
+        hidden_grad, tl.load(w3 + d[None, :] * H + h[:, None]), input_precision=PRECISION
+    )
+    gradient = tl.where(x2 > 0, gradient, 0.0)
+    tl.store(sums + F + H + D + d, tl.sum(gradient * normal2, 0))
+    tl.store(sums + F + H + 2 * D + d, tl.sum(gradient, 0))
+    gradient = _unnormalise(gradient * tl.load(n2 + d), normal2, scale2, D)
+    tl.store(sums + F + H + d, tl.sum(gradient, 0))
+    tl.store(x2_grad_out + row * D + d, gradient.to(DOT), here)
+    inner_grad = tl.dot(
+        gradient.to(DOT), tl.load(w2 + f[None, :] * D + d[:, None]), input_precision=PRECISION
+    )
+    inner_grad = tl.where(inner > 0, inner_grad, 0.0)
+    tl.store(sums + f, tl.sum(inner_grad, 0))
+    inner_grad = inner_grad.to(DOT)
+    tl.store(inner_grad_out + row * F + f, inner_grad, here)
+    gradient += tl.dot(
+        inner_grad, tl.load(w1 + d[None, :] * F + f[:, None]), input_precision=PRECISION
+    )
+    tl.store(sums + F + H + 3 * D + d, tl.sum(gradient * normal1, 0))
+    tl.store(sums + F + H + 4 * D + d, tl.sum(gradient, 0))
+    gradient = _unnormalise(gradient * tl.load(n1 + d), normal1, scale1, D)
+    given = gradient.to(DOT)
+    tl.store(x_grad_out + row * D + d, given, here)
+
+    scores = attention * tl.dot(given, tl.trans(merged), input_precision=PRECISION)
+    groups = tl.sum(tl.reshape(scores, (M, 4, 4)), 2)[:, :, None]
+    scores -= tl.reshape(tl.reshape(attention, (M, 4, 4)) * groups, (M, 16))
+    tl.store(scores_out + row * 16 + slot, scores.to(DOT), here)
+    tl.store(attention_out + row * 16 + slot, attention.to(DOT), here)
+
+
+class _Deform(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, exact, points, camera, x, query, keys, merged, base, *weights):
+        kind = torch.float32 if exact else torch.bfloat16
+        weights = Weights(*weights)
+        multiplied = {"feed_in", "feed_out", "hidden", "heads"}
+        matrices = [
+            value.to(kind) if name in multiplied else value
+            for name, value in weights._asdict().items()
+        ]
+        inputs = [
+            x.contiguous(), query.to(kind).contiguous(), keys.to(kind).contiguous(),
+            merged.to(kind).contiguous(), base.contiguous(), points.contiguous(),
+            camera.contiguous(), *(m.contiguous() for m in matrices),
+        ]  # fmt: skip
+        frames, count = len(keys), len(x)
+        outputs = [x.new_empty(frames, count, *shape) for shape in ((3,), (4,), (3,), (), (3,))]
+        _launch(_forward, exact, inputs, weights, outputs, frames, count)
+        ctx.exact, ctx.shape = exact, (frames, count)
+        ctx.save_for_backward(*inputs)
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        inputs = ctx.saved_tensors
+        weights = Weights(*inputs[7:])
+        frames, count = ctx.shape
+        _, query, keys = inputs[:3]
+        features, inner = weights.feed_in.shape
+        hidden = weights.hidden.shape[1]
+        widths = (features, inner, features, hidden, inner, features, hidden, OUTPUTS)
+        kept = [
+            query.new_empty(frames, count, width) for width in (*widths, features, SLOTS, SLOTS)
+        ]
+        blocks = frames * triton.cdiv(count, ROWS)
+        sums = torch.empty(blocks, inner + hidden + 5 * features, device=query.device)
+        gradients = [g.contiguous() for g in gradients]
+        _launch(_backward, ctx.exact, inputs, weights, [*gradients, *kept, sums], *ctx.shape)
+        *_, heads_grad, x_grad, attention, scores = kept
+        x1, fed, x2, hid, fed_grad, x2_grad, hid_grad, out_grad = (
+            k.flatten(0, 1) for k in kept[:8]
+        )
+        b1, b3, b2, *norms = sums.sum(0).split([inner, hidden, *[features] * 5])
+        found = Weights(
+            feed_in=(x1.T @ fed_grad).float(),
+            feed_in_bias=b1,
+            feed_out=(fed.T @ x2_grad).float(),
+            feed_out_bias=b2,
+            hidden=(x2.T @ hid_grad).float(),
+            hidden_bias=b3,
+            heads=(hid.T @ out_grad).float(),
+            norm_attended=torch.stack(norms[2:]),
+            norm_out=torch.stack(norms[:2]),
+        )
+        return (
+            *(None, None, None),
+            x_grad.sum(0, dtype=torch.float32),
+            (scores.transpose(0, 1).flatten(1) @ keys.flatten(0, 1)).float(),
+            (scores.transpose(1, 2) @ query).float(),
+            (attention.transpose(1, 2) @ x_grad).float(),
+            heads_grad.sum(0, dtype=torch.float32),
+            *found,
+        )
+
+
+def _launch(kernel, exact, inputs, weights, others, frames, count):
+    features, inner = weights.feed_in.shape
+    kernel[(triton.cdiv(count, ROWS), frames)](
+        *inputs, *others, count,
+        D=features, F=inner, H=weights.hidden.shape[1], M=ROWS,
+        DOT=tl.float32 if exact else tl.bfloat16, PRECISION="ieee" if exact else "tf32",
+        num_warps=4,
+    )  # fmt: skip
+
+
+def deform(
+    x: Tensor,
+    query: Tensor,
+    keys: Tensor,
+    merged: Tensor,
+    base: Tensor,
+    points: Tensor,
+    camera: Tensor,
+    weights: Weights,
+    exact: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What the rasteriser takes, for B frames of G Gaussians.
+
+    Args:
+        x: [G, D] what attention is added to (the bias of its output included).
+        query: [G, D] scaled queries.
+        keys: [B, heads, 4, D / heads] of the tokens, at most 4 heads.
+        merged: [B, heads, 4, D], values after the output projection.
+        base: [G, 64] canonical parameters plus the bias of the heads, in the order of
+            `Weights.heads`: log scales, logit opacity.
+        points: [G, 3] where colours are seen; gets no gradient.
+        camera: [B, 3] centres of the cameras; get no gradient.
+        weights: see there. D, F and H are powers of 2, D from 16 to 64, H from 16 to 128.
+        exact: multiply in float32 instead of bfloat16.
+
+    Returns:
+        means [B,G,3], quats [B,G,4], scales [B,G,3], opacities [B,G] and colors [B,G,3] as
+        `rasterize` takes them.
+    """
+    heads = keys.shape[1]
+    missing = (0, 0, 0, SLOTS - TOKENS * heads)
+    # Row 4 h + n of the matrix [16, D] of a frame: a head's key is zero in the others' columns.
+    apart = torch.eye(heads, device=keys.device)[:, None, :, None]
+    keys = (keys[:, :, :, None] * apart).flatten(3).flatten(1, 2)
+    keys, merged = F.pad(keys, missing), F.pad(merged.flatten(1, 2), missing)
+    return _Deform.apply(exact, points, camera, x, query, keys, merged, base, *weights)
+
+
+def in_columns(values: Tensor) -> Tensor:
+    """Geometry and harmonics [N, 11 + 3 K] in the order of `Weights.heads`, [N, 64]."""
+    geometry, sh = values[:, :11], values[:, 11:].unflatten(-1, (-1, 3)).transpose(1, 2)
+    geometry = F.pad(geometry, (0, GEOMETRY - geometry.shape[-1]))
+    return torch.cat([geometry, F.pad(sh, (0, HARMONICS - sh.shape[-1])).flatten(1)], dim=-1)

@@ -1,0 +1,238 @@
+"""How fast this machine renders and trains: frames a second, milliseconds by part, peak memory.
+
+talker bench                                      # a made-up subject
+talker bench --data data/me --json bench.json     # a prepared one
+"""
+
+import json as json_format
+import logging
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from talker.avatar.live import LiveAvatar
+from talker.avatar.rasterize import Splats, rasterize
+from talker.dataset import Dataset, Images
+from talker.files import replacing
+from talker.head.camera import intrinsics, project, viewmats_from_pose
+from talker.head.dense import head_surface
+from talker.head.morphable import MorphableHead
+from talker.train import Config as TrainConfig
+from talker.train import Training, compute_loss, pick_device, training_set
+
+logger = logging.getLogger(__name__)
+
+FOCAL = 2.4
+"""of the made-up camera, image sizes"""
+DISTANCE = 7.5
+"""dm; the head then covers about a third of the image"""
+FRAMES = 64
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of `talker bench`."""
+
+    gaussians: tuple[int, ...] = (20_000, 50_000)
+    image_size: int = 512
+    render_batches: tuple[int, ...] = (1, 128)
+    train_batch: int = 32
+    warm_up: int = 5
+    repeats: int = 20
+    """the median of so many runs is told"""
+    device: str = "auto"
+    """auto, cpu or cuda"""
+
+
+def made_up_subject(size: int) -> tuple[Dataset, Images]:
+    """A head that turns to and fro before a grey wall, of random colours."""
+    rng = np.random.default_rng(0)
+    head = MorphableHead.load()
+    vertices, faces = head_surface(head, head.vertices)
+    swing = np.sin(np.linspace(0, 2 * np.pi, FRAMES, endpoint=False))
+    euler = np.stack([0.05 * swing, 0.2 * swing, 0 * swing], axis=1)
+    trans = np.tile([0.0, 0.0, -DISTANCE], (FRAMES, 1))
+    viewmats = viewmats_from_pose(euler, trans).astype(np.float32)
+    K = intrinsics(FOCAL * size, size, size).astype(np.float32)
+    masks = np.zeros((FRAMES, size, size), np.uint8)
+    for mask, points in zip(masks, project(vertices, viewmats, K), strict=True):
+        cv2.fillConvexPoly(mask, cv2.convexHull(points.round().astype(np.int32)), (255,))
+    noise = rng.integers(0, 255, (FRAMES, size // 16, size // 16, 3), np.uint8)
+    frames = np.stack([cv2.resize(image, (size, size)) for image in noise])
+    points68 = project(head.landmarks(head.vertices)[:68], viewmats, K)
+    dataset = Dataset(
+        folder=Path("made-up"),
+        height=size,
+        width=size,
+        valid=np.ones(FRAMES, bool),
+        viewmats=viewmats,
+        K=K,
+        speech=rng.normal(size=(FRAMES, 16, 32)).astype(np.float32),
+        eye=rng.random(FRAMES).astype(np.float32),
+        landmarks=points68.astype(np.float32),
+        expression=rng.normal(size=(FRAMES, 16)).astype(np.float32),
+        vertices=vertices,
+        faces=faces.astype(np.int64),
+        train_ids=np.arange(FRAMES),
+        val_ids=np.arange(0),
+    )
+    return dataset, Images(frames, np.full_like(frames, 128), masks)
+
+
+def bench(data: Dataset, images: Images, gaussians: int, config: Config) -> dict[str, Any]:
+    """The numbers for one size of avatar; milliseconds where nothing else is said."""
+    device = pick_device(config.device)
+    training = Training(
+        data,
+        training_set(data, images, device),
+        TrainConfig(
+            image_size=config.image_size,
+            gaussians=gaussians,
+            deformation_batch=config.train_batch,
+            deformation_steps=10**6,
+            max_epochs=10**6,
+        ),
+    )
+    training.next_stage()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    found: dict[str, Any] = {"gaussians": gaussians, "train": _train(training, config)}
+    found["train"]["crop"] = training.subset.size
+    found["train"]["memory_gib"] = _memory(device)
+    found["render"] = [_render(training, data, size, config) for size in config.render_batches]
+    return found
+
+
+def _train(training: Training, config: Config) -> dict[str, Any]:
+    subset, avatar = training.subset, training.avatar
+    rows = torch.arange(config.train_batch, device=subset.ids.device) % len(subset.ids)
+    viewmats, Ks = subset.viewmats[rows], subset.K.expand(len(rows), 3, 3)
+    height, width = subset.size
+    conditions = training._conditions(rows)
+    tokens = avatar.tokens(conditions.expression, conditions.eye, conditions.pose).detach()
+
+    def deform() -> Splats:
+        return avatar.splats(avatar.shared(), tokens, viewmats)
+
+    splats = Splats(*(part.detach().requires_grad_() for part in deform()))
+    drawn = rasterize(splats, viewmats, Ks, width, height)
+    weights = training.config.weights
+
+    def whole() -> None:
+        training._chunk(1.0, rows, conditions)
+
+    step = _milliseconds(training.advance, config)
+    parts = {
+        "deform": _milliseconds(deform, config),
+        "raster": _milliseconds(lambda: rasterize(splats, viewmats, Ks, width, height), config),
+        "loss": _milliseconds(lambda: compute_loss(drawn, subset, rows, weights), config),
+        "optimiser": _milliseconds(training.optimiser.step, config),
+    }
+    forward = parts["deform"] + parts["raster"] + parts["loss"]
+    parts["backward"] = _milliseconds(whole, config) - forward
+    return {"images_per_second": len(rows) / step * 1000, "step": step, **parts}
+
+
+def _render(training: Training, data: Dataset, size: int, config: Config) -> dict[str, Any]:
+    avatar, device = training.avatar.eval(), training.subset.frame.device
+    rows = torch.arange(size, device=device) % len(data.viewmats)
+    windows = torch.from_numpy(data.speech).to(device)[rows]
+    speech = windows[:, None].expand(-1, 8, -1, -1).contiguous()
+    eye = torch.from_numpy(data.eye).to(device)[rows]
+    viewmats = torch.from_numpy(data.viewmats).to(device)[rows]
+    Ks = torch.from_numpy(data.K).to(device).expand(size, 3, 3)
+    with torch.inference_mode():
+        shared = avatar.shared()
+
+        given = (speech, eye, viewmats, Ks, data.height, data.width)
+        live = LiveAvatar(avatar) if size == 1 and device.type == "cuda" else None
+
+        def frames() -> tuple[Tensor, Tensor]:
+            return live(*given) if live else avatar(*given, shared)
+
+        tokens = avatar.tokens(avatar.speech_encoder(speech), eye, avatar.pose_vector(viewmats))
+        splats = avatar.splats(shared, tokens, viewmats)
+        times = {
+            "all": _milliseconds(frames, config),
+            "deform": _milliseconds(lambda: avatar.splats(shared, tokens, viewmats), config),
+            "raster": _milliseconds(
+                lambda: rasterize(splats, viewmats, Ks, data.width, data.height), config
+            ),
+        }
+        covered = frames()[1].mean().item()
+    rate = size / times["all"] * 1000
+    return {"batch": size, "frames_per_second": rate, **times, "alpha": covered}
+
+
+def _milliseconds(run: Callable[[], object], config: Config) -> float:
+    """The median time of `run`, waiting for the GPU."""
+
+    def wait() -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    for _ in range(config.warm_up):
+        run()
+    times = []
+    for _ in range(config.repeats):
+        start = wait()
+        run()
+        times.append(wait() - start)
+    return 1000 * statistics.median(times)
+
+
+def _memory(device: torch.device) -> float:
+    """Peak memory, GiB: of the GPU, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def main(*, data: Path | None = None, json: Path | None = None, config: Config = Config()) -> None:
+    """Measure rendering and training: without data, of a made-up subject.
+
+    Args:
+        data: a dataset folder to take the images and poses from.
+        json: where to write the numbers too.
+        config: options.
+    """
+    if data is None:
+        dataset, images = made_up_subject(config.image_size)
+    else:
+        dataset = Dataset.load(data, config.image_size)
+        images = dataset.images(dataset.train_ids, "training images")
+    device = pick_device(config.device)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    results = []
+    for gaussians in config.gaussians:
+        found = bench(dataset, images, gaussians, config)
+        results.append(found)
+        for row in found["render"]:
+            logger.info(
+                "%d Gaussians, %dx%d, batch %d: %.0f frames/s; ms: %.2f all, %.2f deform, "
+                "%.2f raster",
+                *(gaussians, dataset.width, dataset.height, row["batch"]),
+                *(row["frames_per_second"], row["all"], row["deform"], row["raster"]),
+            )
+        times = found["train"]
+        logger.info(
+            "%d Gaussians, crop %dx%d, batch %d: trains %.0f images/s, %.1f GiB; ms: %.2f step, "
+            "%.2f deform, %.2f raster, %.2f loss, %.2f backward, %.2f optimiser",
+            *(gaussians, *times["crop"][::-1], config.train_batch),
+            *(times["images_per_second"], times["memory_gib"], times["step"], times["deform"]),
+            *(times["raster"], times["loss"], times["backward"], times["optimiser"]),
+        )
+    if json is not None:
+        with replacing(json) as (scratch,):
+            record = {"device": name, "image_size": config.image_size, "results": results}
+            scratch.write_text(json_format.dumps(record, indent=2) + "\n")
