@@ -72,7 +72,7 @@ def main(real: list[int], dry: list[int]) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("subjects", type=int, nargs="+", help="run them and then again")
+    parser.add_argument("subjects", type=int, nargs="*", help="run them and then again")
     parser.add_argument("--dry", type=int, nargs="*", default=[], help="only plan these")
     given = parser.parse_args()
     main(given.subjects, given.dry)
