@@ -10,10 +10,10 @@ import sys
 
 import pytest
 import yaml
+from fake_workflow import ROOT, Workflow
 
 from talker import __main__ as cli
 from talker.config import from_mapping
-from workflow import ROOT, Workflow
 
 DATASET = {
     "frames",

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import make_venvs
 import pytest
-
-from workflow import ROOT, Workflow
+from fake_workflow import ROOT, Workflow
 
 CLOUD = os.environ.get("TALKER_CLOUD_PLUGINS")
 """A folder with the executors of clouds; in the environment they slow every snakemake."""

@@ -12,8 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-
-from workflow import Workflow
+from fake_workflow import Workflow
 
 TALKER = f"""#!{sys.executable}
 import hashlib, os, sys, time

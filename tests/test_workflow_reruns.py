@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 import yaml
+from fake_workflow import ROOT, Workflow
 
 from talker.__main__ import COMMANDS
-from workflow import ROOT, Workflow
 
 GRAPHS = yaml.safe_load((ROOT / "tests" / "rulegraphs.yaml").read_text())
 GRAPH = {rule: set(producers) for rule, producers in GRAPHS["a speech"].items() if rule != "all"}

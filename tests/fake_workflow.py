@@ -1,7 +1,7 @@
 """A copy of the workflow with a stand-in for `talker`, and a quick way to run snakemake in it.
 
-Snakemake takes a second or two to import. `python workflow.py` does so once and then forks a child
-for every run it is asked for.
+Snakemake takes a second or two to import. `python fake_workflow.py` does so once and then forks a
+child for every run it is asked for.
 """
 
 import atexit
