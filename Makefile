@@ -1,6 +1,7 @@
 # make demo               the whole pipeline on the demo subject
 # make run VIDEO=me.mp4   the same for a video of yours
 # make test               the tests; ARGS="-k track" picks some
+# make test-cluster       many subjects on a real Slurm, where there can be one (SUBJECTS=20)
 # make lint               style, types, workflow, import contracts
 # make clean              remove what was made for the demo, and the environment
 
@@ -14,7 +15,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 comma := ,
 install = pip install --quiet -c constraints.txt -e
 
-.PHONY: demo run given test lint clean
+.PHONY: demo run given test test-cluster lint clean
 
 demo: .venv/installed
 	snakemake --cores $(CORES) $(ARGS) results/demo/{val.mp4,metrics.json,report.html}
@@ -29,7 +30,10 @@ given:
 	@test -f "$(VIDEO)" || { echo 'no video "$(VIDEO)": make run VIDEO=me.mp4' >&2; exit 2; }
 
 test: .venv/installed-dev
-	pytest $(ARGS)
+	pytest -m 'not slurm' $(ARGS)
+
+test-cluster: .venv/installed-dev
+	TALKER_SLURM_SUBJECTS=$(or $(SUBJECTS),20) pytest -m slurm $(ARGS)
 
 lint: .venv/installed-dev
 	ruff check
@@ -53,5 +57,5 @@ clean:
 	@touch $@
 
 .venv/installed-dev: .venv/installed
-	$(install) '.[dev$(if $(GPU),$(comma)$(GPU))]'
+	$(install) '.[cluster,dev$(if $(GPU),$(comma)$(GPU))]'
 	@touch $@

@@ -8,6 +8,13 @@ min_version("9.27")
 configfile: "config/config.yaml"
 
 
+report: "workflow/report/workflow.rst"
+
+
+pathvars:
+    data="data",
+
+
 include: "rules/common.smk"
 include: "rules/media.smk"
 include: "rules/face.smk"
@@ -15,27 +22,22 @@ include: "rules/avatar.smk"
 include: "rules/render.smk"
 
 
-localrules:
-    all,
-    prepare,
-
-
 rule all:
     default_target: True
     input:
-        expand(
-            "results/{subject}/{file}",
-            subject=SUBJECTS,
-            file=["val.mp4", "metrics.json", "report.html"],
-        ),
-        [
-            f"results/{subject}/novel/{name}.{kind}"
-            for subject in SUBJECTS
-            for name in speeches_of(subject)
-            for kind in ("mp4", "json")
-        ],
+        [targets_of(subject) for subject in SUBJECTS],
+    localrule: True
 
 
 rule prepare:
     input:
-        expand("data/{subject}/quality.json", subject=SUBJECTS),
+        expand("<data>/{subject}/quality.json", subject=SUBJECTS),
+    localrule: True
+
+
+onsuccess:
+    say_outcome(log)
+
+
+onerror:
+    say_outcome(log)

@@ -1,6 +1,7 @@
 """What the rules share: the subjects, the speeches, the options of the stages."""
 
-import csv
+import copy
+import functools
 import hashlib
 import re
 import shlex
@@ -9,13 +10,21 @@ import sys
 from pathlib import Path
 
 import yaml
-from jsonschema import Draft202012Validator
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 from snakemake.utils import update_config
 
+from talker.batch import Subject, failures, faults, read_speeches, read_subjects, write_outcome
+from talker.errors import UserError
 from talker.provenance import code_of
 
 AUDIO_SUFFIXES = {".wav", ".mp3", ".flac", ".m4a", ".aac", ".ogg", ".opus"}
+
+
+# the folders that the path variables stand for: as a module they are known only here
+DATA, RESULTS, BENCHMARKS = (
+    Path(workflow.pathvars.apply(f"<{name}>")) for name in ("data", "results", "benchmarks")
+)
 
 
 wildcard_constraints:
@@ -28,15 +37,8 @@ def read_yaml(path):
     return yaml.safe_load(Path(workflow.source_path(path)).read_text()) or {}
 
 
-def check_schema(data, schema, where):
-    """Stop where `data` does not fit the schema, with a line for every fault."""
-    validator = Draft202012Validator(read_yaml(f"../workflow/schemas/{schema}"))
-    faults = []
-    for error in validator.iter_errors(data):
-        key = ".".join(map(str, error.absolute_path))
-        faults.append(f"{where}: {key}: {error.message}" if key else f"{where}: {error.message}")
-    if faults:
-        raise WorkflowError("\n".join(faults))
+def read_schema(name):
+    return read_yaml(f"../workflow/schemas/{name}.schema.yaml")
 
 
 def name_of(file):
@@ -44,43 +46,43 @@ def name_of(file):
     return re.sub(r"[^\w.-]+", "_", Path(file).stem)
 
 
-def read_subjects():
-    """{subject: video}: only the video of `--config video=...`, or every row of the table."""
+def read_tables():
+    """The subjects and the speeches: only the video of `--config video=...`, or the tables."""
     if config.get("video"):
-        return {name_of(config["video"]): config["video"]}
-    subjects = {}
-    with open(config["subjects"], newline="") as file:
-        rows = csv.DictReader(file, delimiter="\t")
-        for row in rows:
-            where = f"{config['subjects']}, line {rows.line_num}"
-            check_schema(row, "subjects.schema.yaml", where)
-            if row["subject"] in subjects:
-                raise WorkflowError(f"{where}: subject '{row['subject']}' has a row already")
-            subjects[row["subject"]] = row["video"]
-    return subjects
+        return {name_of(config["video"]): Subject(config["video"])}, {}
+    options = CONFIG_SCHEMA["properties"]["options"]
+    subjects = read_subjects(Path(config["subjects"]), read_schema("subjects"), options)
+    if not config.get("speeches"):
+        return subjects, {}
+    return subjects, read_speeches(Path(config["speeches"]), read_schema("speeches"), subjects)
 
 
 def video_of(wildcards):
     """The video of a subject: of its row, else the one it was made of, else its dataset's own."""
-    folder = Path("data", wildcards.subject)
+    dataset = DATA / wildcards.subject
     if wildcards.subject in SUBJECTS:
-        return SUBJECTS[wildcards.subject]
-    if (folder / "source.txt").exists():
-        return (folder / "source.txt").read_text()
-    return str(folder / f"{wildcards.subject}.mp4")
+        return SUBJECTS[wildcards.subject].video
+    if (dataset / "source.txt").exists():
+        return (dataset / "source.txt").read_text()
+    return str(dataset / f"{wildcards.subject}.mp4")
 
 
 def speeches_of(subject):
-    """{name: file}: the speeches of `config["speech"]` and of data/{subject}/novel/."""
-    files = [
-        file
-        for file in sorted(Path("data", subject, "novel").glob("*"))
+    """{name: file}: the speeches of data/{subject}/novel/, of the table, of `config["speech"]`."""
+    files = {
+        file.stem: str(file)
+        for file in sorted((DATA / subject / "novel").glob("*"))
         if file.suffix.lower() in AUDIO_SUFFIXES
-    ]
+    }
+    table = {
+        name: speech.file
+        for name, speech in SPEECHES.items()
+        if speech.subjects is None or subject in speech.subjects
+    }
     given = config.get("speech") or {}
     if isinstance(given, str):
         given = {name_of(given): given}
-    return {file.stem: str(file) for file in files} | given
+    return files | table | given
 
 
 def speech_of(wildcards):
@@ -90,7 +92,7 @@ def speech_of(wildcards):
         return speeches[wildcards.name]
     if isinstance(config.get("speech"), str):
         return config["speech"]
-    return f"data/{wildcards.subject}/novel/{wildcards.name}.wav"
+    return str(DATA / wildcards.subject / "novel" / f"{wildcards.name}.wav")
 
 
 def scores_in(folder):
@@ -101,19 +103,33 @@ def scores_in(folder):
 def check_scores():
     """Stop where they are missing: Snakemake would take finished results for its own sources."""
     for subject in SUBJECTS:
-        file = Path(scores_in(f"data/{subject}") or ".")
+        file = Path(scores_in(DATA / subject) or ".")
         if not file.exists():
             raise WorkflowError(f"{file}: missing; the encoder deepspeech takes its scores there")
 
 
-def flags(stage):
+def targets_of(subject):
+    """What makes a subject complete."""
+    outer = RESULTS / subject
+    novel = [f"novel/{name}.{kind}" for name in speeches_of(subject) for kind in ("mp4", "json")]
+    return [outer / file for file in ["val.mp4", "metrics.json", "report.html", *novel]]
+
+
+def special(wildcards):
+    """The subject, if options of its own set it apart from the others, else None."""
+    subject = getattr(wildcards, "subject", "demo")
+    return subject if subject in SUBJECTS and SUBJECTS[subject].options else None
+
+
+@functools.cache
+def words(stage, subject):
     """The options of a stage as command line flags, those of a group as --group.name."""
 
-    def words(options, group=""):
+    def flags_of(options, group=""):
         for key, value in options.items():
             name = group + key.replace("_", "-")
             if isinstance(value, dict):
-                yield from words(value, f"{name}.")
+                yield from flags_of(value, f"{name}.")
             elif isinstance(value, bool):
                 yield f"--{name}" if value else f"--no-{name}"
             elif isinstance(value, list):
@@ -121,24 +137,69 @@ def flags(stage):
             else:
                 yield f"--{name}={value}"
 
-    return shlex.join(words(OPTIONS.get(stage, {})))
+    options = dict(OPTIONS)
+    if subject is not None:
+        options = copy.deepcopy(OPTIONS)
+        update_config(options, SUBJECTS[subject].options)
+    return shlex.join(flags_of(options.get(stage, {})))
+
+
+def flags(stage):
+    """A parameter of a rule: the options of a stage for a subject, as command line flags."""
+    return lambda wildcards: words(stage, special(wildcards))
 
 
 def recipe(stage, after=()):
-    """What made an output: a hash of the code and the options of a stage and of those before it.
+    """A parameter of a rule: what made its outputs for a subject.
 
-    Snakemake does not miss an intermediate file that is gone: without the stages before it, a stage
-    would stay as it is when an earlier one was changed and then failed.
+    It is a hash of the code and the options of a stage and of those before it: Snakemake does not
+    miss an intermediate file that is gone, so that without the stages before it, a stage would stay
+    as it is when an earlier one was changed and then failed.
     """
-    parts = [code_of(f"talker.{stage}"), flags(stage), *(rule.params.recipe for rule in after)]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+    code = code_of(f"talker.{stage}")
+    before = [rule.params.recipe.hashed for rule in after]
+
+    @functools.cache
+    def hashed(subject):
+        parts = [code, words(stage, subject), *(earlier(subject) for earlier in before)]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+    def made(wildcards):
+        return hashed(special(wildcards))
+
+    made.hashed = hashed
+    return made
 
 
-check_schema(config, "config.schema.yaml", "config")
-SUBJECTS = read_subjects()
+def growing(amount):
+    """A resource of a job that doubles with every retry of it."""
+    return lambda wildcards, attempt: amount * 2 ** (attempt - 1)
+
+
+def say_outcome(logs):
+    """Write what became of every subject, and say which ones failed."""
+    failed = failures("\n".join(Path(log).read_text() for log in logs))
+    table = RESULTS / "batch.tsv"
+    wanted = {subject: targets_of(subject) for subject in SUBJECTS}
+    done, rest = write_outcome(table, wanted, failed)
+    logger.info(f"{done} of {done + rest} subjects are complete; {table} has a row for each")
+    for failure in failed:
+        if failure.said:
+            logger.error(f"{failure.log}: {failure.reason}")
+
+
+CONFIG_SCHEMA = read_schema("config")
+if found := faults(config, CONFIG_SCHEMA, "config"):
+    raise WorkflowError("\n".join(found))
+try:
+    SUBJECTS, SPEECHES = read_tables()
+except UserError as error:
+    raise WorkflowError(str(error)) from None
 
 PRESET = config["preset"]
 if PRESET == "auto":
+    if workflow.remote_exec:
+        raise WorkflowError("config: preset: name it where jobs run elsewhere (preset=full)")
     PRESET = "full" if shutil.which("nvidia-smi") else "draft"
 GPU = int(PRESET == "full")
 OPTIONS = read_yaml(f"../config/presets/{PRESET}.yaml")
@@ -148,9 +209,12 @@ for stage in ("speech", "train"):
     OPTIONS.setdefault(stage, {})["encoder"] = ENCODER
 
 check_scores()
+MODULES = {"media": [], "face": [], "avatar": []} | (config.get("modules") or {})
 
 # Where its environment is not active, the `talker` beside this Python is found last on the PATH.
 # Snakemake sets OMP_NUM_THREADS for every job, numba wants a variable of its own.
+first = f"{config['venvs']}/bin:" if config.get("venvs") else ""
 shell.prefix(
-    f'export PATH="$PATH:{Path(sys.executable).parent}" NUMBA_NUM_THREADS=$OMP_NUM_THREADS; '
+    f'export PATH="{first}$PATH:{Path(sys.executable).parent}" NUMBA_NUM_THREADS=$OMP_NUM_THREADS'
+    f" TALKER_JOBS_PER_GPU={config.get('jobs_per_gpu', 1)}; "
 )

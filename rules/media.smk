@@ -6,18 +6,20 @@ rule synthesize:
         speech="demo/speech.wav",
         timings="demo/timings.json",
     output:
-        video="data/demo/demo.mp4",
-        truth="data/demo/truth.npz",
+        video="<data>/demo/demo.mp4",
+        truth="<data>/demo/truth.npz",
     log:
-        "logs/demo/synthesize.log",
+        "<logs>/demo/synthesize.log",
     benchmark:
-        "benchmarks/demo/synthesize.tsv"
+        "<benchmarks>/demo/synthesize.tsv"
     conda:
         "../envs/media.yaml"
+    envmodules:
+        *MODULES["media"],
     threads: 2
     resources:
-        mem_mb=2000,
-        runtime=10,
+        mem_mb=growing(2000),
+        runtime=growing(10),
     params:
         options=flags("synthesize"),
         recipe=recipe("synthesize"),
@@ -32,19 +34,21 @@ rule frames:
     input:
         video=video_of,
     output:
-        clip="data/{subject}/clip.json",
-        images=directory("data/{subject}/ori_imgs"),
-        source="data/{subject}/source.txt",
+        clip="<data>/{subject}/clip.json",
+        images=directory("<data>/{subject}/ori_imgs"),
+        source="<data>/{subject}/source.txt",
     log:
-        "logs/{subject}/frames.log",
+        "<logs>/{subject}/frames.log",
     benchmark:
-        "benchmarks/{subject}/frames.tsv"
+        "<benchmarks>/{subject}/frames.tsv"
     conda:
         "../envs/media.yaml"
+    envmodules:
+        *MODULES["media"],
     threads: 2
     resources:
-        mem_mb=2000,
-        runtime=30,
+        mem_mb=growing(2000),
+        runtime=growing(30),
     params:
         options=flags("frames"),
         recipe=recipe("frames"),
@@ -58,21 +62,23 @@ rule frames:
 rule audio:
     input:
         source=video_of,
-        clip="data/{subject}/clip.json",
+        clip="<data>/{subject}/clip.json",
     output:
-        wav="data/{subject}/aud.wav",
-        train="data/{subject}/aud_train.wav",
-        novel="data/{subject}/aud_novel.wav",
+        wav="<data>/{subject}/aud.wav",
+        train="<data>/{subject}/aud_train.wav",
+        novel="<data>/{subject}/aud_novel.wav",
     log:
-        "logs/{subject}/audio.log",
+        "<logs>/{subject}/audio.log",
     benchmark:
-        "benchmarks/{subject}/audio.tsv"
+        "<benchmarks>/{subject}/audio.tsv"
     conda:
         "../envs/media.yaml"
+    envmodules:
+        *MODULES["media"],
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=growing(1000),
+        runtime=growing(10),
     params:
         options=flags("audio"),
         recipe=recipe("audio", after=[rules.frames]),
@@ -85,22 +91,24 @@ rule audio:
 
 rule speech:
     input:
-        wav="data/{subject}/aud.wav",
-        clip="data/{subject}/clip.json",
-        scores=scores_in("data/{subject}"),
+        wav="<data>/{subject}/aud.wav",
+        clip="<data>/{subject}/clip.json",
+        scores=scores_in("<data>/{subject}"),
     output:
-        statistics=f"data/{{subject}}/aud_{ENCODER}.npz",
-        features=f"data/{{subject}}/aud_{ENCODER}.npy",
+        statistics=f"<data>/{{subject}}/aud_{ENCODER}.npz",
+        features=f"<data>/{{subject}}/aud_{ENCODER}.npy",
     log:
-        "logs/{subject}/speech.log",
+        "<logs>/{subject}/speech.log",
     benchmark:
-        "benchmarks/{subject}/speech.tsv"
+        "<benchmarks>/{subject}/speech.tsv"
     conda:
         "../envs/media.yaml"
+    envmodules:
+        *MODULES["media"],
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=20,
+        mem_mb=growing(2000),
+        runtime=growing(20),
     params:
         options=flags("speech"),
         recipe=recipe("speech", after=[rules.audio]),
@@ -116,17 +124,19 @@ rule novel_audio:
     input:
         source=speech_of,
     output:
-        wav="data/{subject}/novel/{name}/aud.wav",
+        wav="<data>/{subject}/novel/{name}/aud.wav",
     log:
-        "logs/{subject}/novel/{name}/audio.log",
+        "<logs>/{subject}/novel/{name}/audio.log",
     benchmark:
-        "benchmarks/{subject}/novel/{name}/audio.tsv"
+        "<benchmarks>/{subject}/novel/{name}/audio.tsv"
     conda:
         "../envs/media.yaml"
+    envmodules:
+        *MODULES["media"],
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=growing(1000),
+        runtime=growing(10),
     params:
         options=flags("audio"),
         recipe=recipe("audio"),
@@ -139,21 +149,23 @@ rule novel_audio:
 
 rule novel_speech:
     input:
-        wav="data/{subject}/novel/{name}/aud.wav",
+        wav="<data>/{subject}/novel/{name}/aud.wav",
         statistics=rules.speech.output.statistics,
-        scores=scores_in("data/{subject}/novel/{name}"),
+        scores=scores_in("<data>/{subject}/novel/{name}"),
     output:
-        features=f"data/{{subject}}/novel/{{name}}/aud_{ENCODER}.npy",
+        features=f"<data>/{{subject}}/novel/{{name}}/aud_{ENCODER}.npy",
     log:
-        "logs/{subject}/novel/{name}/speech.log",
+        "<logs>/{subject}/novel/{name}/speech.log",
     benchmark:
-        "benchmarks/{subject}/novel/{name}/speech.tsv"
+        "<benchmarks>/{subject}/novel/{name}/speech.tsv"
     conda:
         "../envs/media.yaml"
+    envmodules:
+        *MODULES["media"],
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=20,
+        mem_mb=growing(2000),
+        runtime=growing(20),
     params:
         options=flags("speech"),
         recipe=recipe("speech", after=[rules.novel_audio, rules.speech]),

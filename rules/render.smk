@@ -4,56 +4,72 @@
 rule render:
     input:
         dataset=rules.check.input,
-        avatar="results/{subject}/avatar",
+        avatar="<results>/{subject}/avatar",
     output:
-        video="results/{subject}/{split}.mp4",
+        video=report(
+            "<results>/{subject}/{split}.mp4",
+            caption="../workflow/report/video.rst",
+            category="videos",
+            labels={"subject": "{subject}", "says": "{split}"},
+        ),
     log:
-        "logs/{subject}/render_{split}.log",
+        "<logs>/{subject}/render_{split}.log",
     benchmark:
-        "benchmarks/{subject}/render_{split}.tsv"
+        "<benchmarks>/{subject}/render_{split}.tsv"
     conda:
         "../envs/avatar.yaml"
+    envmodules:
+        *MODULES["avatar"],
     threads: 16
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=growing(4000),
+        runtime=growing(60),
         gpu=GPU,
     params:
+        data=lambda wildcards, input: Path(input.dataset[0]).parent,
         options=flags("render"),
         recipe=recipe("render", after=[rules.train]),
     message:
         "{wildcards.subject}: video of the '{wildcards.split}' part"
     shell:
-        "talker render --data data/{wildcards.subject:q} --avatar {input.avatar:q}"
+        "talker render --data {params.data:q} --avatar {input.avatar:q}"
         " --split {wildcards.split} --video {output.video:q} {params.options} > {log:q} 2>&1"
 
 
 rule render_novel:
     input:
         dataset=rules.check.input,
-        avatar="results/{subject}/avatar",
+        avatar="<results>/{subject}/avatar",
         speech=rules.novel_speech.output.features,
-        wav="data/{subject}/novel/{name}/aud.wav",
+        wav="<data>/{subject}/novel/{name}/aud.wav",
     output:
-        video="results/{subject}/novel/{name}.mp4",
+        video=report(
+            "<results>/{subject}/novel/{name}.mp4",
+            caption="../workflow/report/novel.rst",
+            category="videos",
+            labels={"subject": "{subject}", "says": "{name}"},
+        ),
     log:
-        "logs/{subject}/novel/{name}/render.log",
+        "<logs>/{subject}/novel/{name}/render.log",
     benchmark:
-        "benchmarks/{subject}/novel/{name}/render.tsv"
+        "<benchmarks>/{subject}/novel/{name}/render.tsv"
     conda:
         "../envs/avatar.yaml"
+    envmodules:
+        *MODULES["avatar"],
     threads: 16
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=growing(4000),
+        runtime=growing(60),
         gpu=GPU,
     params:
+        data=lambda wildcards, input: Path(input.dataset[0]).parent,
         options=flags("render"),
         recipe=recipe("render", after=[rules.train, rules.novel_speech]),
     message:
         "{wildcards.subject}: video of the novel speech '{wildcards.name}'"
     shell:
-        "talker render --data data/{wildcards.subject:q} --avatar {input.avatar:q}"
+        "talker render --data {params.data:q} --avatar {input.avatar:q}"
         " --speech {input.speech:q} --wav {input.wav:q} --video {output.video:q}"
         " {params.options} > {log:q} 2>&1"
 
@@ -61,82 +77,102 @@ rule render_novel:
 rule evaluate:
     input:
         dataset=rules.check.input,
-        avatar="results/{subject}/avatar",
+        avatar="<results>/{subject}/avatar",
     output:
-        metrics="results/{subject}/metrics.json",
+        metrics=report(
+            "<results>/{subject}/metrics.json",
+            caption="../workflow/report/metrics.rst",
+            category="measures",
+            labels={"subject": "{subject}"},
+        ),
     log:
-        "logs/{subject}/evaluate.log",
+        "<logs>/{subject}/evaluate.log",
     benchmark:
-        "benchmarks/{subject}/evaluate.tsv"
+        "<benchmarks>/{subject}/evaluate.tsv"
     conda:
         "../envs/avatar.yaml"
+    envmodules:
+        *MODULES["avatar"],
     threads: 16
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=growing(4000),
+        runtime=growing(60),
         gpu=GPU,
     params:
+        data=lambda wildcards, input: Path(input.dataset[0]).parent,
         options=flags("evaluate"),
         recipe=recipe("evaluate", after=[rules.train]),
     message:
         "{wildcards.subject}: measure the avatar on the held-out part"
     shell:
-        "talker evaluate --data data/{wildcards.subject:q} --avatar {input.avatar:q}"
+        "talker evaluate --data {params.data:q} --avatar {input.avatar:q}"
         " --metrics {output.metrics:q} {params.options} > {log:q} 2>&1"
 
 
 rule evaluate_novel:
     input:
         dataset=rules.check.input,
-        avatar="results/{subject}/avatar",
-        video="results/{subject}/novel/{name}.mp4",
+        avatar="<results>/{subject}/avatar",
+        video="<results>/{subject}/novel/{name}.mp4",
     output:
-        metrics="results/{subject}/novel/{name}.json",
+        metrics="<results>/{subject}/novel/{name}.json",
     log:
-        "logs/{subject}/novel/{name}/evaluate.log",
+        "<logs>/{subject}/novel/{name}/evaluate.log",
     benchmark:
-        "benchmarks/{subject}/novel/{name}/evaluate.tsv"
+        "<benchmarks>/{subject}/novel/{name}/evaluate.tsv"
     conda:
         "../envs/avatar.yaml"
+    envmodules:
+        *MODULES["avatar"],
     threads: 1
     resources:
-        mem_mb=3000,
-        runtime=60,
+        mem_mb=growing(3000),
+        runtime=growing(60),
     params:
+        data=lambda wildcards, input: Path(input.dataset[0]).parent,
         options=flags("evaluate"),
         recipe=recipe("evaluate", after=[rules.render_novel]),
     message:
         "{wildcards.subject}: does the mouth follow the novel speech '{wildcards.name}'?"
     shell:
-        "talker evaluate --data data/{wildcards.subject:q} --avatar {input.avatar:q}"
+        "talker evaluate --data {params.data:q} --avatar {input.avatar:q}"
         " --video {input.video:q} --metrics {output.metrics:q} {params.options} > {log:q} 2>&1"
 
 
 rule report:
     input:
         dataset=rules.check.input,
-        avatar="results/{subject}/avatar",
-        metrics="results/{subject}/metrics.json",
-        video="results/{subject}/val.mp4",
+        avatar="<results>/{subject}/avatar",
+        metrics="<results>/{subject}/metrics.json",
+        video="<results>/{subject}/val.mp4",
     output:
-        html="results/{subject}/report.html",
+        html=report(
+            "<results>/{subject}/report.html",
+            caption="../workflow/report/page.rst",
+            category="pages",
+            labels={"subject": "{subject}"},
+        ),
     log:
-        "logs/{subject}/report.log",
+        "<logs>/{subject}/report.log",
     benchmark:
-        "benchmarks/{subject}/report.tsv"
+        "<benchmarks>/{subject}/report.tsv"
     conda:
         "../envs/avatar.yaml"
+    envmodules:
+        *MODULES["avatar"],
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=10,
+        mem_mb=growing(2000),
+        runtime=growing(10),
     params:
+        data=lambda wildcards, input: Path(input.dataset[0]).parent,
+        benchmarks=lambda wildcards: BENCHMARKS / wildcards.subject,
         options=flags("report"),
         recipe=recipe("report", after=[rules.render, rules.evaluate]),
     message:
         "{wildcards.subject}: the report"
     shell:
-        "talker report --data data/{wildcards.subject:q} --avatar {input.avatar:q}"
+        "talker report --data {params.data:q} --avatar {input.avatar:q}"
         " --metrics {input.metrics:q} --video {input.video:q}"
-        " --benchmarks benchmarks/{wildcards.subject:q} --html {output.html:q}"
+        " --benchmarks {params.benchmarks:q} --html {output.html:q}"
         " {params.options} > {log:q} 2>&1"

@@ -71,10 +71,31 @@ def config_schema() -> dict[str, Any]:
             "preset": {"enum": ["auto", "draft", "full"]},
             "encoder": schema_of(typing.get_type_hints(options_of("speech"))["encoder"]),
             "subjects": {"type": "string", "description": "table of subjects and their videos"},
+            "speeches": {"type": "string", "description": "table of speeches for the subjects"},
             "video": {"type": "string", "description": "run this video alone"},
             "speech": {
                 "description": "novel speech: one file, or {name: file}",
                 "type": ["string", "object"],
+                "additionalProperties": {"type": "string"},
+            },
+            "jobs_per_gpu": {
+                "type": "integer",
+                "minimum": 1,
+                "description": "how many jobs share a GPU of this machine",
+            },
+            "modules": {
+                "description": "environment modules of each family of rules, for --sdm env-modules",
+                "type": "object",
+                "additionalProperties": False,
+                "properties": {
+                    family: {"type": "array", "items": {"type": "string"}}
+                    for family in ("media", "face", "avatar")
+                },
+            },
+            "venvs": {"type": "string", "description": "folder made by scripts/make_venvs.py"},
+            "pathvars": {
+                "description": "other folders for data, results, logs, benchmarks",
+                "type": "object",
                 "additionalProperties": {"type": "string"},
             },
             "options": {

@@ -4,10 +4,14 @@ Only the module of the stage that was asked for is imported, so `talker --help` 
 """
 
 import functools
+import hashlib
 import importlib
 import inspect
 import logging
 import sys
+import typing
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -35,6 +39,8 @@ COMMANDS = {
     "synthesize": "make the demo subject, with its exact truth",
 }
 
+GPU_STAGES = {"train", "render", "evaluate", "bench"}
+
 
 def _usage() -> str:
     width = max(map(len, COMMANDS))
@@ -59,6 +65,27 @@ def _take_config(args: list[str]) -> tuple[Path | None, list[str]]:
     return None, args
 
 
+def _alone(stage: str, main: Callable[..., None]) -> Callable[..., None]:
+    """Make `main` the only one to make its outputs, with a GPU of its own where it needs one."""
+    from talker.files import OUTPUT, making
+    from talker.gpu import gpu_slot
+    from talker.provenance import code_of
+
+    hints = typing.get_type_hints(main, include_extras=True)
+    roles = [name for name in hints if OUTPUT in getattr(hints[name], "__metadata__", ())]
+
+    @functools.wraps(main)
+    def run(**given: typing.Any) -> None:
+        work = hashlib.sha256(f"{code_of(f'talker.{stage}')} {given}".encode())
+        outputs = [given[role] for role in roles]
+        with making(outputs, work.hexdigest()[:12]) as needed:
+            if needed:
+                with gpu_slot() if stage in GPU_STAGES else nullcontext():
+                    main(**given)
+
+    return run
+
+
 def _run(stage: str, args: list[str]) -> None:
     import tyro
 
@@ -66,6 +93,7 @@ def _run(stage: str, args: list[str]) -> None:
     default = inspect.signature(main).parameters["config"].default
     # Options go by their own name, those of a group as --group.name.
     main.__annotations__["config"] = Annotated[type(default), tyro.conf.arg(name="")]
+    main = _alone(stage, main)
     config_file, args = _take_config(args)
     if config_file is not None:
         from talker.config import from_mapping, read_yaml

@@ -13,7 +13,7 @@ import numpy as np
 
 from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Clip
 from talker.errors import UserError
-from talker.files import replacing
+from talker.files import Output, replacing
 from talker.media.audio import decode_audio, decoded_blocks, write_wav
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def whole_frames(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
 def main(
     *,
     source: Path,
-    wav: Path,
+    wav: Output,
     clip: Path | None = None,
     train: Path | None = None,
     novel: Path | None = None,

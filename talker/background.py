@@ -16,7 +16,7 @@ from scipy.ndimage import distance_transform_edt
 
 from talker.clip import Clip
 from talker.errors import UserError
-from talker.files import replacing
+from talker.files import Output, replacing
 from talker.media.image import write_image
 from talker.media.masks import BACKGROUND, to_classes
 from talker.media.numbered import read_numbered
@@ -76,7 +76,9 @@ def fill(plate: np.ndarray, seen: np.ndarray) -> np.ndarray:
     return np.round(filled * (1 - weight) + smooth * weight).astype(np.uint8)
 
 
-def main(*, clip: Path, images: Path, masks: Path, plate: Path, config: Config = Config()) -> None:
+def main(
+    *, clip: Path, images: Path, masks: Path, plate: Output, config: Config = Config()
+) -> None:
     """Write the background without the person.
 
     Args:

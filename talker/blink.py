@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from talker.clip import FPS, Clip, load_per_frame
-from talker.files import replacing
+from talker.files import Output, replacing
 from talker.head.landmarks68 import eye_aspect_ratio, landmarks68
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def au45(points: np.ndarray, valid: np.ndarray, config: Config) -> np.ndarray:
     return CLOSED_AU45 * np.clip((opened - ratio) / (opened - closed), 0, 1)
 
 
-def main(*, clip: Path, landmarks: Path, au: Path, config: Config = Config()) -> None:
+def main(*, clip: Path, landmarks: Path, au: Output, config: Config = Config()) -> None:
     """Write the eye closure of every frame as OpenFace's csv.
 
     Args:

@@ -28,7 +28,7 @@ from talker.dataset import (
     speech_file,
 )
 from talker.errors import UserError
-from talker.files import replacing
+from talker.files import Output, replacing
 from talker.gate import (
     FACE,
     Limits,
@@ -507,7 +507,7 @@ def background_share(folder: Folder) -> float:
     )
 
 
-def main(*, data: Path, quality: Path, config: Config = Config()) -> None:
+def main(*, data: Path, quality: Output, config: Config = Config()) -> None:
     """Prove that a dataset folder is complete and consistent, and that training is worth it.
 
     Args:

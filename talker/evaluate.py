@@ -25,7 +25,7 @@ from talker.avatar.renderer import Drive, load_avatar, render_frames
 from talker.clip import SAMPLE_RATE, SAMPLES_PER_FRAME
 from talker.dataset import Dataset
 from talker.errors import UserError
-from talker.files import replacing
+from talker.files import Output, replacing
 from talker.head.landmarks68 import eye_aspect_ratio, landmarks68
 from talker.media.audio import WavFile, decode_audio
 from talker.media.loudness import pauses, slot_levels
@@ -342,7 +342,7 @@ def main(
     *,
     data: Path,
     avatar: Path,
-    metrics: Path,
+    metrics: Output,
     video: Path | None = None,
     config: Config = Config(),
 ) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from talker.clip import FPS, Clip, Crop, Source
 from talker.errors import UserError
-from talker.files import replacing
+from talker.files import Output, replacing
 from talker.media.image import write_image
 from talker.media.mediapipe import detect_faces
 from talker.media.video import frame_count, probe, read_frames
@@ -146,7 +146,7 @@ def fit(image: np.ndarray, clip: Clip) -> np.ndarray:
     return cv2.resize(image, (clip.width, clip.height), interpolation=cv2.INTER_AREA)
 
 
-def main(*, video: Path, clip: Path, images: Path, config: Config = Config()) -> None:
+def main(*, video: Path, clip: Output, images: Output, config: Config = Config()) -> None:
     """Write a video's pictures at 25 fps and the clip.json that describes them.
 
     Args:

@@ -14,7 +14,7 @@ import numpy as np
 
 from talker.clip import Clip
 from talker.errors import UserError
-from talker.files import replacing
+from talker.files import Output, replacing
 from talker.media.image import read_image, write_image
 from talker.media.masks import BACKGROUND, HEAD, NECK, TORSO, to_classes
 from talker.media.numbered import read_numbered
@@ -105,8 +105,8 @@ def main(
     images: Path,
     masks: Path,
     plate: Path,
-    truth: Path,
-    torso: Path,
+    truth: Output,
+    torso: Output,
     config: Config = Config(),
 ) -> None:
     """Write the ground truth and the torso layer of every frame.

@@ -18,7 +18,7 @@ import numpy as np
 
 from talker.dataset import ENCODERS, PUBLISHED_SPEECH, Dataset, open_folder
 from talker.errors import UserError
-from talker.files import replacing
+from talker.files import Output, replacing
 from talker.media.image import read_image, webp_bytes
 from talker.metrics import psnr
 from talker.progress import progress
@@ -44,7 +44,7 @@ class Config:
     """of the WebP images, 1 to 100"""
 
 
-def main(*, data: Path, pack: Path, config: Config = Config()) -> None:
+def main(*, data: Path, pack: Output, config: Config = Config()) -> None:
     """Pack what training reads into one file.
 
     Args:

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from talker.clip import Clip, load_per_frame
-from talker.files import replacing
+from talker.files import Output, replacing
 from talker.media.masks import BACKGROUND, HEAD, NECK, TORSO, write_mask
 from talker.media.mediapipe import segment_person
 from talker.media.numbered import read_numbered
@@ -392,7 +392,7 @@ def parse(clip: Clip, images: Path, points: np.ndarray, config: Config) -> Itera
 
 
 def main(
-    *, clip: Path, images: Path, landmarks: Path, masks: Path, config: Config = Config()
+    *, clip: Path, images: Path, landmarks: Path, masks: Output, config: Config = Config()
 ) -> None:
     """Write a mask of head, neck, torso and background for every frame.
 

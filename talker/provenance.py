@@ -64,11 +64,18 @@ def _data(folder: Path) -> list[Path]:
 @functools.cache
 def _parse(text: str) -> tuple[str, frozenset[str], frozenset[str]]:
     """Return a module's code without comments and docstrings, its imports and its strings."""
-    tree = _Undocumented().visit(ast.parse(text))
-    nodes = list(ast.walk(tree))
-    imports = frozenset(name for node in nodes for name in _imported(node))
-    strings = frozenset(str(node.value) for node in nodes if isinstance(node, ast.Constant))
-    return ast.unparse(tree), imports, strings
+    tree = ast.parse(text)
+    imports, strings = set(), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant):
+            strings.add(str(node.value))
+        else:
+            imports.update(_imported(node))
+            for name in ("body", "orelse", "finalbody"):
+                block = getattr(node, name, None)
+                if isinstance(block, list):
+                    setattr(node, name, [line for line in block if not _is_text(line)])
+    return ast.dump(tree), frozenset(imports), frozenset(strings)
 
 
 def _imported(node: ast.AST) -> Iterator[str]:
@@ -79,9 +86,10 @@ def _imported(node: ast.AST) -> Iterator[str]:
         yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-class _Undocumented(ast.NodeTransformer):
-    """Drop the strings that stand alone: docstrings of modules, classes, functions, options."""
-
-    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
-        is_text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-        return None if is_text else node
+def _is_text(node: ast.AST) -> bool:
+    """A string that stands alone: the docstring of a module, class, function or option."""
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )

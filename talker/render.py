@@ -31,6 +31,7 @@ from talker.avatar.speech_prior import EXPRESSIONS
 from talker.clip import SAMPLES_PER_FRAME
 from talker.dataset import Dataset
 from talker.errors import UserError
+from talker.files import Output
 from talker.media.audio import WavFile, write_wav
 from talker.media.backdrop import backdrop
 from talker.media.speech_features import WindowsFile
@@ -166,7 +167,7 @@ def main(
     *,
     data: Path,
     avatar: Path,
-    video: Path,
+    video: Output,
     split: Literal["train", "val"] | None = None,
     speech: Path | None = None,
     wav: Path | None = None,

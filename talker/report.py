@@ -34,7 +34,7 @@ from talker.figures import (
     embedded_video,
     picture,
 )
-from talker.files import replacing
+from talker.files import Output, replacing
 from talker.head.camera import project
 from talker.media.image import read_image
 
@@ -343,7 +343,7 @@ def main(
     *,
     data: Path,
     avatar: Path,
-    html: Path,
+    html: Output,
     metrics: Path | None = None,
     video: Path | None = None,
     benchmarks: Path | None = None,

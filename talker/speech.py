@@ -13,7 +13,7 @@ import numpy as np
 
 from talker.clip import Clip
 from talker.errors import UserError
-from talker.files import replacing
+from talker.files import Output, replacing
 from talker.media.audio import WavFile
 from talker.media.loudness import pauses, slot_levels
 from talker.media.speech_encoders import Choice, Encoder, load_encoder
@@ -84,7 +84,7 @@ def main(
     *,
     wav: Path,
     statistics: Path,
-    features: Path,
+    features: Output,
     clip: Path | None = None,
     config: Config = Config(),
 ) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from talker.clip import FPS, SAMPLES_PER_FRAME
 from talker.errors import UserError
+from talker.files import Output
 from talker.media.audio import read_wav, write_wav
 from talker.media.video import video_writer
 from talker.progress import progress
@@ -34,7 +35,7 @@ class Config:
 
 
 def main(
-    *, speech: Path, timings: Path, video: Path, truth: Path, config: Config = Config()
+    *, speech: Path, timings: Path, video: Output, truth: Output, config: Config = Config()
 ) -> None:
     """Render a talking synthetic head and save what is true of each of its frames.
 

@@ -19,7 +19,7 @@ import scipy
 from talker import __version__
 from talker.clip import Clip, load_per_frame
 from talker.errors import UserError
-from talker.files import replacing
+from talker.files import Output, replacing
 from talker.head.camera import intrinsics, pose_from_viewmats, project, transforms_file
 from talker.head.dense import fit_head, head_surface, with_hair
 from talker.head.fitting import HUBER, fill_poses, fit_rigid, lift, low_rank, outliers
@@ -509,11 +509,11 @@ def main(
     clip: Path,
     images: Path,
     landmarks: Path,
-    params: Path,
-    train: Path,
-    val: Path,
-    report: Path,
-    overlay: Path | None = None,
+    params: Output,
+    train: Output,
+    val: Output,
+    report: Output,
+    overlay: Output | None = None,
     config: Config = Config(),
 ) -> None:
     """Find the head's pose in every frame, the focal length, the subject's head and expressions.

@@ -36,7 +36,7 @@ from talker.avatar.speech_prior import (
 )
 from talker.dataset import Dataset, Images, statistics_file
 from talker.errors import UserError
-from talker.files import replacing
+from talker.files import Output, replacing
 from talker.head.landmarks68 import OUTER_LIPS
 from talker.metrics import mouth_opening
 from talker.progress import progress
@@ -546,6 +546,7 @@ def train(data: Dataset, subset: TrainingSet, config: Config, checkpoint: Path) 
             if training.step % config.checkpoint_every == 0:
                 _save_checkpoint(checkpoint, training, owner)
         if training.stage == Training.STAGES[-1]:
+            _save_checkpoint(checkpoint, training, owner)
             return training
         training.next_stage()
         _save_checkpoint(checkpoint, training, owner)
@@ -562,13 +563,14 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def main(data: Path, avatar: Path, checkpoints: Path, config: Config = Config()) -> None:
+def main(data: Path, avatar: Output, checkpoints: Path, config: Config = Config()) -> None:
     """Fit an avatar to a prepared dataset folder.
 
     Args:
         data: the dataset folder.
         avatar: where config.json, weights.safetensors, point_cloud.ply and log.jsonl go.
-        checkpoints: a folder for the state of an unfinished training.
+        checkpoints: a folder for the state of the training. It stays: training again with the
+            same code, options and data takes the finished state.
     """
     device = pick_device(config.device)
     dataset = Dataset.load(data, config.image_size, config.encoder)
@@ -584,5 +586,4 @@ def main(data: Path, avatar: Path, checkpoints: Path, config: Config = Config())
             (folder / "speech.npz").write_bytes(learned.read_bytes())
         lines = (json.dumps(entry) + "\n" for entry in training.log)
         (folder / "log.jsonl").write_text("".join(lines))
-    checkpoint.unlink(missing_ok=True)
     logger.info("%s: %d Gaussians", avatar, len(training.avatar.canonical["means"]))

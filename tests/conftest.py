@@ -85,6 +85,10 @@ def missing(marker: str) -> str | None:
         return None if torch.cuda.is_available() else "no NVIDIA GPU"
     if marker == "transformers" and importlib.util.find_spec("transformers") is None:
         return "the package transformers is not installed"
+    if marker == "slurm":
+        import slurm
+
+        return slurm.absent()
     return None
 
 
@@ -98,6 +102,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         ("clips", "on real clips"),
         ("gpu", "on a GPU"),
         ("transformers", "of encoders"),
+        ("slurm", "on Slurm"),
     ):
         marked = [item for item in items if item.get_closest_marker(marker)]
         reason = missing(marker) if marked else None

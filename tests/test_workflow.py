@@ -4,33 +4,17 @@ import dataclasses
 import functools
 import importlib
 import inspect
-import os
 import re
 import shlex
-import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
+from fake_workflow import ROOT, Workflow
 
 from talker import __main__ as cli
 from talker.config import from_mapping
 
-ROOT = Path(__file__).parent.parent
-PARTS = ["Snakefile", "rules", "config", "workflow", "profiles", "envs", "demo"]
-TALKER = f"""#!{sys.executable} -S
-import sys
-from pathlib import Path
-stage, *args = sys.argv[1:]
-if Path("broken").exists() and Path("broken").read_text() == stage:
-    sys.exit(f"talker {{stage}}: error: no face in any frame")
-for path in map(Path, args):
-    if "/" in str(path) and not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(stage) if path.suffix else path.mkdir()
-"""
 DATASET = {
     "frames",
     "audio",
@@ -61,50 +45,6 @@ GRAPH = {
     "all": {"render", "evaluate", "report"},
 }
 AFTER_CHECK = {"train", "render", "evaluate", "report"}
-
-
-class Workflow:
-    """A copy of the workflow and of the package in a folder of its own."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        for part in PARTS:
-            copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
-            copy(ROOT / part, folder / part)
-        ignore = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / "talker", folder / "talker", ignore=ignore)
-        (folder / "bin").mkdir()
-        (folder / "bin" / "talker").write_text(TALKER)
-        (folder / "bin" / "talker").chmod(0o755)
-
-    def snakemake(self, *args: str) -> subprocess.CompletedProcess:
-        """Run snakemake in the folder, on two cores; the machine may have a GPU or not."""
-        return subprocess.run(
-            [sys.executable, "-m", "snakemake", "--cores", "2", *args],
-            cwd=self.folder,
-            env=os.environ
-            | {
-                "PATH": f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
-                "PYTHONPATH": str(self.folder),
-            },
-            capture_output=True,
-            text=True,
-        )
-
-    def run(self, *args: str) -> str:
-        done = self.snakemake(*args)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout + done.stderr
-
-    def refuse(self, *args: str) -> str:
-        done = self.snakemake(*args)
-        assert done.returncode != 0
-        return done.stdout + done.stderr
-
-    def planned(self, *args: str) -> set[str]:
-        """Names of the rules that would run now, without `all`."""
-        rows = re.findall(r"^(\w+) +\d+$", self.run("-n", *args), flags=re.MULTILINE)
-        return set(rows) - {"all", "total"}
 
 
 def changed(value):
@@ -145,19 +85,6 @@ def edited(finished):
         path.write_text(text)
 
 
-def graph(text: str) -> dict[str, set[str]]:
-    """{rule: rules it takes from} of `--rulegraph mermaid-js`."""
-    names = dict(re.findall(r"^\s*(id\d+)\[(\w+)\]$", text, flags=re.MULTILINE))
-    producers: dict[str, set[str]] = {name: set() for name in names.values()}
-    for producer, consumer in re.findall(r"^\s*(id\d+) --> (id\d+)$", text, flags=re.MULTILINE):
-        producers[names[consumer]].add(names[producer])
-    return producers
-
-
-def test_the_graph_is_as_designed(finished):
-    assert graph(finished.run("--rulegraph", "mermaid-js")) == GRAPH
-
-
 def test_workflow_snakefile_is_the_same_workflow(finished):
     assert finished.planned("-s", "workflow/Snakefile", "-F") == set(GRAPH) - {"all"} | {"default"}
 
@@ -179,37 +106,6 @@ def test_every_job_is_logged_and_measured(finished):
     logs = {path.stem for path in (finished.folder / "logs/demo").iterdir()}
     assert logs == {path.stem for path in (finished.folder / "benchmarks/demo").iterdir()}
     assert logs == set(GRAPH) - {"all", "render"} | {"render_val"}
-
-
-@pytest.mark.parametrize(
-    ("file", "code", "rules"),
-    [
-        ("talker/report.py", "UNUSED = 1", {"report"}),
-        ("talker/track.py", "UNUSED = 1", {"track", "check"} | AFTER_CHECK),
-        ("talker/clip.py", "UNUSED = 1", set(GRAPH) - {"all"}),
-    ],
-)
-def test_an_edit_reruns_what_it_affects(finished, edited, file, code, rules):
-    path = finished.folder / file
-    edited(file, path.read_text(), path.read_text() + f"\n{code}\n")
-    assert finished.planned() == rules
-
-
-def test_what_does_not_matter_reruns_nothing(finished, edited):
-    edited("talker/train.py", '"""', '"""Well, ')
-    edited("talker/blink.py", "import logging", "# a comment\n\nimport logging")
-    edited("rules/face.smk", "threads: 1", "threads: 2")
-    for path in finished.folder.glob("talker/*.py"):
-        path.touch()
-    (finished.folder / "data/demo/demo.mp4").touch()
-    (finished.folder / "data/demo/ori_imgs/0.lms").write_text("1 2")  # as `landmarks` does
-    assert finished.planned() == set()
-
-
-def test_an_option_reruns_its_stage(finished, tmp_path):
-    overlay = tmp_path / "mine.yaml"
-    overlay.write_text(yaml.safe_dump({"options": {"evaluate": {"batch": 3}}}))
-    assert finished.planned("--configfile", str(overlay)) == {"evaluate", "report"}
 
 
 def test_another_encoder_reruns_speech_and_what_follows(finished):
@@ -251,7 +147,7 @@ def test_every_command_of_the_rules_fits_its_stage(finished, tmp_path, monkeypat
         stage = shlex.split(command)[0]
         wanted = from_mapping(type(defaults[stage]), options[stage], stage)
         assert seen.pop()["config"] == wanted
-    by_hand = {"speak"}
+    by_hand = {"bench", "pack", "speak"}
     assert {command.split()[0] for command in commands} == set(cli.COMMANDS) - by_hand
 
 

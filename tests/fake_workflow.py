@@ -1,0 +1,133 @@
+"""A copy of the workflow with a stand-in for `talker`, and a quick way to run snakemake in it.
+
+Snakemake takes a second or two to import. `python fake_workflow.py` does so once and then forks a
+child for every run it is asked for.
+"""
+
+import atexit
+import functools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+PARTS = ["Snakefile", "rules", "config", "workflow", "profiles", "envs", "demo"]
+TALKER = f"""#!{sys.executable} -S
+import sys
+from pathlib import Path
+stage, *args = sys.argv[1:]
+if Path("broken").exists() and Path("broken").read_text() in (stage, " ".join(sys.argv[1:4])):
+    sys.exit(f"talker {{stage}}: error: no face in any frame")
+for path in map(Path, args):
+    if "/" in str(path) and not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(stage) if path.suffix else path.mkdir()
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    returncode: int
+    output: str
+
+
+class Workflow:
+    """A copy of the workflow and of the package in a folder of its own."""
+
+    def __init__(self, folder: Path, talker: str = TALKER):
+        self.folder = folder
+        for part in PARTS:
+            copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+            copy(ROOT / part, folder / part)
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / "talker", folder / "talker", ignore=ignore)
+        (folder / "bin").mkdir()
+        (folder / "bin" / "talker").write_text(talker)
+        (folder / "bin" / "talker").chmod(0o755)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "PATH": f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(self.folder),
+        }
+
+    def command(self, *args: str) -> list[str]:
+        return [sys.executable, "-m", "snakemake", "--cores", "2", *args]
+
+    def snakemake(self, *args: str, cwd: Path | None = None) -> Run:
+        """Run snakemake in the folder, on two cores; the machine may have a GPU or not."""
+        folder = str(cwd or self.folder)
+        return _served(["--cores", "2", *args], folder, self.environment)
+
+    def run(self, *args: str) -> str:
+        done = self.snakemake(*args)
+        assert done.returncode == 0, done.output
+        return done.output
+
+    def refuse(self, *args: str) -> str:
+        done = self.snakemake(*args)
+        assert done.returncode != 0
+        return done.output
+
+    def planned(self, *args: str) -> set[str]:
+        """Names of the rules that would run now, without `all`."""
+        rows = re.findall(r"^(\w+) +\d+$", self.run("-n", *args), flags=re.MULTILINE)
+        return set(rows) - {"all", "total"}
+
+
+@functools.cache
+def _server() -> subprocess.Popen[str]:
+    server = subprocess.Popen(
+        [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    atexit.register(server.kill)
+    return server
+
+
+def _served(args: list[str], folder: str, environment: dict[str, str]) -> Run:
+    server = _server()
+    assert server.stdin and server.stdout
+    request = {"args": args, "folder": folder, "environment": environment}
+    server.stdin.write(json.dumps(request) + "\n")
+    server.stdin.flush()
+    return Run(**json.loads(server.stdout.readline()))
+
+
+def _serve() -> None:
+    """Answer the requests on stdin, one a line."""
+    import snakemake.cli
+    import snakemake.executors.touch
+
+    # `--touch` sleeps for each job
+    snakemake.executors.touch.time = SimpleNamespace(sleep=lambda seconds: None)  # type: ignore
+    sys.path.pop(0)
+    for line in sys.stdin:
+        request: dict[str, Any] = json.loads(line)
+        with tempfile.TemporaryFile() as output:
+            pid = os.fork()
+            if pid == 0:
+                for stream, descriptor in ((os.open(os.devnull, os.O_RDONLY), 0), (output, 1)):
+                    os.dup2(stream if isinstance(stream, int) else stream.fileno(), descriptor)
+                os.dup2(1, 2)
+                os.chdir(request["folder"])
+                os.environ.update(request["environment"])
+                sys.path[:0] = request["environment"]["PYTHONPATH"].split(os.pathsep)
+                sys.argv = ["snakemake", *request["args"]]
+                snakemake.cli.main(request["args"])
+            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            output.seek(0)
+            text = output.read().decode(errors="replace")
+        print(json.dumps({"returncode": status, "output": text}), flush=True)
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,126 @@
+"""The tables of subjects and speeches, and what became of every subject."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from talker.batch import Speech, Subject, failures, read_speeches, read_subjects, write_outcome
+from talker.errors import UserError
+
+SCHEMAS = Path(__file__).parent.parent / "workflow" / "schemas"
+
+
+def schema(name: str) -> dict[str, Any]:
+    return yaml.safe_load((SCHEMAS / f"{name}.schema.yaml").read_text())
+
+
+def table(folder: Path, *rows: str) -> Path:
+    path = folder / "table.tsv"
+    path.write_text("".join(row.replace(" | ", "\t") + "\n" for row in rows))
+    return path
+
+
+def subjects(path: Path) -> dict[str, Subject]:
+    return read_subjects(path, schema("subjects"), schema("config")["properties"]["options"])
+
+
+def test_a_row_may_have_options_of_its_own(tmp_path: Path) -> None:
+    path = table(
+        tmp_path,
+        "subject | video | frames.crop | train.weights.l1 | train.image_size",
+        "me | me.mp4 | [420, 0, 720] | 0.5 | ",
+        "you | you.mp4 |  |  | ",
+    )
+    assert subjects(path) == {
+        "me": Subject(
+            "me.mp4", {"frames": {"crop": [420, 0, 720]}, "train": {"weights": {"l1": 0.5}}}
+        ),
+        "you": Subject("you.mp4"),
+    }
+
+
+def test_every_faulty_row_is_listed_at_once(tmp_path: Path) -> None:
+    path = table(
+        tmp_path,
+        "subject | video | train.image_size | train.imagesize",
+        "a/b | a.mp4 |  | ",
+        "me | me.mp4 | big | ",
+        "me2 | me.mp4 |  | 3",
+        "good | good.mp4 | 64 | ",
+        "good | other.mp4 |  | ",
+        "cut",
+        "long | long.mp4 |  |  | more",
+        "open | open.mp4 | [1 | ",
+    )
+    with pytest.raises(UserError) as refused:
+        subjects(path)
+    lines = str(refused.value).splitlines()
+    for complaint in (
+        "line 2: subject: 'a/b' does not match",
+        "line 3: train.image_size: 'big' is not of type 'integer'",
+        "line 4: train: Additional properties are not allowed ('imagesize' was unexpected)",
+        "line 6: subject 'good' has a row already",
+        "line 7: video: None is not of type 'string'",
+        "line 8: Additional properties are not allowed ('cells without a column' was unexpected)",
+        "line 9: train.image_size: '[1' is not YAML",
+    ):
+        assert any(line.startswith(f"{path}, {complaint}") for line in lines), (complaint, lines)
+    assert len(lines) == 7
+
+
+def test_speeches_are_for_all_or_some(tmp_path: Path) -> None:
+    path = table(tmp_path, "speech | file | subjects", "hi | hi.wav | ", "bye | bye.wav | me, you")
+    assert read_speeches(path, schema("speeches"), ["me", "you"]) == {
+        "hi": Speech("hi.wav"),
+        "bye": Speech("bye.wav", frozenset({"me", "you"})),
+    }
+    path = table(tmp_path, "speech | file | subjects", "hi | hi.wav | she", " |  | me")
+    with pytest.raises(UserError, match="line 2: subjects: there is no subject 'she'") as refused:
+        read_speeches(path, schema("speeches"), ["me"])
+    assert "line 3" in str(refused.value)
+
+
+SAID = """Building DAG of jobs...
+[Sun Nov 22 12:52:49 2026]
+Error in rule frames:
+    message: None
+    log: {logs}/broken/frames.log (check log file(s) for error details)
+[Sun Nov 22 12:52:49 2026]
+Error in rule train:
+    message: SLURM-job '5' failed, SLURM status is: 'CANCELLED'.
+    log: {logs}/stopped/train.log (check log file(s) for error details)
+Error in rule render:
+    message: SLURM-job '5' failed, SLURM status is: 'CANCELLED'.
+    log: {logs}/stopped/render_val.log (check log file(s) for error details)
+Error in rule track:
+    log: {logs}/crashed/track.log (check log file(s) for error details)
+Finished jobid: 3
+"""
+
+
+def test_the_outcome_says_where_and_why(tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    for subject, text in (
+        ("broken/frames", "talker frames: error: b.mp4: cannot be read as a video\n"),
+        ("stopped/train", "canonical: 20 steps in 3 s\n"),
+        ("crashed/track", 'Traceback\n  File "x"\nMemoryError: cannot allocate\n'),
+    ):
+        (logs / subject).parent.mkdir(parents=True)
+        (logs / f"{subject}.log").write_text(text)
+    good = tmp_path / "good.html"
+    good.touch()
+    names = ("broken", "stopped", "crashed", "waiting")
+    wanted = {"good": [good]} | {name: [tmp_path / f"{name}.html"] for name in names}
+    outcome = tmp_path / "batch.tsv"
+    assert write_outcome(outcome, wanted, failures(SAID.format(logs=logs))) == (1, 4)
+    rows = [line.split("\t")[:4] for line in outcome.read_text().splitlines()]
+    assert rows == [
+        ["subject", "state", "rule", "reason"],
+        ["good", "done", "", ""],
+        ["broken", "failed", "frames", "talker frames: error: b.mp4: cannot be read as a video"],
+        ["stopped", "failed", "train", "killed CANCELLED"],
+        ["crashed", "failed", "track", "MemoryError: cannot allocate"],
+        ["waiting", "not finished", "", f"no {tmp_path}/waiting.html"],
+    ]

@@ -1,0 +1,186 @@
+"""Profiles, environments, the report, and the workflow as a module of another one."""
+
+import json
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
+from pathlib import Path
+
+import make_venvs
+import pytest
+from fake_workflow import ROOT, Workflow
+
+CLOUD = os.environ.get("TALKER_CLOUD_PLUGINS")
+"""A folder with the executors of clouds; in the environment they slow every snakemake."""
+
+MODULES = Path("/usr/share/modules/init/bash")
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Workflow:
+    """Nothing is made yet."""
+    return Workflow(tmp_path_factory.mktemp("fresh"))
+
+
+def test_lint_finds_nothing(fresh: Workflow) -> None:
+    assert "in a good condition" in fresh.run("--lint")
+
+
+@pytest.mark.parametrize("profile", ["default", "batch", "slurm", "cluster-generic"])
+def test_a_profile_plans_everything(fresh: Workflow, profile: str) -> None:
+    plugin = f"snakemake_executor_plugin_{profile.replace('-', '_')}"
+    if profile in ("slurm", "cluster-generic") and not find_spec(plugin):
+        pytest.skip(f"no {plugin} (pip install '.[cluster]')")
+    output = fresh.run("-n", "-p", "--workflow-profile", f"profiles/{profile}")
+    assert "talker report" in output
+    if profile in ("slurm", "cluster-generic"):
+        assert "--image-size" not in output, "a cluster trains the full size"
+
+
+class Bucket(BaseHTTPRequestHandler):
+    """A bucket with the demo's speech and nothing else."""
+
+    def do_HEAD(self) -> None:
+        there = self.path.endswith(("demo/speech.wav", "demo/timings.json", "my-bucket"))
+        self.send_response(200 if there else 404)
+        if there:
+            self.send_header("Last-Modified", "Sun, 01 Nov 2026 10:00:00 GMT")
+            self.send_header("ETag", '"0"')
+        self.send_header("Content-Length", "10" if there else "0")
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        listing = b"<ListBucketResult><KeyCount>0</KeyCount></ListBucketResult>"
+        self.send_response(200)
+        self.send_header("Content-Type", "application/xml")
+        self.send_header("Content-Length", str(len(listing)))
+        self.end_headers()
+        self.wfile.write(listing)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def bucket() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Bucket) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("profile", ["kubernetes", "aws-batch"])
+def test_a_cloud_profile_plans_everything(fresh: Workflow, bucket: str, profile: str) -> None:
+    if not CLOUD:
+        pytest.skip("TALKER_CLOUD_PLUGINS names no folder with the executors of clouds")
+    done = subprocess.run(
+        fresh.command(
+            *("-n", "-p", "--workflow-profile", f"profiles/{profile}"),
+            *("--storage-s3-endpoint-url", bucket),
+        ),
+        cwd=fresh.folder,
+        env=os.environ
+        | fresh.environment
+        | {
+            "PYTHONPATH": os.pathsep.join([str(fresh.folder), CLOUD]),
+            "SNAKEMAKE_STORAGE_S3_ACCESS_KEY": "a",
+            "SNAKEMAKE_STORAGE_S3_SECRET_KEY": "b",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "talker report" in done.stdout + done.stderr
+
+
+STUDY = """
+module talker:
+    snakefile: "{snakefile}"
+    config: config["talker"]
+    pathvars:
+        data="prepared",
+        results="study/avatars",
+        logs="study/logs",
+        benchmarks="study/benchmarks",
+
+use rule * from talker as talker_*
+
+rule best:
+    default_target: True
+    input: "study/avatars/demo/report.html"
+    output: "best.txt"
+    shell: "cp {{input}} {{output}}"
+"""
+
+
+def test_another_workflow_takes_it_as_a_module(fresh: Workflow, tmp_path: Path) -> None:
+    (tmp_path / "Snakefile").write_text(STUDY.format(snakefile=fresh.folder / "Snakefile"))
+    table = tmp_path / "people.tsv"
+    table.write_text("subject\tvideo\ndemo\tprepared/demo/demo.mp4\n")
+    shutil.copytree(ROOT / "demo", tmp_path / "demo")
+    config = {"talker": {"preset": "draft", "subjects": str(table)}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    done = fresh.snakemake("--configfile", "config.json", cwd=tmp_path)
+    assert done.returncode == 0, done.output
+    assert (tmp_path / "best.txt").read_text() == "report"
+    assert (tmp_path / "prepared/demo/clip.json").exists()
+    assert (tmp_path / "study/logs/demo/train.log").exists()
+    assert (tmp_path / "study/benchmarks/demo/train.tsv").exists()
+    assert not any((tmp_path / name).exists() for name in ("data", "results", "logs"))
+    again = fresh.snakemake("--configfile", "config.json", cwd=tmp_path)
+    assert "Nothing to be done" in again.output
+
+
+def test_the_report_has_captions(tmp_path: Path) -> None:
+    workflow = Workflow(tmp_path)
+    workflow.run()
+    workflow.run("--report", "report.html")
+    page = (tmp_path / "report.html").read_text()
+    for words in ("The avatar of demo says the val part", "fitted and measured for demo"):
+        assert words in page
+
+
+def fake_install(venv: Path, family: str, diary: Path) -> None:
+    """An environment with the stand-in alone; it notes who was asked."""
+    (venv / "bin").mkdir(parents=True)
+    script = venv / "bin" / "talker"
+    script.write_text(f'#!/bin/sh\necho "$1 {family}" >> {diary}\nexec {venv.parent}/talker "$@"\n')
+    script.chmod(0o755)
+
+
+@pytest.mark.parametrize("way", ["venvs", "modules"])
+def test_every_family_of_rules_has_its_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    if way == "modules" and not shutil.which(
+        "modulecmd", path="/usr/lib/x86_64-linux-gnu:/usr/bin"
+    ):
+        pytest.skip("no environment modules (apt-get install environment-modules)")
+    folder, diary = tmp_path / "envs", tmp_path / "diary"
+    (tmp_path / "workflow").mkdir()
+    workflow = Workflow(tmp_path / "workflow")
+    monkeypatch.setattr(make_venvs, "install", partial(fake_install, diary=diary))
+    make_venvs.main(folder)
+    (workflow.folder / "bin/talker").rename(folder / "talker")
+    if way == "venvs":
+        workflow.run("--config", f"venvs={folder}")
+    else:
+        monkeypatch.setenv("MODULEPATH", str(folder / "modulefiles"))
+        monkeypatch.setenv("BASH_ENV", str(MODULES))
+        done = subprocess.run(
+            workflow.command("--sdm", "env-modules", "--configfile", str(folder / "modules.yaml")),
+            cwd=workflow.folder,
+            env=os.environ | workflow.environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    asked = {tuple(line.split()) for line in diary.read_text().splitlines()}
+    assert {family for _, family in asked} == {"media", "face", "avatar"}
+    assert {("frames", "media"), ("track", "face"), ("report", "avatar")} <= asked
+    assert len(asked) == len({stage for stage, _ in asked})

@@ -1,0 +1,177 @@
+"""kill -9 of a job, of Snakemake, of the session, at any moment: the same outputs after."""
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from fake_workflow import Workflow
+
+TALKER = f"""#!{sys.executable}
+import hashlib, os, sys, time
+from pathlib import Path
+from talker.files import making, replacing
+OUTPUTS = {{
+    "synthesize": "video truth", "frames": "clip images", "audio": "wav train novel",
+    "speech": "features statistics", "landmarks": "landmarks", "parsing": "masks", "blink": "au",
+    "track": "params train val report", "background": "plate", "layers": "truth torso",
+    "check": "quality", "train": "avatar", "render": "video", "evaluate": "metrics",
+    "report": "html",
+}}
+stage, *words = sys.argv[1:]
+given = {{k: Path(v) for k, v in zip(words[::2], words[1::2]) if k.startswith("--")}}
+targets = [given[f"--{{role}}"] for role in OUTPUTS[stage].split()]
+digest = hashlib.sha256()
+for path in given.values():
+    if path not in targets and path.is_file():
+        digest.update(path.read_bytes())
+with making(targets, stage) as needed:
+    if needed:
+        with replacing(*targets) as scratch:
+            for path, target in zip(scratch, targets):
+                files = [path]
+                if not target.suffix:
+                    path.mkdir()
+                    files = [path / f"{{i}}.png" for i in range(3)]
+                for file in files:
+                    with open(file, "w") as half:
+                        for _ in range(4):
+                            half.write(digest.hexdigest())
+                            half.flush()
+                            time.sleep(0.01)
+"""
+"""A stage that takes its time to write, with the locks of the real ones."""
+MOMENTS = 20
+
+
+def start(workflow: Workflow) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        workflow.command(),
+        cwd=workflow.folder,
+        env=os.environ | workflow.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def jobs(workflow: Workflow) -> list[int]:
+    """Processes of the stand-in that run now."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if str(workflow.folder / "bin/talker").encode() in words:
+                found.append(int(entry.name))
+    return found
+
+
+def contents(workflow: Workflow) -> dict[str, bytes]:
+    """Everything below data/ and results/, but for the locks."""
+    return {
+        str(path.relative_to(workflow.folder)): path.read_bytes()
+        for outer in ("data", "results")
+        for path in (workflow.folder / outer).rglob("*")
+        if path.is_file() and path.suffix != ".lock" and path.name != "batch.tsv"
+    }
+
+
+def recover(workflow: Workflow) -> None:
+    """Do what a user does, and nothing but what the messages say."""
+    again = workflow.snakemake()
+    if "--unlock" in again.output:
+        workflow.run("--unlock")
+        again = workflow.snakemake()
+    assert again.returncode == 0, again.output
+
+
+def journal_is_sane(workflow: Workflow) -> None:
+    """No process noted its end between another's start and end."""
+    for path in (workflow.folder).rglob(".*.lock"):
+        running = None
+        for line in path.read_text().splitlines():
+            _, who, event, _ = line.split()
+            assert event == "start" or who == running, (path, line)
+            running = who if event == "start" else None
+
+
+@pytest.fixture(scope="module")
+def workflow(tmp_path_factory: pytest.TempPathFactory) -> Workflow:
+    return Workflow(tmp_path_factory.mktemp("kill"), TALKER)
+
+
+@pytest.fixture(scope="module")
+def whole(workflow: Workflow) -> dict[str, bytes]:
+    """What an undisturbed run makes."""
+    workflow.run()
+    return contents(workflow)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_any_moment(workflow: Workflow, whole: dict[str, bytes]) -> None:
+    chance = random.Random(6)
+    ways = Counter()
+    for moment in range(MOMENTS):
+        for outer in ("data", "results", "logs", ".snakemake"):
+            shutil.rmtree(workflow.folder / outer, ignore_errors=True)
+        driver = start(workflow)
+        while not jobs(workflow):
+            assert driver.poll() is None
+            time.sleep(0.02)
+        time.sleep(chance.uniform(0, 2.5))
+        way = ("job", "snakemake", "session", "terminal")[moment % 4]
+        running = jobs(workflow)
+        ways[way, bool(running)] += 1
+        if way == "job":
+            for job in running[:1]:
+                os.kill(job, signal.SIGKILL)
+        elif way == "snakemake":
+            driver.kill()
+        else:
+            os.killpg(driver.pid, signal.SIGKILL if way == "session" else signal.SIGHUP)
+        driver.wait()
+        recover(workflow)
+        assert contents(workflow) == whole, (moment, way)
+        assert not list(workflow.folder.rglob(".*.talker-*")), "scratch was left behind"
+        journal_is_sane(workflow)
+    assert sum(count for (_, running), count in ways.items() if running) > MOMENTS / 2, ways
+
+
+def test_the_next_run_waits_for_an_orphan_and_takes_what_it_made(
+    workflow: Workflow, whole: dict[str, bytes]
+) -> None:
+    """A training that outlives its Snakemake is not done twice."""
+    for outer in ("results", "logs", ".snakemake/locks", ".snakemake/incomplete"):
+        shutil.rmtree(workflow.folder / outer, ignore_errors=True)
+    driver = start(workflow)
+    lock = workflow.folder / "results/demo/.avatar.lock"
+    while not (lock.exists() and " start " in lock.read_text()):
+        assert driver.poll() is None
+        time.sleep(0.01)
+    (orphan,) = [
+        job for job in jobs(workflow) if b"train" in Path(f"/proc/{job}/cmdline").read_bytes()
+    ]
+    os.kill(orphan, signal.SIGSTOP)
+    driver.kill()
+    driver.wait()
+    workflow.run("--unlock")
+    successor = start(workflow)
+    while len(jobs(workflow)) < 2:
+        assert successor.poll() is None
+        time.sleep(0.05)
+    time.sleep(0.5)
+    os.kill(orphan, signal.SIGCONT)
+    assert successor.wait(60) == 0
+    assert contents(workflow) == whole
+    assert re.findall(r" (start|done|failed) ", lock.read_text()) == ["start", "done"]
