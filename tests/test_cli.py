@@ -5,6 +5,7 @@ import importlib
 import inspect
 import subprocess
 import sys
+import typing
 from pathlib import Path
 from types import ModuleType
 
@@ -13,6 +14,7 @@ import pytest
 from talker import __main__ as cli
 from talker import __version__
 from talker.errors import UserError
+from talker.files import Output
 
 STAGES = list(cli.COMMANDS)
 
@@ -125,3 +127,10 @@ def test_a_stage_explains_itself_and_refuses_unknown_flags(monkeypatch, capsys, 
         cli.main()
     assert stop.value.code not in (0, None)
     assert "--no-such-flag" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stage", sorted(set(STAGES) - {"bench"}))
+def test_a_stage_says_what_it_makes(stage):
+    main = importlib.import_module(f"talker.{stage}").main
+    hints = typing.get_type_hints(main, include_extras=True)
+    assert Output in hints.values()

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from talker.files import locked, replacing
+from talker.files import locked, making, replacing
 
 
 def test_files_and_folders_appear_together(tmp_path):
@@ -65,3 +65,41 @@ def test_a_second_process_waits_for_the_lock(tmp_path):
         waited = time.monotonic() - start
     holder.join()
     assert waited > 0.2
+
+
+def _make(target, taken, work):
+    with making([target], work) as needed:
+        taken.set()
+        if needed:
+            time.sleep(0.5)
+            target.write_text(work)
+
+
+@pytest.mark.parametrize(("work", "needed"), [("same", False), ("other", True)])
+def test_work_that_was_done_while_waiting_is_not_done_again(tmp_path, work, needed):
+    context = multiprocessing.get_context("spawn")
+    taken = context.Event()
+    target = tmp_path / "a.json"
+    holder = context.Process(target=_make, args=(target, taken, "same"))
+    holder.start()
+    assert taken.wait(20)
+    with making([target], work) as wanted:
+        assert wanted is needed
+    holder.join()
+    events = [line.split()[2:] for line in (tmp_path / ".a.json.lock").read_text().splitlines()]
+    assert events[:2] == [["start", "same"], ["done", "same"]]
+    assert events[2:] == ([["start", "other"], ["done", "other"]] if needed else [])
+    with making([target], work) as wanted:
+        assert wanted, "without waiting there is always work"
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    left = tmp_path / ".a.json.talker-x1y2z3w4"
+    left.mkdir()
+    (left / "a.json").write_text("half")
+    other = tmp_path / ".b.json.talker-x1y2z3w4"
+    other.mkdir()
+    with replacing(tmp_path / "a.json") as (scratch,):
+        scratch.write_text("whole")
+    assert not left.exists()
+    assert other.exists()

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -208,3 +209,7 @@ def test_killed_training_ends_with_the_same_weights(dataset: Path, tmp_path: Pat
     files = [tmp_path / name / "avatar" / "weights.safetensors" for name in ("whole", "killed")]
     assert files[0].read_bytes() == files[1].read_bytes()
     assert Avatar.load(tmp_path / "killed" / "avatar").config.image_size == TINY.image_size
+    shutil.rmtree(tmp_path / "killed" / "avatar")
+    once_more = subprocess.run(command("killed"), check=True, capture_output=True, text=True)
+    assert "going on at step 60 of the deformation stage" in once_more.stderr
+    assert files[0].read_bytes() == files[1].read_bytes()
