@@ -27,6 +27,7 @@ from talker.dataset import Dataset
 from talker.errors import UserError
 from talker.files import Output, replacing
 from talker.head.landmarks68 import eye_aspect_ratio, landmarks68
+from talker.judges import frechet_distance, load_judge, perceptual_distance
 from talker.media.audio import WavFile, decode_audio
 from talker.media.loudness import pauses, slot_levels
 from talker.media.mediapipe import track_meshes
@@ -93,8 +94,8 @@ FLOOR = (
     "the real frames halved and enlarged again, measured like a rendering: the detector's own noise"
 )
 NOT_COMPUTED = {
-    "LPIPS": "needs AlexNet or VGG weights",
-    "FID": "needs Inception weights",
+    "LPIPS": "needs a network: option lpips",
+    "FID": "needs a network: option inception",
     "Sync-C": "needs SyncNet weights",
     "Sync-D": "needs SyncNet weights",
     "CSIM": "needs ArcFace weights",
@@ -111,6 +112,12 @@ class Config:
     """frames rendered at once"""
     shuffles: int = 8
     """turns of the sound track that the shuffled-audio control is averaged over, at least 1"""
+    lpips: str = ""
+    """TorchScript file of LPIPS (talker/judges.py); empty: not computed"""
+    lpips_sha256: str = ""
+    inception: str = ""
+    """TorchScript file of Inception's features, for FID; empty: not computed"""
+    inception_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -219,6 +226,13 @@ def evaluate(
             f"{dataset.folder / 'transforms_val.json'}: holds no usable frame, so there is "
             "nothing to measure on; use a longer clip"
         )
+    judges: dict[str, tuple[Callable[..., float], Any]] = {}
+    if config.lpips:
+        judge = load_judge(Path(config.lpips), config.lpips_sha256)
+        judges["LPIPS"] = perceptual_distance, judge
+    if config.inception:
+        judge = load_judge(Path(config.inception), config.inception_sha256)
+        judges["FID"] = frechet_distance, judge
     truth = Truth.load(dataset, ids)
 
     def driven(name: str, windows: np.ndarray, heard: np.ndarray) -> Measured:
@@ -234,6 +248,12 @@ def evaluate(
         for k, turn in enumerate(turns, 1)
     ]
     floor = measure(map(_halved, truth.frames), truth)
+    judged: Row = {}
+    if judges:
+        drive = Drive(ids, dataset.speech, ids)
+        rendered = list(render_frames(avatar, dataset, drive, config.batch))
+        for name, (score, judge) in judges.items():
+            judged[name] = score(judge, rendered, list(truth.targets))
     first, last = int(ids[0]), int(ids[-1])
     family = family_beside(encoder)
     predicted = fit_predictor(dataset, family).shapes(WavFile(dataset.folder / "aud.wav"))
@@ -247,7 +267,8 @@ def evaluate(
         "controls": {"frozen_mouth": frozen.row, "shuffled_audio": _mean_row(shuffled)},
         "detector_floor": floor.row,
         "sync": {"features": family, **sync},
-        "not_computed": NOT_COMPUTED,
+        "judges": judged,
+        "not_computed": {name: why for name, why in NOT_COMPUTED.items() if name not in judged},
         "settings": {
             "height": dataset.height,
             "width": dataset.width,
@@ -364,7 +385,9 @@ def main(
     else:
         results = evaluate(model, dataset, config, model.config.encoder)
         logger.info("%s\n%s", table(results), sync_text(results["sync"]))
-        for name, reason in NOT_COMPUTED.items():
+        for name, value in results["judges"].items():
+            logger.info("%s: %.4f", name, value)
+        for name, reason in results["not_computed"].items():
             logger.info("%s: not computed, %s", name, reason)
     with replacing(metrics) as (scratch,):
         scratch.write_text(json.dumps(_plain(results), indent=1) + "\n")

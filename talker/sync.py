@@ -22,7 +22,7 @@ from talker.metrics import correlation, lag_curve, mouth_shape
 
 logger = logging.getLogger(__name__)
 
-COMPONENTS = 80
+COMPONENTS = 40
 LOUD = 25.0
 """dB below the speech's level, down to which a slot counts as loud"""
 LOOK_AHEAD = 2
