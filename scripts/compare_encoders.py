@@ -29,6 +29,7 @@ from talker.metrics import correlation, mouth_opening
 
 def compare(data: Dataset, name: str, model: str) -> tuple[float, float]:
     """Correlation on left-out training stretches and on the held-out frames."""
+    assert isinstance(data.folder, Path), "a folder, not a pack"
     with tempfile.TemporaryDirectory() as folder:
         features, statistics = Path(folder, "aud.npy"), Path(folder, "aud.npz")
         speech.main(
