@@ -136,6 +136,7 @@ def test_every_command_of_the_rules_fits_its_stage(finished, tmp_path, monkeypat
     (finished.folder / "hello.wav").touch()
     output = finished.run("-n", "-p", "-F", "--configfile", str(overlay))
 
+    monkeypatch.chdir(tmp_path)  # for the locks of the outputs
     seen = []
     for stage, main in mains.items():
         capture = functools.update_wrapper(lambda **given: seen.append(given), main)
