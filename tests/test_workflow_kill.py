@@ -48,7 +48,7 @@ with making(targets, stage) as needed:
                             time.sleep(0.01)
 """
 """A stage that takes its time to write, with the locks of the real ones."""
-MOMENTS = 20
+MOMENTS = int(os.environ.get("TALKER_KILL_MOMENTS", "4"))
 
 
 def start(workflow: Workflow) -> subprocess.Popen[bytes]:
