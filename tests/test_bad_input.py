@@ -5,6 +5,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from conftest import FRAMES, SIZE, Synthetic
 from scipy.spatial.transform import Rotation
 
 from talker import check, landmarks, track
@@ -12,7 +13,6 @@ from talker.clip import Clip
 from talker.errors import UserError
 from talker.gate import Limits
 from talker.media.image import write_image
-from tests.conftest import FRAMES, SIZE, Synthetic
 
 SHORT = Limits(min_seconds=3.0, max_background=100.0)
 """The synthetic clip lasts 4 s, and these cases change its frames, not its masks."""

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter1d
+from test_fitting import SIZE, Scene, face_places, make_scene, person, rotation_error
 
 from talker.head.camera import intrinsics, project
 from talker.head.fitting import fit_rigid, stable_points
 from talker.head.flow import Flow
 from talker.head.fusion import fuse, motion_errors
 from talker.head.morphable import MorphableHead
-from tests.test_fitting import SIZE, Scene, face_places, make_scene, person, rotation_error
 
 FRAMES = 400
 

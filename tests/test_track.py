@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import DEMO
 from scipy.spatial import KDTree
 from scipy.spatial.transform import Rotation
 
@@ -25,7 +26,6 @@ from talker.media.video import probe, read_frames
 from talker.synthetic.performance import read_timings
 from talker.synthetic.subject import Subject, Truth
 from talker.track import Config, Track, main, track
-from tests.conftest import DEMO
 
 INNER_LIPS = 13, 14
 SOURCE = Source("synthetic.mp4", 256, 256, 25.0, False, 0, 6.0, 0.0, 0.0, "h264")
