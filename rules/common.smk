@@ -204,7 +204,7 @@ if PRESET == "auto":
 GPU = int(PRESET == "full")
 OPTIONS = read_yaml(f"../config/presets/{PRESET}.yaml")
 update_config(OPTIONS, config.get("options") or {})
-ENCODER = config["encoder"]
+ENCODER = config.get("encoder", "hama")
 for stage in ("speech", "train"):
     OPTIONS.setdefault(stage, {})["encoder"] = ENCODER
 

@@ -66,7 +66,7 @@ def config_schema() -> dict[str, Any]:
         "title": "Configuration of the talker workflow",
         "type": "object",
         "additionalProperties": False,
-        "required": ["preset", "encoder", "subjects"],
+        "required": ["preset", "subjects"],
         "properties": {
             "preset": {"enum": ["auto", "draft", "full"]},
             "encoder": schema_of(typing.get_type_hints(options_of("speech"))["encoder"]),

@@ -21,7 +21,7 @@ from talker.files import making, replacing
 OUTPUTS = {{
     "synthesize": "video truth", "frames": "clip images", "audio": "wav train novel",
     "speech": "features statistics", "landmarks": "landmarks", "parsing": "masks", "blink": "au",
-    "track": "params train val report", "background": "plate", "layers": "truth torso",
+    "track": "params train val report overlay", "background": "plate", "layers": "truth torso",
     "check": "quality", "train": "avatar", "render": "video", "evaluate": "metrics",
     "report": "html",
 }}
