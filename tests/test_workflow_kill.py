@@ -131,7 +131,8 @@ def test_any_moment(workflow: Workflow, whole: dict[str, bytes]) -> None:
             time.sleep(0.02)
         time.sleep(chance.uniform(0, 2.5))
         way = ("job", "snakemake", "session", "terminal")[moment % 4]
-        running = jobs(workflow)
+        while not (running := jobs(workflow)) and driver.poll() is None:
+            time.sleep(0.005)
         ways[way, bool(running)] += 1
         if way == "job":
             for job in running[:1]:
