@@ -129,7 +129,7 @@ def test_any_moment(workflow: Workflow, whole: dict[str, bytes]) -> None:
         while not jobs(workflow):
             assert driver.poll() is None
             time.sleep(0.02)
-        time.sleep(chance.uniform(0, 2.5))
+        time.sleep(chance.uniform(0, 1.2))
         way = ("job", "snakemake", "session", "terminal")[moment % 4]
         while not (running := jobs(workflow)) and driver.poll() is None:
             time.sleep(0.005)
