@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Clip, load_per_frame
+from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Clip, load_per_frame, runs
 from talker.dataset import (
     ENCODERS,
     load_array,
@@ -35,13 +35,13 @@ from talker.gate import (
     background_change,
     judge,
     lag_of,
-    mouth_opening,
     sync_curve,
 )
 from talker.head.camera import transform_matrices
 from talker.media.header import image_header
 from talker.media.image import read_image
 from talker.media.masks import COLOURS, HEAD, to_classes
+from talker.metrics import mouth_opening
 
 logger = logging.getLogger(__name__)
 
@@ -422,8 +422,8 @@ def quality(folder: Folder) -> dict[str, Any]:
     valid = params["valid"].numpy() if "valid" in params else np.ones(folder.frames, bool)
     au45 = load_au45(folder.path / "au.csv")
     landmarks = np.stack([load_lms(folder.path / "ori_imgs" / f"{i}.lms") for i in folder.ids])
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], valid, [False]]).astype(int)))
-    longest = int((edges[1::2] - edges[::2]).max(initial=0))
+    starts, ends = runs(valid)
+    longest = int((ends - starts).max(initial=0))
     closing = au45 > BLINK
     tracking = tracking_facts(folder)
     other_shots = tracking["rejected"].get("another shot", 0)

@@ -122,3 +122,9 @@ def load_per_frame(path: Path, frames: int) -> dict[str, Any]:
                 f"{path}: '{name}' has {len(array)} rows, expected one for each of {frames} frames"
             )
     return arrays
+
+
+def runs(true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First ids of the runs of true entries of bool [T], and the ids after their last ones."""
+    edges = np.diff(np.concatenate([[0], true.astype(np.int8), [0]]))
+    return np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)

@@ -12,7 +12,6 @@ from typing import Any
 import cv2
 import numpy as np
 
-from talker.head.landmarks68 import INNER_LIPS
 from talker.media.masks import BACKGROUND
 
 LAGS = np.arange(-12, 13)
@@ -41,9 +40,6 @@ LITTLE_TURN, DOUBTFUL_LAG = 5.0, 2.0
 CHANGE, CLEARANCE = 24, 8
 """Grey levels from which a pixel has changed; pixels of a 512-pixel image around the person that
 are not looked at."""
-
-UPPER_LIP, LOWER_LIP = INNER_LIPS.start + 2, INNER_LIPS.start + 6
-EYE_CORNERS = 36, 45
 
 
 @dataclass(frozen=True)
@@ -84,13 +80,6 @@ class Verdict:
 
     failures: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-
-
-def mouth_opening(landmarks: np.ndarray) -> np.ndarray:
-    """Distance of the inner lips [T], in distances between the outer eye corners, of [T, 68, 2]."""
-    opening = np.linalg.norm(landmarks[:, UPPER_LIP] - landmarks[:, LOWER_LIP], axis=1)
-    right, left = EYE_CORNERS
-    return opening / np.linalg.norm(landmarks[:, right] - landmarks[:, left], axis=1)
 
 
 def sync_curve(speech: np.ndarray, mouth: np.ndarray, valid: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from talker.dataset import ENCODERS, PUBLISHED_SPEECH, Dataset, open_folder
+from talker.dataset import ENCODERS, PUBLISHED_SPEECH, Dataset
 from talker.errors import UserError
 from talker.files import Output, replacing
 from talker.media.image import read_image, webp_bytes
@@ -94,7 +94,7 @@ def _encoded(
 def _cost(data: Path, pack: Path, frames: int) -> tuple[float, float]:
     """Mean PSNR of some packed frames and torsos against the originals, dB."""
     size = max(read_image(data / "ori_imgs" / "0.jpg").shape[:2])
-    before, after = Dataset.load(data, size), Dataset.load(open_folder(pack), size)
+    before, after = Dataset.load(data, size), Dataset.load(pack, size)
     some = np.linspace(0, frames - 1, min(frames, 20)).astype(int)
     return (
         float(np.mean([psnr(after.frame(i), before.frame(i)) for i in some])),

@@ -27,15 +27,18 @@ from talker.media.loudness import gain_between, pauses, slot_levels, speech_leve
 from talker.media.speech_encoders import Encoder, load_encoder
 from talker.media.speech_features import (
     SLOT,
+    SLOT_RATE,
     SLOTS_PER_FRAME,
     WINDOW,
     Statistics,
+    mirrored,
+    rows_at,
     silenced,
 )
 
 logger = logging.getLogger(__name__)
 
-REMEMBERED = 10 * 50
+REMEMBERED = 10 * SLOT_RATE
 """slots whose loudness counts"""
 BLINKED = 600 * FPS
 """frames after which the blinks repeat"""
@@ -125,18 +128,10 @@ class Speaker:
         first = self.described * SLOT - past
         gain = gain_between(speech_level(self.levels), self.learned.level)
         begin = self.heard - len(self.sound)
-        places = np.arange(first, self.heard) - begin
-        last = max(len(self.sound) - 1, 0)
-        mirrored = np.abs((places + last) % max(2 * last, 1) - last)
-        piece = gain * self.sound[mirrored].astype(np.float32) / 32768
+        piece = gain * mirrored(self.sound, first - begin, self.heard - begin)
         rows = self.encoder.describe(piece, first)
         centres = (np.arange(self.described, ready) + 0.5) * SLOT - first
-        position = (centres / SAMPLE_RATE - self.encoder.first_centre) * self.encoder.rate
-        position = position.clip(0, len(rows) - 1)
-        before = np.floor(position + 1e-6).astype(int)
-        after = np.minimum(before + 1, len(rows) - 1)
-        weight = (position - before)[:, None].astype(np.float32)
-        slots = self.learned.reduce(rows[before] * (1 - weight) + rows[after] * weight)
+        slots = self.learned.reduce(rows_at(rows, self.encoder, centres / SAMPLE_RATE))
         known = self.heard // SLOT
         silent = pauses(self.levels, self.learned.pause)
         at = np.arange(self.described, ready) - (known - len(silent))

@@ -92,18 +92,6 @@ def fit_predictor(dataset: Dataset, family: str) -> Predictor:
     return Predictor(encoder, components, _ridge(x, y, best))
 
 
-def clip_score(dataset: Dataset) -> dict[str, float]:
-    """The score of the real held-out frames: does the clip's own mouth move with its sound?
-
-    A sound that is late all through is late for the predictor as well: the lag tells nothing here.
-    """
-    ids = dataset.val_ids
-    if len(ids) < SHORTEST:
-        return sync_score(np.empty((0, 3)), np.empty((0, 68, 2)))
-    predicted = fit_predictor(dataset, "hama").shapes(WavFile(dataset.folder / "aud.wav"))
-    return sync_score(predicted[ids], dataset.landmarks[ids])
-
-
 def sync_score(predicted: np.ndarray, landmarks: np.ndarray) -> dict[str, float]:
     """Compare predicted shapes with the mouth that was found.
 

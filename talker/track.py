@@ -17,7 +17,7 @@ import numpy as np
 import scipy
 
 from talker import __version__
-from talker.clip import Clip, load_per_frame
+from talker.clip import Clip, load_per_frame, runs
 from talker.errors import UserError
 from talker.files import Output, replacing
 from talker.head.camera import intrinsics, pose_from_viewmats, project, transforms_file
@@ -345,10 +345,9 @@ def still_frames(flow: Flow, longest: int) -> np.ndarray:
     size = np.linalg.norm(flow.moved, axis=-1)
     count = flow.good.sum(axis=1)
     mean = (size * flow.good).sum(axis=1) / np.maximum(count, 1)
-    still = np.concatenate([[False], (mean < STILL) & (flow.share > FOLLOWED), [False]])
-    edges = np.flatnonzero(np.diff(still.astype(int)))
-    runs = [np.arange(a + 1, b + 1) for a, b in edges.reshape(-1, 2) if b - a > longest]
-    return np.concatenate(runs) if runs else np.zeros(0, int)
+    bounds = zip(*runs((mean < STILL) & (flow.share > FOLLOWED)), strict=True)
+    still = [np.arange(a + 1, b + 1) for a, b in bounds if b - a > longest]
+    return np.concatenate(still) if still else np.zeros(0, int)
 
 
 def common_motion(

@@ -9,7 +9,7 @@ import pytest
 from talker.dataset import Dataset
 from talker.media.audio import WavFile, write_wav
 from talker.metrics import mouth_shape
-from talker.sync import Predictor, clip_score, family_beside, fit_predictor, sync_score
+from talker.sync import Predictor, family_beside, fit_predictor, sync_score
 
 FRAMES = 500
 
@@ -123,13 +123,20 @@ def test_the_score_hears_with_other_ears_than_the_avatar(driver: str) -> None:
     assert family_beside(driver) != driver
 
 
+def own_score(data: Dataset) -> dict[str, float]:
+    """The score of the real held-out frames with the clip's own sound."""
+    ids = data.val_ids
+    predicted = fit_predictor(data, "hama").shapes(WavFile(data.folder / "aud.wav"))
+    return sync_score(predicted[ids], data.landmarks[ids])
+
+
 def test_a_clip_s_own_sync(data: Dataset, wav: Path, tmp_path: Path) -> None:
-    whole = clip_score(data)
+    whole = own_score(data)
     assert whole["best_lag"] == 0 and whole["correlation"] > 0.5
     write_wav(tmp_path / "aud.wav", WavFile(wav)[:][::-1].copy())
-    foreign = clip_score(dataclasses.replace(data, folder=tmp_path))
+    foreign = own_score(dataclasses.replace(data, folder=tmp_path))
     assert foreign["correlation"] < whole["correlation"] - 0.3
-    short = clip_score(dataclasses.replace(data, val_ids=np.arange(30)))
+    short = own_score(dataclasses.replace(data, val_ids=np.arange(30)))
     assert np.isnan(short["correlation"])
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d
 from scipy.spatial.transform import Rotation
 
-from talker.clip import FPS
+from talker.clip import FPS, runs
 from talker.dataset import Dataset
 from talker.errors import UserError
 from talker.head.camera import viewmats_from_pose
@@ -45,7 +45,7 @@ def ping_pong(length: int, period: int) -> np.ndarray:
 
 def longest_run(valid: np.ndarray) -> np.ndarray:
     """The longest stretch of consecutive true entries of bool [T]: int64 ids, maybe none."""
-    starts, ends = _runs(valid)
+    starts, ends = runs(valid)
     if len(starts) == 0:
         return np.empty(0, np.int64)
     best = int(np.argmax(ends - starts))
@@ -55,7 +55,7 @@ def longest_run(valid: np.ndarray) -> np.ndarray:
 def bridged(valid: np.ndarray, most: int = BRIDGE) -> np.ndarray:
     """Fill gaps of at most `most` frames between valid ones: bool [T] -> bool [T]."""
     filled = valid.copy()
-    for start, end in zip(*_runs(~valid), strict=True):
+    for start, end in zip(*runs(~valid), strict=True):
         if start > 0 and end < len(valid) and end - start <= most:
             filled[start:end] = True
     return filled
@@ -150,7 +150,7 @@ def natural_blinks(eye: np.ndarray, length: int, seed: int) -> np.ndarray:
         float32 [length], 0..1.
     """
     random = np.random.default_rng(seed)
-    starts, ends = _runs(eye > CLOSED)
+    starts, ends = runs(eye > CLOSED)
     middles = (starts + ends) // 2
     open_eye = float(np.median(eye[eye <= CLOSED])) if (eye <= CLOSED).any() else 0.0
     shapes = [_blink_shape(eye, int(middle), open_eye) for middle in middles]
@@ -262,12 +262,6 @@ def _read_csv(path: Path) -> dict[str, np.ndarray]:
         raise ValueError("rows of different lengths")
     columns = np.array(values, float).reshape(len(values), len(names)).T
     return dict(zip(names, columns, strict=True))
-
-
-def _runs(true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """First ids of the runs of true entries of bool [T], and the ids after their last ones."""
-    edges = np.diff(np.concatenate([[0], true.astype(np.int8), [0]]))
-    return np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
 
 
 def _points(viewmats: np.ndarray) -> np.ndarray:

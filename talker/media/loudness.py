@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from talker.clip import SAMPLE_RATE
+from talker.clip import SAMPLE_RATE, runs
 from talker.media.audio import Sound
 
-SLOT = SAMPLE_RATE // 50
+SLOT_RATE = 50  # slots a second
+SLOT = SAMPLE_RATE // SLOT_RATE
 FLOOR = -100.0
 """dBFS of digital silence"""
 ABSOLUTE_GATE, RELATIVE_GATE = -70.0, -10.0
@@ -71,11 +72,9 @@ def pauses(levels: np.ndarray, shortest: float) -> np.ndarray:
 
 def silence_of(quiet: np.ndarray, shortest: float) -> np.ndarray:
     """Fade in and out of the runs of bool [K] that last `shortest` seconds: float32 [K], 0..1."""
-    edges = np.diff(np.concatenate([[0], quiet.astype(np.int8), [0]]))
-    starts, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
     silent = np.zeros(len(quiet), np.float32)
-    for start, end in zip(starts, ends, strict=True):
-        if end - start < shortest * 50:
+    for start, end in zip(*runs(quiet), strict=True):
+        if end - start < shortest * SLOT_RATE:
             continue
         k = np.arange(start, end)
         after = k - start + 1 if start else np.full(len(k), len(quiet))

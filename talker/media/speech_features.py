@@ -17,12 +17,17 @@ from numpy.lib.stride_tricks import sliding_window_view
 from talker.clip import SAMPLE_RATE, SAMPLES_PER_FRAME
 from talker.errors import UserError
 from talker.media.audio import Sound
-from talker.media.loudness import gain_between, pauses, slot_levels, speech_level
+from talker.media.loudness import (
+    SLOT,
+    SLOT_RATE,
+    gain_between,
+    pauses,
+    slot_levels,
+    speech_level,
+)
 from talker.media.speech_encoders import Choice, Encoder
 
-SLOT_RATE = 50  # slots a second; slot k is centred on 10 + 20 k ms
-SLOT = SAMPLE_RATE // SLOT_RATE
-SLOTS_PER_FRAME = 2
+SLOTS_PER_FRAME = 2  # slot k is centred on 10 + 20 k ms
 WINDOW = 16
 CHUNK = 10 * SLOT_RATE
 """slots described at once; networks that average over a piece want pieces of one length"""
@@ -107,17 +112,26 @@ def describe(encoder: Encoder, sound: Sound, gain: float = 1.0) -> Iterator[np.n
     slots = len(sound) // SLOT
     for start in range(0, slots, CHUNK):
         first = (start - CONTEXT) * SLOT
-        piece = gain * _mirrored(sound, first, first + (CHUNK + 2 * CONTEXT) * SLOT)
+        piece = gain * mirrored(sound, first, first + (CHUNK + 2 * CONTEXT) * SLOT)
         rows = encoder.describe(piece, first)
         expected = len(piece) / SAMPLE_RATE * encoder.rate
         if abs(len(rows) - expected) > 2 * encoder.rate / 25:
             raise RuntimeError(f"{encoder.name}: {len(rows)} rows for {expected:.0f}")
         count = min(CHUNK, slots - start)
         centres = (CONTEXT + np.arange(count) + 0.5) / SLOT_RATE
-        position = (centres - encoder.first_centre) * encoder.rate
-        before = np.floor(position + 1e-6).astype(int)
-        weight = (position - before)[:, None].astype(np.float32)
-        yield rows[before] * (1 - weight) + rows[before + 1] * weight
+        yield rows_at(rows, encoder, centres)
+
+
+def rows_at(rows: np.ndarray, encoder: Encoder, seconds: np.ndarray) -> np.ndarray:
+    """Interpolate the encoder's rows [N, D] of a piece at times [K] in it: [K, D].
+
+    Beyond the first and the last row those go on.
+    """
+    position = ((seconds - encoder.first_centre) * encoder.rate).clip(0, len(rows) - 1)
+    before = np.floor(position + 1e-6).astype(int)
+    after = np.minimum(before + 1, len(rows) - 1)
+    weight = (position - before)[:, None].astype(np.float32)
+    return rows[before] * (1 - weight) + rows[after] * weight
 
 
 def fit_statistics(
@@ -289,7 +303,7 @@ def _cut(slots: np.ndarray, count: int) -> np.ndarray:
     return view.swapaxes(1, 2)
 
 
-def _mirrored(sound: Sound, start: int, stop: int) -> np.ndarray:
+def mirrored(sound: Sound, start: int, stop: int) -> np.ndarray:
     """Samples start..stop as float32 in -1..1, mirrored at both ends of the sound."""
     last = len(sound) - 1
     places = np.abs((np.arange(start, stop) + last) % max(2 * last, 1) - last)
