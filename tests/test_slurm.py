@@ -14,33 +14,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 from slurm import Slurm
 
 ROOT = Path(__file__).parent.parent
 SUBJECTS = int(os.environ.get("TALKER_SLURM_SUBJECTS", "20"))
 CLIPS, SEEDS = 2, 2
-SMALL = {
-    "preset": "draft",
-    "subjects": "subjects.tsv",
-    "options": {
-        "frames": {"size": 240},
-        "train": {
-            "image_size": 64,
-            "gaussians": 500,
-            "plane_resolutions": [16],
-            "plane_channels": 8,
-            "features": 16,
-            "hidden": 16,
-            "canonical_steps": 20,
-            "canonical_batch": 1,
-            "deformation_steps": 20,
-            "deformation_batch": 2,
-            "checkpoint_every": 10,
-        },
-        "evaluate": {"shuffles": 1},
-    },
-}
 GPU_RULES = ("train", "render", "evaluate")
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(3600)]
@@ -60,7 +38,7 @@ class Study:
         lines = "".join("\t".join(row) + "\n" for row in rows)
         (folder / "subjects.tsv").write_text(lines)
         (folder / "config").mkdir()
-        (folder / "config/config.yaml").write_text(yaml.safe_dump(SMALL))
+        shutil.copy(ROOT / "tests/smallest.yaml", folder / "config/config.yaml")
 
     def command(self, *args: str) -> list[str]:
         workflow = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile")]
@@ -163,6 +141,7 @@ def test_subjects_on_a_cluster_survive_everything(tmp_path: Path, clips: list[Pa
     kinds = list(itertools.product(range(CLIPS), range(SEEDS)))
     names = {f"s{i}": kinds[i % len(kinds)] for i in range(SUBJECTS - 1)}
     study = Study(tmp_path / "study", clips, names | {"broken": (CLIPS, 0)})
+    # the machine has fewer cores than the nodes claim
     threads = ["--set-threads", *(f"{rule}=1" for rule in (*GPU_RULES, "frames", "layers"))]
     twins = {kind: f"l{i}" for i, kind in enumerate(sorted(set(names.values())))}
     local = Study(tmp_path / "local", clips, {name: kind for kind, name in twins.items()})
