@@ -94,7 +94,7 @@ def main(empty: list[int], dry: list[int], real: list[int]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             workflow(Path(folder), subjects)
             real_subjects(Path(folder), subjects)
-            measure(Path(folder), subjects, {"real stages": []})
+            measure(Path(folder), subjects, {"real stages": [], "real, no-op": []})
 
 
 if __name__ == "__main__":
