@@ -139,6 +139,10 @@ def numbers(metrics: Section) -> Section:
             **{name.replace("_", " "): text for name, text in settings["controls"].items()},
             "detector floor": settings["detector_floor"],
         },
+        "judges": [
+            {"name": name, "avatar": value, "real": metrics["judges"]["real"].get(name)}
+            for name, value in metrics.get("judges", {}).get("avatar", {}).items()
+        ],
         "not_computed": metrics["not_computed"],
         "spread": metrics["controls"]["shuffled_audio"].get("mouth_correlation_sd"),
         "frames": metrics["held_out"]["frames"],
