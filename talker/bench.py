@@ -1,9 +1,10 @@
-"""How fast this machine renders and trains: frames a second, milliseconds by part, peak memory.
+"""How fast this machine renders, trains and speaks: frames a second, milliseconds, peak memory.
 
 talker bench                                      # a made-up subject
 talker bench --data data/me --json bench.json     # a prepared one
 """
 
+import dataclasses
 import json as json_format
 import logging
 import resource
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import cv2
@@ -21,11 +23,17 @@ from torch import Tensor
 
 from talker.avatar.live import LiveAvatar
 from talker.avatar.rasterize import Splats, rasterize
+from talker.clip import SAMPLE_RATE
 from talker.dataset import Dataset, Images
 from talker.files import replacing
 from talker.head.camera import intrinsics, project, viewmats_from_pose
 from talker.head.dense import head_surface
 from talker.head.morphable import MorphableHead
+from talker.media.loudness import slot_levels
+from talker.media.speech_encoders import Choice, load_encoder
+from talker.media.speech_features import describe, fit_statistics
+from talker.speak import Config as SpeakConfig
+from talker.speak import Speaker, measure_latency
 from talker.train import Config as TrainConfig
 from talker.train import Training, compute_loss, pick_device, training_set
 
@@ -51,6 +59,10 @@ class Config:
     """the median of so many runs is told"""
     device: str = "auto"
     """auto, cpu or cuda"""
+    speech: float = 10.0
+    """seconds of sound that is spoken live (talker speak); 0: none"""
+    hop: int = 2
+    """frames that it renders at once"""
 
 
 def made_up_subject(size: int) -> tuple[Dataset, Images]:
@@ -110,6 +122,8 @@ def bench(data: Dataset, images: Images, gaussians: int, config: Config) -> dict
     found["train"]["crop"] = training.subset.size
     found["train"]["memory_gib"] = _memory(device)
     found["render"] = [_render(training, data, size, config) for size in config.render_batches]
+    if config.speech > 0:
+        found["speak"] = _speak(training, data, config)
     return found
 
 
@@ -174,6 +188,36 @@ def _render(training: Training, data: Dataset, size: int, config: Config) -> dic
     return {"batch": size, "frames_per_second": rate, **times, "alpha": covered}
 
 
+def _speak(training: Training, data: Dataset, config: Config) -> dict[str, float]:
+    """Latency and speed of `talker speak` (`measure_latency`), of hummed syllables."""
+    encoder = load_encoder(Choice())
+    time_axis = np.arange(round(config.speech * SAMPLE_RATE)) / SAMPLE_RATE
+    hum = np.sin(2 * np.pi * 150 * time_axis) * np.sin(2 * np.pi * 2 * time_axis) ** 2
+    sound = np.round(8000 * hum).astype(np.int16)
+    slots = np.concatenate(list(describe(encoder, sound)))
+    learned = fit_statistics(
+        slots, slot_levels(sound), encoder, Choice(), data.speech.shape[-1], look_ahead=2, pause=0.3
+    )
+    with TemporaryDirectory() as scratch:
+        if not data.folder.exists():
+            data = dataclasses.replace(data, folder=_layers(Path(scratch), data))
+        parts = training.avatar, data, encoder, learned, SpeakConfig(hop=config.hop)
+        list(Speaker(*parts).hear(sound))  # compiles
+        return measure_latency(Speaker(*parts), sound)
+
+
+def _layers(folder: Path, data: Dataset) -> Path:
+    """A plate and torsos, noise over the lower half, for every frame of a made-up subject."""
+    (folder / "torso_imgs").mkdir()
+    shape = data.height, data.width
+    cv2.imwrite(str(folder / "bc.jpg"), np.full((*shape, 3), 128, np.uint8))
+    torso = np.random.default_rng(0).integers(0, 255, (*shape, 4), np.uint8)
+    torso[..., 3] = np.where(np.arange(data.height) > data.height // 2, 255, 0)[:, None]
+    for i in range(data.frames):
+        cv2.imwrite(str(folder / "torso_imgs" / f"{i}.png"), torso)
+    return folder
+
+
 def _milliseconds(run: Callable[[], object], config: Config) -> float:
     """The median time of `run`, waiting for the GPU."""
 
@@ -233,6 +277,13 @@ def main(*, data: Path | None = None, json: Path | None = None, config: Config =
             *(times["images_per_second"], times["memory_gib"], times["step"], times["deform"]),
             *(times["raster"], times["loss"], times["backward"], times["optimiser"]),
         )
+        if spoken := found.get("speak"):
+            logger.info(
+                "%d Gaussians, %dx%d: speaks %.0f ms after the sound (95 %%; %.0f of them waiting, "
+                "a hop takes %.1f), %.2f s of computing for a second",
+                *(gaussians, dataset.width, dataset.height, spoken["latency_ms_p95"]),
+                *(spoken["waits_ms"], spoken["hop_ms_median"], spoken["real_time_factor"]),
+            )
     if json is not None:
         with replacing(json) as (scratch,):
             record = {"device": name, "image_size": config.image_size, "results": results}
