@@ -35,7 +35,7 @@ from talker.media.speech_features import describe, fit_statistics
 from talker.speak import Config as SpeakConfig
 from talker.speak import Speaker, measure_latency
 from talker.train import Config as TrainConfig
-from talker.train import Training, compute_loss, pick_device, training_set
+from talker.train import Training, pick_device, training_set
 
 logger = logging.getLogger(__name__)
 
@@ -128,28 +128,24 @@ def bench(data: Dataset, images: Images, gaussians: int, config: Config) -> dict
 
 
 def _train(training: Training, config: Config) -> dict[str, Any]:
-    subset, avatar = training.subset, training.avatar
+    subset = training.subset
+    step = _milliseconds(training.advance, config)
     rows = torch.arange(config.train_batch, device=subset.ids.device) % len(subset.ids)
     viewmats, Ks = subset.viewmats[rows], subset.K.expand(len(rows), 3, 3)
     height, width = subset.size
     conditions = training._conditions(rows)
-    tokens = avatar.tokens(conditions.expression, conditions.eye, conditions.pose).detach()
-
-    def deform() -> Splats:
-        return avatar.splats(avatar.shared(), tokens, viewmats)
-
-    splats = Splats(*(part.detach().requires_grad_() for part in deform()))
+    made = training.speak(*conditions, viewmats)
+    splats = Splats(*(part.detach().clone().requires_grad_() for part in made))
     drawn = rasterize(splats, viewmats, Ks, width, height)
-    weights = training.config.weights
+    images = [part.detach().requires_grad_() for part in (drawn.rgb, drawn.alpha)]
 
     def whole() -> None:
         training._chunk(1.0, rows, conditions)
 
-    step = _milliseconds(training.advance, config)
     parts = {
-        "deform": _milliseconds(deform, config),
+        "deform": _milliseconds(lambda: training.speak(*conditions, viewmats), config),
         "raster": _milliseconds(lambda: rasterize(splats, viewmats, Ks, width, height), config),
-        "loss": _milliseconds(lambda: compute_loss(drawn, subset, rows, weights), config),
+        "loss": _milliseconds(lambda: training.judge(*images, rows), config),
         "optimiser": _milliseconds(training.optimiser.step, config),
     }
     forward = parts["deform"] + parts["raster"] + parts["loss"]

@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,14 +20,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from talker.avatar.density import DensityConfig, DensityControl
 from talker.avatar.initialise import initial_gaussians, mean_colours, sample_surface
 from talker.avatar.losses import ssim
 from talker.avatar.model import Avatar, AvatarConfig, as_seen
-from talker.avatar.rasterize import Rasterized, rasterize
+from talker.avatar.rasterize import Rasterized, Splats, rasterize
 from talker.avatar.speech_encoder import speech_context
 from talker.avatar.speech_prior import (
     expression_targets,
@@ -225,9 +225,9 @@ def batch_rows(count: int, batch: int, step: int, seed: int) -> Tensor:
 
 
 def compute_loss(
-    drawn: Rasterized, subset: TrainingSet, rows: Tensor, weights: LossWeights
+    rgb: Tensor, alpha: Tensor, subset: TrainingSet, rows: Tensor, weights: LossWeights
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of a rendered batch and its parts.
+    """The loss of a rendered batch rgb [B, H, W, 3], alpha [B, H, W, 1], and its parts.
 
     The target is the frame inside the head mask and the background outside; alpha is supervised
     directly with the mask, so that Gaussians that only copy the background are pushed away.
@@ -235,7 +235,7 @@ def compute_loss(
     mask = subset.mask[rows, ..., None].float() / 255
     background = subset.background[rows].float() / 255
     target = torch.lerp(background, subset.frame[rows].float() / 255, mask)
-    image = drawn.rgb + (1 - drawn.alpha) * background
+    image = rgb + (1 - alpha) * background
     difference = (image - target).abs()
     height, width = subset.size
     x0, y0, x1, y1 = subset.lips[rows, :, None].unbind(1)
@@ -249,7 +249,7 @@ def compute_loss(
         "l1": difference.mean(),
         "ssim": 1 - ssim(image, target),
         "lips": (difference * inside).sum() / (3 * inside.sum()).clamp_min(1),
-        "alpha": (drawn.alpha - mask).abs().mean(),
+        "alpha": (alpha - mask).abs().mean(),
     }
     total = torch.stack([getattr(weights, name) * part for name, part in parts.items()]).sum()
     return total, parts
@@ -270,6 +270,30 @@ class Conditions(NamedTuple):
     """[B, 12]"""
 
 
+class Speaking(nn.Module):
+    """The network of the deformation stage, from conditions to what is drawn."""
+
+    def __init__(self, avatar: Avatar, learns_speech: bool) -> None:
+        super().__init__()
+        self.avatar, self.learns_speech = avatar, learns_speech
+
+    def forward(
+        self,
+        speech: Tensor,
+        expression: Tensor,
+        tracked: Tensor,
+        eye: Tensor,
+        pose: Tensor,
+        viewmats: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """`Splats` of the fields of `Conditions` and viewmats [B, 4, 4]."""
+        avatar = self.avatar
+        with torch.set_grad_enabled(self.learns_speech and torch.is_grad_enabled()):
+            heard = avatar.speech_encoder(speech)
+        tokens = avatar.tokens(torch.where(tracked, expression, heard), eye, pose)
+        return tuple(avatar.splats(avatar.shared(), tokens, viewmats))
+
+
 class Training:
     """A training run: what a checkpoint holds, and one step of each stage."""
 
@@ -286,6 +310,10 @@ class Training:
         self.density = DensityControl(config.density)
         self.optimiser = self._new_optimiser()
         self.diverged = torch.zeros((), device=subset.frame.device)
+        self.speak: Callable[..., tuple[Tensor, ...]] = Speaking(
+            self.avatar, config.rates.speech > 0
+        )
+        self.judge: Callable[..., tuple[Tensor, ...]] = self._judge
 
     @property
     def stage_steps(self) -> int:
@@ -352,23 +380,50 @@ class Training:
         if conditions is None:
             splats = as_seen(avatar.gaussians(), avatar.canonical["means"].detach(), viewmats)
         else:
-            with torch.set_grad_enabled(self.config.rates.speech > 0):
-                heard = avatar.speech_encoder(conditions.speech)
-            expression = torch.where(conditions.tracked, conditions.expression, heard)
-            tokens = avatar.tokens(expression, conditions.eye, conditions.pose)
-            splats = avatar.splats(avatar.shared(), tokens, viewmats)
+            splats = Splats(*self.speak(*conditions, viewmats))
         height, width = self.subset.size
         return rasterize(splats, viewmats, self.subset.K.expand(len(rows), 3, 3), width, height)
+
+    def _judge(self, rgb: Tensor, alpha: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
+        """The loss, and its parts without gradients in the order of `LossWeights`."""
+        loss, parts = compute_loss(rgb, alpha, self.subset, rows, self.config.weights)
+        return loss, *(parts[f.name].detach() for f in dataclasses.fields(LossWeights))
+
+    def _record(self) -> None:
+        """Have the network and the loss replayed as CUDA graphs from now on.
+
+        Launched one by one their thousand small kernels take Python longer than the GPU.
+        """
+        rows = self._rows()
+        images = (
+            torch.zeros(len(rows), *self.subset.size, n, device=rows.device, requires_grad=True)
+            for n in (3, 1)
+        )
+        recorded: Any = torch.cuda.make_graphed_callables(
+            (self.speak, self.judge),
+            ((*self._conditions(rows), self.subset.viewmats[rows]), (*images, rows)),
+            allow_unused_input=True,
+        )
+        self.speak, self.judge = recorded
 
     def _chunk(
         self, share: float, rows: Tensor, conditions: Conditions | None
     ) -> tuple[list[Tensor], dict[str, Tensor], Rasterized]:
         """Gradients and losses of a part of the batch, times the `share` that it has of it."""
         drawn = self.draw(rows, conditions)
-        loss, parts = compute_loss(drawn, self.subset, rows, self.config.weights)
+        loss, *parts = self.judge(drawn.rgb, drawn.alpha, rows)
         wanted = [*self._parameters(), drawn.means2d]
         gradients = list(torch.autograd.grad(share * loss, wanted))
-        return gradients, {"loss": share * loss, **{k: share * v for k, v in parts.items()}}, drawn
+        names = ["loss", *(f.name for f in dataclasses.fields(LossWeights))]
+        values = (share * value for value in (loss.detach(), *parts))
+        return gradients, dict(zip(names, values, strict=True)), drawn
+
+    def _rows(self) -> Tensor:
+        """The rows of this step's batch."""
+        config, ids = self.config, self.subset.ids
+        canonical = self.stage == "canonical"
+        batch = config.canonical_batch if canonical else config.deformation_batch
+        return batch_rows(len(ids), batch, self.step, config.seed).to(ids.device)
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.optimiser.param_groups for p in group["params"]]
@@ -379,12 +434,12 @@ class Training:
         Raises:
             UserError: a gradient is not a number; nothing was changed.
         """
-        config, subset = self.config, self.subset
-        canonical = self.stage == "canonical"
-        batch = config.canonical_batch if canonical else config.deformation_batch
-        rows = batch_rows(len(subset.ids), batch, self.step, config.seed).to(subset.ids.device)
+        subset, canonical = self.subset, self.stage == "canonical"
+        rows = self._rows()
         conditions = None if canonical else self._conditions(rows)
         size = len(rows) if rows.is_cuda else CPU_CHUNK
+        if rows.is_cuda and not canonical and self.judge == self._judge:
+            self._record()
 
         def work(start: int) -> tuple[list[Tensor], dict[str, Tensor], Rasterized]:
             part = slice(start, start + size)
@@ -392,7 +447,10 @@ class Training:
             return self._chunk(len(rows[part]) / len(rows), rows[part], given)
 
         done = list(self.workers.map(work, range(0, len(rows), size)))
-        *gradients, _ = (torch.stack(g).sum(0) for g in zip(*(d[0] for d in done), strict=True))
+        if len(done) == 1:
+            *gradients, _ = done[0][0]
+        else:
+            *gradients, _ = (torch.stack(g).sum(0) for g in zip(*(d[0] for d in done), strict=True))
         broken = 1 - torch.isfinite(get_total_norm(gradients)).float()
         # Adam leaves everything as it is where this is not zero.
         self.optimiser.found_inf = broken  # pyright: ignore[reportAttributeAccessIssue]

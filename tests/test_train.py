@@ -16,7 +16,6 @@ import torch
 import yaml
 
 from talker.avatar.model import Avatar
-from talker.avatar.rasterize import Rasterized
 from talker.dataset import Dataset
 from talker.errors import UserError
 from talker.train import (
@@ -69,9 +68,10 @@ def test_the_image_comes_closer_to_the_subject(
     canonical = [entry["l1"] for entry in training.log if entry["stage"] == "canonical"]
     rows = torch.arange(0, len(subset.ids), 5)
     start = Training(data, subset, TINY)
-    before = compute_loss(start.draw(rows, None), subset, rows, TINY.weights)[0]
-    conditions = training._conditions(rows)
-    after = compute_loss(training.draw(rows, conditions), subset, rows, TINY.weights)[0]
+    first = start.draw(rows, None)
+    before = compute_loss(first.rgb, first.alpha, subset, rows, TINY.weights)[0]
+    last = training.draw(rows, training._conditions(rows))
+    after = compute_loss(last.rgb, last.alpha, subset, rows, TINY.weights)[0]
     assert after < 0.7 * before
     assert all(np.isfinite(canonical))
 
@@ -82,9 +82,8 @@ def test_alpha_is_supervised_with_a_gradient(subset: TrainingSet) -> None:
     height, width = subset.size
     rgb = torch.rand(2, height, width, 3)
     alpha = torch.full((2, height, width, 1), 0.5, requires_grad=True)
-    drawn = Rasterized(rgb, alpha, means2d=torch.empty(0), radii=torch.empty(0))
     only_alpha = LossWeights(l1=0, ssim=0, lips=0, alpha=1)
-    loss, _ = compute_loss(drawn, subset, rows, only_alpha)
+    loss, _ = compute_loss(rgb, alpha, subset, rows, only_alpha)
     loss.backward()
     head = subset.mask[rows, ..., None] == 255
     outside = subset.mask[rows, ..., None] == 0
@@ -97,9 +96,7 @@ def test_a_perfect_picture_costs_nothing(subset: TrainingSet) -> None:
     rows = torch.arange(3)
     mask = subset.mask[rows, ..., None].float() / 255
     rgb = mask * subset.frame[rows].float() / 255
-    loss, _ = compute_loss(
-        Rasterized(rgb, mask, torch.empty(0), torch.empty(0)), subset, rows, LossWeights()
-    )
+    loss, _ = compute_loss(rgb, mask, subset, rows, LossWeights())
     assert loss < 1e-5
 
 
@@ -213,3 +210,17 @@ def test_killed_training_ends_with_the_same_weights(dataset: Path, tmp_path: Pat
     once_more = subprocess.run(command("killed"), check=True, capture_output=True, text=True)
     assert "going on at step 60 of the deformation stage" in once_more.stderr
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.gpu
+def test_the_gpu_trains_what_the_cpu_trains(data: Dataset, subset: TrainingSet) -> None:
+    """Recorded graphs, fused kernels and gsplat take the steps of plain torch and numba."""
+    config = dataclasses.replace(TINY, speech_noise=0.0, pose_noise=0.0, expression_share=1.0)
+    there = training_set(data, data.images(data.train_ids), torch.device("cuda"))
+    losses = []
+    for part in (subset, there):
+        training = Training(data, part, config)
+        training.next_stage()
+        values = [entry for _ in range(20) if (entry := training.advance())]
+        losses.append([value["loss"] for value in values])
+    assert np.allclose(losses[0], losses[1], rtol=0.02)
