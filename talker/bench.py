@@ -4,7 +4,6 @@ talker bench                                      # a made-up subject
 talker bench --data data/me --json bench.json     # a prepared one
 """
 
-import dataclasses
 import json as json_format
 import logging
 import resource
@@ -13,7 +12,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import cv2
@@ -23,19 +21,19 @@ from torch import Tensor
 
 from talker.avatar.live import LiveAvatar
 from talker.avatar.rasterize import Splats, rasterize
-from talker.clip import SAMPLE_RATE
-from talker.dataset import Dataset, Images
+from talker.avatar.training_set import TrainingSet, training_set
+from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
+from talker.dataset import Dataset
 from talker.files import replacing
 from talker.head.camera import intrinsics, project, viewmats_from_pose
 from talker.head.dense import head_surface
 from talker.head.morphable import MorphableHead
-from talker.media.loudness import slot_levels
 from talker.media.speech_encoders import Choice, load_encoder
-from talker.media.speech_features import describe, fit_statistics
+from talker.media.speech_features import describe_clip
 from talker.speak import Config as SpeakConfig
 from talker.speak import Speaker, measure_latency
 from talker.train import Config as TrainConfig
-from talker.train import Training, pick_device, training_set
+from talker.train import Training, pick_device
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +63,25 @@ class Config:
     """frames that it renders at once"""
 
 
-def made_up_subject(size: int) -> tuple[Dataset, Images]:
+@dataclass(frozen=True)
+class MadeUp(Dataset):
+    """A dataset whose images are made, not read."""
+
+    masks: np.ndarray
+    """uint8 [T, H, W]"""
+
+    def frame(self, i: int) -> np.ndarray:
+        noise = np.random.default_rng(i).integers(0, 255, (self.height // 16, self.width // 16, 3))
+        return cv2.resize(noise.astype(np.uint8), (self.width, self.height))
+
+    def background(self, i: int) -> np.ndarray:
+        return np.full((self.height, self.width, 3), 128, np.uint8)
+
+    def head_mask(self, i: int) -> np.ndarray:
+        return self.masks[i]
+
+
+def made_up_subject(size: int) -> Dataset:
     """A head that turns to and fro before a grey wall, of random colours."""
     rng = np.random.default_rng(0)
     head = MorphableHead.load()
@@ -78,10 +94,8 @@ def made_up_subject(size: int) -> tuple[Dataset, Images]:
     masks = np.zeros((FRAMES, size, size), np.uint8)
     for mask, points in zip(masks, project(vertices, viewmats, K), strict=True):
         cv2.fillConvexPoly(mask, cv2.convexHull(points.round().astype(np.int32)), (255,))
-    noise = rng.integers(0, 255, (FRAMES, size // 16, size // 16, 3), np.uint8)
-    frames = np.stack([cv2.resize(image, (size, size)) for image in noise])
     points68 = project(head.landmarks(head.vertices)[:68], viewmats, K)
-    dataset = Dataset(
+    return MadeUp(
         folder=Path("made-up"),
         height=size,
         width=size,
@@ -97,16 +111,16 @@ def made_up_subject(size: int) -> tuple[Dataset, Images]:
         faces=faces.astype(np.int64),
         train_ids=np.arange(FRAMES),
         val_ids=np.arange(0),
+        masks=masks,
     )
-    return dataset, Images(frames, np.full_like(frames, 128), masks)
 
 
-def bench(data: Dataset, images: Images, gaussians: int, config: Config) -> dict[str, Any]:
+def bench(data: Dataset, subset: TrainingSet, gaussians: int, config: Config) -> dict[str, Any]:
     """The numbers for one size of avatar; milliseconds where nothing else is said."""
-    device = pick_device(config.device)
+    device = subset.ids.device
     training = Training(
         data,
-        training_set(data, images, device),
+        subset,
         TrainConfig(
             image_size=config.image_size,
             gaussians=gaussians,
@@ -133,19 +147,19 @@ def _train(training: Training, config: Config) -> dict[str, Any]:
     rows = torch.arange(config.train_batch, device=subset.ids.device) % len(subset.ids)
     viewmats, Ks = subset.viewmats[rows], subset.K.expand(len(rows), 3, 3)
     height, width = subset.size
-    conditions = training._conditions(rows)
+    conditions, targets = training._conditions(rows), subset.targets(rows)
     made = training.speak(*conditions, viewmats)
     splats = Splats(*(part.detach().clone().requires_grad_() for part in made))
     drawn = rasterize(splats, viewmats, Ks, width, height)
     images = [part.detach().requires_grad_() for part in (drawn.rgb, drawn.alpha)]
 
     def whole() -> None:
-        training._chunk(1.0, rows, conditions)
+        training._chunk(1.0, rows, targets, conditions)
 
     parts = {
         "deform": _milliseconds(lambda: training.speak(*conditions, viewmats), config),
         "raster": _milliseconds(lambda: rasterize(splats, viewmats, Ks, width, height), config),
-        "loss": _milliseconds(lambda: training.judge(*images, rows), config),
+        "loss": _milliseconds(lambda: training.judge(*images, *targets), config),
         "optimiser": _milliseconds(training.optimiser.step, config),
     }
     forward = parts["deform"] + parts["raster"] + parts["loss"]
@@ -186,32 +200,16 @@ def _render(training: Training, data: Dataset, size: int, config: Config) -> dic
 
 def _speak(training: Training, data: Dataset, config: Config) -> dict[str, float]:
     """Latency and speed of `talker speak` (`measure_latency`), of hummed syllables."""
-    encoder = load_encoder(Choice())
-    time_axis = np.arange(round(config.speech * SAMPLE_RATE)) / SAMPLE_RATE
-    hum = np.sin(2 * np.pi * 150 * time_axis) * np.sin(2 * np.pi * 2 * time_axis) ** 2
+    choice = Choice()
+    encoder = load_encoder(choice)
+    frames = round(config.speech * FPS)
+    seconds = np.arange(frames * SAMPLES_PER_FRAME) / SAMPLE_RATE
+    hum = np.sin(2 * np.pi * 150 * seconds) * np.sin(2 * np.pi * 2 * seconds) ** 2
     sound = np.round(8000 * hum).astype(np.int16)
-    slots = np.concatenate(list(describe(encoder, sound)))
-    learned = fit_statistics(
-        slots, slot_levels(sound), encoder, Choice(), data.speech.shape[-1], look_ahead=2, pause=0.3
-    )
-    with TemporaryDirectory() as scratch:
-        if not data.folder.exists():
-            data = dataclasses.replace(data, folder=_layers(Path(scratch), data))
-        parts = training.avatar, data, encoder, learned, SpeakConfig(hop=config.hop)
-        list(Speaker(*parts).hear(sound))  # compiles
-        return measure_latency(Speaker(*parts), sound)
-
-
-def _layers(folder: Path, data: Dataset) -> Path:
-    """A plate and torsos, noise over the lower half, for every frame of a made-up subject."""
-    (folder / "torso_imgs").mkdir()
-    shape = data.height, data.width
-    cv2.imwrite(str(folder / "bc.jpg"), np.full((*shape, 3), 128, np.uint8))
-    torso = np.random.default_rng(0).integers(0, 255, (*shape, 4), np.uint8)
-    torso[..., 3] = np.where(np.arange(data.height) > data.height // 2, 255, 0)[:, None]
-    for i in range(data.frames):
-        cv2.imwrite(str(folder / "torso_imgs" / f"{i}.png"), torso)
-    return folder
+    learned, _ = describe_clip(encoder, choice, sound, frames, data.speech.shape[-1])
+    parts = training.avatar, data, encoder, learned, SpeakConfig(hop=config.hop)
+    list(Speaker(*parts).hear(sound))  # compiles
+    return measure_latency(Speaker(*parts), sound)
 
 
 def _milliseconds(run: Callable[[], object], config: Config) -> float:
@@ -248,15 +246,15 @@ def main(*, data: Path | None = None, json: Path | None = None, config: Config =
         config: options.
     """
     if data is None:
-        dataset, images = made_up_subject(config.image_size)
+        dataset = made_up_subject(config.image_size)
     else:
         dataset = Dataset.load(data, config.image_size)
-        images = dataset.images(dataset.train_ids, "training images")
     device = pick_device(config.device)
+    subset = training_set(dataset, device)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     results = []
     for gaussians in config.gaussians:
-        found = bench(dataset, images, gaussians, config)
+        found = bench(dataset, subset, gaussians, config)
         results.append(found)
         for row in found["render"]:
             logger.info(
