@@ -286,14 +286,14 @@ def speech_faults(folder: Folder) -> Iterator[str]:
         if not path.exists():
             continue
         try:
-            windows = load_array(path)
+            features = load_array(path)
         except UserError as error:
             yield str(error)
             continue
-        if windows.ndim != 3 or windows.shape[:2] != (folder.frames, 16):
-            yield f"{path}: shape {list(windows.shape)}, expected [{folder.frames}, 16, C]"
-        elif not np.isfinite(windows).all():
-            yield f"{path}: features that are no numbers in {_bad_rows(folder, windows)}"
+        if features.ndim != 3 or features.shape[:2] != (folder.frames, 16):
+            yield f"{path}: shape {list(features.shape)}, expected [{folder.frames}, 16, C]"
+        elif not np.isfinite(features).all():
+            yield f"{path}: features that are no numbers in {_bad_rows(folder, features)}"
 
 
 def blink_faults(folder: Folder) -> Iterator[str]:
