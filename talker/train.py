@@ -89,9 +89,9 @@ class Config:
     layers: int = 1
     hidden: int = 128
 
-    canonical_steps: int = 8_000
-    canonical_batch: int = 4
-    deformation_steps: int = 10_000
+    canonical_steps: int = 1_500
+    canonical_batch: int = 8
+    deformation_steps: int = 4_000
     deformation_batch: int = 32
     max_epochs: int = 400
     """a short clip is done when every frame was seen this often in the deformation stage"""
