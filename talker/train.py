@@ -288,11 +288,12 @@ class Training:
         return gradients, dict(zip(("loss", *PARTS), values, strict=False)), drawn
 
     def _rows(self, step: int) -> Tensor:
-        """The rows of a batch of this stage."""
+        """The rows of a batch of this stage, pinned: a copy of others waits for the GPU."""
         config = self.config
         canonical = self.stage == "canonical"
         batch = config.canonical_batch if canonical else config.deformation_batch
-        return batch_rows(len(self.subset.ids), batch, step, config.seed)
+        rows = batch_rows(len(self.subset.ids), batch, step, config.seed)
+        return rows.pin_memory() if self.subset.ids.is_cuda else rows
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.optimiser.param_groups for p in group["params"]]
@@ -304,7 +305,7 @@ class Training:
             UserError: a gradient is not a number; nothing was changed.
         """
         subset, canonical = self.subset, self.stage == "canonical"
-        rows = self._rows(self.step).to(subset.ids.device)
+        rows = self._rows(self.step).to(subset.ids.device, non_blocking=True)
         targets = self.targets(self.step)
         conditions = None if canonical else self._conditions(rows)
         size = len(rows) if rows.is_cuda else CPU_CHUNK

@@ -46,7 +46,7 @@ def compute_loss(
     target = torch.lerp(background, targets.frame.float() / 255, mask)
     image = rgb + (1 - alpha) * background
     difference = image - target
-    apart = difference.abs()
+    apart = difference.abs().sum(-1) / 3
     height, width = mask.shape[1:3]
     x0, y0, x1, y1 = targets.lips[:, :, None].unbind(1)
     columns = torch.arange(width, device=mask.device)
@@ -54,11 +54,11 @@ def compute_loss(
     inside = ((lines >= y0) & (lines < y1))[:, :, None] & ((columns >= x0) & (columns < x1))[
         :, None
     ]
-    inside = inside[..., None].float()
+    inside = inside.float()
     parts = {
         "l1": apart.mean(),
         "ssim": 1 - ssim(image, target),
-        "lips": (apart * inside).sum() / (3 * inside.sum()).clamp_min(1),
+        "lips": (apart * inside).sum() / inside.sum().clamp_min(1),
         "alpha": (alpha - mask).abs().mean(),
     }
     if weights.detail:

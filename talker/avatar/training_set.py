@@ -77,15 +77,16 @@ class TrainingSet:
     def targets(self, rows: Tensor) -> Targets:
         """The images of `rows`, int64 [B] on any device, on the device of `ids`."""
         device, picked = self.ids.device, []
+        there = rows.to(device, non_blocking=True)
         for images in (self.frame, self.background, self.mask):
             if images.device == device:
-                picked.append(images[rows.to(device)])
+                picked.append(images[there])
                 continue
             batch = torch.empty((len(rows), *images.shape[1:]), dtype=torch.uint8, pin_memory=True)
             torch.index_select(images, 0, rows.cpu(), out=batch)
             picked.append(batch.to(device, non_blocking=True))
         frame, background, mask = picked
-        return Targets(frame, background, mask, self.lips[rows.to(device)])
+        return Targets(frame, background, mask, self.lips[there])
 
 
 class Prefetch:
