@@ -3,8 +3,12 @@
 Everything here takes arrays in memory and needs no weights; faces are 68 landmarks in pixels.
 """
 
+from collections.abc import Iterable, Sequence
+
 import cv2
 import numpy as np
+
+from talker.head.flow import Flow, follow_points
 
 PSNR_CEILING = 100.0
 """dB; what identical images score, so that a mean over frames stays finite."""
@@ -15,6 +19,10 @@ OUTER_EYE_CORNERS = 36, 45
 INNER_LIPS_MIDDLE = 62, 66
 MOUTH_CORNERS = 48, 54
 NOSE_TO_CHIN = 27, 8
+STEADY = np.r_[17:36, 36, 39, 42, 45]
+"""Brows, nose and corners of the eyes: they have edges to follow, and speech hardly moves them."""
+LEAST_STEADY = 6
+"""Of these points, followed in both videos, tell the head's motion."""
 
 Box = tuple[int, int, int, int]
 """x0, y0, x1, y1 in pixels, the upper ends excluded."""
@@ -95,6 +103,33 @@ def mouth_distance(landmarks: np.ndarray, truth: np.ndarray) -> np.ndarray:
     mouth, real = landmarks[:, MOUTH], truth[:, MOUTH]
     apart = (mouth - mouth.mean(1, keepdims=True)) - (real - real.mean(1, keepdims=True))
     return np.linalg.norm(apart, axis=-1).mean(-1)
+
+
+def head_flow(
+    images: Iterable[np.ndarray], landmarks: np.ndarray, steps: Sequence[int]
+) -> dict[int, Flow]:
+    """Where the head's `STEADY` points go over some numbers of frames, as the images show it.
+
+    Args:
+        images: N uint8 [H, W, 3].
+        landmarks: [N, 68, 2], pixels; two videos are comparable from the same ones.
+        steps: over how many frames.
+    """
+    return follow_points(images, landmarks[:, STEADY], steps)
+
+
+def head_shake(flow: Flow, truth: Flow) -> np.ndarray:
+    """How far the head's motion in a rendering is off the real one's, pixels: [N - step].
+
+    A head that is rendered with shaking poses moves where the real one does not. For each pair of
+    frames it is the length of the median over the points of the difference of both flows: what the
+    whole head did, not its mimics; nan where fewer than `LEAST_STEADY` points were followed. A
+    constant displacement counts nothing. For white noise of sigma px in x and in y, the RMS is
+    2 sigma at every step.
+    """
+    both = flow.good & truth.good
+    off = np.ma.median(np.ma.masked_where(~np.dstack([both, both]), flow.moved - truth.moved), 1)
+    return np.where(both.sum(1) >= LEAST_STEADY, np.linalg.norm(off.filled(np.nan), axis=1), np.nan)
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
