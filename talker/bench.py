@@ -21,13 +21,14 @@ from torch import Tensor
 
 from talker.avatar.live import LiveAvatar
 from talker.avatar.rasterize import Splats, rasterize
-from talker.dataset import Dataset, Images
+from talker.avatar.training_set import TrainingSet, training_set
+from talker.dataset import Dataset
 from talker.files import replacing
 from talker.head.camera import intrinsics, project, viewmats_from_pose
 from talker.head.dense import head_surface
 from talker.head.morphable import MorphableHead
 from talker.train import Config as TrainConfig
-from talker.train import Training, compute_loss, pick_device, training_set
+from talker.train import Training, pick_device
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,25 @@ class Config:
     """auto, cpu or cuda"""
 
 
-def made_up_subject(size: int) -> tuple[Dataset, Images]:
+@dataclass(frozen=True)
+class MadeUp(Dataset):
+    """A dataset whose images are made, not read."""
+
+    masks: np.ndarray
+    """uint8 [T, H, W]"""
+
+    def frame(self, i: int) -> np.ndarray:
+        noise = np.random.default_rng(i).integers(0, 255, (self.height // 16, self.width // 16, 3))
+        return cv2.resize(noise.astype(np.uint8), (self.width, self.height))
+
+    def background(self, i: int) -> np.ndarray:
+        return np.full((self.height, self.width, 3), 128, np.uint8)
+
+    def head_mask(self, i: int) -> np.ndarray:
+        return self.masks[i]
+
+
+def made_up_subject(size: int) -> Dataset:
     """A head that turns to and fro before a grey wall, of random colours."""
     rng = np.random.default_rng(0)
     head = MorphableHead.load()
@@ -66,10 +85,8 @@ def made_up_subject(size: int) -> tuple[Dataset, Images]:
     masks = np.zeros((FRAMES, size, size), np.uint8)
     for mask, points in zip(masks, project(vertices, viewmats, K), strict=True):
         cv2.fillConvexPoly(mask, cv2.convexHull(points.round().astype(np.int32)), (255,))
-    noise = rng.integers(0, 255, (FRAMES, size // 16, size // 16, 3), np.uint8)
-    frames = np.stack([cv2.resize(image, (size, size)) for image in noise])
     points68 = project(head.landmarks(head.vertices)[:68], viewmats, K)
-    dataset = Dataset(
+    return MadeUp(
         folder=Path("made-up"),
         height=size,
         width=size,
@@ -85,16 +102,16 @@ def made_up_subject(size: int) -> tuple[Dataset, Images]:
         faces=faces.astype(np.int64),
         train_ids=np.arange(FRAMES),
         val_ids=np.arange(0),
+        masks=masks,
     )
-    return dataset, Images(frames, np.full_like(frames, 128), masks)
 
 
-def bench(data: Dataset, images: Images, gaussians: int, config: Config) -> dict[str, Any]:
+def bench(data: Dataset, subset: TrainingSet, gaussians: int, config: Config) -> dict[str, Any]:
     """The numbers for one size of avatar; milliseconds where nothing else is said."""
-    device = pick_device(config.device)
+    device = subset.ids.device
     training = Training(
         data,
-        training_set(data, images, device),
+        subset,
         TrainConfig(
             image_size=config.image_size,
             gaussians=gaussians,
@@ -114,28 +131,24 @@ def bench(data: Dataset, images: Images, gaussians: int, config: Config) -> dict
 
 
 def _train(training: Training, config: Config) -> dict[str, Any]:
-    subset, avatar = training.subset, training.avatar
+    subset = training.subset
+    step = _milliseconds(training.advance, config)
     rows = torch.arange(config.train_batch, device=subset.ids.device) % len(subset.ids)
     viewmats, Ks = subset.viewmats[rows], subset.K.expand(len(rows), 3, 3)
     height, width = subset.size
-    conditions = training._conditions(rows)
-    tokens = avatar.tokens(conditions.expression, conditions.eye, conditions.pose).detach()
-
-    def deform() -> Splats:
-        return avatar.splats(avatar.shared(), tokens, viewmats)
-
-    splats = Splats(*(part.detach().requires_grad_() for part in deform()))
+    conditions, targets = training._conditions(rows), subset.targets(rows)
+    made = training.speak(*conditions, viewmats)
+    splats = Splats(*(part.detach().clone().requires_grad_() for part in made))
     drawn = rasterize(splats, viewmats, Ks, width, height)
-    weights = training.config.weights
+    images = [part.detach().requires_grad_() for part in (drawn.rgb, drawn.alpha)]
 
     def whole() -> None:
-        training._chunk(1.0, rows, conditions)
+        training._chunk(1.0, rows, targets, conditions)
 
-    step = _milliseconds(training.advance, config)
     parts = {
-        "deform": _milliseconds(deform, config),
+        "deform": _milliseconds(lambda: training.speak(*conditions, viewmats), config),
         "raster": _milliseconds(lambda: rasterize(splats, viewmats, Ks, width, height), config),
-        "loss": _milliseconds(lambda: compute_loss(drawn, subset, rows, weights), config),
+        "loss": _milliseconds(lambda: training.judge(*images, *targets), config),
         "optimiser": _milliseconds(training.optimiser.step, config),
     }
     forward = parts["deform"] + parts["raster"] + parts["loss"]
@@ -208,15 +221,15 @@ def main(*, data: Path | None = None, json: Path | None = None, config: Config =
         config: options.
     """
     if data is None:
-        dataset, images = made_up_subject(config.image_size)
+        dataset = made_up_subject(config.image_size)
     else:
         dataset = Dataset.load(data, config.image_size)
-        images = dataset.images(dataset.train_ids, "training images")
     device = pick_device(config.device)
+    subset = training_set(dataset, device)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     results = []
     for gaussians in config.gaussians:
-        found = bench(dataset, images, gaussians, config)
+        found = bench(dataset, subset, gaussians, config)
         results.append(found)
         for row in found["render"]:
             logger.info(

@@ -21,16 +21,16 @@ class LiveAvatar:
             torch.eye(4, device=device).repeat(batch, 1, 1),
         )
         with torch.no_grad():
-            shared = avatar.eval().shared()
+            self.shared = avatar.eval().shared()  # the recording reads it from where it lies
             stream = torch.cuda.Stream(device)
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):  # compiles and allocates before the recording
                 for _ in range(3):
-                    avatar.spoken(shared, *self.inputs)
+                    avatar.spoken(self.shared, *self.inputs)
             torch.cuda.current_stream().wait_stream(stream)
             self.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graph):
-                self.splats = avatar.spoken(shared, *self.inputs)
+                self.splats = avatar.spoken(self.shared, *self.inputs)
 
     @torch.no_grad()
     def __call__(

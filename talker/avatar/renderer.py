@@ -6,7 +6,7 @@ over the plate, or over whatever else stands behind the person.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Protocol
 
@@ -20,7 +20,7 @@ from talker.dataset import Dataset
 from talker.parallel import ordered_map
 
 GPU_WORKERS = 2
-"""One batch is drawn while the next one's images are decoded."""
+"""One batch is drawn while the last one comes back from the GPU."""
 MAX_WORKERS = 8
 
 
@@ -84,21 +84,16 @@ def render_frames(
     with torch.inference_mode():
         shared = avatar.shared()
 
-    def behind(ids: np.ndarray, given: list[np.ndarray]) -> Tensor:
-        """Premultiplied colours, and alpha if transparent, [B, H, W, 3 or 4] in 0..1."""
+    def behind(job: tuple[int, np.ndarray | None]) -> np.ndarray:
+        """Premultiplied colours, and alpha if transparent, uint8 [H, W, 3 or 4]."""
+        i, plate = job
         if transparent:
-            layers = np.stack([dataset.torso(int(i)) for i in ids])
-        elif given:
-            layers = np.stack(
-                [_over(dataset.torso(int(i)), plate) for i, plate in zip(ids, given, strict=True)]
-            )
-        else:
-            layers = np.stack([dataset.background(int(i)) for i in ids])
-        return torch.from_numpy(layers).to(device).float().div(255)
+            return dataset.torso(i)
+        return dataset.background(i) if plate is None else _over(dataset.torso(i), plate)
 
     @torch.inference_mode()
     def render(job: tuple[slice, list[np.ndarray]]) -> np.ndarray:
-        part, given = job
+        part, layers = job
         ids = drive.frames[part]
         eye = dataset.eye[ids] if drive.eye is None else drive.eye[part]
         viewmats = dataset.viewmats[ids] if drive.viewmats is None else drive.viewmats[part]
@@ -120,18 +115,22 @@ def render_frames(
         else:
             rgb, alpha = avatar(speech, *conditions)
         head = torch.cat([rgb, alpha], -1) if transparent else rgb
-        colours = head + (1 - alpha) * behind(ids, given)
+        behind_it = torch.from_numpy(np.stack(layers)).to(device).float().div(255)
+        colours = head + (1 - alpha) * behind_it
         if transparent:
             colours[..., :3] /= colours[..., 3:].clamp_min(1e-6)
         return colours.clamp(0, 1).mul(255).round().byte().cpu().numpy()
 
     def jobs() -> Iterator[tuple[slice, list[np.ndarray]]]:
+        ids = map(int, drive.frames)
+        layers = ordered_map(behind, zip(ids, plates or repeat(None), strict=False), decoders)
         for start in range(0, len(drive), batch):
             part = slice(start, min(start + batch, len(drive)))
-            yield part, list(islice(plates, part.stop - start)) if plates is not None else []
+            yield part, list(islice(layers, part.stop - start))
 
     threads = torch.get_num_threads()
-    workers = GPU_WORKERS if device.type == "cuda" else min(threads, MAX_WORKERS)
+    decoders = min(threads, MAX_WORKERS)
+    workers = GPU_WORKERS if device.type == "cuda" else decoders
     # Whole batches in threads of their own: torch's threads wait for each other at every one of
     # the many small operations (measured: three times the CPU time).
     torch.set_num_threads(1)
