@@ -26,7 +26,7 @@ from talker.clip import SAMPLE_RATE, SAMPLES_PER_FRAME
 from talker.dataset import Dataset
 from talker.errors import UserError
 from talker.files import Output, replacing
-from talker.head.flow import Flow
+from talker.head.flow import Flow, follow_points
 from talker.head.landmarks68 import eye_aspect_ratio, landmarks68
 from talker.judges import frechet_distance, load_judge, perceptual_distance
 from talker.media.audio import WavFile, decode_audio
@@ -156,7 +156,7 @@ class Truth:
             targets=targets.astype(np.uint8),
             landmarks=dataset.landmarks[ids],
             found=find_landmarks(images.frame),
-            flow=m.head_flow(images.frame, dataset.landmarks[ids], list(SHAKE.values())),
+            flow=head_flow(images.frame, dataset.landmarks[ids]),
         )
 
 
@@ -194,12 +194,17 @@ def find_landmarks(images: Iterable[np.ndarray]) -> np.ndarray:
     return np.stack(found) / np.array(scales, np.float32)[:, None, None]
 
 
+def head_flow(images: Iterable[np.ndarray], landmarks: np.ndarray) -> dict[int, Flow]:
+    """Motion of the head's steady points in frames uint8 [H, W, 3], from landmarks [N, 68, 2]."""
+    return follow_points(images, landmarks[:, m.STEADY], list(SHAKE.values()))
+
+
 def measure(images: Iterable[np.ndarray], truth: Truth) -> Measured:
     """Compare rendered frames uint8 [H, W, 3], one for each of `truth`, with the real ones."""
     images = list(images)
     quality = [_image_quality(image, truth, k) for k, image in enumerate(images)]
     found = find_landmarks(images)
-    flow = m.head_flow(images, truth.landmarks, list(SHAKE.values()))
+    flow = head_flow(images, truth.landmarks)
     mouth, real_mouth = (
         _on_time_axis(m.mouth_opening(one), truth.ids) for one in (found, truth.found)
     )
@@ -216,8 +221,9 @@ def measure(images: Iterable[np.ndarray], truth: Truth) -> Measured:
     }
     for name, step in SHAKE.items():
         follows = truth.ids[step:] - truth.ids[:-step] == step
-        off = m.head_shake(flow[step], truth.flow[step])[follows]
-        row[name] = math.sqrt(_finite(off**2))
+        drawn, real = flow[step], truth.flow[step]
+        off = m.head_shake(drawn.moved, real.moved, drawn.good & real.good)
+        row[name] = math.sqrt(_finite(off[follows] ** 2))
     return Measured(row, mouth, _on_time_axis(eye_aspect_ratio(found), truth.ids), found)
 
 

@@ -3,12 +3,8 @@
 Everything here takes arrays in memory and needs no weights; faces are 68 landmarks in pixels.
 """
 
-from collections.abc import Iterable, Sequence
-
 import cv2
 import numpy as np
-
-from talker.head.flow import Flow, follow_points
 
 PSNR_CEILING = 100.0
 """dB; what identical images score, so that a mean over frames stays finite."""
@@ -105,31 +101,22 @@ def mouth_distance(landmarks: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return np.linalg.norm(apart, axis=-1).mean(-1)
 
 
-def head_flow(
-    images: Iterable[np.ndarray], landmarks: np.ndarray, steps: Sequence[int]
-) -> dict[int, Flow]:
-    """Where the head's `STEADY` points go over some numbers of frames, as the images show it.
-
-    Args:
-        images: N uint8 [H, W, 3].
-        landmarks: [N, 68, 2], pixels; two videos are comparable from the same ones.
-        steps: over how many frames.
-    """
-    return follow_points(images, landmarks[:, STEADY], steps)
-
-
-def head_shake(flow: Flow, truth: Flow) -> np.ndarray:
-    """How far the head's motion in a rendering is off the real one's, pixels: [N - step].
+def head_shake(moved: np.ndarray, truth: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """How far the head's motion in a rendering is off the real one's, pixels: [N].
 
     A head that is rendered with shaking poses moves where the real one does not. For each pair of
-    frames it is the length of the median over the points of the difference of both flows: what the
-    whole head did, not its mimics; nan where fewer than `LEAST_STEADY` points were followed. A
-    constant displacement counts nothing. For white noise of sigma px in x and in y, the RMS is
-    2 sigma at every step.
+    frames it is the length of the median over the points of the difference of both motions: what
+    the whole head did, not its mimics. A constant displacement counts nothing. For poses with
+    white noise of sigma px in x and in y, the RMS is 2 sigma between any two frames.
+
+    Args:
+        moved: [N, P, 2] pixels, where optical flow saw the `STEADY` points go in the rendering.
+        truth: the same in the real video, from the same places.
+        seen: bool [N, P], which were followed in both; nan where fewer than `LEAST_STEADY` were.
     """
-    both = flow.good & truth.good
-    off = np.ma.median(np.ma.masked_where(~np.dstack([both, both]), flow.moved - truth.moved), 1)
-    return np.where(both.sum(1) >= LEAST_STEADY, np.linalg.norm(off.filled(np.nan), axis=1), np.nan)
+    hidden = np.broadcast_to(~seen[..., None], moved.shape)
+    off = np.ma.median(np.ma.array(moved - truth, mask=hidden), axis=1).filled(np.nan)
+    return np.where(seen.sum(axis=1) >= LEAST_STEADY, np.linalg.norm(off, axis=1), np.nan)
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:

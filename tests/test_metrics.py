@@ -1,10 +1,13 @@
 """Metrics against their definitions and against shifts, scales and noise of known size."""
 
+from collections.abc import Iterable
+
 import cv2
 import numpy as np
 import pytest
 
 from talker import metrics as m
+from talker.head.flow import follow_points
 
 rng = np.random.default_rng(0)
 
@@ -150,15 +153,23 @@ def scene(frames: int) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([shifted(image, by) for by in path]), points + path[:, None]
 
 
+def shake(
+    images: Iterable[np.ndarray], real: np.ndarray, landmarks: np.ndarray, step: int
+) -> np.ndarray:
+    flow, truth = (
+        follow_points(frames, landmarks[:, m.STEADY], [step])[step] for frames in (images, real)
+    )
+    return m.head_shake(flow.moved, truth.moved, flow.good & truth.good)
+
+
 @pytest.mark.parametrize("sigma", [0.05, 0.2, 1.0])
 @pytest.mark.parametrize("step", [1, 5])
 def test_shaking_is_measured_in_pixels(sigma: float, step: int) -> None:
     real, landmarks = scene(40)
-    shake = np.random.default_rng(1).normal(0, sigma, (40, 2))
-    drawn = [shifted(image, by) for image, by in zip(real, shake, strict=True)]
-    flow, truth = (m.head_flow(images, landmarks, [step])[step] for images in (drawn, real))
-    found = m.head_shake(flow, truth)
-    known = np.linalg.norm(shake[step:] - shake[:-step], axis=1)
+    off = np.random.default_rng(1).normal(0, sigma, (40, 2))
+    drawn = [shifted(image, by) for image, by in zip(real, off, strict=True)]
+    found = shake(drawn, real, landmarks, step)
+    known = np.linalg.norm(off[step:] - off[:-step], axis=1)
     assert np.sqrt((found**2).mean()) == pytest.approx(np.sqrt((known**2).mean()), rel=0.1)
     assert np.corrcoef(found, known)[0, 1] > 0.95
 
@@ -166,12 +177,10 @@ def test_shaking_is_measured_in_pixels(sigma: float, step: int) -> None:
 def test_neither_blur_nor_a_constant_displacement_is_shaking() -> None:
     real, landmarks = scene(20)
     drawn = [cv2.GaussianBlur(shifted(image, np.array([2.3, -1.6])), (0, 0), 2) for image in real]
-    flow, truth = (m.head_flow(images, landmarks, [1])[1] for images in (drawn, real))
-    assert np.sqrt((m.head_shake(flow, truth) ** 2).mean()) < 0.05
+    assert np.sqrt((shake(drawn, real, landmarks, 1) ** 2).mean()) < 0.05
 
 
 def test_a_head_that_is_not_seen_has_no_shaking() -> None:
     real, landmarks = scene(4)
-    flow, truth = (m.head_flow(images, landmarks, [1, 9]) for images in (np.zeros_like(real), real))
-    assert np.isnan(m.head_shake(flow[1], truth[1])).all()
-    assert m.head_shake(flow[9], truth[9]).shape == (0,)
+    assert np.isnan(shake(np.zeros_like(real), real, landmarks, 1)).all()
+    assert shake(real, real, landmarks, 9).shape == (0,)
