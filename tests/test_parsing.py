@@ -165,8 +165,11 @@ def drawn_person() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.clip(image + noise, 0, 255).astype(np.uint8), classes, oval
 
 
-def test_locks_beside_the_neck_are_hair():
+@pytest.mark.parametrize("caption", [0, 30])
+def test_locks_beside_the_neck_are_hair(caption: int):
+    """Also where the lowest rows show no person."""
     image, classes, oval = drawn_person()
+    image[256 - caption :], classes[256 - caption :] = 255, BACKGROUND
     skin = oval.mean(0) + 12 * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
     pose = Pose(np.eye(2, 3), oval, (skin,))
     person = (classes > 0).astype(np.float32)
