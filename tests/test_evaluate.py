@@ -1,13 +1,17 @@
 """The measurement: perfect, late, frozen and faceless avatars score what they deserve."""
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from fake_avatar import FakeAvatar, untrained_avatar
+from test_judges import Colour, Distance, stored
+from test_syncnet import syncnet_weights
 
 from talker import evaluate as stage
 from talker.dataset import Dataset
@@ -162,6 +166,26 @@ def test_the_file_is_plain_json_and_repeatable(
     assert set(content["controls"]) == {"frozen_mouth", "shuffled_audio"}
     assert {"LPIPS", "FID", "Sync-C", "Sync-D", "CSIM"} == set(content["not_computed"])
     assert set(DEFINITIONS) < set(content["held_out"])
+
+
+def test_given_networks_judge(data: Dataset, tmp_path: Path) -> None:
+    """SyncNet hears the first seven frames; the other two stand apart."""
+    weights = {}
+    for option, network in (("lpips", Distance()), ("inception", Colour()), ("identity", Colour())):
+        weights[option] = str(tmp_path / f"{option}.pt")
+        weights[f"{option}_sha256"] = stored(network, Path(weights[option]))
+    weights["syncnet"] = str(tmp_path / "syncnet.model")
+    torch.save(syncnet_weights(), weights["syncnet"])
+    content = Path(weights["syncnet"]).read_bytes()
+    weights["syncnet_sha256"] = hashlib.sha256(content).hexdigest()
+    some = dataclasses.replace(data, val_ids=np.array([*range(60, 67), 70, 71]))
+    results = evaluate(FakeAvatar(some), some, Config(shuffles=1, **weights))
+    assert results["not_computed"] == {}
+    avatar, real = results["judges"]["avatar"], results["judges"]["real"]
+    assert set(avatar) == {"LPIPS", "FID", "CSIM", "Sync-C", "Sync-D", "Sync offset"}
+    assert avatar["LPIPS"] < 0.01
+    assert avatar["CSIM"] == pytest.approx(1, abs=0.01)
+    assert avatar["Sync-D"] == pytest.approx(real["Sync-D"], rel=0.2), "nearly the same picture"
 
 
 def test_an_untrained_avatar_is_measured(dataset: Path, tmp_path: Path) -> None:
