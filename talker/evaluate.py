@@ -26,6 +26,7 @@ from talker.clip import SAMPLE_RATE, SAMPLES_PER_FRAME
 from talker.dataset import Dataset
 from talker.errors import UserError
 from talker.files import Output, replacing
+from talker.head.flow import Flow, follow_points
 from talker.head.landmarks68 import eye_aspect_ratio, landmarks68
 from talker.judges import (
     frechet_distance,
@@ -43,6 +44,9 @@ from talker.sync import Predictor, family_beside, fit_predictor, sync_score
 from talker.syncnet import load_syncnet, sync_distances
 
 logger = logging.getLogger(__name__)
+
+SHAKE = {"head_shake": 1, "head_shake_5": 5}
+"""Frames over which the head's motion is compared."""
 
 MIN_DETECTOR_SIZE = 384
 """Pixels; smaller frames, real and rendered alike, are enlarged before faces are looked for."""
@@ -66,6 +70,10 @@ DEFINITIONS = {
     "frozen, 1 the right amplitude",
     "best_lag_frames": "shift with the highest correlation within 12 frames; positive: the "
     "rendered mouth is late",
+    "head_shake": "px of the rendered size: how far the head's motion from one frame to the next "
+    "is off the real head's (optical flow of brows, nose and eye corners in both videos, the "
+    "median over the points of their difference; RMS over the frames). Shaking poses show here",
+    "head_shake_5": "the same over 5 frames",
     "faces_lost": "rendered frames in which no face was found",
 }
 SYNC = {
@@ -151,6 +159,8 @@ class Truth:
     """float32 [N, 68, 2], the dataset's; they place the boxes"""
     found: np.ndarray
     """float32 [N, 68, 2], as MediaPipe finds them in `frames`, nan where there is no face"""
+    flow: dict[int, Flow]
+    """of the head in `frames`: {step: Flow}"""
 
     @classmethod
     def load(cls, dataset: Dataset, ids: np.ndarray) -> "Truth":
@@ -163,6 +173,7 @@ class Truth:
             targets=targets.astype(np.uint8),
             landmarks=dataset.landmarks[ids],
             found=find_landmarks(images.frame),
+            flow=head_flow(images.frame, dataset.landmarks[ids]),
         )
 
 
@@ -200,16 +211,17 @@ def find_landmarks(images: Iterable[np.ndarray]) -> np.ndarray:
     return np.stack(found) / np.array(scales, np.float32)[:, None, None]
 
 
+def head_flow(images: Iterable[np.ndarray], landmarks: np.ndarray) -> dict[int, Flow]:
+    """Motion of the head's steady points in frames uint8 [H, W, 3], from landmarks [N, 68, 2]."""
+    return follow_points(images, landmarks[:, m.STEADY], list(SHAKE.values()))
+
+
 def measure(images: Iterable[np.ndarray], truth: Truth) -> Measured:
     """Compare rendered frames uint8 [H, W, 3], one for each of `truth`, with the real ones."""
-    quality: list[Row] = []
-
-    def graded() -> Iterator[np.ndarray]:
-        for k, image in enumerate(images):
-            quality.append(_image_quality(image, truth, k))
-            yield image
-
-    found = find_landmarks(graded())
+    images = list(images)
+    quality = [_image_quality(image, truth, k) for k, image in enumerate(images)]
+    found = find_landmarks(images)
+    flow = head_flow(images, truth.landmarks)
     mouth, real_mouth = (
         _on_time_axis(m.mouth_opening(one), truth.ids) for one in (found, truth.found)
     )
@@ -224,6 +236,11 @@ def measure(images: Iterable[np.ndarray], truth: Truth) -> Measured:
         "faces_lost": int(np.isnan(found[:, 0, 0]).sum()),
         "frames": len(found),
     }
+    for name, step in SHAKE.items():
+        follows = truth.ids[step:] - truth.ids[:-step] == step
+        drawn, real = flow[step], truth.flow[step]
+        off = m.head_shake(drawn.moved, real.moved, drawn.good & real.good)
+        row[name] = math.sqrt(_finite(off[follows] ** 2))
     return Measured(row, mouth, _on_time_axis(eye_aspect_ratio(found), truth.ids), found)
 
 

@@ -54,6 +54,14 @@ def test_a_perfect_avatar(results: dict[str, Any]) -> None:
     assert row["best_lag_frames"] == 0
     assert row["frames"] == 60
     assert row["faces_lost"] == 0
+    assert row["head_shake"] < 0.05
+
+
+def test_shaking_poses_are_told(truth: Truth) -> None:
+    """Every second frame a pixel to the side: a pixel of motion too much, from one to the next."""
+    images = truth.frames.copy()
+    images[1::2] = np.roll(images[1::2], 1, axis=2)
+    assert measure(images, truth).row["head_shake"] == pytest.approx(1, abs=0.1)
 
 
 def test_controls_show_a_dead_and_a_deaf_mouth(results: dict[str, Any]) -> None:
@@ -109,9 +117,8 @@ def test_no_face_at_all_is_no_number(truth: Truth) -> None:
     row = measure(np.zeros_like(truth.frames), truth).row
     assert row["faces_lost"] == 60
     assert np.isfinite(row["psnr"])
-    assert all(
-        np.isnan(row[name]) for name in ("lmd_mouth", "mouth_correlation", "mouth_std_ratio")
-    )
+    unknown = "lmd_mouth", "mouth_correlation", "mouth_std_ratio", "head_shake"
+    assert all(np.isnan(row[name]) for name in unknown)
 
 
 def test_frames_that_are_not_held_out_leave_gaps(data: Dataset) -> None:
@@ -119,6 +126,9 @@ def test_frames_that_are_not_held_out_leave_gaps(data: Dataset) -> None:
     results = evaluate(FakeAvatar(some), some, Config(shuffles=1))
     real = results["curves"]["mouth_opening"]["real"]
     assert np.isfinite(real).tolist() == [True, True, False, False, False, True, True]
+    row = results["held_out"]
+    assert np.isfinite(row["head_shake"])
+    assert np.isnan(row["head_shake_5"])
 
 
 def test_the_detector_sees_the_same_at_any_size(truth: Truth) -> None:
