@@ -1,6 +1,7 @@
-"""Measure what the workflow itself costs, with empty stages: the table of docs/scaling.md.
+"""Measure what the workflow costs: the tables of docs/scaling.md.
 
-python scripts/measure_scaling.py 1 10 100 --dry 1000
+python scripts/measure_scaling.py 1 10 100 --dry 1000     the workflow itself, with empty stages
+python scripts/measure_scaling.py --real 100              with real ones, on two seconds of video
 """
 
 import argparse
@@ -25,7 +26,7 @@ done
 
 
 def workflow(folder: Path, subjects: int) -> None:
-    """Copy the workflow, with this many subjects and an empty `talker`."""
+    """Copy the workflow, with a table of this many subjects and an empty video for each."""
     for part in PARTS:
         copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
         copy(ROOT / part, folder / part)
@@ -34,6 +35,10 @@ def workflow(folder: Path, subjects: int) -> None:
         (folder / f"{name}.mp4").touch()
     rows = [f"{name}\t{name}.mp4\n" for name in names]
     (folder / "config/subjects.tsv").write_text("subject\tvideo\n" + "".join(rows))
+
+
+def empty_stages(folder: Path) -> None:
+    """Put a `talker` on the PATH that makes its outputs and nothing else."""
     stage = folder / "bin/talker"
     stage.parent.mkdir()
     stage.write_text(STAGE)
@@ -41,7 +46,7 @@ def workflow(folder: Path, subjects: int) -> None:
 
 
 def snakemake(folder: Path, *args: str) -> tuple[float, float, float]:
-    """Run snakemake; return its wall and CPU seconds and its peak memory in MB."""
+    """Run snakemake; return wall and CPU seconds, its jobs' too, and the highest memory in MB."""
     path = f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     start = time.monotonic()
     process = subprocess.Popen(
@@ -56,23 +61,48 @@ def snakemake(folder: Path, *args: str) -> tuple[float, float, float]:
     return time.monotonic() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
-def main(real: list[int], dry: list[int]) -> None:
-    print("subjects  what        wall s   CPU s  memory MB")
-    for subjects in sorted({*real, *dry}):
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary)
-            workflow(folder, subjects)
-            runs = {"dry run": ["--dry-run"]}
-            if subjects in real:
-                runs |= {"everything": [], "no-op": []}
-            for what, args in runs.items():
-                wall, cpu, memory = snakemake(folder, *args)
-                print(f"{subjects:8}  {what:10}{wall:8.1f}{cpu:8.1f}{memory:11.0f}", flush=True)
+def measure(folder: Path, subjects: int, runs: dict[str, list[str]]) -> None:
+    for what, args in runs.items():
+        wall, cpu, memory = snakemake(folder, *args)
+        print(f"{subjects:8}  {what:16}{wall:8.1f}{cpu:8.1f}{memory:11.0f}", flush=True)
+
+
+def real_subjects(folder: Path, subjects: int) -> None:
+    """Give every subject the same two seconds of a synthetic person."""
+    shutil.copy(ROOT / "tests/smallest.yaml", folder / "config/config.yaml")
+    shutil.move(folder / "config/subjects.tsv", folder / "subjects.tsv")
+    clip = folder / "clip.mp4"
+    command = [
+        *(sys.executable, "-m", "talker", "synthesize", "--video", clip, "--size", "240"),
+        *("--speech", ROOT / "demo/speech.wav", "--timings", ROOT / "demo/timings.json"),
+        *("--truth", folder / "truth.npz", "--frames", "50"),
+    ]
+    subprocess.run(command, check=True, cwd=ROOT)
+    for i in range(subjects):
+        shutil.copy(clip, folder / f"s{i}.mp4")
+
+
+def main(empty: list[int], dry: list[int], real: list[int]) -> None:
+    print("subjects  what              wall s   CPU s  memory MB")
+    plan, everything = {"dry run": ["--dry-run"]}, {"everything": [], "no-op": []}
+    for subjects in sorted({*empty, *dry}):
+        with tempfile.TemporaryDirectory() as folder:
+            workflow(Path(folder), subjects)
+            empty_stages(Path(folder))
+            measure(Path(folder), subjects, plan | (everything if subjects in empty else {}))
+    for subjects in real:
+        with tempfile.TemporaryDirectory() as folder:
+            workflow(Path(folder), subjects)
+            real_subjects(Path(folder), subjects)
+            measure(Path(folder), subjects, {"real stages": [], "real, no-op": []})
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("subjects", type=int, nargs="*", help="run them and then again")
     parser.add_argument("--dry", type=int, nargs="*", default=[], help="only plan these")
+    parser.add_argument(
+        "--real", type=int, nargs="*", default=[], help="with the stages as they are"
+    )
     given = parser.parse_args()
-    main(given.subjects, given.dry)
+    main(given.subjects, given.dry, given.real)

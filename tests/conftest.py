@@ -112,6 +112,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             config.stash[LEFT_OUT].append(f"{len(marked)} tests {name} left out: {reason}")
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """To leave out everything that was asked for is no failure."""
+    nothing = session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED
+    if nothing and session.config.stash.get(LEFT_OUT, []):
+        session.exitstatus = pytest.ExitCode.OK
+
+
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:

@@ -14,33 +14,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 from slurm import Slurm
 
 ROOT = Path(__file__).parent.parent
 SUBJECTS = int(os.environ.get("TALKER_SLURM_SUBJECTS", "20"))
 CLIPS, SEEDS = 2, 2
-SMALL = {
-    "preset": "draft",
-    "subjects": "subjects.tsv",
-    "options": {
-        "frames": {"size": 240},
-        "train": {
-            "image_size": 64,
-            "gaussians": 500,
-            "plane_resolutions": [16],
-            "plane_channels": 8,
-            "features": 16,
-            "hidden": 16,
-            "canonical_steps": 20,
-            "canonical_batch": 1,
-            "deformation_steps": 20,
-            "deformation_batch": 2,
-            "checkpoint_every": 10,
-        },
-        "evaluate": {"shuffles": 1},
-    },
-}
 GPU_RULES = ("train", "render", "evaluate")
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(3600)]
@@ -60,7 +38,7 @@ class Study:
         lines = "".join("\t".join(row) + "\n" for row in rows)
         (folder / "subjects.tsv").write_text(lines)
         (folder / "config").mkdir()
-        (folder / "config/config.yaml").write_text(yaml.safe_dump(SMALL))
+        shutil.copy(ROOT / "tests/smallest.yaml", folder / "config/config.yaml")
 
     def command(self, *args: str) -> list[str]:
         workflow = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile")]
@@ -68,9 +46,13 @@ class Study:
 
     @property
     def environment(self) -> dict[str, str]:
-        # one thread a job: the machine has fewer cores than the nodes claim
         paths = [str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-        return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+        # an empty cache: some jobs compile numba's kernels, at the same time, and others load them
+        cache = str(self.folder / "numba")
+        return os.environ | {
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            "NUMBA_CACHE_DIR": cache,
+        }
 
     def start(self, name: str, *args: str) -> subprocess.Popen[bytes]:
         with open(self.folder / f"{name}.out", "w") as output:
@@ -159,15 +141,13 @@ def test_subjects_on_a_cluster_survive_everything(tmp_path: Path, clips: list[Pa
     kinds = list(itertools.product(range(CLIPS), range(SEEDS)))
     names = {f"s{i}": kinds[i % len(kinds)] for i in range(SUBJECTS - 1)}
     study = Study(tmp_path / "study", clips, names | {"broken": (CLIPS, 0)})
+    # the machine has fewer cores than the nodes claim
     threads = ["--set-threads", *(f"{rule}=1" for rule in (*GPU_RULES, "frames", "layers"))]
     twins = {kind: f"l{i}" for i, kind in enumerate(sorted(set(names.values())))}
     local = Study(tmp_path / "local", clips, {name: kind for kind, name in twins.items()})
-    for _ in range(2):
-        # the process that compiles numba's kernels rounds otherwise than those that load them
-        shutil.rmtree(local.folder / "results", ignore_errors=True)
-        profile = ["--workflow-profile", str(ROOT / "profiles/batch")]
-        driver = local.start("local", "--cores", "2", *profile, *threads)
-        assert driver.wait() == 0, local.said()
+    profile = ["--workflow-profile", str(ROOT / "profiles/batch")]
+    driver = local.start("local", "--cores", "2", *profile, *threads)
+    assert driver.wait() == 0, local.said()
     arguments = [
         *("--workflow-profile", str(ROOT / "profiles/slurm")),
         *("--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "2"),
@@ -195,11 +175,11 @@ def test_subjects_on_a_cluster_survive_everything(tmp_path: Path, clips: list[Pa
         cancelled = on_gpus()[0]
         slurm.ask("scancel", cancelled)
         until(lambda: "Trying to restart" in study.said(), driver, study)
-        until(lambda: reports() >= max(1, (SUBJECTS - 1) // 4), driver, study)
+        until(lambda: reports() >= (SUBJECTS - 1) // 4, driver, study)
         slurm.kill_controller()
         time.sleep(3)
         slurm.start_controller()
-        until(lambda: reports() >= (SUBJECTS - 1) // 2 and on_gpus(), driver, study)
+        until(lambda: reports() >= (SUBJECTS - 1) // 3 and on_gpus(), driver, study)
         os.killpg(driver.pid, signal.SIGKILL)
         driver.wait()
         assert study.start("unlock", "--unlock").wait(120) == 0

@@ -2,6 +2,10 @@
 
 Python threads that drop the GIL rather than numba's parallel loops: half the compile time, and
 neither a forked child nor a second calling thread breaks them.
+
+What a kernel calls is `inlined`, always. A function that is linked instead exists twice, by itself
+and as a copy that LLVM optimised once more within its caller, and rounds differently: the process
+that compiles would run the one, those that load the caller from numba's cache the other.
 """
 
 import os
@@ -15,7 +19,7 @@ from numba import njit
 # no "arcp" and "afn": divisions stay exact. Python's division checks would stop vectorisation.
 FASTMATH = {"reassoc", "nsz", "contract", "nnan", "ninf"}
 kernel = njit(cache=True, nogil=True, error_model="numpy", fastmath=FASTMATH)
-inlined = njit(cache=True, nogil=True, error_model="numpy", fastmath=FASTMATH, forceinline=True)
+inlined = njit(error_model="numpy", fastmath=FASTMATH, forceinline=True)
 
 
 @cache

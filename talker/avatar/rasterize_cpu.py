@@ -46,6 +46,7 @@ MOMENTS = 9  # what a splat gets from a tile: sums of s (1, dx, dy, dx^2, dx dy,
 
 # here NaN must compare as NaN: such a Gaussian is not visible
 precise = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+precise_inlined = njit(error_model="numpy", fastmath={"contract"}, forceinline=True)
 
 
 @inlined
@@ -62,7 +63,7 @@ def _exp2(x):
     return np.int32(np.int64(f32(y).view(np.int32)) + exponent).view(f32)
 
 
-@precise
+@precise_inlined
 def _rotation(quat):
     """Rotation matrix and norm of a quaternion wxyz."""
     norm = np.sqrt(quat[0] ** 2.0 + quat[1] ** 2.0 + quat[2] ** 2.0 + quat[3] ** 2.0)
@@ -75,7 +76,7 @@ def _rotation(quat):
     return rotation, norm
 
 
-@precise
+@precise_inlined
 def _rotate(view, x, y, z):
     return (
         view[0, 0] * x + view[0, 1] * y + view[0, 2] * z,
@@ -84,7 +85,7 @@ def _rotate(view, x, y, z):
     )
 
 
-@precise
+@precise_inlined
 def _clamped(ratio, center, focal, size):
     """x/z kept within the image and a margin, for the Jacobian; and whether it was inside."""
     margin = FRUSTUM_MARGIN * 0.5 * size / focal
@@ -233,7 +234,7 @@ def _project_backward(
             v_means[b, g, j] = view[0, j] * v_x + view[1, j] * v_y + view[2, j] * v_z
 
 
-@kernel
+@inlined
 def _sort(depth_bits, radii, order):
     """Write the indices of the visible Gaussians, near to far, and return their number.
 
@@ -334,7 +335,7 @@ def _touches(u, h, row):
     return row - h * nearest * nearest >= LOG2_ALPHA_MIN
 
 
-@kernel
+@inlined
 def _draw_tile(splats, entries, tile, x0, y0, rgb, alpha, transmittance, last):
     """Draw the entries of one tile, near to far."""
     height, width = last.shape
@@ -388,7 +389,7 @@ def _draw_tile(splats, entries, tile, x0, y0, rgb, alpha, transmittance, last):
             last[y0 + y, x0 + x] = tile[i + LAST]
 
 
-@kernel
+@inlined
 def _draw_tile_backward(
     splats, entries, tile, acc, x0, y0, transmittance, last, v_rgb, v_alpha, sums
 ):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from talker.avatar import losses
-from talker.avatar.kernels import kernel, run
+from talker.avatar.kernels import inlined, kernel, run
 
 f32 = np.float32
 index = np.uint64  # signed indices would be tested for wrap-around in the inner loops
@@ -18,7 +18,7 @@ TAPS = losses.TAPS
 RADIUS = TAPS // 2
 
 
-@kernel
+@inlined
 def _along(window, channels, padded, blurred):
     """Blur a padded row [W C + 2 RADIUS C] along its pixels: [W C]."""
     step = index(channels)

@@ -39,19 +39,21 @@ EXPOSURE = 0.78
 LINEAR = (np.arange(256, dtype=np.float32) / 255) ** np.float32(2.2)
 ENCODED = 255 * ((np.arange(4096, dtype=np.float32) + 0.5) / 4096) ** np.float32(1 / 2.2)
 
+inlined = njit(forceinline=True)  # a linked copy may round otherwise, see talker.avatar.kernels
 
-@njit(cache=True, nogil=True)
+
+@inlined
 def _dot(a, b):
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
-@njit(cache=True, nogil=True)
+@inlined
 def _unit(a):
     scale = 1 / (np.sqrt(_dot(a, a)) + 1e-9)
     return a[0] * scale, a[1] * scale, a[2] * scale
 
 
-@njit(cache=True, nogil=True)
+@inlined
 def _inside(values, face, a, b, c):
     """The vector [V, 3] of `values` at barycentric weights a, b, c of a face."""
     i, j, k = face[0], face[1], face[2]
@@ -62,7 +64,7 @@ def _inside(values, face, a, b, c):
     )
 
 
-@njit(cache=True, nogil=True)
+@inlined
 def _texel(texture, u, v):
     """Bilinear linear-light colour at u, v in 0..1, and the nearest alpha in 0..1."""
     height, width = texture.shape[0], texture.shape[1]
@@ -79,7 +81,7 @@ def _texel(texture, u, v):
     return (red, green, blue), p[3] / 255.0
 
 
-@njit(cache=True, nogil=True)
+@inlined
 def _lit(shadow, to_shadow, point, bias):
     """The lit part, 0..1, of a small and of a wide neighbourhood in the shadow map."""
     x = to_shadow[0, 3] + _dot(to_shadow[0], point)
@@ -97,12 +99,12 @@ def _lit(shadow, to_shadow, point, bias):
     return near / 9, far / 25
 
 
-@njit(cache=True, nogil=True)
+@inlined
 def _halfway(light, view):
     return _unit((light[0] + view[0], light[1] + view[1], light[2] + view[2]))
 
 
-@njit(cache=True, nogil=True)
+@inlined
 def _lobe(cosine, power):
     """A normalised Blinn-Phong highlight for the cosine between normal and half vector."""
     if cosine < 0.5:
@@ -110,7 +112,7 @@ def _lobe(cosine, power):
     return np.exp(power * np.log(cosine)) * (power + 8) / 40
 
 
-@njit(cache=True, nogil=True)
+@inlined
 def _highlight(material, normal, view, edge, gloss, sharp):
     """Reflections of the key and of the fill light."""
     if material == EYES:
@@ -126,7 +128,7 @@ def _highlight(material, normal, view, edge, gloss, sharp):
     return shine, 0.25 * strength * _lobe(_dot(normal, _halfway(FILL, view)), power)
 
 
-@njit(cache=True, nogil=True)
+@inlined
 def _strand(tangent, view, key, sharp):
     """Highlight and diffuse light of hair along `tangent` (Kajiya and Kay 1989)."""
     along = _dot(tangent, _halfway(KEY, view))
