@@ -38,13 +38,13 @@ from talker.gate import (
     sync_curve,
 )
 from talker.head.camera import transform_matrices
+from talker.head.landmarks68 import mouth_opening
 from talker.media.audio import WavFile, decode_audio
 from talker.media.header import image_header
 from talker.media.image import read_image
 from talker.media.masks import COLOURS, HEAD, to_classes
 from talker.media.speech_encoders import Choice, load_encoder
 from talker.media.speech_features import describe_clip, windows
-from talker.metrics import mouth_opening
 
 logger = logging.getLogger(__name__)
 

@@ -27,7 +27,12 @@ from talker.dataset import Dataset
 from talker.errors import UserError
 from talker.files import Output, replacing
 from talker.head.flow import Flow, follow_points
-from talker.head.landmarks68 import eye_aspect_ratio, landmarks68
+from talker.head.landmarks68 import (
+    eye_aspect_ratio,
+    landmarks68,
+    mouth_opening,
+    outer_eye_distance,
+)
 from talker.judges import (
     frechet_distance,
     identity_similarity,
@@ -223,13 +228,13 @@ def measure(images: Iterable[np.ndarray], truth: Truth) -> Measured:
     found = find_landmarks(images)
     flow = head_flow(images, truth.landmarks)
     mouth, real_mouth = (
-        _on_time_axis(m.mouth_opening(one), truth.ids) for one in (found, truth.found)
+        _on_time_axis(mouth_opening(one), truth.ids) for one in (found, truth.found)
     )
     distance = m.mouth_distance(found, truth.found)
     row = {name: _finite([frame[name] for frame in quality]) for name in quality[0]}
     row |= {
         "lmd_mouth": _finite(distance),
-        "lmd_mouth_relative": _finite(distance / m.outer_eye_distance(truth.found)),
+        "lmd_mouth_relative": _finite(distance / outer_eye_distance(truth.found)),
         "mouth_correlation": m.correlation(mouth, real_mouth),
         "mouth_std_ratio": m.std_ratio(mouth, real_mouth),
         "best_lag_frames": m.best_lag(mouth, real_mouth),
@@ -314,7 +319,7 @@ def evaluate(
         "curves": {
             "frames": list(range(first, last + 1)),
             "mouth_opening": {
-                "real": _on_time_axis(m.mouth_opening(truth.found), ids),
+                "real": _on_time_axis(mouth_opening(truth.found), ids),
                 "avatar": true.mouth,
                 "frozen_mouth": frozen.mouth,
                 "shuffled_audio": [one.mouth for one in shuffled],
@@ -429,7 +434,7 @@ def judge(
             "real": sync_score(heard[ids[0] : ids[-1] + 1] if len(ids) else heard[:0], real),
             "avatar": sync_score(predictor.shapes(sound), found),
         },
-        "silence": silence_row(sound, m.mouth_opening(found), dataset),
+        "silence": silence_row(sound, mouth_opening(found), dataset),
         "judges": {"avatar": judged},
         "settings": {"definitions": SYNC | SILENCE},
     }
@@ -441,13 +446,13 @@ def silence_row(sound: np.ndarray, opening: np.ndarray, dataset: Dataset) -> Row
     reach = np.ones(2 * SILENT_MARGIN + 1, bool)
     deep = np.asarray(binary_erosion(silent, reach, border_value=1), bool)
     spoken = ~np.asarray(binary_dilation(silent, reach), bool)
-    recorded = m.mouth_opening(dataset.landmarks[dataset.train_ids])
+    recorded = mouth_opening(dataset.landmarks[dataset.train_ids])
     closed = dataset.train_ids[recorded <= np.quantile(recorded, CLOSED)]
     found = find_landmarks(dataset.frame(int(i)) for i in closed)
     return {
         "silent_frames": int(deep.sum()),
         "opening_silent": _finite(opening[deep]),
-        "opening_closed": _finite(m.mouth_opening(found)),
+        "opening_closed": _finite(mouth_opening(found)),
         "opening_mean": float(recorded.mean()),
         "chatter": _finite(opening[deep], np.std) / _finite(opening[spoken], np.std),
     }

@@ -11,10 +11,6 @@ PSNR_CEILING = 100.0
 SSIM_MARGIN = 5
 """Pixels at each border that the 11-tap window of SSIM cannot be centred on."""
 MOUTH = slice(48, 68)
-OUTER_EYE_CORNERS = 36, 45
-INNER_LIPS_MIDDLE = 62, 66
-MOUTH_CORNERS = 48, 54
-NOSE_TO_CHIN = 27, 8
 STEADY = np.r_[17:36, 36, 39, 42, 45]
 """Brows, nose and corners of the eyes: they have edges to follow, and speech hardly moves them."""
 LEAST_STEADY = 6
@@ -72,23 +68,6 @@ def mouth_box(landmarks: np.ndarray, height: int, width: int) -> Box:
     half = 0.75 * max(x1 - x0, y1 - y0)
     cx, cy = (x0 + x1) / 2, (y0 + y1) / 2
     return _clipped(cx - half, cy - half, cx + half, cy + half, height, width)
-
-
-def mouth_opening(landmarks: np.ndarray) -> np.ndarray:
-    """Distance between the inner lips over that of the outer eye corners: [T, 68, 2] -> [T]."""
-    return _distance(landmarks, *INNER_LIPS_MIDDLE) / outer_eye_distance(landmarks)
-
-
-def mouth_shape(landmarks: np.ndarray) -> np.ndarray:
-    """Opening, width and drop of the jaw over the distance of the outer eye corners: [T, 3]."""
-    parts = (INNER_LIPS_MIDDLE, MOUTH_CORNERS, NOSE_TO_CHIN)
-    lengths = np.stack([_distance(landmarks, *part) for part in parts], axis=1)
-    return lengths / outer_eye_distance(landmarks)[:, None]
-
-
-def outer_eye_distance(landmarks: np.ndarray) -> np.ndarray:
-    """Pixels between the outer corners of the eyes: [T, 68, 2] -> [T]."""
-    return _distance(landmarks, *OUTER_EYE_CORNERS)
 
 
 def mouth_distance(landmarks: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -174,7 +153,3 @@ def _clipped(x0: float, y0: float, x1: float, y1: float, height: int, width: int
         int(np.clip(round(y1), top + 1, height)),
     )
     return left, top, right, bottom
-
-
-def _distance(landmarks: np.ndarray, a: int, b: int) -> np.ndarray:
-    return np.linalg.norm(landmarks[:, a] - landmarks[:, b], axis=-1)

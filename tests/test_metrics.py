@@ -8,6 +8,7 @@ import pytest
 
 from talker import metrics as m
 from talker.head.flow import follow_points
+from talker.head.landmarks68 import mouth_opening
 
 rng = np.random.default_rng(0)
 
@@ -90,8 +91,8 @@ def test_boxes_of_a_face_outside_are_not_empty(far: float) -> None:
 def test_mouth_opening_ignores_size_and_place() -> None:
     faces = np.stack([face(), face()])
     faces[:, 62], faces[:, 66] = (50, 60), (50, 70)
-    np.testing.assert_allclose(m.mouth_opening(faces), 10 / 40)
-    np.testing.assert_allclose(m.mouth_opening(3 * faces - 7), 10 / 40)
+    np.testing.assert_allclose(mouth_opening(faces), 10 / 40)
+    np.testing.assert_allclose(mouth_opening(3 * faces - 7), 10 / 40)
 
 
 def test_mouth_distance_ignores_place_and_measures_shape() -> None:

@@ -17,8 +17,7 @@ from torch import Tensor
 from talker.avatar.speech_prior import expression_targets, rest_expression
 from talker.dataset import Dataset
 from talker.errors import UserError
-from talker.head.landmarks68 import OUTER_LIPS
-from talker.metrics import mouth_opening
+from talker.head.landmarks68 import OUTER_LIPS, mouth_opening
 from talker.progress import progress
 
 CROP_MARGIN = 0.08
