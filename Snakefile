@@ -32,6 +32,7 @@ rule all:
 rule prepare:
     input:
         expand("<data>/{subject}/quality.json", subject=SUBJECTS),
+        expand(rules.speech.output.features, subject=SUBJECTS),
     localrule: True
 
 

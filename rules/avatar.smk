@@ -10,7 +10,6 @@ rule check:
         clip="<data>/{subject}/clip.json",
         images=ancient("<data>/{subject}/ori_imgs"),
         wav="<data>/{subject}/aud.wav",
-        features=rules.speech.output.features,
         landmarks="<data>/{subject}/landmarks.npz",
         masks="<data>/{subject}/parsing",
         au="<data>/{subject}/au.csv",
@@ -37,7 +36,7 @@ rule check:
     params:
         data=lambda wildcards, input: Path(input.clip).parent,
         options=flags("check"),
-        recipe=recipe("check", after=[rules.speech, rules.blink, rules.track, rules.layers]),
+        recipe=recipe("check", after=[rules.audio, rules.blink, rules.track, rules.layers]),
     message:
         "{wildcards.subject}: is the dataset complete and consistent?"
     shell:
@@ -48,6 +47,7 @@ rule check:
 rule train:
     input:
         dataset=rules.check.input,
+        features=rules.speech.output.features,
         quality="<data>/{subject}/quality.json",
     output:
         avatar=directory("<results>/{subject}/avatar"),
@@ -68,7 +68,7 @@ rule train:
         data=lambda wildcards, input: Path(input.quality).parent,
         checkpoints=lambda wildcards, output: Path(output.avatar).with_name("checkpoints"),
         options=flags("train"),
-        recipe=recipe("train", after=[rules.check]),
+        recipe=recipe("train", after=[rules.check, rules.speech]),
     message:
         "{wildcards.subject}: train the avatar (follow it in {log})"
     shell:

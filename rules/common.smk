@@ -201,7 +201,7 @@ if PRESET == "auto":
     if workflow.remote_exec:
         raise WorkflowError("config: preset: name it where jobs run elsewhere (preset=full)")
     PRESET = "full" if shutil.which("nvidia-smi") else "draft"
-GPU = int(PRESET == "full")
+GPU = int(PRESET != "draft")
 OPTIONS = read_yaml(f"../config/presets/{PRESET}.yaml")
 update_config(OPTIONS, config.get("options") or {})
 ENCODER = config.get("encoder", "hama")

@@ -4,6 +4,7 @@
 rule render:
     input:
         dataset=rules.check.input,
+        features=rules.speech.output.features,
         avatar="<results>/{subject}/avatar",
     output:
         video=report(
@@ -39,6 +40,7 @@ rule render:
 rule render_novel:
     input:
         dataset=rules.check.input,
+        features=rules.speech.output.features,
         avatar="<results>/{subject}/avatar",
         speech=rules.novel_speech.output.features,
         wav="<data>/{subject}/novel/{name}/aud.wav",
@@ -77,6 +79,7 @@ rule render_novel:
 rule evaluate:
     input:
         dataset=rules.check.input,
+        features=rules.speech.output.features,
         avatar="<results>/{subject}/avatar",
     output:
         metrics=report(
@@ -112,6 +115,7 @@ rule evaluate:
 rule evaluate_novel:
     input:
         dataset=rules.check.input,
+        features=rules.speech.output.features,
         avatar="<results>/{subject}/avatar",
         video="<results>/{subject}/novel/{name}.mp4",
     output:
@@ -142,6 +146,7 @@ rule evaluate_novel:
 rule report:
     input:
         dataset=rules.check.input,
+        features=rules.speech.output.features,
         avatar="<results>/{subject}/avatar",
         metrics="<results>/{subject}/metrics.json",
         video="<results>/{subject}/val.mp4",

@@ -23,8 +23,9 @@ from talker.avatar.speech_prior import (
     rest_expression,
 )
 from talker.dataset import Dataset
+from talker.head.landmarks68 import mouth_opening
 from talker.media.speech_features import Statistics
-from talker.metrics import correlation, mouth_opening
+from talker.metrics import correlation
 
 
 def compare(data: Dataset, name: str, model: str) -> tuple[float, float]:

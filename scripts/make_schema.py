@@ -20,6 +20,7 @@ from talker.__main__ import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
+PRESETS = ROOT / "config" / "presets"
 SCALARS = {bool: "boolean", int: "integer", float: "number", str: "string", Path: "string"}
 
 
@@ -68,7 +69,7 @@ def config_schema() -> dict[str, Any]:
         "additionalProperties": False,
         "required": ["preset", "subjects"],
         "properties": {
-            "preset": {"enum": ["auto", "draft", "full"]},
+            "preset": {"enum": ["auto", *sorted(path.stem for path in PRESETS.glob("*.yaml"))]},
             "encoder": schema_of(typing.get_type_hints(options_of("speech"))["encoder"]),
             "subjects": {"type": "string", "description": "table of subjects and their videos"},
             "speeches": {"type": "string", "description": "table of speeches for the subjects"},

@@ -1,4 +1,4 @@
-"""How fast this machine renders and trains: frames a second, milliseconds by part, peak memory.
+"""How fast this machine renders, trains and speaks: frames a second, milliseconds, peak memory.
 
 talker bench                                      # a made-up subject
 talker bench --data data/me --json bench.json     # a prepared one
@@ -10,8 +10,9 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import cv2
@@ -21,13 +22,25 @@ from torch import Tensor
 
 from talker.avatar.live import LiveAvatar
 from talker.avatar.rasterize import Splats, rasterize
-from talker.dataset import Dataset, Images
+from talker.avatar.renderer import MAX_WORKERS, Drive, render_frames
+from talker.avatar.training_set import TrainingSet, training_set
+from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
+from talker.dataset import Dataset
 from talker.files import replacing
 from talker.head.camera import intrinsics, project, viewmats_from_pose
 from talker.head.dense import head_surface
 from talker.head.morphable import MorphableHead
+from talker.media.audio import write_wav
+from talker.media.speech_encoders import Choice, load_encoder
+from talker.media.speech_features import describe_clip
+from talker.media.video import video_writer
+from talker.parallel import ordered_map
+from talker.render import Config as RenderConfig
+from talker.render import render
+from talker.speak import Config as SpeakConfig
+from talker.speak import Speaker, measure_latency
 from talker.train import Config as TrainConfig
-from talker.train import Training, compute_loss, pick_device, training_set
+from talker.train import Training, pick_device
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +49,7 @@ FOCAL = 2.4
 DISTANCE = 7.5
 """dm; the head then covers about a third of the image"""
 FRAMES = 64
+VIDEO_FRAMES = 500
 
 
 @dataclass(frozen=True)
@@ -46,14 +60,38 @@ class Config:
     image_size: int = 512
     render_batches: tuple[int, ...] = (1, 128)
     train_batch: int = 32
+    copies: int = 1
+    """how often to take each training frame, as of a longer clip"""
     warm_up: int = 5
     repeats: int = 20
     """the median of so many runs is told"""
     device: str = "auto"
     """auto, cpu or cuda"""
+    speech: float = 10.0
+    """seconds of sound that is spoken live (talker speak); 0: none"""
+    hop: int = 2
+    """frames that it renders at once"""
 
 
-def made_up_subject(size: int) -> tuple[Dataset, Images]:
+@dataclass(frozen=True)
+class MadeUp(Dataset):
+    """A dataset whose images are made, not read."""
+
+    masks: np.ndarray
+    """uint8 [T, H, W]"""
+
+    def frame(self, i: int) -> np.ndarray:
+        noise = np.random.default_rng(i).integers(0, 255, (self.height // 16, self.width // 16, 3))
+        return cv2.resize(noise.astype(np.uint8), (self.width, self.height))
+
+    def background(self, i: int) -> np.ndarray:
+        return np.full((self.height, self.width, 3), 128, np.uint8)
+
+    def head_mask(self, i: int) -> np.ndarray:
+        return self.masks[i]
+
+
+def made_up_subject(size: int) -> Dataset:
     """A head that turns to and fro before a grey wall, of random colours."""
     rng = np.random.default_rng(0)
     head = MorphableHead.load()
@@ -66,10 +104,8 @@ def made_up_subject(size: int) -> tuple[Dataset, Images]:
     masks = np.zeros((FRAMES, size, size), np.uint8)
     for mask, points in zip(masks, project(vertices, viewmats, K), strict=True):
         cv2.fillConvexPoly(mask, cv2.convexHull(points.round().astype(np.int32)), (255,))
-    noise = rng.integers(0, 255, (FRAMES, size // 16, size // 16, 3), np.uint8)
-    frames = np.stack([cv2.resize(image, (size, size)) for image in noise])
     points68 = project(head.landmarks(head.vertices)[:68], viewmats, K)
-    dataset = Dataset(
+    return MadeUp(
         folder=Path("made-up"),
         height=size,
         width=size,
@@ -85,16 +121,16 @@ def made_up_subject(size: int) -> tuple[Dataset, Images]:
         faces=faces.astype(np.int64),
         train_ids=np.arange(FRAMES),
         val_ids=np.arange(0),
+        masks=masks,
     )
-    return dataset, Images(frames, np.full_like(frames, 128), masks)
 
 
-def bench(data: Dataset, images: Images, gaussians: int, config: Config) -> dict[str, Any]:
+def bench(data: Dataset, subset: TrainingSet, gaussians: int, config: Config) -> dict[str, Any]:
     """The numbers for one size of avatar; milliseconds where nothing else is said."""
-    device = pick_device(config.device)
+    device = subset.ids.device
     training = Training(
         data,
-        training_set(data, images, device),
+        subset,
         TrainConfig(
             image_size=config.image_size,
             gaussians=gaussians,
@@ -110,32 +146,31 @@ def bench(data: Dataset, images: Images, gaussians: int, config: Config) -> dict
     found["train"]["crop"] = training.subset.size
     found["train"]["memory_gib"] = _memory(device)
     found["render"] = [_render(training, data, size, config) for size in config.render_batches]
+    found["video"] = _video(training, data)
+    if config.speech > 0:
+        found["speak"] = _speak(training, data, config)
     return found
 
 
 def _train(training: Training, config: Config) -> dict[str, Any]:
-    subset, avatar = training.subset, training.avatar
+    subset = training.subset
+    step = _milliseconds(training.advance, config)
     rows = torch.arange(config.train_batch, device=subset.ids.device) % len(subset.ids)
     viewmats, Ks = subset.viewmats[rows], subset.K.expand(len(rows), 3, 3)
     height, width = subset.size
-    conditions = training._conditions(rows)
-    tokens = avatar.tokens(conditions.expression, conditions.eye, conditions.pose).detach()
-
-    def deform() -> Splats:
-        return avatar.splats(avatar.shared(), tokens, viewmats)
-
-    splats = Splats(*(part.detach().requires_grad_() for part in deform()))
+    conditions, targets = training._conditions(rows), subset.targets(rows)
+    made = training.speak(*conditions, viewmats)
+    splats = Splats(*(part.detach().clone().requires_grad_() for part in made))
     drawn = rasterize(splats, viewmats, Ks, width, height)
-    weights = training.config.weights
+    images = [part.detach().requires_grad_() for part in (drawn.rgb, drawn.alpha)]
 
     def whole() -> None:
-        training._chunk(1.0, rows, conditions)
+        training._chunk(1.0, rows, targets, conditions)
 
-    step = _milliseconds(training.advance, config)
     parts = {
-        "deform": _milliseconds(deform, config),
+        "deform": _milliseconds(lambda: training.speak(*conditions, viewmats), config),
         "raster": _milliseconds(lambda: rasterize(splats, viewmats, Ks, width, height), config),
-        "loss": _milliseconds(lambda: compute_loss(drawn, subset, rows, weights), config),
+        "loss": _milliseconds(lambda: training.judge(*images, *targets), config),
         "optimiser": _milliseconds(training.optimiser.step, config),
     }
     forward = parts["deform"] + parts["raster"] + parts["loss"]
@@ -174,6 +209,49 @@ def _render(training: Training, data: Dataset, size: int, config: Config) -> dic
     return {"batch": size, "frames_per_second": rate, **times, "alpha": covered}
 
 
+def _video(training: Training, data: Dataset) -> dict[str, float]:
+    """Frames a second from the layers on disk to an .mp4 with sound, and of its parts alone."""
+    avatar, ids = training.avatar, data.train_ids[:VIDEO_FRAMES]
+    drive, options = Drive(ids, data.speech, ids), RenderConfig()
+
+    def rate(run: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        run()
+        return len(ids) / (time.perf_counter() - start)
+
+    with TemporaryDirectory() as folder:
+        wav, video = Path(folder, "silence.wav"), Path(folder, "bench.mp4")
+        write_wav(wav, np.zeros(len(ids) * SAMPLES_PER_FRAME, np.int16))
+        frames = list(render_frames(avatar, data, drive, options.batch))
+
+        def encode() -> None:
+            with video_writer(video, wav, options.crf) as write:
+                for frame in frames:
+                    write(frame)
+
+        return {
+            "frames": len(ids),
+            "all": rate(lambda: render(avatar, data, drive, wav, video, options)),
+            "layers": rate(lambda: list(ordered_map(data.background, ids.tolist(), MAX_WORKERS))),
+            "drawn": rate(lambda: list(render_frames(avatar, data, drive, options.batch))),
+            "encoded": rate(encode),
+        }
+
+
+def _speak(training: Training, data: Dataset, config: Config) -> dict[str, float]:
+    """Latency and speed of `talker speak` (`measure_latency`), of hummed syllables."""
+    choice = Choice()
+    encoder = load_encoder(choice)
+    frames = round(config.speech * FPS)
+    seconds = np.arange(frames * SAMPLES_PER_FRAME) / SAMPLE_RATE
+    hum = np.sin(2 * np.pi * 150 * seconds) * np.sin(2 * np.pi * 2 * seconds) ** 2
+    sound = np.round(8000 * hum).astype(np.int16)
+    learned, _ = describe_clip(encoder, choice, sound, frames, data.speech.shape[-1])
+    parts = training.avatar, data, encoder, learned, SpeakConfig(hop=config.hop)
+    list(Speaker(*parts).hear(sound))  # compiles
+    return measure_latency(Speaker(*parts), sound)
+
+
 def _milliseconds(run: Callable[[], object], config: Config) -> float:
     """The median time of `run`, waiting for the GPU."""
 
@@ -196,6 +274,10 @@ def _memory(device: torch.device) -> float:
     """Peak memory, GiB: of the GPU, or of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
+    return _host_memory()
+
+
+def _host_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
@@ -208,15 +290,26 @@ def main(*, data: Path | None = None, json: Path | None = None, config: Config =
         config: options.
     """
     if data is None:
-        dataset, images = made_up_subject(config.image_size)
+        dataset = made_up_subject(config.image_size)
     else:
         dataset = Dataset.load(data, config.image_size)
-        images = dataset.images(dataset.train_ids, "training images")
+    dataset = replace(dataset, train_ids=np.tile(dataset.train_ids, config.copies))
     device = pick_device(config.device)
+    start = time.perf_counter()
+    subset = training_set(dataset, device)
+    begun = {
+        "frames": len(subset.ids),
+        "seconds": time.perf_counter() - start,
+        "host_memory_gib": _host_memory(),
+    }
+    logger.info(
+        "%d training frames ready after %.1f s, %.1f GiB of host memory at most",
+        *(begun["frames"], begun["seconds"], begun["host_memory_gib"]),
+    )
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     results = []
     for gaussians in config.gaussians:
-        found = bench(dataset, images, gaussians, config)
+        found = bench(dataset, subset, gaussians, config)
         results.append(found)
         for row in found["render"]:
             logger.info(
@@ -233,7 +326,25 @@ def main(*, data: Path | None = None, json: Path | None = None, config: Config =
             *(times["images_per_second"], times["memory_gib"], times["step"], times["deform"]),
             *(times["raster"], times["loss"], times["backward"], times["optimiser"]),
         )
+        logger.info(
+            "%d Gaussians, %dx%d: %.0f frames/s into an .mp4; alone: %.0f layers, %.0f drawn over "
+            "them, %.0f encoded",
+            *(gaussians, dataset.width, dataset.height),
+            *(found["video"][part] for part in ("all", "layers", "drawn", "encoded")),
+        )
+        if spoken := found.get("speak"):
+            logger.info(
+                "%d Gaussians, %dx%d: speaks %.0f ms after the sound (95 %%; %.0f of them waiting, "
+                "a hop takes %.1f), %.2f s of computing for a second",
+                *(gaussians, dataset.width, dataset.height, spoken["latency_ms_p95"]),
+                *(spoken["waits_ms"], spoken["hop_ms_median"], spoken["real_time_factor"]),
+            )
     if json is not None:
         with replacing(json) as (scratch,):
-            record = {"device": name, "image_size": config.image_size, "results": results}
+            record = {
+                "device": name,
+                "image_size": config.image_size,
+                "start": begun,
+                "results": results,
+            }
             scratch.write_text(json_format.dumps(record, indent=2) + "\n")

@@ -38,10 +38,13 @@ from talker.gate import (
     sync_curve,
 )
 from talker.head.camera import transform_matrices
+from talker.head.landmarks68 import mouth_opening
+from talker.media.audio import WavFile, decode_audio
 from talker.media.header import image_header
 from talker.media.image import read_image
 from talker.media.masks import COLOURS, HEAD, to_classes
-from talker.metrics import mouth_opening
+from talker.media.speech_encoders import Choice, load_encoder
+from talker.media.speech_features import describe_clip, windows
 
 logger = logging.getLogger(__name__)
 
@@ -278,21 +281,19 @@ def sound_faults(folder: Folder) -> Iterator[str]:
 
 
 def speech_faults(folder: Folder) -> Iterator[str]:
-    """The speech features of at least one encoder have a window for each frame."""
-    paths = [speech_file(folder.path, name) for name in ENCODERS]
-    present = [path for path in paths if path.exists()]
-    if not present:
-        yield f"{paths[0]}: missing; `talker speech` writes it"
-    for path in present:
+    """The speech features that are there have a window for each frame."""
+    for path in {speech_file(folder.path, name): None for name in ENCODERS}:
+        if not path.exists():
+            continue
         try:
-            windows = load_array(path)
+            features = load_array(path)
         except UserError as error:
             yield str(error)
             continue
-        if windows.ndim != 3 or windows.shape[:2] != (folder.frames, 16):
-            yield f"{path}: shape {list(windows.shape)}, expected [{folder.frames}, 16, C]"
-        elif not np.isfinite(windows).all():
-            yield f"{path}: features that are no numbers in {_bad_rows(folder, windows)}"
+        if features.ndim != 3 or features.shape[:2] != (folder.frames, 16):
+            yield f"{path}: shape {list(features.shape)}, expected [{folder.frames}, 16, C]"
+        elif not np.isfinite(features).all():
+            yield f"{path}: features that are no numbers in {_bad_rows(folder, features)}"
 
 
 def blink_faults(folder: Folder) -> Iterator[str]:
@@ -427,7 +428,6 @@ def quality(folder: Folder) -> dict[str, Any]:
     closing = au45 > BLINK
     tracking = tracking_facts(folder)
     other_shots = tracking["rejected"].get("another shot", 0)
-    speech = [name for name in ENCODERS if speech_file(folder.path, name).exists()]
     return {
         "frames": folder.frames,
         "seconds": folder.frames / FPS,
@@ -443,12 +443,26 @@ def quality(folder: Folder) -> dict[str, Any]:
         "rival_percent": rival_share(folder),
         "blinks": int((closing[1:] & ~closing[:-1]).sum() + closing[0]),
         "blink_range": float(np.ptp(au45)),
-        **mouth_facts(
-            mouth_opening(landmarks), valid, load_array(speech_file(folder.path, speech[0]))
-        ),
+        **mouth_facts(mouth_opening(landmarks), valid, spoken(folder)),
         "background_change_percent": background_share(folder),
-        "speech": speech,
     }
+
+
+def spoken(folder: Folder) -> np.ndarray:
+    """Speech windows [T, 16, C] of the default encoder, whichever drives the avatar.
+
+    So the limits mean the same for all, and another encoder needs no other verdict.
+    """
+    path = folder.path / "aud.wav"
+    if folder.own:
+        sound = WavFile(path)
+    else:
+        samples = folder.frames * SAMPLES_PER_FRAME
+        sound = decode_audio(path)[:samples]
+        sound = np.pad(sound, (0, samples - len(sound)))
+    choice = Choice()
+    learned, slots = describe_clip(load_encoder(choice), choice, sound, folder.train_frames)
+    return np.concatenate(list(windows([slots], learned.look_ahead)))
 
 
 def tracking_facts(folder: Folder) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import json
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -128,10 +129,13 @@ class Dataset:
     def background(self, i: int) -> np.ndarray:
         """What lies behind the head in frame i: the torso over the plate, uint8 [H, W, 3]."""
         torso = read_image(_image(self.folder, f"torso_imgs/{i}.png"))
-        plate = read_image(self.folder / "bc.jpg")
         alpha = torso[..., 3:].astype(np.uint16)
-        blend = (torso[..., :3] * alpha + plate * (255 - alpha) + 127) // 255
+        blend = (torso[..., :3] * alpha + self._plate * (255 - alpha) + 127) // 255
         return self._scaled(blend.astype(np.uint8))
+
+    @cached_property
+    def _plate(self) -> np.ndarray:
+        return read_image(self.folder / "bc.jpg")
 
     def torso(self, i: int) -> np.ndarray:
         """The torso alone, premultiplied RGBA uint8 [H, W, 4]."""

@@ -26,17 +26,32 @@ from talker.clip import SAMPLE_RATE, SAMPLES_PER_FRAME
 from talker.dataset import Dataset
 from talker.errors import UserError
 from talker.files import Output, replacing
-from talker.head.landmarks68 import eye_aspect_ratio, landmarks68
-from talker.judges import frechet_distance, load_judge, perceptual_distance
-from talker.media.audio import WavFile, decode_audio
+from talker.head.flow import Flow, follow_points
+from talker.head.landmarks68 import (
+    eye_aspect_ratio,
+    landmarks68,
+    mouth_opening,
+    outer_eye_distance,
+)
+from talker.judges import (
+    frechet_distance,
+    identity_similarity,
+    load_judge,
+    perceptual_distance,
+)
+from talker.media.audio import Sound, WavFile, decode_audio
 from talker.media.loudness import pauses, slot_levels
 from talker.media.mediapipe import track_meshes
 from talker.media.speech_features import SLOTS_PER_FRAME
 from talker.media.video import frame_count, probe, read_frames
 from talker.progress import progress
 from talker.sync import Predictor, family_beside, fit_predictor, sync_score
+from talker.syncnet import load_syncnet, sync_distances
 
 logger = logging.getLogger(__name__)
+
+SHAKE = {"head_shake": 1, "head_shake_5": 5}
+"""Frames over which the head's motion is compared."""
 
 MIN_DETECTOR_SIZE = 384
 """Pixels; smaller frames, real and rendered alike, are enlarged before faces are looked for."""
@@ -60,6 +75,10 @@ DEFINITIONS = {
     "frozen, 1 the right amplitude",
     "best_lag_frames": "shift with the highest correlation within 12 frames; positive: the "
     "rendered mouth is late",
+    "head_shake": "px of the rendered size: how far the head's motion from one frame to the next "
+    "is off the real head's (optical flow of brows, nose and eye corners in both videos, the "
+    "median over the points of their difference; RMS over the frames). Shaking poses show here",
+    "head_shake_5": "the same over 5 frames",
     "faces_lost": "rendered frames in which no face was found",
 }
 SYNC = {
@@ -93,13 +112,18 @@ CONTROLS = {
 FLOOR = (
     "the real frames halved and enlarged again, measured like a rendering: the detector's own noise"
 )
-NOT_COMPUTED = {
-    "LPIPS": "needs a network: option lpips",
-    "FID": "needs a network: option inception",
-    "Sync-C": "needs SyncNet weights",
-    "Sync-D": "needs SyncNet weights",
-    "CSIM": "needs ArcFace weights",
+JUDGES = {
+    "LPIPS": (
+        "lpips",
+        "the rendered head over the torso and plate of the real frame against the "
+        "real head over the same; mean over frames",
+    ),
+    "FID": ("inception", "the same two sets of frames"),
+    "CSIM": ("identity", "cosine of the rendered and the real face's identity, mean over frames"),
+    "Sync-C": ("syncnet", "SyncNet's confidence over the longest unbroken stretch"),
+    "Sync-D": ("syncnet", "SyncNet's distance there"),
 }
+"""Metrics by a network that the user gives: the option that names it, what they measure."""
 
 Row = dict[str, float]
 
@@ -118,6 +142,12 @@ class Config:
     inception: str = ""
     """TorchScript file of Inception's features, for FID; empty: not computed"""
     inception_sha256: str = ""
+    identity: str = ""
+    """TorchScript file of a face recogniser (ArcFace), for CSIM; empty: not computed"""
+    identity_sha256: str = ""
+    syncnet: str = ""
+    """weights of SyncNet (syncnet_v2.model), for Sync-C and Sync-D; empty: not computed"""
+    syncnet_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -134,6 +164,8 @@ class Truth:
     """float32 [N, 68, 2], the dataset's; they place the boxes"""
     found: np.ndarray
     """float32 [N, 68, 2], as MediaPipe finds them in `frames`, nan where there is no face"""
+    flow: dict[int, Flow]
+    """of the head in `frames`: {step: Flow}"""
 
     @classmethod
     def load(cls, dataset: Dataset, ids: np.ndarray) -> "Truth":
@@ -146,6 +178,7 @@ class Truth:
             targets=targets.astype(np.uint8),
             landmarks=dataset.landmarks[ids],
             found=find_landmarks(images.frame),
+            flow=head_flow(images.frame, dataset.landmarks[ids]),
         )
 
 
@@ -183,30 +216,36 @@ def find_landmarks(images: Iterable[np.ndarray]) -> np.ndarray:
     return np.stack(found) / np.array(scales, np.float32)[:, None, None]
 
 
+def head_flow(images: Iterable[np.ndarray], landmarks: np.ndarray) -> dict[int, Flow]:
+    """Motion of the head's steady points in frames uint8 [H, W, 3], from landmarks [N, 68, 2]."""
+    return follow_points(images, landmarks[:, m.STEADY], list(SHAKE.values()))
+
+
 def measure(images: Iterable[np.ndarray], truth: Truth) -> Measured:
     """Compare rendered frames uint8 [H, W, 3], one for each of `truth`, with the real ones."""
-    quality: list[Row] = []
-
-    def graded() -> Iterator[np.ndarray]:
-        for k, image in enumerate(images):
-            quality.append(_image_quality(image, truth, k))
-            yield image
-
-    found = find_landmarks(graded())
+    images = list(images)
+    quality = [_image_quality(image, truth, k) for k, image in enumerate(images)]
+    found = find_landmarks(images)
+    flow = head_flow(images, truth.landmarks)
     mouth, real_mouth = (
-        _on_time_axis(m.mouth_opening(one), truth.ids) for one in (found, truth.found)
+        _on_time_axis(mouth_opening(one), truth.ids) for one in (found, truth.found)
     )
     distance = m.mouth_distance(found, truth.found)
     row = {name: _finite([frame[name] for frame in quality]) for name in quality[0]}
     row |= {
         "lmd_mouth": _finite(distance),
-        "lmd_mouth_relative": _finite(distance / m.outer_eye_distance(truth.found)),
+        "lmd_mouth_relative": _finite(distance / outer_eye_distance(truth.found)),
         "mouth_correlation": m.correlation(mouth, real_mouth),
         "mouth_std_ratio": m.std_ratio(mouth, real_mouth),
         "best_lag_frames": m.best_lag(mouth, real_mouth),
         "faces_lost": int(np.isnan(found[:, 0, 0]).sum()),
         "frames": len(found),
     }
+    for name, step in SHAKE.items():
+        follows = truth.ids[step:] - truth.ids[:-step] == step
+        drawn, real = flow[step], truth.flow[step]
+        off = m.head_shake(drawn.moved, real.moved, drawn.good & real.good)
+        row[name] = math.sqrt(_finite(off[follows] ** 2))
     return Measured(row, mouth, _on_time_axis(eye_aspect_ratio(found), truth.ids), found)
 
 
@@ -226,13 +265,7 @@ def evaluate(
             f"{dataset.folder / 'transforms_val.json'}: holds no usable frame, so there is "
             "nothing to measure on; use a longer clip"
         )
-    judges: dict[str, tuple[Callable[..., float], Any]] = {}
-    if config.lpips:
-        judge = load_judge(Path(config.lpips), config.lpips_sha256)
-        judges["LPIPS"] = perceptual_distance, judge
-    if config.inception:
-        judge = load_judge(Path(config.inception), config.inception_sha256)
-        judges["FID"] = frechet_distance, judge
+    networks = load_networks(config)
     truth = Truth.load(dataset, ids)
 
     def driven(name: str, windows: np.ndarray, heard: np.ndarray) -> Measured:
@@ -248,16 +281,19 @@ def evaluate(
         for k, turn in enumerate(turns, 1)
     ]
     floor = measure(map(_halved, truth.frames), truth)
-    judged: Row = {}
-    if judges:
+    sound = WavFile(dataset.folder / "aud.wav")
+    judged: dict[str, Row] = {}
+    if networks:
         drive = Drive(ids, dataset.speech, ids)
-        rendered = list(render_frames(avatar, dataset, drive, config.batch))
-        for name, (score, judge) in judges.items():
-            judged[name] = score(judge, rendered, list(truth.targets))
+        rendered = np.stack(list(render_frames(avatar, dataset, drive, config.batch)))
+        judged = {
+            "avatar": judge_frames(networks, rendered, true.found, truth)
+            | judge_sync(networks, rendered, true.found, ids, sound),
+            "real": judge_sync(networks, truth.frames, truth.found, ids, sound),
+        }
     first, last = int(ids[0]), int(ids[-1])
     family = family_beside(encoder)
-    predicted = fit_predictor(dataset, family).shapes(WavFile(dataset.folder / "aud.wav"))
-    predicted = predicted[first : last + 1]
+    predicted = fit_predictor(dataset, family).shapes(sound)[first : last + 1]
     sync = {
         name: sync_score(predicted, _on_time_axis(found, ids))
         for name, found in (("real", truth.found), ("avatar", true.found))
@@ -268,7 +304,7 @@ def evaluate(
         "detector_floor": floor.row,
         "sync": {"features": family, **sync},
         "judges": judged,
-        "not_computed": {name: why for name, why in NOT_COMPUTED.items() if name not in judged},
+        "not_computed": not_computed(networks),
         "settings": {
             "height": dataset.height,
             "width": dataset.width,
@@ -278,11 +314,12 @@ def evaluate(
             "controls": CONTROLS,
             "detector_floor": FLOOR,
             "sync": SYNC,
+            "judges": {name: text for name, (_, text) in JUDGES.items()},
         },
         "curves": {
             "frames": list(range(first, last + 1)),
             "mouth_opening": {
-                "real": _on_time_axis(m.mouth_opening(truth.found), ids),
+                "real": _on_time_axis(mouth_opening(truth.found), ids),
                 "avatar": true.mouth,
                 "frozen_mouth": frozen.mouth,
                 "shuffled_audio": [one.mouth for one in shuffled],
@@ -293,6 +330,60 @@ def evaluate(
             },
         },
     }
+
+
+def load_networks(config: Config) -> dict[str, Any]:
+    """The networks that the options name, by option.
+
+    Raises:
+        UserError: a file is missing, or is not what its sha256 says, or no such network.
+    """
+    loaders = {
+        "lpips": load_judge,
+        "inception": load_judge,
+        "identity": load_judge,
+        "syncnet": load_syncnet,
+    }
+    return {
+        option: load(Path(path), getattr(config, f"{option}_sha256"))
+        for option, load in loaders.items()
+        if (path := getattr(config, option))
+    }
+
+
+def not_computed(networks: dict[str, Any]) -> dict[str, str]:
+    """Which of `JUDGES` cannot judge, and why."""
+    return {
+        name: f"needs a network: option {option}"
+        for name, (option, _) in JUDGES.items()
+        if option not in networks
+    }
+
+
+def judge_frames(
+    networks: dict[str, Any], rendered: np.ndarray, found: np.ndarray, truth: Truth
+) -> Row:
+    """LPIPS, FID and CSIM of N frames uint8 [N, H, W, 3] with landmarks [N, 68, 2]."""
+    row: Row = {}
+    if network := networks.get("lpips"):
+        row["LPIPS"] = perceptual_distance(network, rendered, truth.targets)
+    if network := networks.get("inception"):
+        row["FID"] = frechet_distance(network, rendered, truth.targets)
+    if network := networks.get("identity"):
+        row["CSIM"] = identity_similarity(network, rendered, found, truth.frames, truth.found)
+    return row
+
+
+def judge_sync(
+    networks: dict[str, Any], images: np.ndarray, found: np.ndarray, ids: np.ndarray, sound: Sound
+) -> Row:
+    """Sync-C and Sync-D of the longest unbroken stretch of the frames `ids` [N]."""
+    if "syncnet" not in networks:
+        return {}
+    pieces = np.split(np.arange(len(ids)), np.flatnonzero(np.diff(ids) != 1) + 1)
+    part = max(pieces, key=len)
+    heard = sound[ids[part[0]] * SAMPLES_PER_FRAME : (ids[part[-1]] + 1) * SAMPLES_PER_FRAME]
+    return sync_distances(networks["syncnet"], images[part], found[part], heard)
 
 
 def table(results: dict[str, Any]) -> str:
@@ -311,8 +402,12 @@ def table(results: dict[str, Any]) -> str:
     )
 
 
-def judge(video: Path, dataset: Dataset, predictor: Predictor) -> dict[str, Any]:
+def judge(
+    video: Path, dataset: Dataset, predictor: Predictor, networks: dict[str, Any]
+) -> dict[str, Any]:
     """Sync score of a video's mouth and sound, and what its mouth does in silence.
+
+    Of the `networks` only SyncNet can judge it.
 
     Raises:
         UserError: the video cannot be read, or has no sound.
@@ -327,6 +422,9 @@ def judge(video: Path, dataset: Dataset, predictor: Predictor) -> dict[str, Any]
     ids = dataset.val_ids
     real = _on_time_axis(dataset.landmarks[ids], ids) if len(ids) else np.empty((0, 68, 2))
     heard = predictor.shapes(WavFile(dataset.folder / "aud.wav"))
+    judged: Row = {}
+    if network := networks.get("syncnet"):
+        judged = sync_distances(network, read_frames(video, source), found, sound)
     return {
         "frames": len(found),
         "seconds_of_sound": len(sound) / SAMPLE_RATE,
@@ -336,7 +434,8 @@ def judge(video: Path, dataset: Dataset, predictor: Predictor) -> dict[str, Any]
             "real": sync_score(heard[ids[0] : ids[-1] + 1] if len(ids) else heard[:0], real),
             "avatar": sync_score(predictor.shapes(sound), found),
         },
-        "silence": silence_row(sound, m.mouth_opening(found), dataset),
+        "silence": silence_row(sound, mouth_opening(found), dataset),
+        "judges": {"avatar": judged},
         "settings": {"definitions": SYNC | SILENCE},
     }
 
@@ -347,13 +446,13 @@ def silence_row(sound: np.ndarray, opening: np.ndarray, dataset: Dataset) -> Row
     reach = np.ones(2 * SILENT_MARGIN + 1, bool)
     deep = np.asarray(binary_erosion(silent, reach, border_value=1), bool)
     spoken = ~np.asarray(binary_dilation(silent, reach), bool)
-    recorded = m.mouth_opening(dataset.landmarks[dataset.train_ids])
+    recorded = mouth_opening(dataset.landmarks[dataset.train_ids])
     closed = dataset.train_ids[recorded <= np.quantile(recorded, CLOSED)]
     found = find_landmarks(dataset.frame(int(i)) for i in closed)
     return {
         "silent_frames": int(deep.sum()),
         "opening_silent": _finite(opening[deep]),
-        "opening_closed": _finite(m.mouth_opening(found)),
+        "opening_closed": _finite(mouth_opening(found)),
         "opening_mean": float(recorded.mean()),
         "chatter": _finite(opening[deep], np.std) / _finite(opening[spoken], np.std),
     }
@@ -380,15 +479,16 @@ def main(
     dataset = Dataset.load(data, model.config.image_size, model.config.encoder)
     if video is not None:
         predictor = fit_predictor(dataset, family_beside(model.config.encoder))
-        results = judge(video, dataset, predictor)
+        results = judge(video, dataset, predictor, load_networks(config))
         logger.info("%s: %s", video, sync_text(results["sync"]))
     else:
         results = evaluate(model, dataset, config, model.config.encoder)
         logger.info("%s\n%s", table(results), sync_text(results["sync"]))
-        for name, value in results["judges"].items():
-            logger.info("%s: %.4f", name, value)
         for name, reason in results["not_computed"].items():
             logger.info("%s: not computed, %s", name, reason)
+    for who, row in results["judges"].items():
+        for name, value in row.items():
+            logger.info("%s, %s: %.4f", name, who, value)
     with replacing(metrics) as (scratch,):
         scratch.write_text(json.dumps(_plain(results), indent=1) + "\n")
 

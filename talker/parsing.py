@@ -37,7 +37,7 @@ BARE_SKIN = (
 # fmt: on
 TOP, LEFT, CHIN, RIGHT = 0, 8, 18, 28
 """Positions in the face oval, which runs from the forehead's top over the person's left."""
-JAW = slice(11, 26)
+JAW, CHIN_LINE = slice(11, 26), slice(13, 24)
 
 HAIR, FACE, THROAT, CLOTHES = range(4)
 """What the mixture tells apart; hair and face make the head."""
@@ -48,7 +48,8 @@ LOG_2PI = np.log(2 * np.pi).astype(np.float32)
 EVIDENCE = np.float32(3)
 """The plate may move the network's log odds by this much."""
 SHADES = (1.05, 0.9, 0.75, 0.6, 0.45)
-"""The throat has the face's skin under this much of its light."""
+"""The throat has the face's skin under these parts of its light; how often each is learned
+straight under the jaw, where no hair can be mistaken for skin in the dark."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,12 @@ def _warp(planes: np.ndarray, to_frame: np.ndarray, inverse: bool = False) -> np
     )
 
 
+def _below(oval: np.ndarray, part: slice) -> np.ndarray:
+    """The polygon of a face's height below some points of a face oval [36, 2]."""
+    edge = oval[part]
+    return np.concatenate([edge, (edge + oval[CHIN] - oval[TOP])[::-1]])
+
+
 def _ramp(values: np.ndarray, zero: float, one: float) -> np.ndarray:
     return np.clip((values - zero) / (one - zero), 0, 1)
 
@@ -159,6 +166,7 @@ def anatomical_prior(oval: np.ndarray, height: int, width: int) -> np.ndarray:
     jaw = oval[JAW][np.argsort(oval[JAW, 0])]
     under_jaw = y > np.interp(x, jaw[:, 0], jaw[:, 1])
     hair = (0.5 - 0.48 * _ramp(down, -0.35, 0.05)) * _ramp(across, 1.3, 0.9)
+    hair *= 1 - 0.9 * under_jaw * _ramp(across, 0.6, 0.45)
     face = 0.3 * _ramp(across, 0.8, 0.5) * _ramp(down, 0.05, -0.15)
     throat = 0.8 * under_jaw * _ramp(across, 0.48, 0.33) * _ramp(down, 0.6, 0.3)
     clothes = 0.7 * _ramp(down, -0.35, 0.1) * _ramp(across, 0.4, 0.6) + 0.3 * _ramp(down, 0, 0.35)
@@ -178,35 +186,62 @@ def _bins(image: np.ndarray) -> np.ndarray:
     )
 
 
+def _smooth(counts: np.ndarray) -> np.ndarray:
+    """Counts of colours [BINS], spread to similar colours."""
+    return gaussian_filter(counts.astype(float).reshape(CUBE), 1.0).ravel()
+
+
+def _mixture(weights: np.ndarray, parts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """How much of each part [N, BINS] makes up the counts [BINS]: [N], by EM from `weights`."""
+    for _ in range(8):
+        joint = weights[:, None] * parts
+        weights = joint @ (counts / np.maximum(joint.sum(0), 1e-9)) + 1
+        weights /= weights.sum()
+    return weights
+
+
 def _likelihood(counts: np.ndarray) -> np.ndarray:
     """Turn colour counts [4, BINS] into likelihoods [BINS, 4]; clothes may have any colour."""
     surprise = np.array([0.02, 0.02, 0.01, 0.1])
-    rows = np.stack([gaussian_filter(row.reshape(CUBE), 1.0).ravel() for row in counts])
+    rows = np.stack([_smooth(row) for row in counts])
     rows /= np.maximum(rows.sum(1, keepdims=True), 1e-9)
     rows = rows * (1 - surprise[:, None]) + surprise[:, None] / BINS
     return np.ascontiguousarray((rows / rows.sum(0)).T, np.float32)
 
 
-def posterior(model: Model, image: np.ndarray, pose: Pose) -> np.ndarray:
+def posterior(model: Model, image: np.ndarray, person: np.ndarray, pose: Pose) -> np.ndarray:
     """p(hair, face, throat, clothes) of each pixel that shows the person.
 
     Args:
         image: RGB uint8 [h, w, 3] of the decision size.
+        person: how likely each pixel shows the person, float32 [h, w].
 
     Returns:
         float32 [4, h, w], sums to 1.
     """
     height, width = image.shape[:2]
     oval = _polygon(pose.oval, height, width)
-    jaw = pose.oval[JAW]
-    down = pose.oval[CHIN] - pose.oval[TOP]
-    under = np.minimum(_polygon(np.concatenate([jaw, (jaw + down)[::-1]]), height, width), 1 - oval)
+    under, core = (
+        np.minimum(_polygon(_below(pose.oval, part), height, width), 1 - oval)
+        for part in (JAW, CHIN_LINE)
+    )
     belief = _warp(model.prior, pose.to_frame) * (1 - oval)
-    belief[[HAIR, FACE]] *= 1 - 0.95 * under
+    belief[FACE] *= 1 - 0.95 * under
+    belief[HAIR] *= 1 - 0.95 * core
+    belief[[THROAT, CLOTHES]] *= np.where(_hanging(person), np.float32(0.05), 1)
     belief *= np.moveaxis(model.likelihood[_bins(image)], -1, 0)
     belief *= (1 - oval) / (belief.sum(0) + 1e-12)
     belief[FACE] += oval
     return belief
+
+
+def _hanging(person: np.ndarray) -> np.ndarray:
+    """Where there is background somewhere below, bool [h, w]: hair hangs so, clothes do not.
+
+    Rows without a person tell nothing: a caption may cover them.
+    """
+    gap = (person < 0.1) & (person > 0.5).any(1, keepdims=True)
+    return np.logical_or.accumulate(gap[::-1])[::-1]
 
 
 def learn(
@@ -224,23 +259,29 @@ def learn(
         pose.oval @ back[:, :2].T + back[:, 2] for pose, back in zip(poses, to_mean, strict=True)
     ]
     anatomy = anatomical_prior(np.mean(ovals, 0), height, width)
-    throat = np.zeros(BINS)
-    for image, pose in zip(images, poses, strict=True):
-        skin = image[np.max([_polygon(patch, height, width) for patch in pose.skin], 0) > 0.5]
-        for shade in SHADES:
-            throat += np.bincount(
-                _bins(np.clip(skin * shade, 0, 255).astype(np.uint8)), minlength=BINS
-            )
+    skin = np.concatenate(
+        [
+            image[np.max([_polygon(patch, height, width) for patch in pose.skin], 0) > 0.5]
+            for image, pose in zip(images, poses, strict=True)
+        ]
+    )
+    shades = [_bins(np.clip(skin * shade, 0, 255).astype(np.uint8)) for shade in SHADES]
+    shades = np.stack([np.bincount(bins, minlength=BINS) for bins in shades])
+    often = np.ones(len(SHADES))
     model = Model(anatomy, np.ones((BINS, 4), np.float32))
     for _ in range(config.rounds):
         counts = np.zeros((4, BINS))
+        throat = np.zeros(BINS)
         seen = np.zeros((4, height, width), np.float32)
         for image, person, pose in zip(images, persons, poses, strict=True):
-            belief = posterior(model, image, pose) * np.where(person > 0.8, person, 0)
+            belief = posterior(model, image, person, pose) * np.where(person > 0.8, person, 0)
             bins = _bins(image).ravel()
             counts += [np.bincount(bins, plane.ravel(), BINS) for plane in belief]
+            sure = belief[THROAT] * _polygon(_below(pose.oval, CHIN_LINE), height, width)
+            throat += np.bincount(bins, sure.ravel(), BINS)
             seen += _warp(belief, pose.to_frame, inverse=True)
-        counts[THROAT] = throat
+        often = _mixture(often, np.stack([_smooth(row) for row in shades]), throat)
+        counts[THROAT] = often @ shades
         seen = np.stack([cv2.GaussianBlur(plane, (0, 0), height / 128) for plane in seen])
         prior = (seen + 2 * anatomy) / (seen.sum(0) + 2)
         model = Model(prior, _likelihood(counts))
@@ -264,7 +305,7 @@ def learn_backdrop(images: list[np.ndarray], persons: list[np.ndarray]) -> Backd
     variance = (squares / np.maximum(count, 1) - (plate**2).sum(-1)).clip(0) / 3
     noise = np.sqrt(variance + 5.0**2)
     noise[count < 3] = np.inf
-    smooth = gaussian_filter(colours.reshape(CUBE), 1.0).ravel()
+    smooth = _smooth(colours)
     density = 0.9 * smooth / max(smooth.sum(), 1e-9) + 0.1 / BINS
     return Backdrop(plate, noise, np.log(density * BINS / 256**3).astype(np.float32))
 
@@ -384,7 +425,7 @@ def parse(clip: Clip, images: Path, points: np.ndarray, config: Config) -> Itera
         image, person, pose = frame
         small = shrink(image)
         person = reconsider(cv2.resize(person, size), small, backdrop)
-        return outline(image, person), posterior(model, small, pose)
+        return outline(image, person), posterior(model, small, person, pose)
 
     first, second = tee(read_numbered(images, clip))
     scores = ordered_map(score, zip(first, segment_person(second), where, strict=True))

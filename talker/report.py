@@ -92,9 +92,10 @@ def stills(avatar: Avatar, dataset: Dataset, count: int) -> Section:
     return {"columns": columns, "size": f"{dataset.width} x {dataset.height}"}
 
 
-def overlays(data: Path, count: int) -> Section:
+def overlays(data: Path, encoder: str, count: int) -> Section:
     """Landmarks, masks and the reprojected mesh on frames spread over the clip, as pictures."""
-    dataset = Dataset.load(data, max(read_image(data / "ori_imgs" / "0.jpg").shape[:2]))
+    size = max(read_image(data / "ori_imgs" / "0.jpg").shape[:2])
+    dataset = Dataset.load(data, size, encoder)
     columns = []
     for i in _spread(np.flatnonzero(dataset.valid), count):
         frame = dataset.frame(i)
@@ -139,6 +140,10 @@ def numbers(metrics: Section) -> Section:
             **{name.replace("_", " "): text for name, text in settings["controls"].items()},
             "detector floor": settings["detector_floor"],
         },
+        "judges": [
+            {"name": name, "avatar": value, "real": metrics["judges"]["real"].get(name)}
+            for name, value in metrics.get("judges", {}).get("avatar", {}).items()
+        ],
         "not_computed": metrics["not_computed"],
         "spread": metrics["controls"]["shuffled_audio"].get("mouth_correlation_sd"),
         "frames": metrics["held_out"]["frames"],
@@ -376,7 +381,9 @@ def main(
         ),
         "curves": _section("curves", lambda: mouth_curves(measured())),
         "numbers": _section("numbers", lambda: numbers(measured())),
-        "overlays": _section("overlays", lambda: overlays(data, config.samples)),
+        "overlays": _section(
+            "overlays", lambda: overlays(data, model.config.encoder, config.samples)
+        ),
         "training": _section("training", lambda: training(avatar / "log.jsonl")),
         "clip": _section("clip", lambda: clip_facts(data)),
         "tracking": _section("tracking", lambda: tracking_facts(data / "track_report.json")),

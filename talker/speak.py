@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from talker.avatar.live import live_avatar
 from talker.avatar.performance import natural_blinks, ping_pong, stretch
 from talker.avatar.renderer import Drive, load_avatar, render_frames
 from talker.avatar.speech_encoder import CONTEXT
@@ -74,6 +75,8 @@ class Speaker:
         self, avatar: Any, dataset: Dataset, encoder: Encoder, learned: Statistics, config: Config
     ) -> None:
         self.avatar, self.dataset, self.config = avatar, dataset, config
+        self.draw = live_avatar(avatar, config.hop)
+        self.on_gpu = next(avatar.parameters()).is_cuda
         self.encoder, self.learned = encoder, learned
         ids = stretch(dataset)
         self.path = ids[ping_pong(max(1, 2 * len(ids) - 2), len(ids))]
@@ -155,7 +158,8 @@ class Speaker:
             eye=self.eye[ids % BLINKED],
         )
         self.shown = frames
-        yield from render_frames(self.avatar, self.dataset, drive, self.config.hop)
+        batch = self.config.hop if self.on_gpu else 1  # on the CPU each core takes a frame
+        yield from render_frames(self.avatar, self.dataset, drive, batch, live=self.draw)
 
 
 def load_speaker(data: Path, avatar: Path, config: Config) -> Speaker:

@@ -9,22 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from talker.clip import Clip
 from talker.errors import UserError
 from talker.files import Output, replacing
 from talker.media.audio import WavFile
-from talker.media.loudness import pauses, slot_levels
 from talker.media.speech_encoders import Choice, Encoder, load_encoder
 from talker.media.speech_features import (
-    SLOTS_PER_FRAME,
     Statistics,
     avatar_features,
-    describe,
-    fit_statistics,
+    describe_clip,
     save_windows,
-    silenced,
     whole_frames,
     windows,
 )
@@ -50,29 +44,6 @@ class Config:
     """Seconds; in longer pauses the features are those of silence, and the mouth closes."""
     match_level: bool = True
     """Bring new speech to the loudness of the training speech before it is described."""
-
-
-def learn(
-    encoder: Encoder, sound: WavFile, clip: Clip, config: Config
-) -> tuple[Statistics, np.ndarray]:
-    """Learn the statistics of a clip from its training frames.
-
-    Returns:
-        The statistics, and the features of the whole clip [2 T, C].
-    """
-    slots = np.concatenate(list(describe(encoder, sound)))
-    levels = slot_levels(sound)
-    train = SLOTS_PER_FRAME * clip.train_frames
-    learned = fit_statistics(
-        slots[:train],
-        levels[:train],
-        encoder,
-        Choice(config.encoder, config.model, config.layer),
-        components=min(config.components, encoder.dims),
-        look_ahead=config.look_ahead,
-        pause=config.pause,
-    )
-    return learned, silenced(learned.reduce(slots), pauses(levels, config.pause), learned)
 
 
 def apply(encoder: Encoder, sound: WavFile, learned: Statistics, config: Config) -> Iterator:
@@ -114,8 +85,16 @@ def main(
         raise UserError(
             f"look_ahead: expected 0 to {MOST_LOOK_AHEAD} slots, found {config.look_ahead}"
         )
-    encoder = load_encoder(Choice(config.encoder, config.model, config.layer), wav)
-    learned, slots = learn(encoder, sound, about, config)
+    choice = Choice(config.encoder, config.model, config.layer)
+    learned, slots = describe_clip(
+        load_encoder(choice, wav),
+        choice,
+        sound,
+        about.train_frames,
+        config.components,
+        config.look_ahead,
+        config.pause,
+    )
     with replacing(features, statistics) as (file, archive):
         save_windows(file, windows([slots], learned.look_ahead), frames)
         learned.save(archive)

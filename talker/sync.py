@@ -14,11 +14,12 @@ import numpy as np
 
 from talker.clip import FPS
 from talker.dataset import Dataset
+from talker.head.landmarks68 import mouth_shape
 from talker.media.audio import Sound, WavFile
 from talker.media.loudness import pauses, slot_levels, speech_level
 from talker.media.speech_encoders import Choice, Encoder, load_encoder
 from talker.media.speech_features import SLOTS_PER_FRAME, describe, windows
-from talker.metrics import correlation, lag_curve, mouth_shape
+from talker.metrics import correlation, lag_curve
 
 logger = logging.getLogger(__name__)
 

@@ -12,40 +12,38 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from talker.avatar.density import DensityConfig, DensityControl
 from talker.avatar.initialise import initial_gaussians, mean_colours, sample_surface
-from talker.avatar.losses import ssim
+from talker.avatar.losses import LossWeights, compute_loss
 from talker.avatar.model import Avatar, AvatarConfig, as_seen
-from talker.avatar.rasterize import Rasterized, rasterize
+from talker.avatar.rasterize import Rasterized, Splats, rasterize
 from talker.avatar.speech_encoder import speech_context
-from talker.avatar.speech_prior import (
-    expression_targets,
-    fit_speech_encoder,
-    rest_expression,
-)
-from talker.dataset import Dataset, Images, statistics_file
+from talker.avatar.speech_prior import fit_speech_encoder
+from talker.avatar.training_set import Prefetch, Targets, TrainingSet, training_set
+from talker.dataset import Dataset, statistics_file
 from talker.errors import UserError
 from talker.files import Output, replacing
-from talker.head.landmarks68 import OUTER_LIPS
-from talker.metrics import mouth_opening
+from talker.judges import load_judge
 from talker.progress import progress
 from talker.provenance import code_of
 
 logger = logging.getLogger(__name__)
 
-CROP_MARGIN = 0.08
-CROP_MULTIPLE = 16
+PARTS = tuple(item.name for item in dataclasses.fields(LossWeights))
+HASHED = 256
+"""rows of an array that are hashed at once"""
 BOUNDS_MARGIN = 1.1
 COLOUR_FRAMES = 16
 LOG_EVERY = 20
@@ -72,16 +70,6 @@ class LearningRates:
 
 
 @dataclass(frozen=True)
-class LossWeights:
-    l1: float = 0.8
-    ssim: float = 0.2
-    lips: float = 0.4
-    """L1 inside the box of the lips"""
-    alpha: float = 0.4
-    """L1 between the rendered alpha and the head mask"""
-
-
-@dataclass(frozen=True)
 class Config:
     encoder: str = "hama"
     """whose speech features to train on (the workflow sets it from its own key `encoder`)"""
@@ -101,9 +89,9 @@ class Config:
     layers: int = 1
     hidden: int = 128
 
-    canonical_steps: int = 8_000
-    canonical_batch: int = 4
-    deformation_steps: int = 10_000
+    canonical_steps: int = 1_500
+    canonical_batch: int = 8
+    deformation_steps: int = 4_000
     deformation_batch: int = 32
     max_epochs: int = 400
     """a short clip is done when every frame was seen this often in the deformation stage"""
@@ -119,100 +107,11 @@ class Config:
     rates: LearningRates = field(default_factory=LearningRates)
     weights: LossWeights = field(default_factory=LossWeights)
     density: DensityConfig = field(default_factory=DensityConfig)
+    perceptual: str = ""
+    """TorchScript file of LPIPS for the loss `detail` (talker/judges.py)"""
+    perceptual_sha256: str = ""
     checkpoint_every: int = 500
     """steps"""
-
-
-@dataclass(frozen=True)
-class TrainingSet:
-    """The training split on one device, cropped to where the head ever is."""
-
-    frame: Tensor
-    """uint8 [N, H, W, 3]"""
-    background: Tensor
-    """uint8 [N, H, W, 3]"""
-    mask: Tensor
-    """uint8 [N, H, W]"""
-    lips: Tensor
-    """int64 [N, 4], the box x0, y0, x1, y1 of the lips in the crop"""
-    viewmats: Tensor
-    """[N, 4, 4]"""
-    K: Tensor
-    """[3, 3] of the crop"""
-    eye: Tensor
-    """[N]"""
-    windows: Tensor
-    """all speech windows [T, 16, C]"""
-    ids: Tensor
-    """int64 [N], frame numbers"""
-    expression: Tensor
-    """[N, 10], what the speech is to tell"""
-    rest: Tensor
-    """[10], the expression of a closed mouth"""
-    silence: Tensor
-    """[C], the speech features of a pause; none where they are not known"""
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the crop."""
-        return self.frame.shape[1], self.frame.shape[2]
-
-
-def crop_box(masks: np.ndarray) -> tuple[int, int, int, int]:
-    """The box x0, y0, x1, y1 around every head in masks [N, H, W], with a margin."""
-    height, width = masks.shape[1:]
-    ever = masks.max(0) > 0
-    spans = []
-    for covered, limit in ((ever.any(0), width), (ever.any(1), height)):
-        inside = np.flatnonzero(covered)
-        margin = math.ceil(CROP_MARGIN * (inside[-1] - inside[0]))
-        low = max(inside[0] - margin, 0)
-        wanted = math.ceil((inside[-1] + 1 + margin - low) / CROP_MULTIPLE) * CROP_MULTIPLE
-        low = max(min(low, limit - wanted), 0)
-        spans.append((int(low), int(min(low + wanted, limit))))
-    return spans[0][0], spans[1][0], spans[0][1], spans[1][1]
-
-
-def lip_boxes(landmarks: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The square around the outer lips (GaussianTalker): [N, 68, 2] -> int64 [N, 4]."""
-    lips = landmarks[:, OUTER_LIPS]
-    low, high = lips.min(1), lips.max(1)
-    centre, half = (low + high) / 2, ((high - low).max(-1, keepdims=True) / 2)
-    box = np.concatenate([centre - half, centre + half], axis=1).round().astype(np.int64)
-    limit = np.array([width, height, width, height])
-    box = box.clip(0, limit)
-    box[:, 2:] = np.maximum(box[:, 2:], np.minimum(box[:, :2] + 1, limit[2:]))
-    return box
-
-
-def training_set(data: Dataset, images: Images, device: torch.device) -> TrainingSet:
-    """Crop the images of the training split and move everything to `device`."""
-    if not images.head_mask.any():
-        raise UserError(f"{data.folder}: no training frame has head pixels in parsing/*.png")
-    x0, y0, x1, y1 = crop_box(images.head_mask)
-    K = data.K.copy()
-    K[:2, 2] -= (x0, y0)
-    ids = data.train_ids
-
-    def put(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(device)
-
-    expression = expression_targets(data.expression[ids], data.eye[ids])
-    silence = np.empty(0, np.float32) if data.silence is None else data.silence
-    return TrainingSet(
-        frame=put(images.frame[:, y0:y1, x0:x1]),
-        background=put(images.background[:, y0:y1, x0:x1]),
-        mask=put(images.head_mask[:, y0:y1, x0:x1]),
-        lips=put(lip_boxes(data.landmarks[ids] - (x0, y0), y1 - y0, x1 - x0)),
-        viewmats=put(data.viewmats[ids]),
-        K=put(K),
-        eye=put(data.eye[ids]),
-        windows=put(data.speech),
-        ids=put(ids),
-        expression=expression.to(device),
-        rest=rest_expression(expression, mouth_opening(data.landmarks[ids])).to(device),
-        silence=put(silence),
-    )
 
 
 def batch_rows(count: int, batch: int, step: int, seed: int) -> Tensor:
@@ -222,37 +121,6 @@ def batch_rows(count: int, batch: int, step: int, seed: int) -> Tensor:
     epoch, place = divmod(step, per_epoch)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 10_007 + epoch))
     return order[place * batch : (place + 1) * batch]
-
-
-def compute_loss(
-    drawn: Rasterized, subset: TrainingSet, rows: Tensor, weights: LossWeights
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of a rendered batch and its parts.
-
-    The target is the frame inside the head mask and the background outside; alpha is supervised
-    directly with the mask, so that Gaussians that only copy the background are pushed away.
-    """
-    mask = subset.mask[rows, ..., None].float() / 255
-    background = subset.background[rows].float() / 255
-    target = torch.lerp(background, subset.frame[rows].float() / 255, mask)
-    image = drawn.rgb + (1 - drawn.alpha) * background
-    difference = (image - target).abs()
-    height, width = subset.size
-    x0, y0, x1, y1 = subset.lips[rows, :, None].unbind(1)
-    columns = torch.arange(width, device=rows.device)
-    lines = torch.arange(height, device=rows.device)
-    inside = ((lines >= y0) & (lines < y1))[:, :, None] & ((columns >= x0) & (columns < x1))[
-        :, None
-    ]
-    inside = inside[..., None].float()
-    parts = {
-        "l1": difference.mean(),
-        "ssim": 1 - ssim(image, target),
-        "lips": (difference * inside).sum() / (3 * inside.sum()).clamp_min(1),
-        "alpha": (drawn.alpha - mask).abs().mean(),
-    }
-    total = torch.stack([getattr(weights, name) * part for name, part in parts.items()]).sum()
-    return total, parts
 
 
 class Conditions(NamedTuple):
@@ -270,6 +138,30 @@ class Conditions(NamedTuple):
     """[B, 12]"""
 
 
+class Speaking(nn.Module):
+    """The network of the deformation stage, from conditions to what is drawn."""
+
+    def __init__(self, avatar: Avatar, learns_speech: bool) -> None:
+        super().__init__()
+        self.avatar, self.learns_speech = avatar, learns_speech
+
+    def forward(
+        self,
+        speech: Tensor,
+        expression: Tensor,
+        tracked: Tensor,
+        eye: Tensor,
+        pose: Tensor,
+        viewmats: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """`Splats` of the fields of `Conditions` and viewmats [B, 4, 4]."""
+        avatar = self.avatar
+        with torch.set_grad_enabled(self.learns_speech and torch.is_grad_enabled()):
+            heard = avatar.speech_encoder(speech)
+        tokens = avatar.tokens(torch.where(tracked, expression, heard), eye, pose)
+        return tuple(avatar.splats(avatar.shared(), tokens, viewmats))
+
+
 class Training:
     """A training run: what a checkpoint holds, and one step of each stage."""
 
@@ -282,10 +174,18 @@ class Training:
         self.seconds = 0.0
         self.workers = ThreadPoolExecutor(torch.get_num_threads())
         torch.manual_seed(config.seed)
-        self.avatar = _new_avatar(data, subset, config).to(subset.frame.device)
+        device = subset.ids.device
+        self.avatar = _new_avatar(data, subset, config).to(device)
         self.density = DensityControl(config.density)
         self.optimiser = self._new_optimiser()
-        self.diverged = torch.zeros((), device=subset.frame.device)
+        self.diverged = torch.zeros((), device=device)
+        path, sha256 = config.perceptual, config.perceptual_sha256
+        self.perceptual = load_judge(Path(path), sha256).to(device) if path else None
+        self.targets = Prefetch(subset, self._rows)
+        self.speak: Callable[..., tuple[Tensor, ...]] = Speaking(
+            self.avatar, config.rates.speech > 0
+        )
+        self.judge: Callable[..., tuple[Tensor, ...]] = self._judge
 
     @property
     def stage_steps(self) -> int:
@@ -326,7 +226,7 @@ class Training:
     def _generator(self) -> torch.Generator:
         """Randomness of this step alone, so that a resumed run draws the same numbers."""
         offset = self.STAGES.index(self.stage) * 1_000_003 + self.step
-        generator = torch.Generator(self.subset.frame.device)
+        generator = torch.Generator(self.subset.ids.device)
         return generator.manual_seed(self.config.seed * 1_000_033 + offset)
 
     def _conditions(self, rows: Tensor) -> Conditions:
@@ -352,23 +252,48 @@ class Training:
         if conditions is None:
             splats = as_seen(avatar.gaussians(), avatar.canonical["means"].detach(), viewmats)
         else:
-            with torch.set_grad_enabled(self.config.rates.speech > 0):
-                heard = avatar.speech_encoder(conditions.speech)
-            expression = torch.where(conditions.tracked, conditions.expression, heard)
-            tokens = avatar.tokens(expression, conditions.eye, conditions.pose)
-            splats = avatar.splats(avatar.shared(), tokens, viewmats)
+            splats = Splats(*self.speak(*conditions, viewmats))
         height, width = self.subset.size
         return rasterize(splats, viewmats, self.subset.K.expand(len(rows), 3, 3), width, height)
 
+    def _judge(self, rgb: Tensor, alpha: Tensor, *targets: Tensor) -> tuple[Tensor, ...]:
+        """The loss, and its parts without gradients in the order of `LossWeights`."""
+        wanted = Targets(*targets)
+        loss, parts = compute_loss(rgb, alpha, wanted, self.config.weights, self.perceptual)
+        return loss, *(part.detach() for part in parts.values())
+
+    def _record(self, rows: Tensor, targets: Targets, conditions: Conditions | None) -> None:
+        """Have the loss and the network replayed as CUDA graphs from now on.
+
+        Launched one by one their thousand small kernels take Python longer than the GPU.
+        """
+        images = (
+            torch.zeros(len(rows), *self.subset.size, n, device=rows.device, requires_grad=True)
+            for n in (3, 1)
+        )
+        record: Any = partial(torch.cuda.make_graphed_callables, allow_unused_input=True)
+        self.judge = record(self._judge, (*images, *targets))
+        if conditions is not None:
+            self.speak = record(self.speak, (*conditions, self.subset.viewmats[rows]))
+
     def _chunk(
-        self, share: float, rows: Tensor, conditions: Conditions | None
+        self, share: float, rows: Tensor, targets: Targets, conditions: Conditions | None
     ) -> tuple[list[Tensor], dict[str, Tensor], Rasterized]:
         """Gradients and losses of a part of the batch, times the `share` that it has of it."""
         drawn = self.draw(rows, conditions)
-        loss, parts = compute_loss(drawn, self.subset, rows, self.config.weights)
+        loss, *parts = self.judge(drawn.rgb, drawn.alpha, *targets)
         wanted = [*self._parameters(), drawn.means2d]
         gradients = list(torch.autograd.grad(share * loss, wanted))
-        return gradients, {"loss": share * loss, **{k: share * v for k, v in parts.items()}}, drawn
+        values = (share * value for value in (loss.detach(), *parts))
+        return gradients, dict(zip(("loss", *PARTS), values, strict=False)), drawn
+
+    def _rows(self, step: int) -> Tensor:
+        """The rows of a batch of this stage, pinned: a copy of others waits for the GPU."""
+        config = self.config
+        canonical = self.stage == "canonical"
+        batch = config.canonical_batch if canonical else config.deformation_batch
+        rows = batch_rows(len(self.subset.ids), batch, step, config.seed)
+        return rows.pin_memory() if self.subset.ids.is_cuda else rows
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.optimiser.param_groups for p in group["params"]]
@@ -379,20 +304,25 @@ class Training:
         Raises:
             UserError: a gradient is not a number; nothing was changed.
         """
-        config, subset = self.config, self.subset
-        canonical = self.stage == "canonical"
-        batch = config.canonical_batch if canonical else config.deformation_batch
-        rows = batch_rows(len(subset.ids), batch, self.step, config.seed).to(subset.ids.device)
+        subset, canonical = self.subset, self.stage == "canonical"
+        rows = self._rows(self.step).to(subset.ids.device, non_blocking=True)
+        targets = self.targets(self.step)
         conditions = None if canonical else self._conditions(rows)
         size = len(rows) if rows.is_cuda else CPU_CHUNK
+        if rows.is_cuda and self.judge == self._judge and self.perceptual is None:
+            self._record(rows, targets, conditions)
 
         def work(start: int) -> tuple[list[Tensor], dict[str, Tensor], Rasterized]:
             part = slice(start, start + size)
             given = conditions and Conditions(*(x[part] for x in conditions))
-            return self._chunk(len(rows[part]) / len(rows), rows[part], given)
+            wanted = Targets(*(x[part] for x in targets))
+            return self._chunk(len(rows[part]) / len(rows), rows[part], wanted, given)
 
         done = list(self.workers.map(work, range(0, len(rows), size)))
-        *gradients, _ = (torch.stack(g).sum(0) for g in zip(*(d[0] for d in done), strict=True))
+        if len(done) == 1:
+            *gradients, _ = (g.contiguous() for g in done[0][0])
+        else:
+            *gradients, _ = (torch.stack(g).sum(0) for g in zip(*(d[0] for d in done), strict=True))
         broken = 1 - torch.isfinite(get_total_norm(gradients)).float()
         # Adam leaves everything as it is where this is not zero.
         self.optimiser.found_inf = broken  # pyright: ignore[reportAttributeAccessIssue]
@@ -433,9 +363,10 @@ class Training:
         """Go on from `state`; the number of Gaussians may have changed since the start."""
         self.stage, self.step = state["stage"], state["step"]
         self.log, self.seconds = state["log"], state["seconds"]
+        self.targets = Prefetch(self.subset, self._rows)
         for name in self.avatar.canonical:
             value = state["avatar"][f"canonical.{name}"]
-            self.avatar.canonical[name] = torch.nn.Parameter(value.to(self.subset.frame.device))
+            self.avatar.canonical[name] = torch.nn.Parameter(value.to(self.subset.ids.device))
         self.avatar.load_state_dict(state["avatar"])
         self.optimiser = self._new_optimiser()
         self.optimiser.load_state_dict(state["optimiser"])
@@ -443,6 +374,7 @@ class Training:
 
     def next_stage(self) -> None:
         self.stage, self.step = "deformation", 0
+        self.targets, self.judge = Prefetch(self.subset, self._rows), self._judge
         self.optimiser = self._new_optimiser()
 
     def run_stage(self) -> Iterator[None]:
@@ -499,7 +431,8 @@ def fingerprint(config: Config, subset: TrainingSet) -> str:
     digest = hashlib.sha256(code_of("talker.train").encode())
     digest.update(json.dumps(dataclasses.asdict(config), sort_keys=True).encode())
     for item in dataclasses.fields(subset):
-        digest.update(getattr(subset, item.name).cpu().numpy().tobytes())
+        for part in getattr(subset, item.name).split(HASHED):
+            digest.update(part.cpu().numpy())
     return digest.hexdigest()
 
 
@@ -574,9 +507,7 @@ def main(data: Path, avatar: Output, checkpoints: Path, config: Config = Config(
     """
     device = pick_device(config.device)
     dataset = Dataset.load(data, config.image_size, config.encoder)
-    images = dataset.images(dataset.train_ids, "training images")
-    subset = training_set(dataset, images, device)
-    del images
+    subset = training_set(dataset, device)
     checkpoint = checkpoints / "latest.pt"
     training = train(dataset, subset, config, checkpoint)
     with replacing(avatar) as (folder,):

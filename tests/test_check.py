@@ -38,7 +38,6 @@ def test_whole_folder_passes(dataset: Path, tmp_path: Path):
     assert facts["valid_percent"] == 100.0 and facts["longest_valid_seconds"] == FRAMES / 25
     assert facts["train_frames"] == 90
     assert 0.2 * facts["width"] < facts["face_width_px"] < 0.8 * facts["width"]
-    assert facts["speech"] == ["hama"]
     assert facts["accepted"] and not facts["failures"]
     assert facts["mouth_range"] > 0.05 and facts["background_change_percent"] < 5
 
@@ -183,7 +182,6 @@ FAULTS = {
     "short sound": (shorten_wav("aud.wav"), ["aud.wav", "63999 samples", "expected 64000"]),
     "short part": (shorten_wav("aud_train.wav"), ["aud_train.wav", "expected 57600"]),
     "cut off sound": (cut_off("aud.wav"), ["aud.wav", "cut off"]),
-    "no speech": (remove("aud_hama.npy"), ["aud_hama.npy", "talker speech"]),
     "short speech": (
         edit_array("aud_hama.npy", lambda x: x[:-1]),
         ["aud_hama.npy", "[99, 16, 32]"],
@@ -246,7 +244,14 @@ def test_folder_of_the_published_scripts_passes(folder: Path):
         lambda p: [p.pop(k) for k in ("valid", "frame_ids", "faces", "model", "units", "exp_basis")]
     )(folder)
     facts = check(folder, Config())
-    assert facts["speech"] == ["deepspeech"] and facts["frames"] == FRAMES
+    assert facts["frames"] == FRAMES
+
+
+def test_the_verdict_does_not_depend_on_the_encoder(folder: Path):
+    before = check(folder, Config())
+    (folder / "aud_hama.npy").rename(folder / "aud_mel.npy")
+    edit_array("aud_mel.npy", lambda x: x[..., :3] * 0)(folder)
+    assert check(folder, Config()) == before
 
 
 def test_no_dataset_is_refused(tmp_path: Path):

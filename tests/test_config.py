@@ -74,7 +74,7 @@ def test_the_schema_of_the_workflow_is_in_step_with_the_stages():
     assert make_schema.SCHEMA.read_text() == make_schema.render(), "run scripts/make_schema.py"
 
 
-@pytest.mark.parametrize("preset", ["draft", "full"])
+@pytest.mark.parametrize("preset", ["draft", "full", "full_2_layers"])
 def test_presets_hold_options_of_the_stages(preset):
     options = read_yaml(make_schema.ROOT / "config" / "presets" / f"{preset}.yaml")
     Draft202012Validator(make_schema.config_schema()["properties"]["options"]).validate(options)

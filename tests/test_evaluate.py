@@ -1,13 +1,17 @@
 """The measurement: perfect, late, frozen and faceless avatars score what they deserve."""
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from fake_avatar import FakeAvatar, untrained_avatar
+from test_judges import Colour, Distance, stored
+from test_syncnet import syncnet_weights
 
 from talker import evaluate as stage
 from talker.dataset import Dataset
@@ -50,6 +54,14 @@ def test_a_perfect_avatar(results: dict[str, Any]) -> None:
     assert row["best_lag_frames"] == 0
     assert row["frames"] == 60
     assert row["faces_lost"] == 0
+    assert row["head_shake"] < 0.05
+
+
+def test_shaking_poses_are_told(truth: Truth) -> None:
+    """Every second frame a pixel to the side: a pixel of motion too much, from one to the next."""
+    images = truth.frames.copy()
+    images[1::2] = np.roll(images[1::2], 1, axis=2)
+    assert measure(images, truth).row["head_shake"] == pytest.approx(1, abs=0.1)
 
 
 def test_controls_show_a_dead_and_a_deaf_mouth(results: dict[str, Any]) -> None:
@@ -105,9 +117,8 @@ def test_no_face_at_all_is_no_number(truth: Truth) -> None:
     row = measure(np.zeros_like(truth.frames), truth).row
     assert row["faces_lost"] == 60
     assert np.isfinite(row["psnr"])
-    assert all(
-        np.isnan(row[name]) for name in ("lmd_mouth", "mouth_correlation", "mouth_std_ratio")
-    )
+    unknown = "lmd_mouth", "mouth_correlation", "mouth_std_ratio", "head_shake"
+    assert all(np.isnan(row[name]) for name in unknown)
 
 
 def test_frames_that_are_not_held_out_leave_gaps(data: Dataset) -> None:
@@ -115,6 +126,9 @@ def test_frames_that_are_not_held_out_leave_gaps(data: Dataset) -> None:
     results = evaluate(FakeAvatar(some), some, Config(shuffles=1))
     real = results["curves"]["mouth_opening"]["real"]
     assert np.isfinite(real).tolist() == [True, True, False, False, False, True, True]
+    row = results["held_out"]
+    assert np.isfinite(row["head_shake"])
+    assert np.isnan(row["head_shake_5"])
 
 
 def test_the_detector_sees_the_same_at_any_size(truth: Truth) -> None:
@@ -152,6 +166,26 @@ def test_the_file_is_plain_json_and_repeatable(
     assert set(content["controls"]) == {"frozen_mouth", "shuffled_audio"}
     assert {"LPIPS", "FID", "Sync-C", "Sync-D", "CSIM"} == set(content["not_computed"])
     assert set(DEFINITIONS) < set(content["held_out"])
+
+
+def test_given_networks_judge(data: Dataset, tmp_path: Path) -> None:
+    """SyncNet hears the first seven frames; the other two stand apart."""
+    weights = {}
+    for option, network in (("lpips", Distance()), ("inception", Colour()), ("identity", Colour())):
+        weights[option] = str(tmp_path / f"{option}.pt")
+        weights[f"{option}_sha256"] = stored(network, Path(weights[option]))
+    weights["syncnet"] = str(tmp_path / "syncnet.model")
+    torch.save(syncnet_weights(), weights["syncnet"])
+    content = Path(weights["syncnet"]).read_bytes()
+    weights["syncnet_sha256"] = hashlib.sha256(content).hexdigest()
+    some = dataclasses.replace(data, val_ids=np.array([*range(60, 67), 70, 71]))
+    results = evaluate(FakeAvatar(some), some, Config(shuffles=1, **weights))
+    assert results["not_computed"] == {}
+    avatar, real = results["judges"]["avatar"], results["judges"]["real"]
+    assert set(avatar) == {"LPIPS", "FID", "CSIM", "Sync-C", "Sync-D", "Sync offset"}
+    assert avatar["LPIPS"] < 0.01
+    assert avatar["CSIM"] == pytest.approx(1, abs=0.01)
+    assert avatar["Sync-D"] == pytest.approx(real["Sync-D"], rel=0.2), "nearly the same picture"
 
 
 def test_an_untrained_avatar_is_measured(dataset: Path, tmp_path: Path) -> None:

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from talker.errors import UserError
-from talker.judges import frechet_distance, load_judge, perceptual_distance
+from talker.judges import (
+    IDENTITY_POINTS,
+    aligned_face,
+    frechet_distance,
+    identity_similarity,
+    load_judge,
+    perceptual_distance,
+)
 
 
 class Distance(nn.Module):
@@ -49,6 +56,47 @@ def test_fid_is_that_of_known_gaussians(tmp_path: Path) -> None:
     assert frechet_distance(judge, one, one) == pytest.approx(0, abs=1e-6)
     expected = 3 * ((51 / 255) ** 2 + (10 / 255) ** 2)
     assert frechet_distance(judge, one, other) == pytest.approx(expected, rel=0.03)
+
+
+class Colour(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=[2, 3])
+
+
+def face_at(turn: float, scale: float, x: float, y: float) -> np.ndarray:
+    """68 landmarks whose five points are those of ArcFace, turned, scaled and moved."""
+    points = np.zeros((68, 2))
+    for part, place in zip(
+        (slice(36, 42), slice(42, 48), 30, 48, 54), IDENTITY_POINTS, strict=True
+    ):
+        points[part] = place
+    c, s = scale * np.cos(turn), scale * np.sin(turn)
+    return points @ np.array([[c, s], [-s, c]]) + np.array([x, y])
+
+
+def test_faces_are_brought_to_the_same_place() -> None:
+    """A dot on the nose of a turned and larger face comes to the template's."""
+    landmarks = face_at(0.3, 2.0, 150.0, 40.0)
+    image = np.zeros((400, 400, 3), np.uint8)
+    x, y = landmarks[30].round().astype(int)
+    image[y - 3 : y + 4, x - 3 : x + 4] = 255
+    found = np.argwhere(aligned_face(image, landmarks)[..., 0] > 128)[:, ::-1]
+    np.testing.assert_allclose(found.mean(0), IDENTITY_POINTS[2], atol=1)
+
+
+def test_csim_is_the_mean_cosine(tmp_path: Path) -> None:
+    path = tmp_path / "identity.pt"
+    judge = load_judge(path, stored(Colour(), path))
+    red, white = np.zeros((112, 112, 3), np.uint8), np.full((112, 112, 3), 255, np.uint8)
+    red[..., 0] = 255
+    there = np.stack([face_at(0, 1, 0, 0)] * 3)
+    lost = there.copy()
+    lost[2] = np.nan
+    assert identity_similarity(judge, [red] * 3, there, [red] * 3, there) == pytest.approx(1)
+    found = identity_similarity(judge, [red, white, red], lost, [red, red, white], there)
+    apart = np.dot([1, -1, -1], [1, 1, 1]) / 3
+    assert found == pytest.approx((1 + apart) / 2, abs=0.01), "the lost face does not count"
+    assert np.isnan(identity_similarity(judge, [red], lost[2:], [red], there[:1]))
 
 
 def test_only_the_named_file_is_taken(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from talker.avatar.losses import C1, C2, SIGMA, TAPS, ssim, ssim_by_convolution
+from talker.avatar.losses import C1, C2, SIGMA, TAPS, bands, ssim, ssim_by_convolution
 
 
 def images(*shape: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -86,3 +86,17 @@ def test_cuda_gives_what_the_cpu_gives():
     found.backward()
     assert here.grad is not None and there.grad is not None
     assert (there.grad.cpu() - here.grad).norm() <= 1e-4 * here.grad.norm()
+
+
+def test_bands_see_lost_detail_beside_a_larger_error():
+    flat = torch.full((1, 64, 48, 3), 0.1)
+    detail = 0.05 * (torch.arange(64)[:, None, None] % 2 * 2 - 1)
+    assert torch.isclose((flat + detail).abs().mean(), flat.abs().mean())
+    assert torch.isclose(bands(flat), torch.tensor(0.1))
+    assert torch.isclose(bands(flat + detail), torch.tensor(0.15))
+
+
+def test_bands_reach_every_pixel_of_any_size():
+    odd = torch.randn(2, 37, 51, 3, requires_grad=True)
+    bands(odd).backward()
+    assert odd.grad is not None and odd.grad.abs().min() > 0

@@ -1,9 +1,14 @@
 """Metrics against their definitions and against shifts, scales and noise of known size."""
 
+from collections.abc import Iterable
+
+import cv2
 import numpy as np
 import pytest
 
 from talker import metrics as m
+from talker.head.flow import follow_points
+from talker.head.landmarks68 import mouth_opening
 
 rng = np.random.default_rng(0)
 
@@ -86,8 +91,8 @@ def test_boxes_of_a_face_outside_are_not_empty(far: float) -> None:
 def test_mouth_opening_ignores_size_and_place() -> None:
     faces = np.stack([face(), face()])
     faces[:, 62], faces[:, 66] = (50, 60), (50, 70)
-    np.testing.assert_allclose(m.mouth_opening(faces), 10 / 40)
-    np.testing.assert_allclose(m.mouth_opening(3 * faces - 7), 10 / 40)
+    np.testing.assert_allclose(mouth_opening(faces), 10 / 40)
+    np.testing.assert_allclose(mouth_opening(3 * faces - 7), 10 / 40)
 
 
 def test_mouth_distance_ignores_place_and_measures_shape() -> None:
@@ -129,3 +134,54 @@ def test_std_ratio() -> None:
     truth = rng.normal(size=100)
     assert m.std_ratio(0.25 * truth + 3, truth) == pytest.approx(0.25)
     assert np.isnan(m.std_ratio(truth, np.ones(100)))
+
+
+def shifted(image: np.ndarray, by: np.ndarray) -> np.ndarray:
+    """An image uint8 [H, W, 3] moved by [x, y] pixels, exactly (its ends meet)."""
+    fy, fx = (np.fft.fftfreq(size) for size in image.shape[:2])
+    turn = np.exp(-2j * np.pi * (fx[None] * by[0] + fy[:, None] * by[1]))[..., None]
+    moved = np.fft.ifft2(np.fft.fft2(image, axes=(0, 1)) * turn, axes=(0, 1)).real
+    return np.clip(moved.round(), 0, 255).astype(np.uint8)
+
+
+def scene(frames: int) -> tuple[np.ndarray, np.ndarray]:
+    """A patterned head that wanders through frames uint8 [T, 160, 160, 3], and 68 points on it."""
+    random = np.random.default_rng(2)
+    noise = cv2.GaussianBlur(random.standard_normal((160, 160, 3)), (0, 0), 3)
+    image = np.clip(128 + 40 * noise / noise.std(), 0, 255).astype(np.uint8)
+    path = np.cumsum(random.normal(0, 0.5, (frames, 2)), axis=0)
+    points = random.uniform(60, 100, (68, 2))
+    return np.stack([shifted(image, by) for by in path]), points + path[:, None]
+
+
+def shake(
+    images: Iterable[np.ndarray], real: np.ndarray, landmarks: np.ndarray, step: int
+) -> np.ndarray:
+    flow, truth = (
+        follow_points(frames, landmarks[:, m.STEADY], [step])[step] for frames in (images, real)
+    )
+    return m.head_shake(flow.moved, truth.moved, flow.good & truth.good)
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.2, 1.0])
+@pytest.mark.parametrize("step", [1, 5])
+def test_shaking_is_measured_in_pixels(sigma: float, step: int) -> None:
+    real, landmarks = scene(40)
+    off = np.random.default_rng(1).normal(0, sigma, (40, 2))
+    drawn = [shifted(image, by) for image, by in zip(real, off, strict=True)]
+    found = shake(drawn, real, landmarks, step)
+    known = np.linalg.norm(off[step:] - off[:-step], axis=1)
+    assert np.sqrt((found**2).mean()) == pytest.approx(np.sqrt((known**2).mean()), rel=0.1)
+    assert np.corrcoef(found, known)[0, 1] > 0.95
+
+
+def test_neither_blur_nor_a_constant_displacement_is_shaking() -> None:
+    real, landmarks = scene(20)
+    drawn = [cv2.GaussianBlur(shifted(image, np.array([2.3, -1.6])), (0, 0), 2) for image in real]
+    assert np.sqrt((shake(drawn, real, landmarks, 1) ** 2).mean()) < 0.05
+
+
+def test_a_head_that_is_not_seen_has_no_shaking() -> None:
+    real, landmarks = scene(4)
+    assert np.isnan(shake(np.zeros_like(real), real, landmarks, 1)).all()
+    assert shake(real, real, landmarks, 9).shape == (0,)

@@ -131,6 +131,11 @@ def test_live_frames_are_those_of_the_batch(avatar: Avatar) -> None:
         alone = live(**{k: v[i : i + 1] for k, v in given.items()}, height=48, width=40)
         assert (alone[0][0] - together[0][i]).abs().max() < 1e-3
         assert (alone[1][0] - together[1][i]).abs().max() < 1e-3
+    live = LiveAvatar(avatar, batch=4)
+    for count in (3, 1, 2):
+        some = live(**{k: v[:count] for k, v in given.items()}, height=48, width=40)
+        assert some[0].shape == (count, 48, 40, 3)
+        assert (some[0] - together[0][:count]).abs().max() < 1e-3
 
 
 def test_a_folder_without_an_avatar_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 
@@ -10,7 +11,17 @@ from talker.head.landmarks68 import landmarks68
 from talker.media.image import read_image, write_image
 from talker.media.masks import BACKGROUND, HEAD, NECK, TORSO, read_mask, write_mask
 from talker.media.mediapipe import track_meshes
-from talker.parsing import Config, label, main, parse, poses, smooth_in_time
+from talker.parsing import (
+    Config,
+    Pose,
+    label,
+    learn,
+    main,
+    parse,
+    poses,
+    posterior,
+    smooth_in_time,
+)
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:
@@ -126,6 +137,46 @@ def test_smoothing_keeps_what_moves_evenly_and_has_no_lag():
         assert made[1] == pytest.approx(given[1])
     assert smooth[0][1] == pytest.approx(0.5)
     assert len(list(smooth_in_time(iter(ramp[:1])))) == 1
+
+
+def drawn_person() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A face with hair to below its chin: RGB, classes [256, 256], and the face oval [36, 2].
+
+    One lock hangs free and is as dark as the collar, the other is as brown as skin in the dark.
+    """
+    angle = np.linspace(0, 2 * np.pi, 36, endpoint=False)
+    oval = np.stack([128 + 38 * np.sin(angle), 110 - 52 * np.cos(angle)], 1)
+    image = np.full((256, 256, 3), (90, 130, 160), np.uint8)
+    classes = np.zeros((256, 256), np.uint8)
+
+    def fill(points: list[tuple[int, int]] | np.ndarray, colour: tuple[int, ...], part: int):
+        corners = np.round(points).astype(np.int32)
+        cv2.fillPoly(image, [corners], colour)
+        cv2.fillPoly(classes, [corners], (part,))
+
+    fill([(10, 256), (30, 215), (95, 195), (161, 195), (226, 215), (246, 256)], (40, 40, 70), TORSO)
+    fill(128 + 1.35 * (oval - 128), (150, 115, 85), HEAD)
+    fill([(102, 110), (154, 110), (154, 200), (128, 225), (102, 200)], (216, 176, 142), NECK)
+    fill([(154, 256), (154, 196), (161, 196), (170, 256)], (58, 42, 26), TORSO)
+    fill([(77, 110), (94, 110), (104, 172), (82, 180)], (58, 42, 26), HEAD)
+    fill([(162, 110), (179, 110), (172, 180), (154, 172)], (105, 82, 62), HEAD)
+    fill(oval, (240, 200, 160), HEAD)
+    noise = np.random.default_rng(0).normal(0, 3, image.shape)
+    return np.clip(image + noise, 0, 255).astype(np.uint8), classes, oval
+
+
+@pytest.mark.parametrize("caption", [0, 30])
+def test_locks_beside_the_neck_are_hair(caption: int):
+    """Also where the lowest rows show no person."""
+    image, classes, oval = drawn_person()
+    image[256 - caption :], classes[256 - caption :] = 255, BACKGROUND
+    skin = oval.mean(0) + 12 * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
+    pose = Pose(np.eye(2, 3), oval, (skin,))
+    person = (classes > 0).astype(np.float32)
+    model = learn([image] * 8, [person] * 8, [pose] * 8, Config())
+    found = label(person, posterior(model, image, person, pose))
+    for part, least in ((HEAD, 0.98), (NECK, 0.95), (TORSO, 0.98)):
+        assert overlap(found == part, classes == part) > least
 
 
 @pytest.mark.clips

@@ -8,6 +8,7 @@ import torch
 from fake_avatar import FakeAvatar, untrained_avatar
 from torch import nn
 
+from talker.avatar.live import live_avatar
 from talker.avatar.performance import longest_run, nearest_valid, ping_pong
 from talker.avatar.renderer import Drive, load_avatar, render_frames
 from talker.avatar.speech_encoder import speech_context
@@ -62,6 +63,17 @@ def test_longest_run(valid: str, expected: list[int]) -> None:
 def test_nearest_valid_keeps_valid_frames_and_looks_both_ways() -> None:
     valid = np.array([False, True, False, False, False, True, False])
     assert nearest_valid(np.arange(7), valid).tolist() == [1, 1, 1, 1, 5, 5, 5]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_live_frames_are_those_of_a_video(data: Dataset, device: str) -> None:
+    """Five frames in batches of two: the last one is alone."""
+    avatar = untrained_avatar(data).to(device)
+    drive = Drive(np.arange(10, 15), data.speech, np.arange(10, 15))
+    whole = np.stack(list(render_frames(avatar, data, drive, batch=5)))
+    live = live_avatar(avatar, 2)
+    few = np.stack(list(render_frames(avatar, data, drive, batch=2, live=live)))
+    assert np.abs(whole.astype(int) - few).max() <= 1
 
 
 def test_composites_over_the_layers_of_the_shown_frame(data: Dataset) -> None:

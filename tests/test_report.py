@@ -13,7 +13,7 @@ from fake_avatar import FakeAvatar
 from talker import figures
 from talker import report as stage
 from talker.dataset import Dataset
-from talker.evaluate import CONTROLS, DEFINITIONS, FLOOR, NOT_COMPUTED
+from talker.evaluate import CONTROLS, DEFINITIONS, FLOOR, not_computed
 from talker.figures import Curve, chart, draw_mesh, draw_points, picture
 from talker.report import Config
 
@@ -61,7 +61,8 @@ def measured() -> dict:
         "held_out": row | {"mouth_correlation": 0.789},
         "controls": {"frozen_mouth": row | {"mouth_correlation": None}, "shuffled_audio": row},
         "detector_floor": row,
-        "not_computed": NOT_COMPUTED,
+        "judges": {"avatar": {"CSIM": 0.8125, "Sync-C": 4.5}, "real": {"Sync-C": None}},
+        "not_computed": not_computed({"identity": 0, "syncnet": 0}),
         "settings": {"definitions": DEFINITIONS, "controls": CONTROLS, "detector_floor": FLOOR},
         "curves": {
             "frames": list(range(90, 100)),
@@ -95,7 +96,16 @@ def test_a_finished_run_misses_nothing(inputs: dict) -> None:
     page = written(inputs)
     missing = re.findall(r'class="missing">([^<]*)', page)
     assert all("quality.json" in one or "track_report.json" in one for one in missing), missing
-    for text in ("0.789", "321", "100.5", "2,048", "novel/hello/render", "LPIPS", "shuffled audio"):
+    for text in (
+        "0.789",
+        "321",
+        "100.5",
+        "2,048",
+        "novel/hello/render",
+        "LPIPS",
+        "0.8125",
+        "shuffled audio",
+    ):
         assert text in page, text
     assert page.count('alt="real frame') == page.count('alt="avatar frame') == 3
     assert page.count('alt="real mouth') == page.count('alt="avatar mouth') == 3

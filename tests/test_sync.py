@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from talker.dataset import Dataset
+from talker.head.landmarks68 import mouth_shape
 from talker.media.audio import WavFile, write_wav
-from talker.metrics import mouth_shape
 from talker.sync import Predictor, family_beside, fit_predictor, sync_score
 
 FRAMES = 500

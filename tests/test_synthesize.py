@@ -16,7 +16,7 @@ from talker.media.audio import read_wav
 from talker.media.mediapipe import segment_person, track_meshes
 from talker.media.video import probe
 from talker.synthesize import Config, main
-from talker.synthetic.performance import PATHS, Sound, mouth_weights, read_timings
+from talker.synthetic.performance import LEAD, PATHS, Sound, mouth_weights, read_timings
 from talker.synthetic.subject import Truth
 
 LIPS = [13, 14]
@@ -105,11 +105,11 @@ def test_mouth_follows_the_phonemes(synthetic):
 
     def at(phonemes: str, least: float = 0.0) -> np.ndarray:
         frames = [
-            round((s.start + s.end) / 2 * FPS)
+            round(((s.start + s.end) / 2 - LEAD) * FPS)
             for s in sounds
             if s.phoneme in phonemes.split() and s.end - s.start > least
         ]
-        return opening[[i for i in frames if i < len(opening)]]
+        return opening[[i for i in frames if 0 <= i < len(opening)]]
 
     closed = np.concatenate([at("p b m"), at("_ _:", least=0.2)])
     assert len(closed) > 5
@@ -121,11 +121,15 @@ def test_silence_rests():
     units = ["jawOpen", "mouthPucker"]
     sounds = [Sound("aa", 1.0, 1.2), Sound("_:", 1.2, 1.8), Sound("u:", 1.8, 2.0)]
     weights = mouth_weights(sounds, 3 * FPS, units)
-    assert weights[: int(0.8 * FPS)].max() < 0.01
-    assert weights[int(2.3 * FPS) :].max() < 0.01
-    assert weights[round(1.5 * FPS)].max() < 0.02
-    assert weights[round(1.1 * FPS), 0] > 0.3
-    assert weights[round(1.9 * FPS), 1] > 0.5
+
+    def frame(heard: float) -> int:
+        return round((heard - LEAD) * FPS)
+
+    assert weights[: frame(0.8)].max() < 0.01
+    assert weights[frame(2.3) :].max() < 0.01
+    assert weights[frame(1.5)].max() < 0.02
+    assert weights[frame(1.1), 0] > 0.3
+    assert weights[frame(1.9), 1] > 0.5
 
 
 def test_every_demo_phoneme_has_a_viseme():

@@ -18,9 +18,9 @@ SPLIT_SHRINK = 1.6  # of the two halves of a split Gaussian
 class DensityConfig:
     """When and where Gaussians are added and removed."""
 
-    start: int = 500
+    start: int = 300
     """first step that may change their number"""
-    stop: int = 7_000
+    stop: int = 1_200
     """first step that no longer may"""
     every: int = 100
     """steps"""

@@ -1,11 +1,87 @@
-"""Structural similarity as a loss: Triton kernels on CUDA, numba kernels on the CPU."""
+"""What a rendered batch costs; its structural similarity by Triton on CUDA, by numba on the CPU."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from talker.avatar.training_set import Targets
+
 TAPS, SIGMA = 11, 1.5  # of the Gaussian window, pixels
 C1, C2 = 0.01**2, 0.03**2
+LEVELS = 4
+
+Perceptual = Callable[[Tensor, Tensor], Tensor]
+"""Distances [B] of images [B, 3, H, W] in -1..1"""
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    l1: float = 0.8
+    ssim: float = 0.2
+    lips: float = 0.4
+    """L1 inside the box of the lips"""
+    alpha: float = 0.4
+    """L1 between the rendered alpha and the head mask"""
+    detail: float = 0.2
+    """of the network `perceptual`; without one, L1 of the bands of a pyramid"""
+
+
+def compute_loss(
+    rgb: Tensor,
+    alpha: Tensor,
+    targets: Targets,
+    weights: LossWeights,
+    perceptual: Perceptual | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of a rendered batch rgb [B, H, W, 3], alpha [B, H, W, 1], and its parts.
+
+    The target is the frame inside the head mask and the background outside; alpha is supervised
+    directly with the mask, so that Gaussians that only copy the background are pushed away.
+    """
+    mask = targets.mask[..., None].float() / 255
+    background = targets.background.float() / 255
+    target = torch.lerp(background, targets.frame.float() / 255, mask)
+    image = rgb + (1 - alpha) * background
+    difference = image - target
+    apart = difference.abs().sum(-1) / 3
+    height, width = mask.shape[1:3]
+    x0, y0, x1, y1 = targets.lips[:, :, None].unbind(1)
+    columns = torch.arange(width, device=mask.device)
+    lines = torch.arange(height, device=mask.device)
+    inside = ((lines >= y0) & (lines < y1))[:, :, None] & ((columns >= x0) & (columns < x1))[
+        :, None
+    ]
+    inside = inside.float()
+    parts = {
+        "l1": apart.mean(),
+        "ssim": 1 - ssim(image, target),
+        "lips": (apart * inside).sum() / inside.sum().clamp_min(1),
+        "alpha": (alpha - mask).abs().mean(),
+    }
+    if weights.detail:
+        shown, wanted = (2 * x.permute(0, 3, 1, 2) - 1 for x in (image, target))
+        parts["detail"] = perceptual(shown, wanted).mean() if perceptual else bands(difference)
+    total = torch.stack([getattr(weights, name) * part for name, part in parts.items()]).sum()
+    return total, parts
+
+
+def bands(difference: Tensor) -> Tensor:
+    """Mean L1 over the bands of a Laplacian pyramid of image differences [B, H, W, 3].
+
+    Blur costs most in the bands that it empties, where plain L1 hardly sees it (the Lap1 loss of
+    Bojanowski et al., ICML 2018, with box filters).
+    """
+    rest = difference.permute(0, 3, 1, 2)
+    total = rest.new_zeros(())
+    for _ in range(LEVELS):
+        coarse = F.avg_pool2d(rest, 2, ceil_mode=True)
+        spread = F.interpolate(coarse, scale_factor=2)[..., : rest.shape[2], : rest.shape[3]]
+        total = total + (rest - spread).abs().mean()
+        rest = coarse
+    return total + rest.abs().mean()
 
 
 def ssim(image: Tensor, target: Tensor) -> Tensor:

@@ -4,9 +4,9 @@ Only the head is 3D: it is composited over the torso of the dataset frame that i
 over the plate, or over whatever else stands behind the person.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Protocol
 
@@ -19,8 +19,11 @@ from talker.avatar.speech_encoder import CONTEXT, speech_context
 from talker.dataset import Dataset
 from talker.parallel import ordered_map
 
+Draw = Callable[[Tensor, Tensor, Tensor, Tensor, int, int], tuple[Tensor, Tensor]]
+"""speech, eye, viewmats, Ks, height, width -> rgb, alpha: those of `Avatar.forward`"""
+
 GPU_WORKERS = 2
-"""One batch is drawn while the next one's images are decoded."""
+"""One batch is drawn while the last one comes back from the GPU."""
 MAX_WORKERS = 8
 
 
@@ -65,6 +68,7 @@ def render_frames(
     batch: int,
     plates: Iterator[np.ndarray] | None = None,
     transparent: bool = False,
+    live: Draw | None = None,
 ) -> Iterator[np.ndarray]:
     """Render a drive, a few batches ahead of use.
 
@@ -75,6 +79,7 @@ def render_frames(
         batch: frames rendered at once.
         plates: what stands behind the person in each frame, uint8 [H, W, 3]; None: the plate.
         transparent: nothing stands there.
+        live: of `live_avatar`, for drives of a few frames; it takes no expressions.
 
     Yields:
         RGB uint8 [H, W, 3], or RGBA uint8 [H, W, 4] (not premultiplied) if transparent.
@@ -82,23 +87,18 @@ def render_frames(
     avatar.eval()
     device = next(avatar.parameters()).device
     with torch.inference_mode():
-        shared = avatar.shared()
+        shared = avatar.shared() if live is None else None
 
-    def behind(ids: np.ndarray, given: list[np.ndarray]) -> Tensor:
-        """Premultiplied colours, and alpha if transparent, [B, H, W, 3 or 4] in 0..1."""
+    def behind(job: tuple[int, np.ndarray | None]) -> np.ndarray:
+        """Premultiplied colours, and alpha if transparent, uint8 [H, W, 3 or 4]."""
+        i, plate = job
         if transparent:
-            layers = np.stack([dataset.torso(int(i)) for i in ids])
-        elif given:
-            layers = np.stack(
-                [_over(dataset.torso(int(i)), plate) for i, plate in zip(ids, given, strict=True)]
-            )
-        else:
-            layers = np.stack([dataset.background(int(i)) for i in ids])
-        return torch.from_numpy(layers).to(device).float().div(255)
+            return dataset.torso(i)
+        return dataset.background(i) if plate is None else _over(dataset.torso(i), plate)
 
     @torch.inference_mode()
     def render(job: tuple[slice, list[np.ndarray]]) -> np.ndarray:
-        part, given = job
+        part, layers = job
         ids = drive.frames[part]
         eye = dataset.eye[ids] if drive.eye is None else drive.eye[part]
         viewmats = dataset.viewmats[ids] if drive.viewmats is None else drive.viewmats[part]
@@ -108,30 +108,35 @@ def render_frames(
             torch.from_numpy(dataset.K).to(device).expand(len(ids), 3, 3),
             dataset.height,
             dataset.width,
-            shared,
         )
         speech = _context(drive.windows, drive.heard[part]).to(device)
-        if drive.expression is not None:
+        if live is not None:
+            rgb, alpha = live(speech, *conditions)
+        elif drive.expression is not None:
             told = torch.from_numpy(drive.expression[part]).to(device)
-            rgb, alpha = avatar.animate(drive.expression_scale * told, *conditions)
+            rgb, alpha = avatar.animate(drive.expression_scale * told, *conditions, shared)
         elif drive.expression_scale != 1:
             told = avatar.speech_encoder(speech)
-            rgb, alpha = avatar.animate(drive.expression_scale * told, *conditions)
+            rgb, alpha = avatar.animate(drive.expression_scale * told, *conditions, shared)
         else:
-            rgb, alpha = avatar(speech, *conditions)
+            rgb, alpha = avatar(speech, *conditions, shared)
         head = torch.cat([rgb, alpha], -1) if transparent else rgb
-        colours = head + (1 - alpha) * behind(ids, given)
+        behind_it = torch.from_numpy(np.stack(layers)).to(device).float().div(255)
+        colours = head + (1 - alpha) * behind_it
         if transparent:
             colours[..., :3] /= colours[..., 3:].clamp_min(1e-6)
         return colours.clamp(0, 1).mul(255).round().byte().cpu().numpy()
 
     def jobs() -> Iterator[tuple[slice, list[np.ndarray]]]:
+        ids = map(int, drive.frames)
+        layers = ordered_map(behind, zip(ids, plates or repeat(None), strict=False), decoders)
         for start in range(0, len(drive), batch):
             part = slice(start, min(start + batch, len(drive)))
-            yield part, list(islice(plates, part.stop - start)) if plates is not None else []
+            yield part, list(islice(layers, part.stop - start))
 
     threads = torch.get_num_threads()
-    workers = GPU_WORKERS if device.type == "cuda" else min(threads, MAX_WORKERS)
+    decoders = min(threads, MAX_WORKERS)
+    workers = decoders if device.type != "cuda" else GPU_WORKERS if live is None else 1
     # Whole batches in threads of their own: torch's threads wait for each other at every one of
     # the many small operations (measured: three times the CPU time).
     torch.set_num_threads(1)

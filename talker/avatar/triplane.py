@@ -26,10 +26,11 @@ class TriPlane(nn.Module):
 
     def forward(self, points: Tensor) -> Tensor:
         low, high = self.bounds
-        unit = (points - low) / (high - low) * 2 - 1
-        grid = torch.stack([unit[:, axes] for axes in AXES])[:, None]
+        unit = ((points - low) / (high - low) * 2 - 1).unbind(-1)
+        grid = torch.stack([torch.stack([unit[a], unit[b]], -1) for a, b in AXES])[:, None]
         features = []
         for plane in self.planes.parameters():
             sampled = F.grid_sample(plane, grid, padding_mode="border", align_corners=True)
-            features.append(sampled[:, :, 0].prod(0).T)
+            xy, xz, yz = sampled[:, :, 0]
+            features.append((xy * xz * yz).T)
         return torch.cat(features, dim=-1)

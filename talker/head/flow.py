@@ -41,12 +41,12 @@ def follow_points(
     Args:
         images: T frames, RGB uint8 [H, W, 3].
         places: [T, P, 2], where the points are expected, pixels (centres at +0.5).
-        steps: over how many frames, each less than T.
+        steps: over how many frames; no rows for those of T and more.
 
     Returns:
         {step: Flow}.
     """
-    places = places.astype(np.float32)
+    places = np.ascontiguousarray(places, np.float32)
     low = np.maximum(places.min(axis=(0, 1)) - MARGIN, 0).astype(int)
     high = np.maximum(places.max(axis=(0, 1)) + MARGIN, low + 1).astype(int)
     local = places - low.astype(np.float32) - np.float32(0.5)

@@ -24,6 +24,10 @@ RIGHT_EYE = slice(36, 42)
 LEFT_EYE = slice(42, 48)
 OUTER_LIPS = slice(48, 60)
 INNER_LIPS = slice(60, 68)
+OUTER_EYE_CORNERS = 36, 45
+INNER_LIPS_MIDDLE = 62, 66
+MOUTH_CORNERS = 48, 54
+NOSE_TO_CHIN = 27, 8
 
 
 def landmarks68(mesh: np.ndarray) -> np.ndarray:
@@ -49,6 +53,27 @@ def eye_aspect_ratio(landmarks: np.ndarray) -> np.ndarray:
     return (ratios[0] + ratios[1]) / 2
 
 
+def mouth_opening(landmarks: np.ndarray) -> np.ndarray:
+    """Distance between the inner lips over that of the outer eye corners: [T, 68, 2] -> [T]."""
+    return _distance(landmarks, *INNER_LIPS_MIDDLE) / outer_eye_distance(landmarks)
+
+
+def mouth_shape(landmarks: np.ndarray) -> np.ndarray:
+    """Opening, width and drop of the jaw over the distance of the outer eye corners: [T, 3]."""
+    parts = (INNER_LIPS_MIDDLE, MOUTH_CORNERS, NOSE_TO_CHIN)
+    lengths = np.stack([_distance(landmarks, *part) for part in parts], axis=1)
+    return lengths / outer_eye_distance(landmarks)[:, None]
+
+
+def outer_eye_distance(landmarks: np.ndarray) -> np.ndarray:
+    """Pixels between the outer corners of the eyes: [T, 68, 2] -> [T]."""
+    return _distance(landmarks, *OUTER_EYE_CORNERS)
+
+
 def write_lms(path: Path, landmarks: np.ndarray) -> None:
     """Write landmarks [68, 2] as the AD-NeRF family reads them: a line "x y" each."""
     np.savetxt(path, landmarks, fmt="%f")
+
+
+def _distance(landmarks: np.ndarray, a: int, b: int) -> np.ndarray:
+    return np.linalg.norm(landmarks[:, a] - landmarks[:, b], axis=-1)

@@ -134,6 +134,30 @@ def rows_at(rows: np.ndarray, encoder: Encoder, seconds: np.ndarray) -> np.ndarr
     return rows[before] * (1 - weight) + rows[after] * weight
 
 
+def describe_clip(
+    encoder: Encoder,
+    choice: Choice,
+    sound: Sound,
+    train_frames: int,
+    components: int = 32,
+    look_ahead: int = 2,
+    pause: float = 0.3,
+) -> tuple[Statistics, np.ndarray]:
+    """Learn the statistics of a clip from its first `train_frames` frames.
+
+    Returns:
+        The statistics, and the features of the whole clip [2 T, C].
+    """
+    slots = np.concatenate(list(describe(encoder, sound)))
+    levels = slot_levels(sound)
+    train = SLOTS_PER_FRAME * train_frames
+    learned = fit_statistics(
+        *(slots[:train], levels[:train], encoder, choice),
+        *(min(components, encoder.dims), look_ahead, pause),
+    )
+    return learned, silenced(learned.reduce(slots), pauses(levels, pause), learned)
+
+
 def fit_statistics(
     slots: np.ndarray,
     levels: np.ndarray,

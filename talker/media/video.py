@@ -1,7 +1,9 @@
 """Video files, through PyAV: what a file holds, its pictures at 25 fps, and a streaming writer."""
 
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -26,6 +28,9 @@ from talker.media.image import write_image
 
 LOST_SECONDS = 0.5  # a file that ends this much before it says is damaged
 SOUND_BIT_RATE = 96_000
+ENCODER_THREADS = 8
+"""on any machine, for x264's bytes depend on their number"""
+CONVERTERS = 4
 QUARTER_TURNS = {
     90: cv2.ROTATE_90_COUNTERCLOCKWISE,
     180: cv2.ROTATE_180,
@@ -239,6 +244,9 @@ class _Encoder:
         context.color_primaries = ColorPrimaries.BT709
         context.color_trc = ColorTrc.BT709
         context.color_range = ColorRange.MPEG
+        context.thread_type, context.thread_count = "FRAME", ENCODER_THREADS
+        self.converters = ThreadPoolExecutor(CONVERTERS)
+        self.waiting: deque[Future[av.VideoFrame]] = deque()
         self.samples = samples
         if len(samples):
             stream = container.add_stream(kind.sound, rate=SAMPLE_RATE, layout="mono")
@@ -258,23 +266,35 @@ class _Encoder:
                 f"frame {self.frames}: expected uint8 {expected}, found {pixels.dtype} "
                 f"{pixels.shape}"
             )
-        frame = av.VideoFrame.from_ndarray(even, format="rgba" if channels == 4 else "rgb24")
-        frame = frame.reformat(format=self.kind.pixels, dst_colorspace=Colorspace.ITU709)
-        frame.pts = self.frames
+        form = "rgba" if channels == 4 else "rgb24"
+        self.waiting.append(self.converters.submit(self._convert, even, form))
+        self.frames += 1
+        if len(self.waiting) > CONVERTERS:
+            self._encode_next()
+
+    def finish(self) -> None:
+        while self.waiting:
+            self._encode_next()
+        self.container.mux(self.video.encode())
+        if len(self.samples):
+            self.container.mux(self.sound.encode())
+
+    def _convert(self, pixels: np.ndarray, form: str) -> av.VideoFrame:
+        frame = av.VideoFrame.from_ndarray(pixels, format=form)
+        return frame.reformat(format=self.kind.pixels, dst_colorspace=Colorspace.ITU709)
+
+    def _encode_next(self) -> None:
+        number = self.frames - len(self.waiting)
+        frame = self.waiting.popleft().result()
+        frame.pts = number
         self.container.mux(self.video.encode(frame))
-        start = self.frames * SAMPLES_PER_FRAME
+        start = number * SAMPLES_PER_FRAME
         chunk = self.samples[start : start + SAMPLES_PER_FRAME]
         if len(chunk):
             block = av.AudioFrame.from_ndarray(chunk[None], format="s16", layout="mono")
             block.sample_rate = SAMPLE_RATE
             block.pts = start
             self.container.mux(self.sound.encode(block))
-        self.frames += 1
-
-    def finish(self) -> None:
-        self.container.mux(self.video.encode())
-        if len(self.samples):
-            self.container.mux(self.sound.encode())
 
 
 @contextmanager

@@ -78,6 +78,9 @@ STRENGTHS = {"p": 6.0, "f": 4.0, "rest": 1.5, "ch": 2.0, "u": 2.0, "o": 1.5, "s"
 
 SLOPE = 0.06
 """Seconds over which a long viseme comes and goes; a short one is all slope."""
+LEAD = 0.1
+"""Seconds that the mouth is ahead of its sound, as people's is (Chandrasekaran et al., PLoS
+Computational Biology 2009)."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ def mouth_weights(sounds: Sequence[Sound], frames: int, units: Sequence[str]) ->
         path = PATHS[sound.phoneme]
         step = (sound.end - sound.start) / len(path)
         for i, viseme in enumerate(path):
-            centres.append(sound.start + (i + 0.5) * step)
+            centres.append(sound.start + (i + 0.5) * step - LEAD)
             halves.append(0.5 * step)
             strengths.append(STRENGTHS.get(viseme, 1.0))
             targets.append([VISEMES[viseme].get(unit, 0.0) for unit in units])

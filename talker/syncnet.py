@@ -1,0 +1,225 @@
+"""Sync-C and Sync-D of SyncNet, with the published weights in a file of yours.
+
+Network and measure are those of Chung and Zisserman, "Out of time: automated lip sync in the wild"
+(ACCV workshops 2016), and of the authors' evaluation: five frames of a face of 224 pixels against
+20 steps of 13 MFCCs, compared over 15 frames of shift. One thing differs: landmarks place the face,
+not their detector, so compare figures that were made alike.
+"""
+
+import pickle
+from collections import deque
+from collections.abc import Iterable, Iterator
+from io import BytesIO
+from itertools import islice
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
+from scipy.fft import dct
+from scipy.ndimage import median_filter
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from talker.clip import SAMPLE_RATE
+from talker.errors import UserError
+from talker.judges import verified
+
+FACE = 224
+"""pixels"""
+FOREHEAD = 1 / 3
+"""of the landmarks' height, from the brows to the upper edge of a detector's box"""
+BESIDE, BELOW = 0.4, 0.8
+"""how much further than half a box the crop reaches, in halves"""
+SMOOTHED = 13
+"""frames, of a median over the boxes"""
+GREY = (110, 110, 110)
+FRAMES, STEPS, STEPS_PER_FRAME = 5, 20, 4
+REACH = 15
+"""frames"""
+BATCH = 8
+
+MFCC_WINDOW, MFCC_HOP, FFT = SAMPLE_RATE // 40, SAMPLE_RATE // 100, 512
+BANDS, COEFFICIENTS, LIFTER, EMPHASIS = 26, 13, 22, 0.97
+
+
+class SyncNet(nn.Module):
+    """Two towers that map a mouth and a sound that belong together to one place."""
+
+    def __init__(self, dims: int = 1024) -> None:
+        super().__init__()
+        self.netcnnaud = nn.Sequential(
+            *_layers(2, 1, 64, 3, padding=1, pool=nn.MaxPool2d(1, 1)),
+            *_layers(2, 64, 192, 3, padding=1, pool=nn.MaxPool2d(3, (1, 2))),
+            *_layers(2, 192, 384, 3, padding=1),
+            *_layers(2, 384, 256, 3, padding=1),
+            *_layers(2, 256, 256, 3, padding=1, pool=nn.MaxPool2d(3, 2)),
+            *_layers(2, 256, 512, (5, 4)),
+        )
+        step = (1, 2, 2)
+        self.netcnnlip = nn.Sequential(
+            *_layers(3, 3, 96, (5, 7, 7), step, pool=nn.MaxPool3d((1, 3, 3), step)),
+            *_layers(
+                *(3, 96, 256, (1, 5, 5), step, (0, 1, 1)),
+                pool=nn.MaxPool3d((1, 3, 3), step, (0, 1, 1)),
+            ),
+            *_layers(3, 256, 256, (1, 3, 3), padding=(0, 1, 1)),
+            *_layers(3, 256, 256, (1, 3, 3), padding=(0, 1, 1)),
+            *_layers(*(3, 256, 256, (1, 3, 3), 1, (0, 1, 1)), pool=nn.MaxPool3d((1, 3, 3), step)),
+            *_layers(3, 256, 512, (1, 6, 6)),
+        )
+        self.netfcaud, self.netfclip = (
+            nn.Sequential(nn.Linear(512, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Linear(512, dims))
+            for _ in range(2)
+        )
+
+    def hear(self, mfcc: Tensor) -> Tensor:
+        """MFCCs [B, 1, 13, 20] -> [B, 1024]."""
+        return self.netfcaud(self.netcnnaud(mfcc).flatten(1))
+
+    def see(self, faces: Tensor) -> Tensor:
+        """Faces, BGR in 0..255, [B, 3, 5, 224, 224] -> [B, 1024]."""
+        return self.netfclip(self.netcnnlip(faces).flatten(1))
+
+
+Size = int | tuple[int, ...]
+
+
+def _layers(
+    axes: int,
+    inward: int,
+    outward: int,
+    kernel: Size,
+    stride: Size = 1,
+    padding: Size = 0,
+    pool: nn.Module | None = None,
+) -> list[nn.Module]:
+    conv, norm = {2: (nn.Conv2d, nn.BatchNorm2d), 3: (nn.Conv3d, nn.BatchNorm3d)}[axes]
+    layers = [conv(inward, outward, kernel, stride, padding), norm(outward), nn.ReLU()]
+    return [*layers, pool] if pool is not None else layers
+
+
+def load_syncnet(path: Path, sha256: str) -> SyncNet:
+    """Read the published weights (`syncnet_v2.model`).
+
+    Raises:
+        UserError: the file is missing, is not the one of that sha256, or holds other weights.
+    """
+    content = verified(path, sha256)
+    network = SyncNet()
+    try:
+        network.load_state_dict(torch.load(BytesIO(content), "cpu", weights_only=True))
+    except (RuntimeError, TypeError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path}: holds no weights of SyncNet ({error})") from error
+    return network.eval()
+
+
+@torch.inference_mode()
+def sync_distances(
+    network: SyncNet, images: Iterable[np.ndarray], landmarks: np.ndarray, sound: np.ndarray
+) -> dict[str, float]:
+    """Sync-C and Sync-D of a video and its sound.
+
+    Args:
+        network: of `load_syncnet`.
+        images: T frames, RGB uint8 [H, W, 3].
+        landmarks: 68 points a frame [T, 68, 2] in pixels, nan where there is no face.
+        sound: int16 [640 T] at 16 kHz.
+
+    Returns:
+        `Sync-C`, `Sync-D`, and `Sync offset` in frames (positive: the mouth is late); nan of fewer
+        than 6 frames or without any face.
+    """
+    count = len(landmarks) - FRAMES
+    if count < 1 or not np.isfinite(landmarks).all((1, 2)).any():
+        return dict.fromkeys(("Sync-C", "Sync-D", "Sync offset"), float("nan"))
+    faces = islice(_in_fives(face_crops(images, landmarks)), count)
+    steps = sliding_window_view(mfcc(sound), STEPS, axis=0)[::STEPS_PER_FRAME, None]
+    seen = [network.see(_tensor(some)) for some in iter(lambda: list(islice(faces, BATCH)), [])]
+    parts = np.split(steps[:count], range(BATCH, count, BATCH))
+    heard = [network.hear(_tensor(some)) for some in parts]
+    return shift_distances(torch.cat(seen), torch.cat(heard))
+
+
+def shift_distances(seen: Tensor, heard: Tensor) -> dict[str, float]:
+    """Compare embeddings [N, D] of mouth and sound over shifts; the result of `sync_distances`.
+
+    Sync-D is the least mean distance, Sync-C the median over the shifts less it. Beyond its ends
+    the sound's embedding is zero, as published.
+    """
+    padded = F.pad(heard, (0, 0, REACH, REACH))
+    distances = torch.stack(
+        [
+            F.pairwise_distance(seen, padded[shift : shift + len(seen)]).mean()
+            for shift in range(2 * REACH + 1)
+        ]
+    )
+    best = int(distances.argmin())
+    return {
+        "Sync-C": float(distances.median() - distances[best]),
+        "Sync-D": float(distances[best]),
+        "Sync offset": float(REACH - best),
+    }
+
+
+def face_crops(images: Iterable[np.ndarray], landmarks: np.ndarray) -> Iterator[np.ndarray]:
+    """The face of each frame, BGR uint8 [224, 224, 3]; grey beyond the picture.
+
+    The square is 2.8 halves of the face's box wide, and begins at the box's upper edge.
+    """
+    low, high = landmarks.min(1), landmarks.max(1)
+    low[:, 1] -= FOREHEAD * (high - low)[:, 1]
+    boxes = np.concatenate([(low + high) / 2, (high - low).max(1, keepdims=True) / 2], axis=1)
+    known = np.flatnonzero(np.isfinite(boxes).all(1))
+    filled = [np.interp(np.arange(len(boxes)), known, column[known]) for column in boxes.T]
+    smooth = [median_filter(column, SMOOTHED, mode="nearest") for column in filled]
+    for image, x, y, half in zip(images, *smooth, strict=True):
+        scale = FACE / (half * (2 + BELOW))
+        left, top = x - half * (1 + BESIDE), y - half
+        place = np.array([[scale, 0, -scale * left], [0, scale, -scale * top]])
+        bgr = np.ascontiguousarray(image[..., ::-1])
+        yield cv2.warpAffine(bgr, place, (FACE, FACE), borderValue=GREY)
+
+
+def mfcc(sound: np.ndarray) -> np.ndarray:
+    """MFCCs float32 [1 + ceil((S - 400) / 160), 13] of int16 [S], as SyncNet's authors take them.
+
+    25 ms without a window function every 10 ms, 26 mel bands (O'Shaughnessy's scale), liftered;
+    the first one is the log energy. The sound is not brought to -1..1.
+    """
+    wave = sound.astype(np.float64)
+    wave = np.append(wave[:1], wave[1:] - EMPHASIS * wave[:-1])
+    count = 1 + max(0, -(-(len(wave) - MFCC_WINDOW) // MFCC_HOP))
+    wave = np.pad(wave, (0, max(0, (count - 1) * MFCC_HOP + MFCC_WINDOW - len(wave))))
+    frames = sliding_window_view(wave, MFCC_WINDOW)[::MFCC_HOP][:count]
+    power = np.abs(np.fft.rfft(frames, FFT)) ** 2 / FFT
+    tiny = np.finfo(float).eps
+    bands = np.log(np.maximum(power @ _filters().T, tiny))
+    found = np.asarray(dct(bands, axis=1, norm="ortho"))[:, :COEFFICIENTS]
+    found *= 1 + LIFTER / 2 * np.sin(np.pi * np.arange(COEFFICIENTS) / LIFTER)
+    found[:, 0] = np.log(np.maximum(power.sum(1), tiny))
+    return found.astype(np.float32)
+
+
+def _filters() -> np.ndarray:
+    """Triangles between whole bins of the spectrum, 0 to 8 kHz: [26, 257]."""
+    top = 2595 * np.log10(1 + SAMPLE_RATE / 2 / 700)
+    hertz = 700 * (10 ** (np.linspace(0, top, BANDS + 2) / 2595) - 1)
+    edges = np.floor((FFT + 1) * hertz / SAMPLE_RATE)
+    low, middle, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
+    bins = np.arange(FFT // 2 + 1)
+    return np.clip(np.minimum((bins - low) / (middle - low), (high - bins) / (high - middle)), 0, 1)
+
+
+def _in_fives(faces: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Each five consecutive faces, [3, 5, 224, 224]."""
+    held: deque[np.ndarray] = deque(maxlen=FRAMES)
+    for face in faces:
+        held.append(face)
+        if len(held) == FRAMES:
+            yield np.stack(held).transpose(3, 0, 1, 2)
+
+
+def _tensor(values: np.ndarray | list[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.array(values, np.float32))
