@@ -51,6 +51,9 @@ SHADES = (1.05, 0.9, 0.75, 0.6, 0.45)
 """The throat has the face's skin under these parts of its light; how often each is learned
 straight under the jaw, where no hair can be mistaken for skin in the dark."""
 
+MOUTH_LEVEL = 0.65
+"""of the height of what shows skin, from its top"""
+
 
 @dataclass(frozen=True)
 class Config:
@@ -340,6 +343,20 @@ def _parts(region: np.ndarray, enough: float = 1.0, at_the_bottom: bool = False)
     return keep[parts]
 
 
+def _beside_the_mouth(hair: np.ndarray, face: np.ndarray) -> np.ndarray:
+    """The parts of hair, bool [H, W], that begin as low as the mouth of the face, bool [H, W].
+
+    Locks hang from above; what begins there is a dark collar that meets the cheek.
+    """
+    _, parts, statistics, _ = cv2.connectedComponentsWithStats(hair.astype(np.uint8))
+    rows = np.flatnonzero(face.any(1))
+    if len(rows) == 0:
+        return np.zeros_like(hair)
+    low = statistics[:, cv2.CC_STAT_TOP] > rows[0] + MOUTH_LEVEL * np.ptp(rows)
+    low[0] = False
+    return low[parts]
+
+
 def label(person: np.ndarray, belief: np.ndarray) -> np.ndarray:
     """Decide the class of each pixel.
 
@@ -353,12 +370,13 @@ def label(person: np.ndarray, belief: np.ndarray) -> np.ndarray:
         uint8 [H, W], classes of talker.media.masks.
     """
     height, width = person.shape
-    head, neck, torso = (
-        cv2.resize(plane, (width, height))
-        for plane in (belief[HAIR] + belief[FACE], belief[THROAT], belief[CLOTHES])
+    hair, face, neck, torso = (
+        cv2.resize(belief[part], (width, height)) for part in (HAIR, FACE, THROAT, CLOTHES)
     )
     inside = _parts(person >= 0.5)
-    is_head = inside & (head >= np.maximum(neck, torso))
+    is_head = inside & (hair + face >= np.maximum(neck, torso))
+    is_hair = is_head & (hair > face)
+    is_head &= ~_beside_the_mouth(is_hair, _parts(is_head & ~is_hair))
     is_neck = inside & ~is_head & (neck >= torso)
     mask = np.zeros(inside.shape, np.uint8)
     mask[_parts(inside & ~is_head & ~is_neck, 0.01, at_the_bottom=True)] = TORSO

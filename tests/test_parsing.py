@@ -128,6 +128,23 @@ def test_specks_join_what_is_near():
     assert [clean[row, 30] for row in (20, 30, 44, 60)] == [HEAD, HEAD, NECK, TORSO]
 
 
+def test_a_dark_collar_that_meets_the_cheek_is_no_hair():
+    belief = np.zeros((4, 60, 60), np.float32)
+    belief[3] = 1
+    belief[:, 10:40, 20:40] = np.array([0, 1, 0, 0])[:, None, None]  # the face
+    for rows, columns in (
+        (slice(5, 12), slice(18, 42)),  # hair over it,
+        (slice(12, 45), slice(16, 20)),  # a lock that hangs from there,
+        (slice(35, 45), slice(40, 44)),  # and a collar
+    ):
+        belief[:, rows, columns] = np.array([0.6, 0, 0, 0.4])[:, None, None]
+    person = np.zeros((60, 60), np.float32)
+    person[5:, 16:44] = 1
+    mask = label(person, belief)
+    assert (mask[5:45, 16:20] == HEAD).mean() > 0.9
+    assert (mask[35:45, 40:44] == TORSO).all()
+
+
 def test_smoothing_keeps_what_moves_evenly_and_has_no_lag():
     ramp = [(np.full(3, float(i)), np.array(2.0 * i)) for i in range(6)]
     smooth = list(smooth_in_time(iter(ramp)))
