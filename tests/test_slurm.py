@@ -18,6 +18,8 @@ from slurm import Slurm
 
 ROOT = Path(__file__).parent.parent
 SUBJECTS = int(os.environ.get("TALKER_SLURM_SUBJECTS", "20"))
+STUCK = 20
+"""seconds without a running job"""
 CLIPS, SEEDS = 2, 2
 GPU_RULES = ("train", "render", "evaluate")
 
@@ -95,15 +97,25 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 class Watch(threading.Thread):
-    """Remember what the controller says of every job, until the cluster ends."""
+    """Remember what the controller says of every job, until the cluster ends.
+
+    A controller that was killed may go on counting GPUs as taken whose jobs have ended (Slurm
+    22.05), until it is told to read its configuration anew. Where jobs wait and none runs, it is.
+    """
 
     def __init__(self, slurm: Slurm):
         super().__init__(daemon=True)
         self.slurm, self.jobs, self.ended = slurm, {}, threading.Event()
 
     def run(self) -> None:
+        stuck = 0
         while not self.ended.wait(1):
             self.look()
+            states = [job["JobState"] for job in self.slurm.jobs()]
+            stuck = stuck + 1 if "PENDING" in states and "RUNNING" not in states else 0
+            if stuck == STUCK:
+                self.slurm.ask("scontrol", "reconfigure")
+                stuck = 0
 
     def look(self) -> None:
         for job in self.slurm.jobs():
