@@ -179,7 +179,7 @@ def _train(training: Training, config: Config) -> dict[str, Any]:
 
 
 def _render(training: Training, data: Dataset, size: int, config: Config) -> dict[str, Any]:
-    avatar, device = training.avatar.eval(), training.subset.frame.device
+    avatar, device = training.avatar.eval(), training.subset.ids.device
     rows = torch.arange(size, device=device) % len(data.viewmats)
     windows = torch.from_numpy(data.speech).to(device)[rows]
     speech = windows[:, None].expand(-1, 8, -1, -1).contiguous()

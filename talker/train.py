@@ -363,7 +363,6 @@ class Training:
         """Go on from `state`; the number of Gaussians may have changed since the start."""
         self.stage, self.step = state["stage"], state["step"]
         self.log, self.seconds = state["log"], state["seconds"]
-        self.targets = Prefetch(self.subset, self._rows)
         for name in self.avatar.canonical:
             value = state["avatar"][f"canonical.{name}"]
             self.avatar.canonical[name] = torch.nn.Parameter(value.to(self.subset.ids.device))
@@ -374,7 +373,7 @@ class Training:
 
     def next_stage(self) -> None:
         self.stage, self.step = "deformation", 0
-        self.targets, self.judge = Prefetch(self.subset, self._rows), self._judge
+        self.judge = self._judge
         self.optimiser = self._new_optimiser()
 
     def run_stage(self) -> Iterator[None]:

@@ -110,17 +110,18 @@ class Watch(threading.Thread):
     def run(self) -> None:
         stuck = 0
         while not self.ended.wait(1):
-            self.look()
-            states = [job["JobState"] for job in self.slurm.jobs()]
+            states = [job["JobState"] for job in self.look()]
             stuck = stuck + 1 if "PENDING" in states and "RUNNING" not in states else 0
             if stuck == STUCK:
                 self.slurm.ask("scontrol", "reconfigure")
                 stuck = 0
 
-    def look(self) -> None:
-        for job in self.slurm.jobs():
+    def look(self) -> list[dict[str, str]]:
+        jobs = self.slurm.jobs()
+        for job in jobs:
             known = self.jobs.setdefault(job["JobId"], {})
             known.update({key: value for key, value in job.items() if value not in ("", "(null)")})
+        return jobs
 
 
 def journals(folder: Path) -> Iterator[tuple[Path, list[tuple[float, str, str, str]]]]:

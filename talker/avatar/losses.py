@@ -51,10 +51,8 @@ def compute_loss(
     x0, y0, x1, y1 = targets.lips[:, :, None].unbind(1)
     columns = torch.arange(width, device=mask.device)
     lines = torch.arange(height, device=mask.device)
-    inside = ((lines >= y0) & (lines < y1))[:, :, None] & ((columns >= x0) & (columns < x1))[
-        :, None
-    ]
-    inside = inside.float()
+    between_lines, between_columns = (lines >= y0) & (lines < y1), (columns >= x0) & (columns < x1)
+    inside = (between_lines[:, :, None] & between_columns[:, None]).float()
     parts = {
         "l1": apart.mean(),
         "ssim": 1 - ssim(image, target),
