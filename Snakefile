@@ -32,7 +32,7 @@ rule all:
 rule prepare:
     input:
         expand("<data>/{subject}/quality.json", subject=SUBJECTS),
-        expand(rules.speech.output.features, subject=SUBJECTS),
+        expand(f"<data>/{{subject}}/aud_{ENCODER}.npy", subject=SUBJECTS),
     localrule: True
 
 
