@@ -88,15 +88,6 @@ def _directions(points, camera, rows, inside, frame, slot):
 
 
 @triton.jit
-def _attend(query, key, merged, x, M: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr):
-    """Attention weights [M, 16] and the residual sum [M, D]."""
-    scores = tl.reshape(tl.dot(query, key, input_precision=PRECISION), (M, 4, 4))
-    raised = tl.exp(scores - tl.max(scores, 2)[:, :, None])
-    weights = tl.reshape(raised / tl.sum(raised, 2)[:, :, None], (M, 16))
-    return weights, x + tl.dot(weights.to(DOT), merged, input_precision=PRECISION)
-
-
-@triton.jit
 def _normalise(x, D: tl.constexpr):
     """LayerNorm without its weights, and the reciprocal of the deviation [M, 1]."""
     x = x - tl.sum(x, 1)[:, None] / D
@@ -109,6 +100,34 @@ def _unnormalise(gradient, normal, scale, D: tl.constexpr):
     """The gradient of `_normalise`."""
     mean = tl.sum(gradient, 1)[:, None] / D
     return scale * (gradient - mean - normal * tl.sum(gradient * normal, 1)[:, None] / D)
+
+
+@triton.jit
+def _block(
+    x_ptr, query_ptr, key_ptr, merged_ptr, w1, b1, w2, b2, w3, b3, n1, n2,
+    rows, here, frame, d, f, h, slot,
+    D: tl.constexpr, F: tl.constexpr, H: tl.constexpr, M: tl.constexpr,
+    DOT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """From the rows of `x` and their queries to the hidden layer, all that is on the way."""
+    x = tl.load(x_ptr + rows[:, None] * D + d, here, 0.0)
+    query = tl.load(query_ptr + rows[:, None] * D + d, here, 0.0)
+    key = tl.load(key_ptr + frame * 16 * D + slot[None, :] * D + d[:, None])
+    merged = tl.load(merged_ptr + frame * 16 * D + slot[:, None] * D + d)
+    scores = tl.reshape(tl.dot(query, key, input_precision=PRECISION), (M, 4, 4))
+    raised = tl.exp(scores - tl.max(scores, 2)[:, :, None])
+    attention = tl.reshape(raised / tl.sum(raised, 2)[:, :, None], (M, 16))
+    x += tl.dot(attention.to(DOT), merged, input_precision=PRECISION)
+    normal1, scale1 = _normalise(x, D)
+    x1 = normal1 * tl.load(n1 + d) + tl.load(n1 + D + d)
+    inner = tl.dot(x1.to(DOT), tl.load(w1 + d[:, None] * F + f), input_precision=PRECISION)
+    inner = tl.maximum(inner + tl.load(b1 + f), 0.0).to(DOT)
+    x = x1 + tl.dot(inner, tl.load(w2 + f[:, None] * D + d), input_precision=PRECISION)
+    normal2, scale2 = _normalise(x + tl.load(b2 + d), D)
+    x2 = tl.maximum(normal2 * tl.load(n2 + d) + tl.load(n2 + D + d), 0.0)
+    hidden = tl.dot(x2.to(DOT), tl.load(w3 + d[:, None] * H + h), input_precision=PRECISION)
+    hidden = tl.maximum(hidden + tl.load(b3 + h), 0.0).to(DOT)
+    return merged, attention, normal1, scale1, x1, inner, normal2, scale2, x2, hidden
 
 
 @triton.jit
@@ -125,21 +144,10 @@ def _forward(
     d, f, h, slot = tl.arange(0, D), tl.arange(0, F), tl.arange(0, H), tl.arange(0, 16)
     here = inside[:, None]
 
-    x = tl.load(x_ptr + rows[:, None] * D + d, here, 0.0)
-    query = tl.load(query_ptr + rows[:, None] * D + d, here, 0.0).to(DOT)
-    key = tl.load(key_ptr + frame * 16 * D + slot[None, :] * D + d[:, None])
-    merged = tl.load(merged_ptr + frame * 16 * D + slot[:, None] * D + d)
-    _, x = _attend(query, key, merged, x, M, DOT, PRECISION)
-    normal, _ = _normalise(x, D)
-    x = normal * tl.load(n1 + d) + tl.load(n1 + D + d)
-    inner = tl.dot(x.to(DOT), tl.load(w1 + d[:, None] * F + f), input_precision=PRECISION)
-    inner = tl.maximum(inner + tl.load(b1 + f), 0.0)
-    x += tl.dot(inner.to(DOT), tl.load(w2 + f[:, None] * D + d), input_precision=PRECISION)
-    normal, _ = _normalise(x + tl.load(b2 + d), D)
-    x = tl.maximum(normal * tl.load(n2 + d) + tl.load(n2 + D + d), 0.0)
-    hidden = tl.dot(x.to(DOT), tl.load(w3 + d[:, None] * H + h), input_precision=PRECISION)
-    hidden = tl.maximum(hidden + tl.load(b3 + h), 0.0).to(DOT)
-
+    _, _, _, _, _, _, _, _, _, hidden = _block(
+        x_ptr, query_ptr, key_ptr, merged_ptr, w1, b1, w2, b2, w3, b3, n1, n2,
+        rows, here, frame, d, f, h, slot, D, F, H, M, DOT, PRECISION,
+    )  # fmt: skip
     base = base_ptr + rows[:, None] * 64 + slot
     heads = w4 + h[:, None] * 64 + slot
     out = tl.load(base, here, 0.0) + tl.dot(hidden, tl.load(heads), input_precision=PRECISION)
@@ -180,20 +188,10 @@ def _backward(
     row = (frame * G + rows)[:, None].to(tl.int64)
     sums += (frame * tl.num_programs(0) + tl.program_id(0)).to(tl.int64) * (F + H + 5 * D)
 
-    x = tl.load(x_ptr + rows[:, None] * D + d, here, 0.0)
-    query = tl.load(query_ptr + rows[:, None] * D + d, here, 0.0).to(DOT)
-    key = tl.load(key_ptr + frame * 16 * D + slot[None, :] * D + d[:, None])
-    merged = tl.load(merged_ptr + frame * 16 * D + slot[:, None] * D + d)
-    attention, x = _attend(query, key, merged, x, M, DOT, PRECISION)
-    normal1, scale1 = _normalise(x, D)
-    x1 = normal1 * tl.load(n1 + d) + tl.load(n1 + D + d)
-    inner = tl.dot(x1.to(DOT), tl.load(w1 + d[:, None] * F + f), input_precision=PRECISION)
-    inner = tl.maximum(inner + tl.load(b1 + f), 0.0).to(DOT)
-    x = x1 + tl.dot(inner, tl.load(w2 + f[:, None] * D + d), input_precision=PRECISION)
-    normal2, scale2 = _normalise(x + tl.load(b2 + d), D)
-    x2 = tl.maximum(normal2 * tl.load(n2 + d) + tl.load(n2 + D + d), 0.0)
-    hidden = tl.dot(x2.to(DOT), tl.load(w3 + d[:, None] * H + h), input_precision=PRECISION)
-    hidden = tl.maximum(hidden + tl.load(b3 + h), 0.0).to(DOT)
+    merged, attention, normal1, scale1, x1, inner, normal2, scale2, x2, hidden = _block(
+        x_ptr, query_ptr, key_ptr, merged_ptr, w1, b1, w2, b2, w3, b3, n1, n2,
+        rows, here, frame, d, f, h, slot, D, F, H, M, DOT, PRECISION,
+    )  # fmt: skip
     tl.store(x1_out + row * D + d, x1.to(DOT), here)
     tl.store(inner_out + row * F + f, inner, here)
     tl.store(x2_out + row * D + d, x2.to(DOT), here)
