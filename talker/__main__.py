@@ -65,20 +65,30 @@ def _take_config(args: list[str]) -> tuple[Path | None, list[str]]:
     return None, args
 
 
+def _marks(hint: typing.Any) -> tuple[str, ...]:
+    """What `Annotated` says of an argument, which may be optional."""
+    parts = typing.get_args(hint) if not hasattr(hint, "__metadata__") else ()
+    return getattr(hint, "__metadata__", ()) or sum(map(_marks, parts), ())
+
+
 def _alone(stage: str, main: Callable[..., None]) -> Callable[..., None]:
     """Make `main` the only one to make its outputs, with a GPU of its own where it needs one."""
     from talker.files import OUTPUT, making
     from talker.gpu import gpu_slot
     from talker.provenance import code_of
 
-    hints = typing.get_type_hints(main, include_extras=True)
-    roles = [name for name in hints if OUTPUT in getattr(hints[name], "__metadata__", ())]
+    marks = {
+        role: _marks(hint)
+        for role, hint in typing.get_type_hints(main, include_extras=True).items()
+    }
 
     @functools.wraps(main)
     def run(**given: typing.Any) -> None:
         work = hashlib.sha256(f"{code_of(f'talker.{stage}')} {given}".encode())
-        outputs = [given[role] for role in roles]
-        with making(outputs, work.hexdigest()[:12]) as needed:
+        paths = {role: path for role, path in given.items() if isinstance(path, Path)}
+        outputs = [path for role, path in paths.items() if OUTPUT in marks[role]]
+        inputs = [path for role, path in paths.items() if not marks[role]]
+        with making(outputs, work.hexdigest()[:12], inputs) as needed:
             if needed:
                 with gpu_slot() if stage in GPU_STAGES else nullcontext():
                     main(**given)

@@ -63,8 +63,8 @@ def main(
     source: Path,
     wav: Output,
     clip: Path | None = None,
-    train: Path | None = None,
-    novel: Path | None = None,
+    train: Output | None = None,
+    novel: Output | None = None,
     config: Config = Config(),
 ) -> None:
     """Write the sound of a clip (and its two splits), or of new speech, as 16 kHz mono wav.

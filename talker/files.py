@@ -17,11 +17,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, TextIO
 
+from talker.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 OUTPUT = "output"
 Output = Annotated[Path, OUTPUT]
 """The type of a stage's argument that names what it makes."""
+Changed = Annotated[Path, "changed"]
+"""The type of one that names what a stage reads and adds to: its age tells nothing."""
 
 _held: set[Path] = set()
 
@@ -46,19 +50,24 @@ def locked(target: Path) -> Iterator[tuple[TextIO, bool]]:
 
 
 @contextmanager
-def making(outputs: Sequence[Path], work: str) -> Iterator[bool]:
+def making(outputs: Sequence[Path], work: str, inputs: Sequence[Path] = ()) -> Iterator[bool]:
     """Hold the lock of the first output while a process makes them all.
 
     After a kill of Snakemake its jobs live on, and the next run starts the same ones again: those
-    wait here, and have nothing to do where the work was done meanwhile. The lock file is a journal:
-    a line for every start and every end, with the time, host:pid and `work`.
+    wait here, and have nothing to do where the work was done meanwhile, of the same inputs. The
+    lock file is a journal: a line for every start and every end, with the time, host:pid and
+    `work`.
 
     Args:
         outputs: what is made; without any there is no lock.
         work: tells equal work from other work, such as a hash of code and options; no spaces.
+        inputs: files, and folders whose files count; what was made of older ones is made again.
 
     Yields:
         whether there is something to do.
+
+    Raises:
+        UserError: an output is a folder with files in it, and nothing was made there before.
     """
     if not outputs:
         yield True
@@ -66,8 +75,19 @@ def making(outputs: Sequence[Path], work: str) -> Iterator[bool]:
     first = outputs[0].resolve()
     with locked(first) as (journal, waited):
         journal.seek(0)
-        *_, last = ["", *journal.read().splitlines()]
-        if waited and last.endswith(f" done {work}") and all(path.exists() for path in outputs):
+        *_, started, ended = ["", "", *journal.read().splitlines()]
+        for path in () if ended else outputs:
+            if path.is_dir() and any(path.iterdir()):
+                raise UserError(
+                    f"{path}: is a folder with files in it, which would be lost; "
+                    "name another one, or remove it"
+                )
+        if (
+            waited
+            and ended.endswith(f" done {work}")
+            and all(path.exists() for path in outputs)
+            and _newest(inputs) <= float(started.split()[0])
+        ):
             logger.info("%s: made by that process", outputs[0])
             yield False
             return
@@ -81,6 +101,13 @@ def making(outputs: Sequence[Path], work: str) -> Iterator[bool]:
         finally:
             _held.remove(first)
         _note(journal, "done", work)
+
+
+def _newest(inputs: Sequence[Path]) -> float:
+    """When the last of these files was written; of a folder, the files that lie right in it."""
+    files = (file for path in inputs for file in (path.iterdir() if path.is_dir() else [path]))
+    shown = (file for file in files if file.is_file() and not file.name.startswith("."))
+    return max((file.stat().st_mtime for file in shown), default=0.0)
 
 
 def _note(journal: TextIO, event: str, work: str) -> None:
@@ -119,6 +146,8 @@ def _scratch(targets: Sequence[Path]) -> Iterator[tuple[Path, ...]]:
             folder / target.name for folder, target in zip(folders, targets, strict=True)
         )
         yield scratch
+        for made in scratch:
+            made.stat()  # what was not made replaces nothing
         for made, target in zip(scratch, targets, strict=True):
             if target.is_dir():
                 target.rename(made.parent / "replaced")

@@ -14,7 +14,7 @@ import numpy as np
 
 from talker.clip import Clip, save_per_frame
 from talker.errors import UserError
-from talker.files import Output
+from talker.files import Changed, Output
 from talker.head.landmarks68 import landmarks68, write_lms
 from talker.media.mediapipe import MESH_POINTS, detect_faces, track_meshes
 from talker.media.numbered import read_numbered
@@ -161,7 +161,7 @@ def find(clip: Clip, images: Path, config: Config) -> dict[str, np.ndarray]:
     }
 
 
-def main(*, clip: Path, images: Path, landmarks: Output, config: Config = Config()) -> None:
+def main(*, clip: Path, images: Changed, landmarks: Output, config: Config = Config()) -> None:
     """Find the face mesh and the 68 landmarks in every frame.
 
     Args:

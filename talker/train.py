@@ -34,7 +34,7 @@ from talker.avatar.speech_prior import fit_speech_encoder
 from talker.avatar.training_set import Prefetch, Targets, TrainingSet, training_set
 from talker.dataset import Dataset, statistics_file
 from talker.errors import UserError
-from talker.files import Output, replacing
+from talker.files import Changed, Output, replacing
 from talker.judges import load_judge
 from talker.progress import progress
 from talker.provenance import code_of
@@ -495,7 +495,7 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def main(data: Path, avatar: Output, checkpoints: Path, config: Config = Config()) -> None:
+def main(data: Path, avatar: Output, checkpoints: Changed, config: Config = Config()) -> None:
     """Fit an avatar to a prepared dataset folder.
 
     Args:

@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from talker.errors import UserError
 from talker.files import locked, making, replacing
 
 
@@ -67,30 +68,64 @@ def test_a_second_process_waits_for_the_lock(tmp_path):
     assert waited > 0.2
 
 
-def _make(target, taken, work):
-    with making([target], work) as needed:
+def _make(target, taken, work, source):
+    with making([target], work, [source]) as needed:
         taken.set()
         if needed:
             time.sleep(0.5)
             target.write_text(work)
 
 
-@pytest.mark.parametrize(("work", "needed"), [("same", False), ("other", True)])
-def test_work_that_was_done_while_waiting_is_not_done_again(tmp_path, work, needed):
+@pytest.mark.parametrize(
+    ("work", "touched", "needed"),
+    [("same", None, False), ("other", None, True), ("same", "a.txt", True), ("same", ".b", False)],
+)
+def test_work_that_was_done_while_waiting_is_not_done_again(tmp_path, work, touched, needed):
+    """But what was done of inputs that have changed since is."""
     context = multiprocessing.get_context("spawn")
     taken = context.Event()
-    target = tmp_path / "a.json"
-    holder = context.Process(target=_make, args=(target, taken, "same"))
+    target, source = tmp_path / "a.json", tmp_path / "data"
+    source.mkdir()
+    (source / "a.txt").touch()
+    holder = context.Process(target=_make, args=(target, taken, "same", source))
     holder.start()
     assert taken.wait(20)
-    with making([target], work) as wanted:
+    if touched:
+        (source / touched).write_text("new")
+    with making([target], work, [source]) as wanted:
         assert wanted is needed
     holder.join()
     events = [line.split()[2:] for line in (tmp_path / ".a.json.lock").read_text().splitlines()]
     assert events[:2] == [["start", "same"], ["done", "same"]]
-    assert events[2:] == ([["start", "other"], ["done", "other"]] if needed else [])
+    assert events[2:] == ([["start", work], ["done", work]] if needed else [])
     with making([target], work) as wanted:
         assert wanted, "without waiting there is always work"
+
+
+def test_a_folder_of_somebody_else_is_not_lost(tmp_path):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    (videos / "wedding.mp4").touch()
+    for _ in range(2):
+        refused = pytest.raises(UserError, match="videos: is a folder with files")
+        with refused, making([tmp_path / "a.json", videos], "work"):
+            pass
+    (videos / "wedding.mp4").unlink()
+    for _ in range(2):  # its own is replaced
+        with making([videos], "work"), replacing(videos) as (scratch,):
+            scratch.mkdir()
+            (scratch / "0.png").touch()
+    assert [file.name for file in videos.iterdir()] == ["0.png"]
+
+
+def test_what_was_not_made_replaces_nothing(tmp_path):
+    file, folder = tmp_path / "a.json", tmp_path / "b"
+    file.write_text("old")
+    folder.mkdir()
+    with pytest.raises(FileNotFoundError), replacing(file, folder) as (scratch, _):
+        scratch.write_text("new")
+    assert file.read_text() == "old"
+    assert folder.exists()
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):

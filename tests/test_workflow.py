@@ -1,5 +1,6 @@
 """The rules, run with a stand-in for `talker` that only makes the outputs it is asked for."""
 
+import ast
 import dataclasses
 import functools
 import importlib
@@ -7,13 +8,16 @@ import inspect
 import re
 import shlex
 import sys
+from importlib.metadata import packages_distributions
 
+import make_venvs
 import pytest
 import yaml
 from fake_workflow import ROOT, Workflow
 
 from talker import __main__ as cli
 from talker.config import from_mapping
+from talker.provenance import closure
 
 DATASET = {
     "frames",
@@ -94,6 +98,25 @@ def test_environments_pin_what_is_tested():
     for file in (ROOT / "envs").glob("*.yaml"):
         *_, pip = yaml.safe_load(file.read_text())["dependencies"]
         assert set(pip["pip"]) <= pinned, file
+
+
+@pytest.mark.parametrize("family", ["media", "face", "avatar"])
+def test_an_environment_has_what_its_stages_import(family):
+    """At the start of a stage; what a function imports when it needs it may be left out."""
+    imported = set()
+    for stage in make_venvs.stages_of(family):
+        for name in closure(f"talker.{stage}"):
+            path = ROOT.joinpath(*name.split("."))
+            source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+            for node in ast.parse(source.read_text()).body:
+                if isinstance(node, ast.Import):
+                    imported.update(alias.name.partition(".")[0] for alias in node.names)
+                elif isinstance(node, ast.ImportFrom) and node.module:
+                    imported.add(node.module.partition(".")[0])
+    pinned = {package.partition("==")[0] for package in make_venvs.packages_of(family)}
+    homes = packages_distributions()
+    for module in imported & set(homes) - {"talker"}:
+        assert pinned & {name.lower().replace("_", "-") for name in homes[module]}, module
 
 
 def test_a_second_run_does_nothing(finished):
