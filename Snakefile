@@ -36,6 +36,10 @@ rule prepare:
     localrule: True
 
 
+onstart:
+    check_preset()
+
+
 onsuccess:
     say_outcome(log)
 

@@ -22,9 +22,11 @@ AUDIO_SUFFIXES = {".wav", ".mp3", ".flac", ".m4a", ".aac", ".ogg", ".opus"}
 
 
 # the folders that the path variables stand for: as a module they are known only here
-DATA, RESULTS, BENCHMARKS = (
-    Path(workflow.pathvars.apply(f"<{name}>")) for name in ("data", "results", "benchmarks")
+DATA, RESULTS, LOGS, BENCHMARKS = (
+    Path(workflow.pathvars.apply(f"<{name}>")) for name in ("data", "results", "logs", "benchmarks")
 )
+
+LOCAL = not workflow.storage_settings.default_storage_provider
 
 
 wildcard_constraints:
@@ -67,13 +69,32 @@ def video_of(wildcards):
     return str(dataset / f"{wildcards.subject}.mp4")
 
 
+def check_files():
+    """List the videos and speeches that are missing; in a module another rule may make them."""
+    if not workflow.modifier.is_main_snakefile() or workflow.remote_exec or not LOCAL:
+        return
+    wanted = {
+        name: subject.video
+        for name, subject in SUBJECTS.items()
+        if Path(subject.video) != DATA / "demo" / "demo.mp4"
+        and not (DATA / name / "clip.json").exists()
+    }
+    files = wanted | {name: speech.file for name, speech in SPEECHES.items()}
+    missing = [f"{name}: no file {file}" for name, file in files.items() if not Path(file).exists()]
+    if missing:
+        raise WorkflowError("\n".join(missing))
+
+
 def speeches_of(subject):
     """{name: file}: the speeches of data/{subject}/novel/, of the table, of `config["speech"]`."""
     files = {
         file.stem: str(file)
         for file in sorted((DATA / subject / "novel").glob("*"))
-        if file.suffix.lower() in AUDIO_SUFFIXES
+        if file.is_file() and file.suffix.lower() in AUDIO_SUFFIXES
     }
+    for file in files.values():
+        if re.search("[{}<>]", file):
+            raise WorkflowError(f"{file}: rename it without {{ }} < >, which Snakemake replaces")
     table = {
         name: speech.file
         for name, speech in SPEECHES.items()
@@ -102,10 +123,16 @@ def scores_in(folder):
 
 def check_scores():
     """Stop where they are missing: Snakemake would take finished results for its own sources."""
-    for subject in SUBJECTS:
+    for subject in SUBJECTS if LOCAL else ():
         file = Path(scores_in(DATA / subject) or ".")
         if not file.exists():
             raise WorkflowError(f"{file}: missing; the encoder deepspeech takes its scores there")
+
+
+def check_preset():
+    """Stop where this machine's own GPU would choose the preset of jobs that run elsewhere."""
+    if config["preset"] == "auto" and workflow.non_local_exec:
+        raise WorkflowError("config: preset: name it where jobs run elsewhere (preset=full)")
 
 
 def targets_of(subject):
@@ -177,11 +204,13 @@ def growing(amount):
 
 
 def say_outcome(logs):
-    """Write what became of every subject, and say which ones failed."""
+    """Write what became of every subject, and say which ones failed; of files in a bucket nothing."""
+    if not LOCAL:
+        return
     failed = failures("\n".join(Path(log).read_text() for log in logs))
     table = RESULTS / "batch.tsv"
     wanted = {subject: targets_of(subject) for subject in SUBJECTS}
-    done, rest = write_outcome(table, wanted, failed)
+    done, rest = write_outcome(table, wanted, failed, LOGS)
     logger.info(f"{done} of {done + rest} subjects are complete; {table} has a row for each")
     for failure in failed:
         if failure.said:
@@ -198,8 +227,6 @@ except UserError as error:
 
 PRESET = config["preset"]
 if PRESET == "auto":
-    if workflow.remote_exec:
-        raise WorkflowError("config: preset: name it where jobs run elsewhere (preset=full)")
     PRESET = "full" if shutil.which("nvidia-smi") else "draft"
 GPU = int(PRESET != "draft")
 OPTIONS = read_yaml(f"../config/presets/{PRESET}.yaml")
@@ -208,6 +235,7 @@ ENCODER = config.get("encoder", "hama")
 for stage in ("speech", "train"):
     OPTIONS.setdefault(stage, {})["encoder"] = ENCODER
 
+check_files()
 check_scores()
 MODULES = {"media": [], "face": [], "avatar": []} | (config.get("modules") or {})
 

@@ -36,7 +36,6 @@ rule frames:
     output:
         clip="<data>/{subject}/clip.json",
         images=directory("<data>/{subject}/ori_imgs"),
-        source="<data>/{subject}/source.txt",
     log:
         "<logs>/{subject}/frames.log",
     benchmark:
@@ -50,13 +49,14 @@ rule frames:
         mem_mb=growing(2000),
         runtime=growing(30),
     params:
+        source=lambda wildcards, output: Path(output.clip).with_name("source.txt"),
         options=flags("frames"),
         recipe=recipe("frames"),
     message:
         "{wildcards.subject}: frames at 25 fps, cropped around the face"
     shell:
         "talker frames --video {input.video:q} --clip {output.clip:q} --images {output.images:q}"
-        " {params.options} > {log:q} 2>&1 && printf '%s' {input.video:q} > {output.source:q}"
+        " {params.options} > {log:q} 2>&1 && printf '%s' {input.video:q} > {params.source:q}"
 
 
 rule audio:

@@ -139,7 +139,7 @@ rule evaluate_novel:
     message:
         "{wildcards.subject}: does the mouth follow the novel speech '{wildcards.name}'?"
     shell:
-        "talker evaluate --data {params.data:q} --avatar {input.avatar:q}"
+        "CUDA_VISIBLE_DEVICES= talker evaluate --data {params.data:q} --avatar {input.avatar:q}"
         " --video {input.video:q} --metrics {output.metrics:q} {params.options} > {log:q} 2>&1"
 
 

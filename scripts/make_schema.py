@@ -21,6 +21,10 @@ from talker.__main__ import COMMANDS
 ROOT = Path(__file__).parent.parent
 SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
 PRESETS = ROOT / "config" / "presets"
+BY_HAND = {"bench", "pack", "speak"}
+"""Stages that no rule runs."""
+FILE = "^[^{}<>]+$"
+"""Snakemake takes these for wildcards and path variables."""
 SCALARS = {bool: "boolean", int: "integer", float: "number", str: "string", Path: "string"}
 
 
@@ -61,7 +65,9 @@ def schema_of(kind: Any) -> dict[str, Any]:
 
 def config_schema() -> dict[str, Any]:
     """Return the schema of the whole workflow configuration."""
-    stages = {stage: schema_of(options_of(stage)) for stage in COMMANDS}
+    stages = {stage: schema_of(options_of(stage)) for stage in COMMANDS if stage not in BY_HAND}
+    for stage in ("speech", "train"):
+        del stages[stage]["properties"]["encoder"]  # the key `encoder` is for both
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Configuration of the talker workflow",
@@ -73,11 +79,13 @@ def config_schema() -> dict[str, Any]:
             "encoder": schema_of(typing.get_type_hints(options_of("speech"))["encoder"]),
             "subjects": {"type": "string", "description": "table of subjects and their videos"},
             "speeches": {"type": "string", "description": "table of speeches for the subjects"},
-            "video": {"type": "string", "description": "run this video alone"},
+            "video": {"type": "string", "pattern": FILE, "description": "run this video alone"},
             "speech": {
                 "description": "novel speech: one file, or {name: file}",
                 "type": ["string", "object"],
-                "additionalProperties": {"type": "string"},
+                "pattern": FILE,
+                "propertyNames": {"pattern": r"^\w[\w.-]*$"},
+                "additionalProperties": {"type": "string", "pattern": FILE},
             },
             "jobs_per_gpu": {
                 "type": "integer",

@@ -51,11 +51,11 @@ def launcher(stages: dict[str, list[str]]) -> str:
 
 
 def install(venv: Path, family: str) -> None:
-    """Make the venv of a family, with this package in it."""
+    """Make the venv of a family, with a link to this package: the rules hash its present code."""
     pip = [venv / "bin" / "python", "-m", "pip", "install", "--quiet"]
     subprocess.run([sys.executable, "-m", "venv", venv], check=True)
     subprocess.run([*pip, "-c", ROOT / "constraints.txt", *packages_of(family)], check=True)
-    subprocess.run([*pip, "--no-deps", ROOT], check=True)
+    subprocess.run([*pip, "--no-deps", "--editable", ROOT], check=True)
 
 
 def main(folder: Path) -> None:

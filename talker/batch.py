@@ -102,12 +102,14 @@ def read_speeches(table: Path, schema: Schema, subjects: Iterable[str]) -> dict[
 
 def _rows(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
-        with open(table, newline="") as file:
+        with open(table, newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file, delimiter="\t", restkey="cells without a column")
             for row in rows:
                 yield f"{table}, line {rows.line_num}", row
     except OSError as error:
         raise UserError(f"{table}: cannot be read ({error.strerror})") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{table}: expected UTF-8 text, tabs between cells; {error}") from error
 
 
 def _put(chosen: dict[str, Any], keys: Sequence[str], cell: str, where: str) -> list[str]:
@@ -119,6 +121,10 @@ def _put(chosen: dict[str, Any], keys: Sequence[str], cell: str, where: str) -> 
     *groups, last = keys
     for key in groups:
         chosen = chosen.setdefault(key, {})
+        if not isinstance(chosen, dict):
+            return [f"{where}: another column sets all of '{key}'"]
+    if last in chosen:
+        return [f"{where}: another column sets a part of it"]
     chosen[last] = value
     return []
 
@@ -141,15 +147,25 @@ BLOCK = re.compile(
     r"^( *)Error in rule (?P<rule>\w+)\b.*\n(?P<text>(?:\1 +.*\n|\n)*)", re.MULTILINE
 )
 """A failed job in Snakemake's own log; one for every job of a failed group."""
-LOG = re.compile(r"^ +log: (\S+)", re.MULTILINE)
+LOG = re.compile(r"^ +log: (.+?)(?: \(check log file.*)?$", re.MULTILINE)
+OUTPUT = re.compile(r"^ +output: (.+)$", re.MULTILINE)
 STATUS = re.compile(r"SLURM status is: '(\w+)'")
-MESSAGE = re.compile(r"^(talker \w+: error: .*|\w*(?:Error|Exception): .*)$", re.MULTILINE)
+MESSAGE = re.compile(
+    r"^(talker \w+: error: .*|[\w.]*(?:[Ee]rror|Exception)(?:: .*)?|.*: command not found)$",
+    re.MULTILINE,
+)
 
 
 def failures(text: str) -> list[Failure]:
-    """Return the jobs that failed, of the text of Snakemake's log; the last failure of each."""
+    """Return the jobs that failed, of the text of Snakemake's log; the last failure of each.
+
+    Snakemake removes what a failed job leaves; where all its outputs are there, it was repeated.
+    """
     found: dict[Path, Failure] = {}
     for match in BLOCK.finditer(text):
+        outputs = OUTPUT.search(match["text"])
+        if outputs and all(Path(output).exists() for output in outputs[1].split(", ")):
+            continue
         if named := LOG.search(match["text"]):
             log = Path(named[1])
             heard = log.read_text(errors="replace") if log.exists() else ""
@@ -161,15 +177,16 @@ def failures(text: str) -> list[Failure]:
 
 
 def write_outcome(
-    table: Path, wanted: Mapping[str, Sequence[Path]], failed: Sequence[Failure]
+    table: Path, wanted: Mapping[str, Sequence[Path]], failed: Sequence[Failure], logs: Path
 ) -> tuple[int, int]:
     """Write a row for every subject: done, failed (where and why) or not finished.
 
     Args:
         table: the tab-separated table to write.
         wanted: {subject: files that make it complete}.
-        failed: the jobs that failed; a subject's are those whose log lies in a folder of its name.
-            Where jobs ran as a group, all of them are here: those that said why come first.
+        failed: the jobs that failed. Where jobs ran as a group, all of them are here: those that
+            said why come first.
+        logs: the folder with a folder of logs for every subject.
 
     Returns:
         the numbers of subjects that are done and that are not.
@@ -177,15 +194,15 @@ def write_outcome(
     rows, done = [], 0
     for subject, files in wanted.items():
         missing = [str(file) for file in files if not file.exists()]
-        causes = [failure for failure in failed if subject in failure.log.parts]
+        causes = [failure for failure in failed if logs / subject in failure.log.parents]
         causes = [failure for failure in causes if failure.said] or causes[:1]
-        if not missing:
+        if causes:  # what is there may be of an earlier run
+            rows += [(subject, "failed", f.rule, f.reason, str(f.log)) for f in causes]
+        elif missing:
+            rows.append((subject, "not finished", "", f"no {missing[0]}", ""))
+        else:
             done += 1
             rows.append((subject, "done", "", "", ""))
-        elif causes:
-            rows += [(subject, "failed", f.rule, f.reason, str(f.log)) for f in causes]
-        else:
-            rows.append((subject, "not finished", "", f"no {missing[0]}", ""))
     with replacing(table) as (scratch,), open(scratch, "w", newline="") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
         writer.writerow(("subject", "state", "rule", "reason", "log"))

@@ -82,10 +82,27 @@ def test_speeches_are_for_all_or_some(tmp_path: Path) -> None:
     assert "line 3" in str(refused.value)
 
 
+def test_a_faulty_file_is_one_message(tmp_path: Path) -> None:
+    path = table(
+        tmp_path, "subject | video | train.weights | train.weights.l1", "a | a.mp4 | 1 | 2"
+    )
+    with pytest.raises(UserError, match=r"line 2: train\.weights\.l1: another column sets all of"):
+        subjects(path)
+    path.write_bytes("\ufeffsubject\tvideo\nmé\ta.mp4\n".encode())  # as Excel does
+    assert subjects(path) == {"mé": Subject("a.mp4")}
+    path.write_bytes("subject\tvideo\nmé\ta.mp4\n".encode("latin-1"))
+    with pytest.raises(UserError, match="expected UTF-8 text"):
+        subjects(path)
+    path.write_text("subject\tvideo\nme\tmy {clip}.mp4\n")
+    with pytest.raises(UserError, match=r"line 2: video: 'my {clip}\.mp4' does not match"):
+        subjects(path)
+
+
 SAID = """Building DAG of jobs...
 [Sun Nov 22 12:52:49 2026]
 Error in rule frames:
     message: None
+    output: {data}/broken/clip.json, {data}/broken/ori_imgs
     log: {logs}/broken/frames.log (check log file(s) for error details)
 [Sun Nov 22 12:52:49 2026]
 Error in rule train:
@@ -96,31 +113,45 @@ Error in rule render:
     log: {logs}/stopped/render_val.log (check log file(s) for error details)
 Error in rule track:
     log: {logs}/crashed/track.log (check log file(s) for error details)
+Error in rule train:
+    output: {data}/again
+    log: {logs}/again/train.log (check log file(s) for error details)
+Error in rule render_novel:
+    output: {data}/says/my words.mp4
+    log: {logs}/says/novel/my waiting words/again.log (check log file(s) for error details)
 Finished jobid: 3
 """
 
 
 def test_the_outcome_says_where_and_why(tmp_path: Path) -> None:
-    logs = tmp_path / "logs"
-    for subject, text in (
+    """Also of a subject that is complete from an earlier run, not of one that failed only once."""
+    logs, data = tmp_path / "logs", tmp_path / "data"
+    for log, text in (
         ("broken/frames", "talker frames: error: b.mp4: cannot be read as a video\n"),
         ("stopped/train", "canonical: 20 steps in 3 s\n"),
-        ("crashed/track", 'Traceback\n  File "x"\nMemoryError: cannot allocate\n'),
+        ("crashed/track", 'Traceback\n  File "x"\nMemoryError\n'),
+        ("again/train", "torch.OutOfMemoryError: CUDA out of memory.\n"),
+        ("says/novel/my waiting words/again", "torch.OutOfMemoryError: CUDA out of memory.\n"),
     ):
-        (logs / subject).parent.mkdir(parents=True)
-        (logs / f"{subject}.log").write_text(text)
-    good = tmp_path / "good.html"
+        (logs / log).parent.mkdir(parents=True)
+        (logs / f"{log}.log").write_text(text)
+    (data / "broken").mkdir(parents=True)
+    (data / "broken/ori_imgs").touch()
+    good = data / "again"
     good.touch()
-    names = ("broken", "stopped", "crashed", "waiting")
-    wanted = {"good": [good]} | {name: [tmp_path / f"{name}.html"] for name in names}
+    names = ("stopped", "crashed", "waiting")
+    wanted = {name: [tmp_path / f"{name}.html"] for name in names}
+    wanted |= {name: [good] for name in ("again", "broken", "says")}
     outcome = tmp_path / "batch.tsv"
-    assert write_outcome(outcome, wanted, failures(SAID.format(logs=logs))) == (1, 4)
+    failed = failures(SAID.format(logs=logs, data=data))
+    assert write_outcome(outcome, wanted, failed, logs) == (1, 5)
     rows = [line.split("\t")[:4] for line in outcome.read_text().splitlines()]
     assert rows == [
         ["subject", "state", "rule", "reason"],
-        ["good", "done", "", ""],
-        ["broken", "failed", "frames", "talker frames: error: b.mp4: cannot be read as a video"],
         ["stopped", "failed", "train", "killed CANCELLED"],
-        ["crashed", "failed", "track", "MemoryError: cannot allocate"],
+        ["crashed", "failed", "track", "MemoryError"],
         ["waiting", "not finished", "", f"no {tmp_path}/waiting.html"],
+        ["again", "done", "", ""],
+        ["broken", "failed", "frames", "talker frames: error: b.mp4: cannot be read as a video"],
+        ["says", "failed", "render_novel", "torch.OutOfMemoryError: CUDA out of memory."],
     ]

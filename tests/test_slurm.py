@@ -214,6 +214,7 @@ def test_subjects_on_a_cluster_survive_everything(tmp_path: Path, clips: list[Pa
         if index := re.search(r"\(IDX:(\d+)\)", job.get("GRES", "")):
             span = (job["StartTime"], job["EndTime"])
             spans.setdefault((job["NodeList"], index[1]), []).append(span)
+    assert len(spans) == 4
     for taken in map(sorted, spans.values()):
         assert all(one[1] <= other[0] for one, other in itertools.pairwise(taken)), taken
     for name in names:

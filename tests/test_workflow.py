@@ -10,6 +10,7 @@ import shlex
 import sys
 from importlib.metadata import packages_distributions
 
+import make_schema
 import make_venvs
 import pytest
 import yaml
@@ -153,7 +154,9 @@ def test_every_command_of_the_rules_fits_its_stage(finished, tmp_path, monkeypat
     defaults = {
         stage: inspect.signature(main).parameters["config"].default for stage, main in mains.items()
     }
-    options = {stage: changed(default) for stage, default in defaults.items()}
+    options = {stage: changed(defaults[stage]) for stage in set(cli.COMMANDS) - make_schema.BY_HAND}
+    for stage in ("speech", "train"):
+        del options[stage]["encoder"]
     overlay = tmp_path / "mine.yaml"
     overlay.write_text(yaml.safe_dump({"options": options, "speech": "hello.wav"}))
     (finished.folder / "hello.wav").touch()
@@ -171,8 +174,7 @@ def test_every_command_of_the_rules_fits_its_stage(finished, tmp_path, monkeypat
         stage = shlex.split(command)[0]
         wanted = from_mapping(type(defaults[stage]), options[stage], stage)
         assert seen.pop()["config"] == wanted
-    by_hand = {"bench", "pack", "speak"}
-    assert {command.split()[0] for command in commands} == set(cli.COMMANDS) - by_hand
+    assert {command.split()[0] for command in commands} == set(options)
 
 
 def test_wrong_options_are_refused_by_name(finished, tmp_path):
@@ -211,6 +213,14 @@ def test_a_wrong_row_is_refused_by_its_line(finished, tmp_path, rows, complaint)
     assert re.search(complaint, output), output
 
 
+def test_every_missing_file_is_listed_at_once(finished, tmp_path):
+    table = tmp_path / "subjects.tsv"
+    table.write_text("subject\tvideo\nada\tnone.mp4\nbob\tnone too.mp4\n")
+    output = finished.refuse("-n", "--config", f"subjects={table}")
+    assert "ada: no file none.mp4\n" in output
+    assert "bob: no file none too.mp4\n" in output
+
+
 def test_a_video_on_the_command_line_is_the_only_subject_and_remembered(finished, tmp_path):
     video = tmp_path / "my clip (1).mp4"
     video.touch()
@@ -220,6 +230,10 @@ def test_a_video_on_the_command_line_is_the_only_subject_and_remembered(finished
     target = "data/my_clip_1_/aud.wav"
     finished.run(target, "--config", f"video={video}")
     assert finished.planned(target) == set()
+    (finished.folder / "broken").write_text("frames")
+    finished.refuse(target, "--forcerun", "frames")
+    (finished.folder / "broken").unlink()
+    assert finished.planned("data/my_clip_1_/clip.json") == {"frames"}, "a failure does not forget"
 
 
 def test_a_subject_without_a_row_brings_its_video(finished):
@@ -237,7 +251,11 @@ def test_a_speech_in_the_dataset_folder_is_spoken(finished):
     folder = finished.folder / "data/demo/novel"
     folder.mkdir(exist_ok=True)
     (folder / "hello.mp3").touch()
+    (folder / "hello.wav").mkdir()
     assert finished.planned() == NOVEL
+    (folder / "{hello}.wav").touch()
+    assert "novel/{hello}.wav: rename it" in finished.refuse("-n")
+    (folder / "{hello}.wav").unlink()
     finished.run()
     assert (finished.folder / "results/demo/novel/hello.mp4").exists()
     assert "data/demo/novel/absent.wav" in finished.refuse("-n", "results/demo/novel/absent.mp4")

@@ -98,6 +98,41 @@ def test_a_cloud_profile_plans_everything(fresh: Workflow, bucket: str, profile:
     assert "talker report" in done.stdout + done.stderr
 
 
+@pytest.mark.skipif(
+    not find_spec("snakemake_executor_plugin_cluster_generic"), reason="pip install '.[cluster]'"
+)
+def test_this_machine_does_not_choose_the_preset_of_a_cluster(fresh: Workflow) -> None:
+    profile = ("--workflow-profile", "profiles/cluster-generic")
+    output = fresh.refuse(*profile, "--config", "encoder=mel")
+    assert "config: preset: name it where jobs run elsewhere" in output
+    assert "Submitted" not in output
+
+
+@pytest.mark.parametrize(
+    ("squeue", "sacct", "state"),
+    [
+        ("echo RUNNING", "", "running"),
+        ("echo COMPLETED", "", "success"),
+        ("echo OUT_OF_MEMORY", "", "failed"),
+        ("echo 'Unable to contact slurm controller' >&2; exit 1", "exit 1", "running"),
+        ("echo 'Invalid job id specified' >&2; exit 1", "exit 1", "failed"),
+        ("echo 'Invalid job id specified' >&2; exit 1", "echo COMPLETED", "success"),
+        ("", "echo 'CANCELLED by 0'", "failed"),
+    ],
+)
+def test_the_state_of_a_job(tmp_path: Path, squeue: str, sacct: str, state: str) -> None:
+    for name, text in (("squeue", squeue), ("sacct", sacct)):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(
+        [ROOT / "profiles/cluster-generic/status.sh", "7"],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == f"{state}\n"
+
+
 STUDY = """
 module talker:
     snakefile: "{snakefile}"
