@@ -369,7 +369,7 @@ class Training:
         self.avatar.load_state_dict(state["avatar"])
         self.optimiser = self._new_optimiser()
         self.optimiser.load_state_dict(state["optimiser"])
-        self.density.load_state_dict(state["density"])
+        self.density.load_state_dict(state["density"], self.subset.ids.device)
 
     def next_stage(self) -> None:
         self.stage, self.step = "deformation", 0

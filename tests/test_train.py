@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 
+from talker.avatar.density import DensityConfig
 from talker.avatar.losses import LossWeights, compute_loss
 from talker.avatar.model import Avatar
 from talker.avatar.training_set import TrainingSet, crop_box, training_set
@@ -38,6 +39,12 @@ TINY = Config(
     deformation_batch=2,
     checkpoint_every=10,
 )
+GROWING = dataclasses.replace(
+    TINY,
+    checkpoint_every=7,
+    density=DensityConfig(start=10, stop=25, every=5, grad_threshold=0.0, max_gaussians=600),
+)
+"""Counts and densifies: the checkpoint of step 14 lies between two densifications."""
 
 
 @pytest.fixture(scope="module")
@@ -148,11 +155,12 @@ def test_crop_holds_every_head() -> None:
     assert crop_box(np.ones((50, 70), bool)) == (0, 0, 70, 50)
 
 
-@pytest.mark.parametrize("stop", [("canonical", 10), ("canonical", 25), ("deformation", 10)])
+@pytest.mark.parametrize("stop", [("canonical", 17), ("canonical", 29), ("deformation", 10)])
 def test_resume_is_exact(
     data: Dataset, subset: TrainingSet, tmp_path: Path, stop: tuple[str, int]
 ) -> None:
-    whole = train(data, subset, TINY, tmp_path / "whole.pt")
+    whole = train(data, subset, GROWING, tmp_path / "whole.pt")
+    assert len(whole.avatar.canonical["means"]) > GROWING.gaussians
     broken = tmp_path / "broken.pt"
 
     class Stopped(Exception):
@@ -168,8 +176,9 @@ def test_resume_is_exact(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Training, "advance", advance_until)
         with pytest.raises(Stopped):
-            train(data, subset, TINY, broken)
-    resumed = train(data, subset, TINY, broken)
+            train(data, subset, GROWING, broken)
+    assert torch.load(broken, weights_only=True)["density"]["gradients"] is not None
+    resumed = train(data, subset, GROWING, broken)
     for name, value in weights_of(whole).items():
         assert torch.equal(value, resumed.avatar.state_dict()[name]), name
     assert [(e["step"], e["loss"]) for e in whole.log] == [
@@ -234,7 +243,8 @@ def test_killed_training_ends_with_the_same_weights(dataset: Path, tmp_path: Pat
 def test_a_resumed_training_is_as_good_on_the_gpu(data: Dataset, tmp_path: Path) -> None:
     """Atomic sums of gsplat's backward differ from run to run; the picture hardly does."""
     subset = training_set(data, torch.device("cuda"))
-    config = dataclasses.replace(TINY, canonical_steps=100, deformation_steps=100)
+    counting = DensityConfig(start=10, stop=90, every=20, grad_threshold=0.0, max_gaussians=600)
+    config = dataclasses.replace(TINY, canonical_steps=100, deformation_steps=100, density=counting)
     advance = Training.advance
 
     def advance_or_stop(self: Training) -> dict[str, float] | None:
