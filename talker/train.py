@@ -32,18 +32,17 @@ from talker.avatar.rasterize import Rasterized, Splats, rasterize
 from talker.avatar.speech_encoder import speech_context
 from talker.avatar.speech_prior import fit_speech_encoder
 from talker.avatar.training_set import Prefetch, Targets, TrainingSet, training_set
-from talker.dataset import Dataset, statistics_file
+from talker.dataset import Dataset, Folder, statistics_file
 from talker.errors import UserError
 from talker.files import Output, replacing
 from talker.judges import load_judge
+from talker.parallel import one_thread
 from talker.progress import progress
 from talker.provenance import code_of
 
 logger = logging.getLogger(__name__)
 
 PARTS = tuple(item.name for item in dataclasses.fields(LossWeights))
-HASHED = 256
-"""rows of an array that are hashed at once"""
 BOUNDS_MARGIN = 1.1
 COLOUR_FRAMES = 16
 LOG_EVERY = 20
@@ -425,13 +424,20 @@ def _new_avatar(data: Dataset, subset: TrainingSet, config: Config) -> Avatar:
     )
 
 
-def fingerprint(config: Config, subset: TrainingSet) -> str:
-    """What a checkpoint belongs to: the code, the options and the data."""
+def fingerprint(config: Config, data: Dataset) -> str:
+    """What a checkpoint belongs to: the code, the options and the data, as it lies in the files.
+
+    Whatever is computed from them is rounded, and not everywhere in the same way.
+    """
     digest = hashlib.sha256(code_of("talker.train").encode())
     digest.update(json.dumps(dataclasses.asdict(config), sort_keys=True).encode())
-    for item in dataclasses.fields(subset):
-        for part in getattr(subset, item.name).split(HASHED):
-            digest.update(part.cpu().numpy())
+
+    def content(file: Folder) -> bytes:
+        return hashlib.sha256(file.read_bytes()).digest()
+
+    with ThreadPoolExecutor() as pool:
+        for part in pool.map(content, data.training_files(config.encoder)):
+            digest.update(part)
     return digest.hexdigest()
 
 
@@ -452,36 +458,41 @@ def _load_checkpoint(path: Path, owner: str) -> dict[str, Any] | None:
 
 def train(data: Dataset, subset: TrainingSet, config: Config, checkpoint: Path) -> Training:
     """Run every stage, going on from `checkpoint` if it belongs to this data and these options."""
-    owner = fingerprint(config, subset)
+    owner = fingerprint(config, data)
     training = Training(data, subset, config)
-    torch.set_num_threads(1)
-    state = _load_checkpoint(checkpoint, owner)
-    if state is None:
-        strength, correlation = fit_speech_encoder(
-            training.avatar.speech_encoder,
-            subset.windows[subset.ids],
-            subset.expression,
-            subset.silence if len(subset.silence) else None,
-            subset.rest,
-        )
-        logger.info(
-            "speech tells the expression: correlation %.2f on left-out stretches (ridge %g)",
-            correlation,
-            strength,
-        )
-    else:
+    with one_thread():
+        _begin(training, _load_checkpoint(checkpoint, owner))
+        while True:
+            total = training.stage_steps - training.step
+            for _ in progress(training.run_stage(), training.stage, total, "steps"):
+                if training.step % config.checkpoint_every == 0:
+                    _save_checkpoint(checkpoint, training, owner)
+            if training.stage == Training.STAGES[-1]:
+                _save_checkpoint(checkpoint, training, owner)
+                return training
+            training.next_stage()
+            _save_checkpoint(checkpoint, training, owner)
+
+
+def _begin(training: Training, state: dict[str, Any] | None) -> None:
+    """Go on from `state`, or else teach the speech encoder what can be told before any picture."""
+    if state is not None:
         training.restore(state)
         logger.info("going on at step %d of the %s stage", training.step, training.stage)
-    while True:
-        total = training.stage_steps - training.step
-        for _ in progress(training.run_stage(), training.stage, total, "steps"):
-            if training.step % config.checkpoint_every == 0:
-                _save_checkpoint(checkpoint, training, owner)
-        if training.stage == Training.STAGES[-1]:
-            _save_checkpoint(checkpoint, training, owner)
-            return training
-        training.next_stage()
-        _save_checkpoint(checkpoint, training, owner)
+        return
+    subset = training.subset
+    strength, correlation = fit_speech_encoder(
+        training.avatar.speech_encoder,
+        subset.windows[subset.ids],
+        subset.expression,
+        subset.silence if len(subset.silence) else None,
+        subset.rest,
+    )
+    logger.info(
+        "speech tells the expression: correlation %.2f on left-out stretches (ridge %g)",
+        correlation,
+        strength,
+    )
 
 
 def pick_device(name: str) -> torch.device:

@@ -22,7 +22,7 @@ from talker.avatar.model import Avatar
 from talker.avatar.training_set import TrainingSet, crop_box, training_set
 from talker.dataset import Dataset
 from talker.errors import UserError
-from talker.train import PARTS, Config, Training, batch_rows, train
+from talker.train import PARTS, Config, Training, batch_rows, fingerprint, train
 
 TINY = Config(
     image_size=64,
@@ -184,6 +184,53 @@ def test_resume_is_exact(
     assert [(e["step"], e["loss"]) for e in whole.log] == [
         (e["step"], e["loss"]) for e in resumed.log
     ]
+
+
+def test_the_owner_of_a_checkpoint_does_not_depend_on_the_threads(dataset: Path) -> None:
+    """Nor does what the speech is to tell, which BLAS adds up in another order."""
+    code = """
+import hashlib, sys
+from pathlib import Path
+import numpy as np
+from talker.avatar.speech_prior import expression_targets
+from talker.dataset import Dataset
+from talker.train import Config, fingerprint
+
+rng = np.random.default_rng(0)
+expression = rng.normal(size=(1026, 79)).astype(np.float32)
+targets = expression_targets(expression, rng.random(1026).astype(np.float32))
+print(hashlib.sha256(targets.numpy()).hexdigest())
+print(fingerprint(Config(), Dataset.load(Path(sys.argv[1]), 64)))
+"""
+    found = set()
+    for threads in ("1", "2"):
+        names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+        found.add(
+            subprocess.check_output(
+                [sys.executable, "-c", code, str(dataset)],
+                env={**os.environ, **dict.fromkeys(names, threads)},
+            )
+        )
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("track_params.pt", "transforms_train.json", "au.csv", "bc.jpg", "aud_hama.npy"),
+        *("ori_imgs/3.jpg", "ori_imgs/3.lms", "torso_imgs/3.png", "parsing/3.png"),
+    ],
+)
+def test_a_checkpoint_belongs_to_what_the_files_hold(
+    dataset: Path, data: Dataset, tmp_path: Path, name: str
+) -> None:
+    other = tmp_path / "data"
+    shutil.copytree(dataset, other)
+    same = dataclasses.replace(data, folder=other)
+    assert fingerprint(TINY, data) == fingerprint(TINY, same)
+    with (other / name).open("ab") as file:
+        file.write(b" ")
+    assert fingerprint(TINY, data) != fingerprint(TINY, same)
 
 
 def test_a_checkpoint_of_other_options_is_not_used(

@@ -17,7 +17,7 @@ from torch import Tensor
 from talker.avatar.model import Avatar
 from talker.avatar.speech_encoder import CONTEXT, speech_context
 from talker.dataset import Dataset
-from talker.parallel import ordered_map
+from talker.parallel import one_thread, ordered_map
 
 Draw = Callable[[Tensor, Tensor, Tensor, Tensor, int, int], tuple[Tensor, Tensor]]
 """speech, eye, viewmats, Ks, height, width -> rgb, alpha: those of `Avatar.forward`"""
@@ -134,17 +134,13 @@ def render_frames(
             part = slice(start, min(start + batch, len(drive)))
             yield part, list(islice(layers, part.stop - start))
 
-    threads = torch.get_num_threads()
-    decoders = min(threads, MAX_WORKERS)
+    decoders = min(torch.get_num_threads(), MAX_WORKERS)
     workers = decoders if device.type != "cuda" else GPU_WORKERS if live is None else 1
     # Whole batches in threads of their own: torch's threads wait for each other at every one of
     # the many small operations (measured: three times the CPU time).
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         for frames in ordered_map(render, jobs(), workers):
             yield from frames
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _over(torso: np.ndarray, plate: np.ndarray) -> np.ndarray:
