@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,9 +21,19 @@ from talker.avatar.density import DensityConfig
 from talker.avatar.losses import LossWeights, compute_loss
 from talker.avatar.model import Avatar
 from talker.avatar.training_set import TrainingSet, crop_box, training_set
+from talker.config import from_mapping
 from talker.dataset import Dataset
 from talker.errors import UserError
-from talker.train import PARTS, Config, Training, batch_rows, fingerprint, train
+from talker.train import (
+    PARTS,
+    Config,
+    Training,
+    _save_checkpoint,
+    batch_rows,
+    fingerprint,
+    main,
+    train,
+)
 
 TINY = Config(
     image_size=64,
@@ -139,6 +150,13 @@ def test_a_still_head_trains(data: Dataset, subset: TrainingSet) -> None:
     )
 
 
+def test_a_batch_need_not_divide_among_the_threads(data: Dataset, subset: TrainingSet) -> None:
+    training = Training(data, subset, dataclasses.replace(TINY, canonical_batch=3))
+    before = weights_of(training)["canonical.means"]
+    training.advance()
+    assert not torch.equal(before, weights_of(training)["canonical.means"])
+
+
 def test_batches_cover_every_frame_once_an_epoch() -> None:
     rows = torch.cat([batch_rows(12, 4, step, seed=1) for step in range(3)])
     assert sorted(rows.tolist()) == list(range(12))
@@ -242,6 +260,79 @@ def test_a_checkpoint_of_other_options_is_not_used(
     fresh = train(data, subset, other, tmp_path / "fresh.pt")
     after = train(data, subset, other, path)
     assert torch.equal(fresh.avatar.canonical["means"], after.avatar.canonical["means"])
+
+
+@pytest.mark.parametrize("content", ["", "half", "of another program"])
+def test_an_unreadable_checkpoint_is_told_and_not_used(
+    data: Dataset,
+    subset: TrainingSet,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    content: str,
+) -> None:
+    short = dataclasses.replace(TINY, canonical_steps=2, deformation_steps=2)
+    path = tmp_path / "latest.pt"
+    whole = train(data, subset, short, path)
+    if content == "of another program":
+        torch.save({"x": 1}, path)
+    else:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if content else b"")
+    again = train(data, subset, short, path)
+    assert f"{path} cannot be read as a checkpoint" in caplog.text
+    assert torch.equal(whole.avatar.canonical["means"], again.avatar.canonical["means"])
+    assert torch.load(path, weights_only=True)["step"] == 2
+
+
+def test_no_checkpoint_holds_a_broken_step(
+    data: Dataset, subset: TrainingSet, tmp_path: Path
+) -> None:
+    """A GPU is asked now and then only, and a checkpoint may be due before."""
+    training = Training(data, subset, TINY)
+    training.diverged.fill_(1)
+    with pytest.raises(UserError, match="diverged"):
+        _save_checkpoint(tmp_path / "latest.pt", training, "me")
+    assert not (tmp_path / "latest.pt").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"checkpoint_every": 0}, {"canonical_batch": 0}, {"deformation_batch": 0}),
+        *({"heads": 3}, {"heads": 0}, {"layers": 0}, {"sh_degree": 4}, {"sh_degree": -1}),
+        *({"seed": -1}, {"gaussians": 0}, {"gaussians": 3}, {"image_size": 0}),
+        {"density": {"every": 0}},
+    ],
+    ids=str,
+)
+def test_impossible_options_are_refused_before_any_work(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    config = from_mapping(Config, options, "train")
+    (name,) = options.get("density", options)
+    with pytest.raises(UserError, match=f"{name}: expected"):
+        main(tmp_path / "none", tmp_path / "avatar", tmp_path / "checkpoints", config)
+
+
+def test_the_smallest_options_train(dataset: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(
+        TINY,
+        image_size=16,
+        gaussians=4,
+        sh_degree=0,
+        seed=0,
+        features=2,
+        canonical_batch=1,
+        deformation_batch=1,
+        checkpoint_every=1,
+        canonical_steps=2,
+        deformation_steps=2,
+        hidden=1,
+        plane_channels=1,
+    )
+    main(dataset, tmp_path / "avatar", tmp_path / "checkpoints", config)
+    assert {path.name for path in (tmp_path / "avatar").iterdir()} == {
+        *("config.json", "log.jsonl", "point_cloud.ply", "weights.safetensors")
+    }
 
 
 def test_not_a_number_stops_with_a_reason(
