@@ -4,6 +4,7 @@ talker bench                                      # a made-up subject
 talker bench --data data/me --json bench.json     # a prepared one
 """
 
+import gc
 import json as json_format
 import logging
 import resource
@@ -23,9 +24,11 @@ from torch import Tensor
 from talker.avatar.live import LiveAvatar
 from talker.avatar.rasterize import Splats, rasterize
 from talker.avatar.renderer import MAX_WORKERS, Drive, render_frames
-from talker.avatar.training_set import TrainingSet, training_set
+from talker.avatar.training_set import Targets, TrainingSet, training_set
 from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
+from talker.config import at_least
 from talker.dataset import Dataset
+from talker.errors import UserError
 from talker.files import replacing
 from talker.head.camera import intrinsics, project, viewmats_from_pose
 from talker.head.dense import head_surface
@@ -34,13 +37,13 @@ from talker.media.audio import write_wav
 from talker.media.speech_encoders import Choice, load_encoder
 from talker.media.speech_features import describe_clip
 from talker.media.video import video_writer
-from talker.parallel import ordered_map
+from talker.parallel import one_thread, ordered_map
 from talker.render import Config as RenderConfig
 from talker.render import render
 from talker.speak import Config as SpeakConfig
 from talker.speak import Speaker, measure_latency
+from talker.train import MIN_SIZE, Conditions, Training, pick_device
 from talker.train import Config as TrainConfig
-from talker.train import Training, pick_device
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +61,8 @@ class Config:
 
     gaussians: tuple[int, ...] = (20_000, 50_000)
     image_size: int = 512
+    encoder: str = "hama"
+    """whose speech features of the dataset to take, and what hears the sound that is spoken live"""
     render_batches: tuple[int, ...] = (1, 128)
     train_batch: int = 32
     copies: int = 1
@@ -128,10 +133,15 @@ def made_up_subject(size: int) -> Dataset:
 def bench(data: Dataset, subset: TrainingSet, gaussians: int, config: Config) -> dict[str, Any]:
     """The numbers for one size of avatar; milliseconds where nothing else is said."""
     device = subset.ids.device
+    gc.collect()  # a training and its graphs refer to each other
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     training = Training(
         data,
         subset,
         TrainConfig(
+            encoder=config.encoder,
             image_size=config.image_size,
             gaussians=gaussians,
             deformation_batch=config.train_batch,
@@ -140,8 +150,6 @@ def bench(data: Dataset, subset: TrainingSet, gaussians: int, config: Config) ->
         ),
     )
     training.next_stage()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
     found: dict[str, Any] = {"gaussians": gaussians, "train": _train(training, config)}
     found["train"]["crop"] = training.subset.size
     found["train"]["memory_gib"] = _memory(device)
@@ -152,30 +160,50 @@ def bench(data: Dataset, subset: TrainingSet, gaussians: int, config: Config) ->
     return found
 
 
+@one_thread()
 def _train(training: Training, config: Config) -> dict[str, Any]:
+    """A step, and its parts alone, each divided among threads as a step is."""
     subset = training.subset
     step = _milliseconds(training.advance, config)
-    rows = torch.arange(config.train_batch, device=subset.ids.device) % len(subset.ids)
+    rows = training._rows(0).to(subset.ids.device)
     viewmats, Ks = subset.viewmats[rows], subset.K.expand(len(rows), 3, 3)
     height, width = subset.size
     conditions, targets = training._conditions(rows), subset.targets(rows)
     made = training.speak(*conditions, viewmats)
-    splats = Splats(*(part.detach().clone().requires_grad_() for part in made))
-    drawn = rasterize(splats, viewmats, Ks, width, height)
+    splats = [part.detach().clone().requires_grad_() for part in made]
+    drawn = rasterize(Splats(*splats), viewmats, Ks, width, height)
     images = [part.detach().requires_grad_() for part in (drawn.rgb, drawn.alpha)]
 
-    def whole() -> None:
-        training._chunk(1.0, rows, targets, conditions)
+    def deform(part: slice) -> None:
+        training.speak(*(x[part] for x in (*conditions, viewmats)))
+
+    def raster(part: slice) -> None:
+        some = Splats(*(x[part] for x in splats))
+        rasterize(some, viewmats[part], Ks[part], width, height)
+
+    def loss(part: slice) -> None:
+        training.judge(*(x[part] for x in (*images, *targets)))
+
+    def whole(part: slice) -> None:
+        given = Conditions(*(x[part] for x in conditions))
+        training._chunk(1.0, rows[part], Targets(*(x[part] for x in targets)), given)
+
+    def timed(work: Callable[[slice], None]) -> float:
+        return _milliseconds(lambda: training.in_parts(work, len(rows)), config)
 
     parts = {
-        "deform": _milliseconds(lambda: training.speak(*conditions, viewmats), config),
-        "raster": _milliseconds(lambda: rasterize(splats, viewmats, Ks, width, height), config),
-        "loss": _milliseconds(lambda: training.judge(*images, *targets), config),
+        "deform": timed(deform),
+        "raster": timed(raster),
+        "loss": timed(loss),
         "optimiser": _milliseconds(training.optimiser.step, config),
     }
-    forward = parts["deform"] + parts["raster"] + parts["loss"]
-    parts["backward"] = _milliseconds(whole, config) - forward
-    return {"images_per_second": len(rows) / step * 1000, "step": step, **parts}
+    parts["backward"] = timed(whole) - parts["deform"] - parts["raster"] - parts["loss"]
+    return {
+        "batch": len(rows),
+        "images_per_second": len(rows) / step * 1000,
+        "step": step,
+        **parts,
+    }
 
 
 def _render(training: Training, data: Dataset, size: int, config: Config) -> dict[str, Any]:
@@ -240,7 +268,7 @@ def _video(training: Training, data: Dataset) -> dict[str, float]:
 
 def _speak(training: Training, data: Dataset, config: Config) -> dict[str, float]:
     """Latency and speed of `talker speak` (`measure_latency`), of hummed syllables."""
-    choice = Choice()
+    choice = Choice(config.encoder)
     encoder = load_encoder(choice)
     frames = round(config.speech * FPS)
     seconds = np.arange(frames * SAMPLES_PER_FRAME) / SAMPLE_RATE
@@ -289,11 +317,17 @@ def main(*, data: Path | None = None, json: Path | None = None, config: Config =
         json: where to write the numbers too.
         config: options.
     """
+    at_least(config, image_size=MIN_SIZE, train_batch=1, copies=1, warm_up=0, repeats=1, hop=1)
     if data is None:
         dataset = made_up_subject(config.image_size)
     else:
-        dataset = Dataset.load(data, config.image_size)
+        dataset = Dataset.load(data, config.image_size, config.encoder)
     dataset = replace(dataset, train_ids=np.tile(dataset.train_ids, config.copies))
+    if config.train_batch > len(dataset.train_ids):
+        raise UserError(
+            f"train_batch: expected at most the {len(dataset.train_ids)} training frames, found "
+            f"{config.train_batch}; take each more often with --copies"
+        )
     device = pick_device(config.device)
     start = time.perf_counter()
     subset = training_set(dataset, device)
@@ -322,7 +356,7 @@ def main(*, data: Path | None = None, json: Path | None = None, config: Config =
         logger.info(
             "%d Gaussians, crop %dx%d, batch %d: trains %.0f images/s, %.1f GiB; ms: %.2f step, "
             "%.2f deform, %.2f raster, %.2f loss, %.2f backward, %.2f optimiser",
-            *(gaussians, *times["crop"][::-1], config.train_batch),
+            *(gaussians, *times["crop"][::-1], times["batch"]),
             *(times["images_per_second"], times["memory_gib"], times["step"], times["deform"]),
             *(times["raster"], times["loss"], times["backward"], times["optimiser"]),
         )

@@ -40,6 +40,13 @@ def from_mapping(cls: type[Options], values: Mapping[str, Any] | None, where: st
         raise UserError(f"{where}: {error}") from error
 
 
+def at_least(config: object, **least: int) -> None:
+    """Refuse options of the dataclass `config` that are smaller than given; UserError."""
+    for name, value in least.items():
+        if (found := getattr(config, name)) < value:
+            raise UserError(f"{name}: expected at least {value}, found {found}")
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping.
 

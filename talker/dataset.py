@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import zipfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -121,6 +122,20 @@ class Dataset:
             train_ids=_frame_ids(train, valid),
             val_ids=_frame_ids(val, valid),
         )
+
+    def training_files(self, encoder: str) -> Iterator[Folder]:
+        """What a training on features of `encoder` reads: of the clip and of each of its frames."""
+        folder = self.folder
+        for name in ("track_params.pt", "transforms_train.json", "au.csv", "bc.jpg"):
+            yield folder / name
+        yield speech_file(folder, encoder)
+        if (learned := statistics_file(folder, encoder)).exists():
+            yield learned
+        for i in map(int, self.train_ids):
+            yield folder / "ori_imgs" / f"{i}.lms"
+            yield folder / "parsing" / f"{i}.png"
+            yield _image(folder, f"ori_imgs/{i}.jpg")
+            yield _image(folder, f"torso_imgs/{i}.png")
 
     def frame(self, i: int) -> np.ndarray:
         """The real frame i, uint8 [H, W, 3]."""

@@ -21,7 +21,7 @@ from scipy.ndimage import binary_dilation, binary_erosion
 
 from talker import metrics as m
 from talker.avatar.model import Avatar
-from talker.avatar.renderer import Drive, load_avatar, render_frames
+from talker.avatar.renderer import Drive, avatar_dataset, load_avatar, render_frames
 from talker.clip import SAMPLE_RATE, SAMPLES_PER_FRAME
 from talker.dataset import Dataset
 from talker.errors import UserError
@@ -476,7 +476,7 @@ def main(
         config: options.
     """
     model = load_avatar(avatar)
-    dataset = Dataset.load(data, model.config.image_size, model.config.encoder)
+    dataset = avatar_dataset(data, model)
     if video is not None:
         predictor = fit_predictor(dataset, family_beside(model.config.encoder))
         results = judge(video, dataset, predictor, load_networks(config))

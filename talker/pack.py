@@ -16,7 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from talker.dataset import ENCODERS, PUBLISHED_SPEECH, Dataset
+from talker.dataset import ENCODERS, PUBLISHED_SPEECH, Dataset, speech_file
 from talker.errors import UserError
 from talker.files import Output, replacing
 from talker.media.image import read_image, webp_bytes
@@ -51,8 +51,15 @@ def main(*, data: Path, pack: Output, config: Config = Config()) -> None:
         data: dataset folder.
         pack: the file to write, a zip archive.
         config: options.
+
+    Raises:
+        UserError: the folder is none, or lacks or breaks something.
     """
-    frames = Dataset.load(data, 64).frames  # a broken folder is refused here
+    if data.is_file():
+        raise UserError(f"{data}: expected a dataset folder, found a file")
+    encoders = [name for name in ENCODERS if speech_file(data, name).exists()] or ENCODERS[:1]
+    for encoder in encoders:
+        frames = Dataset.load(data, 64, encoder).frames  # a broken folder is refused here
     speech = [f"aud_{encoder}.{suffix}" for encoder in ENCODERS for suffix in ("npy", "npz")]
     kept = [data / name for name in (*KEPT, PUBLISHED_SPEECH, *speech) if (data / name).exists()]
     with replacing(pack) as (scratch,), zipfile.ZipFile(scratch, "w") as archive:
@@ -66,7 +73,7 @@ def main(*, data: Path, pack: Output, config: Config = Config()) -> None:
                 archive.writestr(f"{folder}/{i}.{suffix}", content)
     logger.info(
         "%s: %.1f MiB; frames keep %.1f dB, torsos %.1f dB",
-        *(pack, pack.stat().st_size / 2**20, *_cost(data, pack, frames)),
+        *(pack, pack.stat().st_size / 2**20, *_cost(data, pack, encoders[0])),
     )
 
 
@@ -91,11 +98,11 @@ def _encoded(
         yield from progress(pool.map(encode, range(frames)), "pack", frames)
 
 
-def _cost(data: Path, pack: Path, frames: int) -> tuple[float, float]:
+def _cost(data: Path, pack: Path, encoder: str) -> tuple[float, float]:
     """Mean PSNR of some packed frames and torsos against the originals, dB."""
     size = max(read_image(data / "ori_imgs" / "0.jpg").shape[:2])
-    before, after = Dataset.load(data, size), Dataset.load(pack, size)
-    some = np.linspace(0, frames - 1, min(frames, 20)).astype(int)
+    before, after = (Dataset.load(place, size, encoder) for place in (data, pack))
+    some = np.linspace(0, before.frames - 1, min(before.frames, 20)).astype(int)
     return (
         float(np.mean([psnr(after.frame(i), before.frame(i)) for i in some])),
         float(np.mean([psnr(after.background(i), before.background(i)) for i in some])),

@@ -6,6 +6,7 @@ OpenCV, numpy and the image codecs release the interpreter's lock, so threads fi
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -28,3 +29,20 @@ def ordered_map(
         finally:
             for future in waiting:
                 future.cancel()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Have torch compute in the calling thread alone, also in the threads that start meanwhile.
+
+    Its sums come out the same however many cores there are, and threads of one's own do not wait
+    for each other at every small operation.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

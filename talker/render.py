@@ -26,10 +26,11 @@ from talker.avatar.performance import (
     recorded_path,
     scaled_poses,
 )
-from talker.avatar.renderer import Drive, Windows, load_avatar, render_frames
+from talker.avatar.renderer import Drive, Windows, avatar_dataset, load_avatar, render_frames
 from talker.avatar.speech_prior import EXPRESSIONS
 from talker.clip import SAMPLES_PER_FRAME
-from talker.dataset import Dataset
+from talker.config import at_least
+from talker.dataset import Dataset, Folder
 from talker.errors import UserError
 from talker.files import Output
 from talker.media.audio import WavFile, write_wav
@@ -181,7 +182,7 @@ def main(
     The tracks have a row for each output frame: .csv with a header, or .npz of arrays [N].
 
     Args:
-        data: dataset folder.
+        data: dataset folder, or the file of `talker pack`.
         avatar: folder that `talker train` wrote.
         video: .mp4, .webm, .mov (ProRes 4444), or a folder of .png, to write.
         split: replay this part of the clip with its own sound.
@@ -194,12 +195,13 @@ def main(
     """
     if (split is None) == (speech is None) or (speech is None) != (wav is None):
         raise UserError("expected either --split, or --speech together with --wav")
+    at_least(config, batch=1)
     model = load_avatar(avatar)
-    dataset = Dataset.load(data, model.config.image_size, model.config.encoder)
+    dataset = avatar_dataset(data, model)
     tracks = Tracks(pose, blink, expression)
     if split is not None:
         drive = directed(split_drive(dataset, split), dataset, tracks, config)
-        with _excerpt(data / "aud.wav", drive.heard) as sound:
+        with _excerpt(dataset.folder / "aud.wav", drive.heard) as sound:
             render(model, dataset, drive, sound, video, config)
     elif speech is not None and wav is not None:
         windows = _read_windows(speech, dataset.speech.shape[1:])
@@ -209,7 +211,7 @@ def main(
 
 
 @contextmanager
-def _excerpt(wav: Path, frames: np.ndarray) -> Iterator[Path]:
+def _excerpt(wav: Folder, frames: np.ndarray) -> Iterator[Path]:
     """The sound of consecutive frames, cut by sample index, as a file for the time being."""
     samples = WavFile(wav)
     start, end = int(frames[0]) * SAMPLES_PER_FRAME, int(frames[-1] + 1) * SAMPLES_PER_FRAME

@@ -21,7 +21,7 @@ import numpy as np
 
 from talker import metrics as m
 from talker.avatar.model import Avatar
-from talker.avatar.renderer import Drive, load_avatar, render_frames
+from talker.avatar.renderer import Drive, avatar_dataset, load_avatar, render_frames
 from talker.clip import FPS, Clip
 from talker.dataset import Dataset
 from talker.errors import UserError
@@ -368,7 +368,7 @@ def main(
         config: options.
     """
     model = load_avatar(avatar)
-    dataset = Dataset.load(data, model.config.image_size, model.config.encoder)
+    dataset = avatar_dataset(data, model)
 
     def measured() -> Section:
         return json.loads(_given(metrics, "metrics").read_text())

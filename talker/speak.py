@@ -18,7 +18,7 @@ import numpy as np
 
 from talker.avatar.live import live_avatar
 from talker.avatar.performance import natural_blinks, ping_pong, stretch
-from talker.avatar.renderer import Drive, load_avatar, render_frames
+from talker.avatar.renderer import Drive, avatar_dataset, load_avatar, render_frames
 from talker.avatar.speech_encoder import CONTEXT
 from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
 from talker.dataset import Dataset, statistics_file
@@ -169,7 +169,7 @@ def load_speaker(data: Path, avatar: Path, config: Config) -> Speaker:
         UserError: something is missing, or the encoder cannot describe live sound.
     """
     model = load_avatar(avatar)
-    dataset = Dataset.load(data, model.config.image_size, model.config.encoder)
+    dataset = avatar_dataset(data, model)
     own = avatar / "speech.npz"
     stored = statistics_file(dataset.folder, model.config.encoder)
     learned = Statistics.load(own if own.exists() else stored)

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -25,28 +25,38 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from talker.avatar.density import DensityConfig, DensityControl
-from talker.avatar.initialise import initial_gaussians, mean_colours, sample_surface
+from talker.avatar.initialise import (
+    NEIGHBOURS,
+    initial_gaussians,
+    mean_colours,
+    sample_surface,
+)
 from talker.avatar.losses import LossWeights, compute_loss
 from talker.avatar.model import Avatar, AvatarConfig, as_seen
 from talker.avatar.rasterize import Rasterized, Splats, rasterize
 from talker.avatar.speech_encoder import speech_context
 from talker.avatar.speech_prior import fit_speech_encoder
+from talker.avatar.spherical_harmonics import MAX_DEGREE
 from talker.avatar.training_set import Prefetch, Targets, TrainingSet, training_set
-from talker.dataset import Dataset, statistics_file
+from talker.config import at_least
+from talker.dataset import Dataset, Folder, statistics_file
 from talker.errors import UserError
 from talker.files import Changed, Output, replacing
 from talker.judges import load_judge
+from talker.parallel import one_thread
 from talker.progress import progress
 from talker.provenance import code_of
 
 logger = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
+
 PARTS = tuple(item.name for item in dataclasses.fields(LossWeights))
-HASHED = 256
-"""rows of an array that are hashed at once"""
 BOUNDS_MARGIN = 1.1
 COLOUR_FRAMES = 16
 LOG_EVERY = 20
+MIN_SIZE = 16
+"""pixels; the crop around a head is a multiple of it"""
 CPU_CHUNK = 2
 """On the CPU a batch is split among threads, this many images each: torch's own threads wait for
 each other at every one of the many small operations. Results do not depend on the cores' number."""
@@ -295,6 +305,12 @@ class Training:
         rows = batch_rows(len(self.subset.ids), batch, step, config.seed)
         return rows.pin_memory() if self.subset.ids.is_cuda else rows
 
+    def in_parts(self, work: Callable[[slice], Result], count: int) -> list[Result]:
+        """Run work(part) for every part that a batch of `count` images is computed in."""
+        size = count if self.subset.ids.is_cuda else CPU_CHUNK
+        parts = (slice(start, start + size) for start in range(0, count, size))
+        return list(self.workers.map(work, parts))
+
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.optimiser.param_groups for p in group["params"]]
 
@@ -302,39 +318,34 @@ class Training:
         """Take one step; the losses where they are logged.
 
         Raises:
-            UserError: a gradient is not a number; nothing was changed.
+            UserError: a gradient is not a number. A GPU is asked only where losses are logged, but
+                from a broken step on the optimiser changes nothing.
         """
         subset, canonical = self.subset, self.stage == "canonical"
         rows = self._rows(self.step).to(subset.ids.device, non_blocking=True)
         targets = self.targets(self.step)
         conditions = None if canonical else self._conditions(rows)
-        size = len(rows) if rows.is_cuda else CPU_CHUNK
         if rows.is_cuda and self.judge == self._judge and self.perceptual is None:
             self._record(rows, targets, conditions)
 
-        def work(start: int) -> tuple[list[Tensor], dict[str, Tensor], Rasterized]:
-            part = slice(start, start + size)
+        def work(part: slice) -> tuple[list[Tensor], dict[str, Tensor], Rasterized]:
             given = conditions and Conditions(*(x[part] for x in conditions))
             wanted = Targets(*(x[part] for x in targets))
             return self._chunk(len(rows[part]) / len(rows), rows[part], wanted, given)
 
-        done = list(self.workers.map(work, range(0, len(rows), size)))
+        done = self.in_parts(work, len(rows))
+        found = zip(*(gradients[:-1] for gradients, *_ in done), strict=True)
         if len(done) == 1:
-            *gradients, _ = (g.contiguous() for g in done[0][0])
+            gradients = [g.contiguous() for (g,) in found]
         else:
-            *gradients, _ = (torch.stack(g).sum(0) for g in zip(*(d[0] for d in done), strict=True))
+            gradients = [torch.stack(g).sum(0) for g in found]
         broken = 1 - torch.isfinite(get_total_norm(gradients)).float()
         # Adam leaves everything as it is where this is not zero.
         self.optimiser.found_inf = broken  # pyright: ignore[reportAttributeAccessIssue]
         self.diverged = torch.maximum(self.diverged, broken)
         logs = (self.step + 1) % LOG_EVERY == 0 or self.step + 1 == self.stage_steps
         if (logs or not rows.is_cuda) and self.diverged:  # to ask a GPU is to wait for it
-            loss = sum(d[1]["loss"].item() for d in done)
-            raise UserError(
-                f"training diverged at step {self.step} of the {self.stage} stage: a gradient is "
-                f"not a number (loss {loss:.4g}); the last good checkpoint is kept. Lower "
-                "the learning rates or look for broken values with `talker check`"
-            )
+            self.refuse_divergence()
         for parameter, gradient in zip(self._parameters(), gradients, strict=True):
             parameter.grad = gradient
         self._decay_rates()
@@ -348,7 +359,18 @@ class Training:
             return None
         return {name: sum(d[1][name].item() for d in done) for name in done[0][1]}
 
+    def refuse_divergence(self) -> None:
+        """Raise UserError if a step until now was broken."""
+        if self.diverged:
+            raise UserError(
+                f"training diverged by step {self.step} of the {self.stage} stage: a gradient is "
+                "not a number. No checkpoint holds such a step. Lower the learning rates or look "
+                "for broken values with `talker check`"
+            )
+
     def state(self) -> dict[str, Any]:
+        """What a checkpoint holds; UserError if training diverged."""
+        self.refuse_divergence()
         return {
             "stage": self.stage,
             "step": self.step,
@@ -369,7 +391,7 @@ class Training:
         self.avatar.load_state_dict(state["avatar"])
         self.optimiser = self._new_optimiser()
         self.optimiser.load_state_dict(state["optimiser"])
-        self.density.load_state_dict(state["density"])
+        self.density.load_state_dict(state["density"], self.subset.ids.device)
 
     def next_stage(self) -> None:
         self.stage, self.step = "deformation", 0
@@ -425,13 +447,20 @@ def _new_avatar(data: Dataset, subset: TrainingSet, config: Config) -> Avatar:
     )
 
 
-def fingerprint(config: Config, subset: TrainingSet) -> str:
-    """What a checkpoint belongs to: the code, the options and the data."""
+def fingerprint(config: Config, data: Dataset) -> str:
+    """What a checkpoint belongs to: the code, the options and the data, as it lies in the files.
+
+    Whatever is computed from them is rounded, and not everywhere in the same way.
+    """
     digest = hashlib.sha256(code_of("talker.train").encode())
     digest.update(json.dumps(dataclasses.asdict(config), sort_keys=True).encode())
-    for item in dataclasses.fields(subset):
-        for part in getattr(subset, item.name).split(HASHED):
-            digest.update(part.cpu().numpy())
+
+    def content(file: Folder) -> bytes:
+        return hashlib.sha256(file.read_bytes()).digest()
+
+    with ThreadPoolExecutor() as pool:
+        for part in pool.map(content, data.training_files(config.encoder)):
+            digest.update(part)
     return digest.hexdigest()
 
 
@@ -443,8 +472,13 @@ def _save_checkpoint(path: Path, training: Training, owner: str) -> None:
 def _load_checkpoint(path: Path, owner: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if state["owner"] != owner:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        known = state["owner"]
+    except Exception as error:  # whatever torch meets in a file of another program
+        logger.warning("%s cannot be read as a checkpoint (%s): starting anew", path, error)
+        return None
+    if known != owner:
         logger.info("%s belongs to other data or options: starting anew", path)
         return None
     return state
@@ -452,36 +486,55 @@ def _load_checkpoint(path: Path, owner: str) -> dict[str, Any] | None:
 
 def train(data: Dataset, subset: TrainingSet, config: Config, checkpoint: Path) -> Training:
     """Run every stage, going on from `checkpoint` if it belongs to this data and these options."""
-    owner = fingerprint(config, subset)
+    owner = fingerprint(config, data)
     training = Training(data, subset, config)
-    torch.set_num_threads(1)
-    state = _load_checkpoint(checkpoint, owner)
-    if state is None:
-        strength, correlation = fit_speech_encoder(
-            training.avatar.speech_encoder,
-            subset.windows[subset.ids],
-            subset.expression,
-            subset.silence if len(subset.silence) else None,
-            subset.rest,
-        )
-        logger.info(
-            "speech tells the expression: correlation %.2f on left-out stretches (ridge %g)",
-            correlation,
-            strength,
-        )
-    else:
+    with one_thread():
+        _begin(training, _load_checkpoint(checkpoint, owner))
+        while True:
+            total = training.stage_steps - training.step
+            for _ in progress(training.run_stage(), training.stage, total, "steps"):
+                if training.step % config.checkpoint_every == 0:
+                    _save_checkpoint(checkpoint, training, owner)
+            if training.stage == Training.STAGES[-1]:
+                _save_checkpoint(checkpoint, training, owner)
+                return training
+            training.next_stage()
+            _save_checkpoint(checkpoint, training, owner)
+
+
+def _begin(training: Training, state: dict[str, Any] | None) -> None:
+    """Go on from `state`, or else teach the speech encoder what can be told before any picture."""
+    if state is not None:
         training.restore(state)
         logger.info("going on at step %d of the %s stage", training.step, training.stage)
-    while True:
-        total = training.stage_steps - training.step
-        for _ in progress(training.run_stage(), training.stage, total, "steps"):
-            if training.step % config.checkpoint_every == 0:
-                _save_checkpoint(checkpoint, training, owner)
-        if training.stage == Training.STAGES[-1]:
-            _save_checkpoint(checkpoint, training, owner)
-            return training
-        training.next_stage()
-        _save_checkpoint(checkpoint, training, owner)
+        return
+    subset = training.subset
+    strength, correlation = fit_speech_encoder(
+        training.avatar.speech_encoder,
+        subset.windows[subset.ids],
+        subset.expression,
+        subset.silence if len(subset.silence) else None,
+        subset.rest,
+    )
+    logger.info(
+        "speech tells the expression: correlation %.2f on left-out stretches (ridge %g)",
+        correlation,
+        strength,
+    )
+
+
+def _check(config: Config) -> None:
+    """Refuse options that no training can have."""
+    at_least(config, image_size=MIN_SIZE, gaussians=NEIGHBOURS + 1, seed=0, sh_degree=0)
+    at_least(config, plane_channels=1, features=1, heads=1, layers=1, hidden=1)
+    at_least(config, canonical_batch=1, deformation_batch=1, checkpoint_every=1)
+    at_least(config.density, every=1, reset_every=1)
+    if config.sh_degree > MAX_DEGREE:
+        raise UserError(f"sh_degree: expected at most {MAX_DEGREE}, found {config.sh_degree}")
+    if config.features % config.heads:
+        raise UserError(
+            f"heads: expected a divisor of the {config.features} features, found {config.heads}"
+        )
 
 
 def pick_device(name: str) -> torch.device:
@@ -504,6 +557,7 @@ def main(data: Path, avatar: Output, checkpoints: Changed, config: Config = Conf
         checkpoints: a folder for the state of the training. It stays: training again with the
             same code, options and data takes the finished state.
     """
+    _check(config)
     device = pick_device(config.device)
     dataset = Dataset.load(data, config.image_size, config.encoder)
     subset = training_set(dataset, device)

@@ -1,6 +1,7 @@
 """A synthetic talking person with known truth, and where the real clips are."""
 
 import importlib.util
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,6 +67,16 @@ def dataset(synthetic: Synthetic, tmp_path_factory: pytest.TempPathFactory) -> P
     samples = read_wav(synthetic.wav)
     bodies = synthetic.subject.film(body_only=True)
     write_dataset(folder, synthetic.truth, synthetic.images, bodies, samples)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mel_only(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of it whose only speech features are said to be those of the encoder mel."""
+    folder = tmp_path_factory.mktemp("mel") / "synthetic"
+    shutil.copytree(dataset, folder)
+    for path in folder.glob("aud_hama.*"):
+        path.rename(path.with_stem("aud_mel"))
     return folder
 
 

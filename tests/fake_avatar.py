@@ -43,7 +43,11 @@ class FakeAvatar(nn.Module):
         super().__init__()
         self.device_of = nn.Parameter(torch.zeros(1))
         self.dataset, self.delay = dataset, delay
-        self.config = SimpleNamespace(image_size=max(dataset.height, dataset.width), encoder="hama")
+        self.config = SimpleNamespace(
+            image_size=max(dataset.height, dataset.width),
+            encoder="hama",
+            speech_features=dataset.speech.shape[-1],
+        )
         self.batches: list[int] = []
 
     def shared(self) -> Tensor:

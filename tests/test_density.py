@@ -177,7 +177,11 @@ def test_the_schedule():
     assert [s for s in range(400) if control.watches(s)] == list(range(51, 300))
     for step, changed in ((50, False), (99, False), (100, True), (125, False), (300, False)):
         params, optimiser = make([SMALL], [0.5])
-        control.load_state_dict({"gradients": torch.tensor([9.0]), "views": torch.tensor([2])})
+        counted: dict[str, Tensor | None] = {
+            "gradients": torch.tensor([9.0]),
+            "views": torch.tensor([2]),
+        }
+        control.load_state_dict(counted, torch.device("cpu"))
         control.step(params, optimiser, step, torch.Generator())
         assert len(params["means"]) == (2 if changed else 1), step
         assert (control.state_dict()["gradients"] is None) == changed
@@ -198,11 +202,23 @@ def test_statistics_survive_a_checkpoint():
     saved = DensityControl(CONFIG)
     saved.observe(torch.ones(1, 4, 2), torch.ones(1, 4), 10, 10, 1)
     loaded = DensityControl(CONFIG)
-    loaded.load_state_dict(saved.state_dict())
+    loaded.load_state_dict(saved.state_dict(), torch.device("cpu"))
     for control in (saved, loaded):
         control.observe(torch.ones(1, 4, 2), torch.ones(1, 4), 10, 10, 1)
     assert saved.gradients is not None and loaded.gradients is not None
     assert torch.equal(saved.gradients, loaded.gradients)
+
+
+def test_counting_goes_on_where_the_gaussians_are():
+    """A checkpoint is read into host memory; `meta` stands for a GPU."""
+    device = torch.device("meta")
+    control = DensityControl(CONFIG)
+    counted: dict[str, Tensor | None] = {"gradients": torch.ones(4), "views": torch.ones(4)}
+    control.load_state_dict(counted, device)
+    control.observe(torch.ones(1, 4, 2, device=device), torch.ones(1, 4, device=device), 10, 10, 1)
+    assert control.gradients is not None and control.gradients.device == device
+    control.load_state_dict({"gradients": None, "views": None}, device)
+    assert control.gradients is None
 
 
 def test_reset_lowers_opacities_and_forgets_their_state():

@@ -1,10 +1,12 @@
 """The avatar network: shapes, conditions, storage."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from talker.avatar.initialise import initial_gaussians, mean_colours, sample_surface
 from talker.avatar.model import Avatar, AvatarConfig, as_seen
@@ -105,6 +107,22 @@ def test_stored_avatar_renders_the_same(avatar: Avatar, tmp_path: Path) -> None:
         after = loaded(**inputs(2), height=48, width=48)
     assert torch.equal(before[0], after[0])
     assert (tmp_path / "avatar" / "point_cloud.ply").stat().st_size > 0
+
+
+def test_files_of_different_networks_are_refused(avatar: Avatar, tmp_path: Path) -> None:
+    avatar.save(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("config.json", "point_cloud.ply", "weights.safetensors")
+    }
+    shape = tmp_path / "config.json"
+    told = json.loads(shape.read_text())
+    shape.write_text(json.dumps({**told, "hidden": 2 * told["hidden"]}))
+    with pytest.raises(UserError, match="does not hold the network"):
+        Avatar.load(tmp_path)
+    shape.write_text(json.dumps(told))
+    save_file({"a": torch.zeros(1)}, tmp_path / "weights.safetensors")
+    with pytest.raises(UserError, match="does not hold the network"):
+        Avatar.load(tmp_path)
 
 
 @pytest.mark.gpu

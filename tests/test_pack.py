@@ -38,7 +38,15 @@ def test_less_quality_is_a_smaller_file(dataset: Path, packed: Path, tmp_path: P
     assert (tmp_path / "small.zip").stat().st_size < packed.stat().st_size
 
 
-def test_other_files_are_refused(tmp_path: Path) -> None:
+def test_a_subject_of_another_encoder(mel_only: Path, tmp_path: Path) -> None:
+    main(data=mel_only, pack=tmp_path / "mel.zip")
+    before, after = (Dataset.load(x, 64, "mel") for x in (mel_only, tmp_path / "mel.zip"))
+    np.testing.assert_array_equal(after.speech, before.speech)
+
+
+def test_other_files_are_refused(packed: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="expected a dataset folder"):
+        main(data=packed, pack=tmp_path / "again.zip")
     (tmp_path / "me.mp4").write_bytes(b"no pack")
     with pytest.raises(UserError, match="talker pack"):
         Dataset.load(tmp_path / "me.mp4", 64)

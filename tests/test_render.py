@@ -16,6 +16,8 @@ from talker.errors import UserError
 from talker.media.audio import read_wav, write_wav
 from talker.media.image import read_image, write_image
 from talker.media.video import video_writer
+from talker.pack import Config as PackConfig
+from talker.pack import main as pack
 from talker.render import Config, Tracks, directed, speech_drive, split_drive
 
 BATCH = 8
@@ -79,6 +81,37 @@ def test_a_split_replays_its_frames_and_its_sound(
     late = int(likeness.argmax())
     late = late - 2 * length if late > length else late
     assert abs(late) < SAMPLES_PER_FRAME / 4
+
+
+def test_a_pack_is_rendered_like_its_folder(dataset: Path, tmp_path: Path) -> None:
+    pack(data=dataset, pack=tmp_path / "me.zip", config=PackConfig(quality=100))
+    found = []
+    for data in (dataset, tmp_path / "me.zip"):
+        stage.main(data=data, avatar=tmp_path, video=tmp_path / "out.mp4", split="val")
+        found.append(decoded(tmp_path / "out.mp4"))
+    (pictures, sound), (others, heard) = found
+    assert np.abs(pictures.astype(int) - others).mean() < 2
+    assert np.array_equal(sound, heard)
+
+
+def test_an_avatar_of_other_speech_features_is_refused(
+    dataset: Path, tmp_path: Path, fake: FakeAvatar
+) -> None:
+    fake.config.speech_features += 1
+    with pytest.raises(UserError, match="channels"):
+        stage.main(data=dataset, avatar=tmp_path, video=tmp_path / "out.mp4", split="val")
+
+
+@pytest.mark.parametrize("batch", [0, -1])
+def test_a_batch_has_a_frame(dataset: Path, tmp_path: Path, batch: int) -> None:
+    with pytest.raises(UserError, match="batch: expected at least 1"):
+        stage.main(
+            data=dataset,
+            avatar=tmp_path,
+            video=tmp_path / "out.mp4",
+            split="val",
+            config=Config(batch=batch),
+        )
 
 
 @pytest.mark.parametrize("frames", [1, BATCH - 1, BATCH, BATCH + 1, 120])

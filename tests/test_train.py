@@ -10,18 +10,30 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
 
+from talker.avatar.density import DensityConfig
 from talker.avatar.losses import LossWeights, compute_loss
 from talker.avatar.model import Avatar
 from talker.avatar.training_set import TrainingSet, crop_box, training_set
+from talker.config import from_mapping
 from talker.dataset import Dataset
 from talker.errors import UserError
-from talker.train import PARTS, Config, Training, batch_rows, train
+from talker.train import (
+    PARTS,
+    Config,
+    Training,
+    _save_checkpoint,
+    batch_rows,
+    fingerprint,
+    main,
+    train,
+)
 
 TINY = Config(
     image_size=64,
@@ -38,6 +50,12 @@ TINY = Config(
     deformation_batch=2,
     checkpoint_every=10,
 )
+GROWING = dataclasses.replace(
+    TINY,
+    checkpoint_every=7,
+    density=DensityConfig(start=10, stop=25, every=5, grad_threshold=0.0, max_gaussians=600),
+)
+"""Counts and densifies: the checkpoint of step 14 lies between two densifications."""
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +150,13 @@ def test_a_still_head_trains(data: Dataset, subset: TrainingSet) -> None:
     )
 
 
+def test_a_batch_need_not_divide_among_the_threads(data: Dataset, subset: TrainingSet) -> None:
+    training = Training(data, subset, dataclasses.replace(TINY, canonical_batch=3))
+    before = weights_of(training)["canonical.means"]
+    training.advance()
+    assert not torch.equal(before, weights_of(training)["canonical.means"])
+
+
 def test_batches_cover_every_frame_once_an_epoch() -> None:
     rows = torch.cat([batch_rows(12, 4, step, seed=1) for step in range(3)])
     assert sorted(rows.tolist()) == list(range(12))
@@ -148,11 +173,12 @@ def test_crop_holds_every_head() -> None:
     assert crop_box(np.ones((50, 70), bool)) == (0, 0, 70, 50)
 
 
-@pytest.mark.parametrize("stop", [("canonical", 10), ("canonical", 25), ("deformation", 10)])
+@pytest.mark.parametrize("stop", [("canonical", 17), ("canonical", 29), ("deformation", 10)])
 def test_resume_is_exact(
     data: Dataset, subset: TrainingSet, tmp_path: Path, stop: tuple[str, int]
 ) -> None:
-    whole = train(data, subset, TINY, tmp_path / "whole.pt")
+    whole = train(data, subset, GROWING, tmp_path / "whole.pt")
+    assert len(whole.avatar.canonical["means"]) > GROWING.gaussians
     broken = tmp_path / "broken.pt"
 
     class Stopped(Exception):
@@ -168,13 +194,61 @@ def test_resume_is_exact(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Training, "advance", advance_until)
         with pytest.raises(Stopped):
-            train(data, subset, TINY, broken)
-    resumed = train(data, subset, TINY, broken)
+            train(data, subset, GROWING, broken)
+    assert torch.load(broken, weights_only=True)["density"]["gradients"] is not None
+    resumed = train(data, subset, GROWING, broken)
     for name, value in weights_of(whole).items():
         assert torch.equal(value, resumed.avatar.state_dict()[name]), name
     assert [(e["step"], e["loss"]) for e in whole.log] == [
         (e["step"], e["loss"]) for e in resumed.log
     ]
+
+
+def test_the_owner_of_a_checkpoint_does_not_depend_on_the_threads(dataset: Path) -> None:
+    """Nor does what the speech is to tell, which BLAS adds up in another order."""
+    code = """
+import hashlib, sys
+from pathlib import Path
+import numpy as np
+from talker.avatar.speech_prior import expression_targets
+from talker.dataset import Dataset
+from talker.train import Config, fingerprint
+
+rng = np.random.default_rng(0)
+expression = rng.normal(size=(1026, 79)).astype(np.float32)
+targets = expression_targets(expression, rng.random(1026).astype(np.float32))
+print(hashlib.sha256(targets.numpy()).hexdigest())
+print(fingerprint(Config(), Dataset.load(Path(sys.argv[1]), 64)))
+"""
+    found = set()
+    for threads in ("1", "2"):
+        names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+        found.add(
+            subprocess.check_output(
+                [sys.executable, "-c", code, str(dataset)],
+                env={**os.environ, **dict.fromkeys(names, threads)},
+            )
+        )
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("track_params.pt", "transforms_train.json", "au.csv", "bc.jpg", "aud_hama.npy"),
+        *("ori_imgs/3.jpg", "ori_imgs/3.lms", "torso_imgs/3.png", "parsing/3.png"),
+    ],
+)
+def test_a_checkpoint_belongs_to_what_the_files_hold(
+    dataset: Path, data: Dataset, tmp_path: Path, name: str
+) -> None:
+    other = tmp_path / "data"
+    shutil.copytree(dataset, other)
+    same = dataclasses.replace(data, folder=other)
+    assert fingerprint(TINY, data) == fingerprint(TINY, same)
+    with (other / name).open("ab") as file:
+        file.write(b" ")
+    assert fingerprint(TINY, data) != fingerprint(TINY, same)
 
 
 def test_a_checkpoint_of_other_options_is_not_used(
@@ -186,6 +260,79 @@ def test_a_checkpoint_of_other_options_is_not_used(
     fresh = train(data, subset, other, tmp_path / "fresh.pt")
     after = train(data, subset, other, path)
     assert torch.equal(fresh.avatar.canonical["means"], after.avatar.canonical["means"])
+
+
+@pytest.mark.parametrize("content", ["", "half", "of another program"])
+def test_an_unreadable_checkpoint_is_told_and_not_used(
+    data: Dataset,
+    subset: TrainingSet,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    content: str,
+) -> None:
+    short = dataclasses.replace(TINY, canonical_steps=2, deformation_steps=2)
+    path = tmp_path / "latest.pt"
+    whole = train(data, subset, short, path)
+    if content == "of another program":
+        torch.save({"x": 1}, path)
+    else:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if content else b"")
+    again = train(data, subset, short, path)
+    assert f"{path} cannot be read as a checkpoint" in caplog.text
+    assert torch.equal(whole.avatar.canonical["means"], again.avatar.canonical["means"])
+    assert torch.load(path, weights_only=True)["step"] == 2
+
+
+def test_no_checkpoint_holds_a_broken_step(
+    data: Dataset, subset: TrainingSet, tmp_path: Path
+) -> None:
+    """A GPU is asked now and then only, and a checkpoint may be due before."""
+    training = Training(data, subset, TINY)
+    training.diverged.fill_(1)
+    with pytest.raises(UserError, match="diverged"):
+        _save_checkpoint(tmp_path / "latest.pt", training, "me")
+    assert not (tmp_path / "latest.pt").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"checkpoint_every": 0}, {"canonical_batch": 0}, {"deformation_batch": 0}),
+        *({"heads": 3}, {"heads": 0}, {"layers": 0}, {"sh_degree": 4}, {"sh_degree": -1}),
+        *({"seed": -1}, {"gaussians": 0}, {"gaussians": 3}, {"image_size": 0}),
+        {"density": {"every": 0}},
+    ],
+    ids=str,
+)
+def test_impossible_options_are_refused_before_any_work(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    config = from_mapping(Config, options, "train")
+    (name,) = options.get("density", options)
+    with pytest.raises(UserError, match=f"{name}: expected"):
+        main(tmp_path / "none", tmp_path / "avatar", tmp_path / "checkpoints", config)
+
+
+def test_the_smallest_options_train(dataset: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(
+        TINY,
+        image_size=16,
+        gaussians=4,
+        sh_degree=0,
+        seed=0,
+        features=2,
+        canonical_batch=1,
+        deformation_batch=1,
+        checkpoint_every=1,
+        canonical_steps=2,
+        deformation_steps=2,
+        hidden=1,
+        plane_channels=1,
+    )
+    main(dataset, tmp_path / "avatar", tmp_path / "checkpoints", config)
+    assert {path.name for path in (tmp_path / "avatar").iterdir()} == {
+        *("config.json", "log.jsonl", "point_cloud.ply", "weights.safetensors")
+    }
 
 
 def test_not_a_number_stops_with_a_reason(
@@ -234,7 +381,8 @@ def test_killed_training_ends_with_the_same_weights(dataset: Path, tmp_path: Pat
 def test_a_resumed_training_is_as_good_on_the_gpu(data: Dataset, tmp_path: Path) -> None:
     """Atomic sums of gsplat's backward differ from run to run; the picture hardly does."""
     subset = training_set(data, torch.device("cuda"))
-    config = dataclasses.replace(TINY, canonical_steps=100, deformation_steps=100)
+    counting = DensityConfig(start=10, stop=90, every=20, grad_threshold=0.0, max_gaussians=600)
+    config = dataclasses.replace(TINY, canonical_steps=100, deformation_steps=100, density=counting)
     advance = Training.advance
 
     def advance_or_stop(self: Training) -> dict[str, float] | None:

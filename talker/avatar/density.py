@@ -53,8 +53,12 @@ class DensityControl:
     def state_dict(self) -> dict[str, Tensor | None]:
         return {"gradients": self.gradients, "views": self.views}
 
-    def load_state_dict(self, state: dict[str, Tensor | None]) -> None:
-        self.gradients, self.views = state["gradients"], state["views"]
+    def load_state_dict(self, state: dict[str, Tensor | None], device: torch.device) -> None:
+        """Go on counting from `state`, on the device of the Gaussians."""
+        self.gradients, self.views = (
+            None if (value := state[name]) is None else value.to(device)
+            for name in ("gradients", "views")
+        )
 
     def watches(self, step: int) -> bool:
         """Whether the images of `step` are to be observed."""

@@ -28,7 +28,6 @@ from talker.avatar.spherical_harmonics import evaluate_sh
 from talker.avatar.triplane import TriPlane
 from talker.config import from_mapping
 from talker.errors import UserError
-from talker.files import replacing
 
 if TYPE_CHECKING:
     from talker.avatar.deform_triton import Weights
@@ -270,13 +269,17 @@ class Avatar(nn.Module):
         return drawn.rgb, drawn.alpha
 
     def save(self, folder: Path) -> None:
-        """Write `config.json`, `weights.safetensors` and `point_cloud.ply` into `folder`."""
+        """Write `config.json`, `weights.safetensors` and `point_cloud.ply` into `folder`.
+
+        One after the other: `talker.files.replacing` makes the folder appear as a whole.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        names = ("weights.safetensors", "point_cloud.ply", "config.json")
-        with replacing(*(folder / name for name in names)) as (weights, cloud, config):
-            save_file({k: v.contiguous().cpu() for k, v in self.state_dict().items()}, weights)
-            save_ply(cloud, **{k: v.detach().cpu().numpy() for k, v in self.canonical.items()})
-            config.write_text(json.dumps(dataclasses.asdict(self.config), indent=2) + "\n")
+        state = {name: value.contiguous().cpu() for name, value in self.state_dict().items()}
+        save_file(state, folder / "weights.safetensors")
+        cloud = {name: value.detach().cpu().numpy() for name, value in self.canonical.items()}
+        save_ply(folder / "point_cloud.ply", **cloud)
+        shape = json.dumps(dataclasses.asdict(self.config), indent=2)
+        (folder / "config.json").write_text(shape + "\n")
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | str = "cpu") -> Avatar:
@@ -286,20 +289,24 @@ class Avatar(nn.Module):
             UserError: a file is missing, damaged or belongs to another network shape.
         """
         try:
-            state = load_file(folder / "weights.safetensors", device=str(device))
+            state = load_file(folder / "weights.safetensors")
             values = json.loads((folder / "config.json").read_text())
         except (OSError, ValueError, SafetensorError) as error:
             raise UserError(
                 f"{folder}: holds no avatar that can be read ({error}); `talker train` makes one"
             ) from error
         config = from_mapping(AvatarConfig, values, str(folder / "config.json"))
-        canonical = Gaussians(
-            **{f.name: state[f"canonical.{f.name}"] for f in dataclasses.fields(Gaussians)}
-        )
-        identity = torch.eye(4, device=device).expand(2, 4, 4)
-        avatar = cls(config, canonical, state["planes.bounds"], identity).to(device)
-        avatar.load_state_dict(state)
-        return avatar.eval()
+        names = (item.name for item in dataclasses.fields(Gaussians))
+        try:
+            canonical = Gaussians(**{name: state[f"canonical.{name}"] for name in names})
+            avatar = cls(config, canonical, state["planes.bounds"], torch.eye(4).expand(2, 4, 4))
+            avatar.load_state_dict(state)
+        except (KeyError, RuntimeError) as error:
+            raise UserError(
+                f"{folder}: weights.safetensors does not hold the network that config.json tells "
+                f"({error}); take both from one training"
+            ) from error
+        return avatar.to(device).eval()
 
 
 def as_seen(gaussians: Gaussians, points: Tensor, viewmats: Tensor) -> Splats:

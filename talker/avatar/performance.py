@@ -232,7 +232,7 @@ def read_track(path: Path, frames: int) -> dict[str, np.ndarray]:
     """
     try:
         table = _read_npz(path) if path.suffix == ".npz" else _read_csv(path)
-    except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: cannot be read as a table of numbers ({error})") from error
     if not table:
         raise UserError(f"{path}: expected a header and a row for each frame, found nothing")

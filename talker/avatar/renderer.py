@@ -17,7 +17,8 @@ from torch import Tensor
 from talker.avatar.model import Avatar
 from talker.avatar.speech_encoder import CONTEXT, speech_context
 from talker.dataset import Dataset
-from talker.parallel import ordered_map
+from talker.errors import UserError
+from talker.parallel import one_thread, ordered_map
 
 Draw = Callable[[Tensor, Tensor, Tensor, Tensor, int, int], tuple[Tensor, Tensor]]
 """speech, eye, viewmats, Ks, height, width -> rgb, alpha: those of `Avatar.forward`"""
@@ -59,6 +60,23 @@ class Drive:
 def load_avatar(folder: Path) -> Avatar:
     """Read an avatar, onto the GPU if there is one; UserError if `folder` holds none."""
     return Avatar.load(folder, "cuda" if torch.cuda.is_available() else "cpu")
+
+
+def avatar_dataset(folder: Path, avatar: Avatar) -> Dataset:
+    """Read the dataset that an avatar is shown on.
+
+    Raises:
+        UserError: something of it is missing, or its speech features are not the avatar's.
+    """
+    config = avatar.config
+    dataset = Dataset.load(folder, config.image_size, config.encoder)
+    if (found := dataset.speech.shape[-1]) != config.speech_features:
+        raise UserError(
+            f"{folder}: expected speech features ({config.encoder}) of {config.speech_features} "
+            f"channels, as the avatar was trained on, found {found}; make them with the options "
+            "of then, or train anew"
+        )
+    return dataset
 
 
 def render_frames(
@@ -134,17 +152,13 @@ def render_frames(
             part = slice(start, min(start + batch, len(drive)))
             yield part, list(islice(layers, part.stop - start))
 
-    threads = torch.get_num_threads()
-    decoders = min(threads, MAX_WORKERS)
+    decoders = min(torch.get_num_threads(), MAX_WORKERS)
     workers = decoders if device.type != "cuda" else GPU_WORKERS if live is None else 1
     # Whole batches in threads of their own: torch's threads wait for each other at every one of
     # the many small operations (measured: three times the CPU time).
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         for frames in ordered_map(render, jobs(), workers):
             yield from frames
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _over(torso: np.ndarray, plate: np.ndarray) -> np.ndarray:

@@ -11,8 +11,10 @@ AudioNet 0.61 to 0.73 (two of those stretches, several settings and seeds).
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from talker.avatar.speech_encoder import SpeechEncoder
+from talker.parallel import one_thread
 
 EXPRESSIONS = 10
 FOLDS = 5
@@ -28,6 +30,7 @@ PAUSES = 1.0
 STRENGTHS = (30.0, 100.0, 300.0, 1000.0, 3000.0, 10_000.0)
 
 
+@one_thread()
 def expression_targets(expression: np.ndarray, eye: np.ndarray) -> Tensor:
     """The principal components of expressions [T, E]: [T, 10]; the first has unit variance.
 
@@ -38,13 +41,14 @@ def expression_targets(expression: np.ndarray, eye: np.ndarray) -> Tensor:
     45 s speech told their first component with a correlation of 0.70 on left-out stretches, that
     of the pictured mouth with 0.28.
     """
-    blink = eye - eye.mean()
-    centred = expression - expression.mean(0)
-    centred = centred - np.outer(blink, blink @ centred) / max(blink @ blink, 1e-9)
-    _, sizes, axes = np.linalg.svd(centred, full_matrices=False)
-    scores = np.zeros((len(centred), EXPRESSIONS))
-    scores[:, : len(axes)] = (centred @ axes.T)[:, :EXPRESSIONS]
-    return torch.from_numpy(scores * np.sqrt(len(centred)) / max(sizes[0], 1e-9)).float()
+    blink, centred = (
+        values - values.mean(0)
+        for values in (torch.from_numpy(array).double() for array in (eye, expression))
+    )
+    centred -= torch.outer(blink, blink @ centred) / (blink @ blink).clamp_min(1e-9)
+    _, sizes, axes = torch.linalg.svd(centred, full_matrices=False)
+    scores = F.pad(centred @ axes[:EXPRESSIONS].T, (0, max(0, EXPRESSIONS - len(axes))))
+    return (scores * len(centred) ** 0.5 / sizes[0].clamp_min(1e-9)).float()
 
 
 def rest_expression(targets: Tensor, opening: np.ndarray) -> Tensor:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 C0 = 0.28209479177387814  # the constant harmonic
+MAX_DEGREE = 3
 
 
 def evaluate_sh(sh: Tensor, directions: Tensor) -> Tensor:

@@ -5,8 +5,6 @@ Its middle layers predict mouth shapes better than its phoneme scores do: block 
 """
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from torch.nn import functional as F
 from talker.clip import SAMPLE_RATE
 from talker.errors import UserError
 from talker.media.speech_encoders import Encoder
+from talker.parallel import one_thread
 
 VERSION = "1.3.10"
 WEIGHTS = "hama/assets/asr_waveform_fp16.onnx"
@@ -119,19 +118,8 @@ def describe(trunk: Trunk, sound: np.ndarray) -> np.ndarray:
 
     The excitations average over the whole piece, so pieces of one length are described alike.
     """
-    with _one_thread():
+    with one_thread():  # enough for 80 times real time
         return trunk(torch.from_numpy(sound)[None])[0].T.numpy()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Enough for 80 times real time, and the sums come out the same whatever the machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def weights() -> Path:
