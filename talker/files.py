@@ -67,7 +67,8 @@ def making(outputs: Sequence[Path], work: str, inputs: Sequence[Path] = ()) -> I
         whether there is something to do.
 
     Raises:
-        UserError: an output is a folder with files in it, and nothing was made there before.
+        UserError: nothing was made there before, and an output is a folder with files in it, or a
+            file where a folder belongs.
     """
     if not outputs:
         yield True
@@ -82,6 +83,8 @@ def making(outputs: Sequence[Path], work: str, inputs: Sequence[Path] = ()) -> I
                     f"{path}: is a folder with files in it, which would be lost; "
                     "name another one, or remove it"
                 )
+            if path.is_file() and not path.suffix:
+                raise UserError(f"{path}: expected the path of a folder to make, found a file")
         if (
             waited
             and ended.endswith(f" done {work}")

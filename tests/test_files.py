@@ -110,6 +110,10 @@ def test_a_folder_of_somebody_else_is_not_lost(tmp_path):
         refused = pytest.raises(UserError, match="videos: is a folder with files")
         with refused, making([tmp_path / "a.json", videos], "work"):
             pass
+    refused = pytest.raises(UserError, match="expected the path of a folder to make, found a file")
+    (tmp_path / "notes").touch()
+    with refused, making([tmp_path / "notes"], "work"):
+        pass
     (videos / "wedding.mp4").unlink()
     for _ in range(2):  # its own is replaced
         with making([videos], "work"), replacing(videos) as (scratch,):
