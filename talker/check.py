@@ -17,10 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Clip, load_per_frame, runs
+from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Clip, load_array, load_per_frame, runs
 from talker.dataset import (
     ENCODERS,
-    load_array,
     load_au45,
     load_json,
     load_lms,
@@ -236,8 +235,8 @@ def mesh_faults(folder: Folder) -> Iterator[str]:
     """The mesh points have a finite row for each frame, in a folder that talker made."""
     path = folder.path / "landmarks.npz"
     if folder.own:
-        points = load_per_frame(path, folder.frames).get("points")
-        if points is None or points.shape[1:] != (478, 3):
+        points = load_per_frame(path, folder.frames, "points")["points"]
+        if points.shape[1:] != (478, 3):
             yield f"{path}: expected points [{folder.frames}, 478, 3]; run `talker landmarks` again"
         elif not np.isfinite(points).all():
             yield f"{path}: points that are no numbers in {_bad_rows(folder, points)}"

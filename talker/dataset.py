@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 import torch
 
+from talker.clip import load_array
 from talker.errors import UserError
 from talker.head.camera import intrinsics, viewmats_from_pose
 from talker.media.image import read_image
@@ -227,18 +228,10 @@ def load_json(path: Folder) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from error
 
 
-def load_array(path: Folder) -> np.ndarray:
-    """Read an .npy file; UserError if it is missing or damaged."""
-    try:
-        return np.load(io.BytesIO(path.read_bytes()))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as .npy ({error})") from error
-
-
 def load_au45(path: Folder) -> np.ndarray:
     """Read the AU45 intensities [T] of an OpenFace csv; UserError if they are not there."""
     try:
-        with path.open(newline="") as handle:
+        with path.open(newline="", encoding="utf-8-sig") as handle:
             rows = [
                 {str(key).strip(): value for key, value in row.items()}
                 for row in csv.DictReader(handle)
@@ -246,7 +239,7 @@ def load_au45(path: Folder) -> np.ndarray:
         return np.array([float(row["AU45_r"]) for row in rows], np.float32)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise UserError(f"{path}: expected a column AU45_r of numbers ({error})") from error
 
 

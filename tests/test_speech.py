@@ -298,6 +298,10 @@ def test_damaged_or_foreign_statistics_are_refused(prepared):
     path.write_text("no archive")
     with pytest.raises(UserError, match=r"aud_hama\.npz: expected the statistics"):
         run(prepared, clip=False)
+    for other in (b"", (prepared / "aud_hama.npy").read_bytes()):
+        path.write_bytes(other)
+        with pytest.raises(UserError, match=r"aud_hama\.npz: expected the statistics"):
+            run(prepared, clip=False)
     path.unlink()
     with pytest.raises(UserError, match=r"aud_hama\.npz: expected the statistics"):
         run(prepared, clip=False)

@@ -81,6 +81,10 @@ class WavFile:
             with path.open("rb") as handle, wave.open(handle) as file:
                 found = file.getframerate(), file.getnchannels(), 8 * file.getsampwidth()
                 self.samples = file.getnframes()
+                width = file.getnchannels() * file.getsampwidth()
+                file.setpos(max(0, self.samples - 1))
+                if self.samples and len(file.readframes(1)) < width:
+                    raise EOFError(f"cut off: its header speaks of {self.samples} samples")
         except (OSError, EOFError, wave.Error) as error:
             raise UserError(f"{path}: cannot be read as wav ({error})") from error
         if found != (SAMPLE_RATE, 1, 16):
@@ -132,20 +136,30 @@ def _decoded(container: av.container.InputContainer, path: Path) -> Iterator[av.
 
 
 def _resampled(frames: Iterator[av.AudioFrame], start: float | None) -> Iterator[np.ndarray]:
-    graph, zero = None, 0
+    graph, kind = None, None
+    zero, samples = Fraction(start or 0), 0
     for frame in frames:
-        if graph is None:
-            rate = 1 / (frame.time_base or Fraction(1, frame.sample_rate))
+        tick = frame.time_base or Fraction(1, frame.sample_rate)
+        if graph is None and start is None:
             # what lies before time zero is an encoder's run-up, and no sound
-            zero = max(frame.pts or 0, 0) if start is None else round(Fraction(start) * rate)
-            graph = _resampler(frame)
+            zero = max(frame.pts or 0, 0) * tick
+        found = frame.sample_rate, frame.format.name, frame.layout.name
+        if graph is not None and found != kind:  # files that were joined: a new graph goes on
+            for block in _rest(graph):
+                samples += len(block)
+                yield block
+            graph = None
+        if graph is None:
+            graph, kind = _resampler(frame), found
+            origin = round((zero + Fraction(samples, SAMPLE_RATE)) / tick)
         if frame.pts is not None:
-            frame.pts -= zero
+            frame.pts -= origin
         graph.push(frame)
-        yield from _pulled(graph)
+        for block in _pulled(graph):
+            samples += len(block)
+            yield block
     if graph is not None:
-        graph.push(None)
-        yield from _pulled(graph)
+        yield from _rest(graph)
 
 
 def _resampler(frame: av.AudioFrame) -> av.filter.Graph:
@@ -162,6 +176,11 @@ def _resampler(frame: av.AudioFrame) -> av.filter.Graph:
         graph.add("abuffersink"),
     ).configure()
     return graph
+
+
+def _rest(graph: av.filter.Graph) -> Iterator[np.ndarray]:
+    graph.push(None)
+    yield from _pulled(graph)
 
 
 def _pulled(graph: av.filter.Graph) -> Iterator[np.ndarray]:
