@@ -449,12 +449,13 @@ def silence_row(sound: np.ndarray, opening: np.ndarray, dataset: Dataset) -> Row
     recorded = mouth_opening(dataset.landmarks[dataset.train_ids])
     closed = dataset.train_ids[recorded <= np.quantile(recorded, CLOSED)]
     found = find_landmarks(dataset.frame(int(i)) for i in closed)
+    moves = _finite(opening[spoken], np.std)
     return {
         "silent_frames": int(deep.sum()),
         "opening_silent": _finite(opening[deep]),
         "opening_closed": _finite(mouth_opening(found)),
         "opening_mean": float(recorded.mean()),
-        "chatter": _finite(opening[deep], np.std) / _finite(opening[spoken], np.std),
+        "chatter": _finite(opening[deep], np.std) / (moves or float("nan")),
     }
 
 

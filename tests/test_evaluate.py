@@ -16,7 +16,16 @@ from test_syncnet import syncnet_weights
 from talker import evaluate as stage
 from talker.dataset import Dataset
 from talker.errors import UserError
-from talker.evaluate import DEFINITIONS, Config, Truth, evaluate, find_landmarks, measure, table
+from talker.evaluate import (
+    DEFINITIONS,
+    Config,
+    Truth,
+    evaluate,
+    find_landmarks,
+    measure,
+    silence_row,
+    table,
+)
 from talker.media.audio import read_wav, write_wav
 from talker.media.video import video_writer
 
@@ -200,6 +209,15 @@ def test_an_untrained_avatar_is_measured(dataset: Path, tmp_path: Path) -> None:
     row = json.loads((tmp_path / "metrics.json").read_text())["held_out"]
     assert row["frames"] == 10
     assert 5 < row["psnr"] < 40
+
+
+def test_one_face_in_speech_is_no_measure_of_its_motion(data: Dataset) -> None:
+    sound = np.zeros(60 * 640, np.int16)
+    sound[: 30 * 640] = np.random.default_rng(0).normal(0, 8000, 30 * 640)
+    opening = np.linspace(0, 0.1, 60)
+    opening[1:30] = np.nan
+    row = silence_row(sound, opening, data)
+    assert row["silent_frames"] > 0 and np.isnan(row["chatter"])
 
 
 def test_a_video_of_new_speech_is_judged(
