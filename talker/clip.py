@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.lib.format import read_array
 
 from talker.config import from_mapping
 from talker.errors import UserError
@@ -107,7 +108,7 @@ def save_per_frame(path: Path, valid: np.ndarray, **arrays: np.ndarray) -> None:
 def load_array(path: Path | zipfile.Path) -> np.ndarray:
     """Read an .npy file; UserError if it is missing, damaged or of another kind."""
     try:
-        return np.lib.format.read_array(io.BytesIO(path.read_bytes()))
+        return read_array(io.BytesIO(path.read_bytes()))
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: cannot be read as .npy ({error})") from error
 
@@ -115,8 +116,11 @@ def load_array(path: Path | zipfile.Path) -> np.ndarray:
 def load_arrays(path: Path | zipfile.Path) -> dict[str, np.ndarray]:
     """Read an .npz file; UserError if it is missing, damaged or of another kind."""
     try:
-        with np.lib.npyio.NpzFile(io.BytesIO(path.read_bytes())) as archive:
-            return {name: np.asarray(archive[name]) for name in archive.files}
+        with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as archive:
+            return {
+                name.removesuffix(".npy"): read_array(io.BytesIO(archive.read(name)))
+                for name in archive.namelist()
+            }
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path}: cannot be read as .npz ({error})") from error
 

@@ -18,17 +18,20 @@ import cv2
 import numpy as np
 import torch
 
-from talker.clip import load_array
+from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, load_array
 from talker.errors import UserError
 from talker.head.camera import intrinsics, viewmats_from_pose
+from talker.media.audio import decode_audio
 from talker.media.image import read_image
 from talker.media.masks import COLOURS, HEAD
+from talker.media.speech_encoders import ENCODERS as ENCODERS
 from talker.media.speech_features import Statistics
 from talker.progress import progress
 
 Folder = Path | zipfile.Path
 
-ENCODERS = ("hama", "mel", "deepspeech", "hubert", "wav2vec2", "whisper")
+SOUND_TOLERANCE = 1.0
+"""seconds by which the sound of folders that talker did not make may differ from their frames"""
 PUBLISHED_SPEECH = "aud_ds.npy"
 """DeepSpeech windows as the scripts of the AD-NeRF family write them; taken as they are"""
 
@@ -138,6 +141,18 @@ class Dataset:
     def _plate(self) -> np.ndarray:
         return read_image(self.folder / "bc.jpg")
 
+    @cached_property
+    def sound(self) -> np.ndarray:
+        """What is heard, of `load_sound`."""
+        return load_sound(self.folder, self.frames)
+
+    @cached_property
+    def cuts(self) -> np.ndarray:
+        """First frames of new shots, int64, as far as track_report.json tells them."""
+        report = self.folder / "track_report.json"
+        shots = load_json(report)["segments"] if report.exists() else []
+        return np.array([shot["first"] for shot in shots[1:]], np.int64)
+
     def torso(self, i: int) -> np.ndarray:
         """The torso alone, premultiplied RGBA uint8 [H, W, 4]."""
         torso = read_image(_image(self.folder, f"torso_imgs/{i}.png")).copy()
@@ -218,6 +233,23 @@ def load_params(path: Folder) -> dict[str, Any]:
         raise UserError(f"{path}: missing; `talker track` writes it") from error
     except Exception as error:
         raise UserError(f"{path}: cannot be read by torch.load ({error})") from error
+
+
+def load_sound(folder: Folder, frames: int) -> np.ndarray:
+    """The sound of a clip of T frames, int16 [640 T] at 16 kHz, whatever its aud.wav holds.
+
+    Its end is cut, or filled with silence.
+
+    Raises:
+        UserError: there is none, or it is more than `SOUND_TOLERANCE` too short or too long.
+    """
+    path, samples = folder / "aud.wav", frames * SAMPLES_PER_FRAME
+    sound = decode_audio(path)
+    if abs(len(sound) - samples) > SOUND_TOLERANCE * SAMPLE_RATE:
+        raise UserError(
+            f"{path}: lasts {len(sound) / SAMPLE_RATE:.2f} s, its frames {frames / FPS:.2f} s"
+        )
+    return np.pad(sound[:samples], (0, max(0, samples - len(sound))))
 
 
 def load_json(path: Folder) -> dict[str, Any]:

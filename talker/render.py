@@ -199,7 +199,7 @@ def main(
     tracks = Tracks(pose, blink, expression)
     if split is not None:
         drive = directed(split_drive(dataset, split), dataset, tracks, config)
-        with _excerpt(data / "aud.wav", drive.heard) as sound:
+        with _excerpt(dataset, drive.heard) as sound:
             render(model, dataset, drive, sound, video, config)
     elif speech is not None and wav is not None:
         windows = _read_windows(speech, dataset.speech.shape[1:])
@@ -209,13 +209,12 @@ def main(
 
 
 @contextmanager
-def _excerpt(wav: Path, frames: np.ndarray) -> Iterator[Path]:
+def _excerpt(dataset: Dataset, frames: np.ndarray) -> Iterator[Path]:
     """The sound of consecutive frames, cut by sample index, as a file for the time being."""
-    samples = WavFile(wav)
     start, end = int(frames[0]) * SAMPLES_PER_FRAME, int(frames[-1] + 1) * SAMPLES_PER_FRAME
     with tempfile.TemporaryDirectory() as folder:
-        part = Path(folder) / wav.name
-        write_wav(part, samples[start:end])
+        part = Path(folder) / "aud.wav"
+        write_wav(part, dataset.sound[start:end])
         yield part
 
 

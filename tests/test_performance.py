@@ -66,6 +66,20 @@ def test_the_path_turns_where_the_head_is_still(data: Dataset) -> None:
     assert np.ptp(path) > 200
 
 
+def test_the_path_stays_within_a_shot(data: Dataset, tmp_path: Path) -> None:
+    """The second shot, from frame 150 on, shows the head 2 dm to the side."""
+    viewmats = swaying()
+    viewmats[150:, 0, 3] += 2
+    (tmp_path / "track_report.json").write_text('{"segments": [{"first": 0}, {"first": 150}]}')
+    valid = np.ones(400, bool)
+    valid[[149, 250]] = False
+    path = recorded_path(
+        dataclasses.replace(with_poses(data, viewmats, valid), folder=tmp_path), 2000
+    )
+    assert path.min() >= 150 and np.ptp(path) > 100
+    assert np.abs(np.diff(viewmats[path, 0, 3])).max() < 0.1
+
+
 def test_small_gaps_are_bridged_and_never_shown(data: Dataset) -> None:
     valid = np.ones(400, bool)
     valid[[100, 200, 201, 300]] = False

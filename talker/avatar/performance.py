@@ -86,7 +86,7 @@ def recorded_path(dataset: Dataset, length: int) -> np.ndarray:
 
 
 def stretch(dataset: Dataset) -> np.ndarray:
-    """The longest recorded stretch: int64 ids, each the same as or near to the one before.
+    """The longest recorded stretch of one shot: int64 ids, each the one before or near to it.
 
     It begins and ends where the head is nearly still, in the first and in the last third of what
     was recorded, so that turning there is no jerk.
@@ -94,10 +94,17 @@ def stretch(dataset: Dataset) -> np.ndarray:
     Raises:
         UserError: the dataset has no valid frame.
     """
-    run = longest_run(bridged(dataset.valid))
-    if len(run) == 0:
+    firsts = np.concatenate([[0], dataset.cuts])
+    shots = np.split(dataset.valid, dataset.cuts)
+    ids = max(
+        (
+            first + nearest_valid(longest_run(bridged(valid)), valid)
+            for first, valid in zip(firsts, shots, strict=True)
+        ),
+        key=len,
+    )
+    if len(ids) == 0:
         raise UserError(f"{dataset.folder}: no frame is valid, so there is no pose to show")
-    ids = nearest_valid(run, dataset.valid)
     if len(ids) > SHORT_RUN:
         speed = head_speed(dataset.viewmats[ids]) + dataset.eye[ids]
         third = len(ids) // 3

@@ -1,5 +1,6 @@
 """Sound: decoding whatever FFmpeg reads (through PyAV), and 16 kHz mono 16-bit wav in and out."""
 
+import io
 import logging
 import wave
 import zipfile
@@ -38,12 +39,12 @@ class Sound(Protocol):
     def __getitem__(self, part: slice, /) -> np.ndarray: ...
 
 
-def decode_audio(path: Path, start: float | None = None) -> np.ndarray:
+def decode_audio(path: Path | zipfile.Path, start: float | None = None) -> np.ndarray:
     """All of `decoded_blocks` as int16 [S]."""
     return np.concatenate(list(decoded_blocks(path, start)))
 
 
-def decoded_blocks(path: Path, start: float | None = None) -> Iterator[np.ndarray]:
+def decoded_blocks(path: Path | zipfile.Path, start: float | None = None) -> Iterator[np.ndarray]:
     """Decode the first sound track of any file, block by block: int16 [n], 16 kHz mono.
 
     Sample n sounds at `start` + n / 16000 on the file's own clock: what lies before is cut, a late
@@ -55,15 +56,16 @@ def decoded_blocks(path: Path, start: float | None = None) -> Iterator[np.ndarra
         UserError: the file is missing, cannot be read or holds no sound.
     """
     try:
-        with av.open(str(path)) as container:
+        file = str(path) if isinstance(path, Path) else io.BytesIO(path.read_bytes())
+        with av.open(file, "r") as container:
             if not container.streams.audio:
                 raise UserError(f"{path}: expected sound, but it holds no sound track")
             samples = 0
             for block in _resampled(_decoded(container, path), start):
                 samples += len(block)
                 yield block
-    except FFmpegError as error:
-        raise UserError(f"{path}: cannot be read as sound: {error.strerror}") from error
+    except (FFmpegError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as sound: {error.strerror or error}") from error
     if not samples:
         raise UserError(f"{path}: holds no sound that can be decoded")
 
@@ -122,7 +124,9 @@ def write_wav(path: Path, samples: np.ndarray | Iterable[np.ndarray]) -> None:
             file.writeframes(block.astype("<i2", casting="equiv").tobytes())
 
 
-def _decoded(container: av.container.InputContainer, path: Path) -> Iterator[av.AudioFrame]:
+def _decoded(
+    container: av.container.InputContainer, path: Path | zipfile.Path
+) -> Iterator[av.AudioFrame]:
     """Yield what can be decoded: sound files often end in tags, and a gap becomes silence."""
     stream = container.streams.audio[0]
     damaged = 0
