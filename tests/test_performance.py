@@ -196,13 +196,13 @@ def test_a_wrong_track_is_refused(tmp_path: Path, text: str, complaint: str) -> 
 def test_wrong_poses_are_refused(data: Dataset, tmp_path: Path) -> None:
     path = tmp_path / "pose.csv"
     path.write_text("frame\n5\n100\n")
-    with pytest.raises(UserError, match="frame 100: expected 0 to 99"):
+    with pytest.raises(UserError, match="frame 100: expected whole numbers from 0 to 99"):
         pose_track(path, 2, data)
     path.write_text("rx,ry\n5,4\n")
     with pytest.raises(UserError, match="expected a column 'frame', or columns rx ry rz"):
         pose_track(path, 1, data)
     path.write_text("frame\n5\n1.5\n")
-    with pytest.raises(UserError, match=r"frame 1\.5: expected 0 to 99"):
+    with pytest.raises(UserError, match=r"frame 1\.5: expected whole numbers"):
         pose_track(path, 2, data)
     with pytest.raises(UserError, match=r"none\.npz: cannot be read"):
         read_track(tmp_path / "none.npz", 1)

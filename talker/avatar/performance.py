@@ -192,8 +192,8 @@ def pose_track(path: Path, frames: int, dataset: Dataset) -> tuple[np.ndarray, n
         wrong = (ids < 0) | (ids >= dataset.frames) | (ids % 1 != 0)
         if wrong.any():
             raise UserError(
-                f"{path}: frame {ids[wrong][0]:g}: expected 0 to {dataset.frames - 1}, the frames "
-                f"of {dataset.folder}"
+                f"{path}: frame {ids[wrong][0]:g}: expected whole numbers from 0 to "
+                f"{dataset.frames - 1}, the frames of {dataset.folder}"
             )
         return nearest_valid(ids.astype(np.int64), dataset.valid), None
     if not set(names) <= set(table):
