@@ -14,6 +14,7 @@ rule check:
         masks="<data>/{subject}/parsing",
         au="<data>/{subject}/au.csv",
         params="<data>/{subject}/track_params.pt",
+        report="<data>/{subject}/track_report.json",
         train="<data>/{subject}/transforms_train.json",
         val="<data>/{subject}/transforms_val.json",
         plate="<data>/{subject}/bc.jpg",

@@ -54,7 +54,7 @@ def main(*, clip: Path, landmarks: Path, au: Output, config: Config = Config()) 
         au: csv to write, with the column " AU45_r" (0..5).
         config: options.
     """
-    meshes = load_per_frame(landmarks, Clip.load(clip).frames)
+    meshes = load_per_frame(landmarks, Clip.load(clip).frames, "points")
     valid = meshes["valid"]
     closure = au45(meshes["points"], valid, config)
     rows = [

@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Clip, load_per_frame, runs
+from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Clip, load_array, load_per_frame, runs
 from talker.dataset import (
-    ENCODERS,
-    load_array,
+    SOUND_TOLERANCE,
     load_au45,
     load_json,
     load_lms,
     load_params,
+    load_sound,
     speech_file,
 )
 from talker.errors import UserError
@@ -39,11 +39,10 @@ from talker.gate import (
 )
 from talker.head.camera import transform_matrices
 from talker.head.landmarks68 import mouth_opening
-from talker.media.audio import WavFile, decode_audio
 from talker.media.header import image_header
 from talker.media.image import read_image
 from talker.media.masks import COLOURS, HEAD, to_classes
-from talker.media.speech_encoders import Choice, load_encoder
+from talker.media.speech_encoders import ENCODERS, Choice, load_encoder
 from talker.media.speech_features import describe_clip, windows
 
 logger = logging.getLogger(__name__)
@@ -57,7 +56,6 @@ IMAGES = {
 """Folders of images, one a frame: suffix, channels, the stage that writes them."""
 
 POSE_TOLERANCE = 1e-5
-SOUND_TOLERANCE = 1.0  # s, in folders that talker did not make
 MEASURES = (
     "valid_percent",
     "usable_seconds",
@@ -236,8 +234,8 @@ def mesh_faults(folder: Folder) -> Iterator[str]:
     """The mesh points have a finite row for each frame, in a folder that talker made."""
     path = folder.path / "landmarks.npz"
     if folder.own:
-        points = load_per_frame(path, folder.frames).get("points")
-        if points is None or points.shape[1:] != (478, 3):
+        points = load_per_frame(path, folder.frames, "points")["points"]
+        if points.shape[1:] != (478, 3):
             yield f"{path}: expected points [{folder.frames}, 478, 3]; run `talker landmarks` again"
         elif not np.isfinite(points).all():
             yield f"{path}: points that are no numbers in {_bad_rows(folder, points)}"
@@ -453,14 +451,7 @@ def spoken(folder: Folder) -> np.ndarray:
 
     So the limits mean the same for all, and another encoder needs no other verdict.
     """
-    path = folder.path / "aud.wav"
-    if folder.own:
-        sound = WavFile(path)
-    else:
-        samples = folder.frames * SAMPLES_PER_FRAME
-        sound = decode_audio(path)[:samples]
-        sound = np.pad(sound, (0, samples - len(sound)))
-    choice = Choice()
+    choice, sound = Choice(), load_sound(folder.path, folder.frames)
     learned, slots = describe_clip(load_encoder(choice), choice, sound, folder.train_frames)
     return np.concatenate(list(windows([slots], learned.look_ahead)))
 

@@ -5,13 +5,15 @@ comes with `valid` [T]. Frames are marked invalid, never dropped.
 """
 
 import dataclasses
+import io
 import json
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.lib.format import read_array
 
 from talker.config import from_mapping
 from talker.errors import UserError
@@ -103,23 +105,44 @@ def save_per_frame(path: Path, valid: np.ndarray, **arrays: np.ndarray) -> None:
         np.savez_compressed(scratch, valid=valid.astype(bool), **arrays)
 
 
-def load_per_frame(path: Path, frames: int) -> dict[str, Any]:
-    """Read an .npz of per-frame arrays, `valid` among them.
+def load_array(path: Path | zipfile.Path) -> np.ndarray:
+    """Read an .npy file; UserError if it is missing, damaged or of another kind."""
+    try:
+        return read_array(io.BytesIO(path.read_bytes()))
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: cannot be read as .npy ({error})") from error
+
+
+def load_arrays(path: Path | zipfile.Path) -> dict[str, np.ndarray]:
+    """Read an .npz file; UserError if it is missing, damaged or of another kind."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as archive:
+            return {
+                name.removesuffix(".npy"): read_array(io.BytesIO(archive.read(name)))
+                for name in archive.namelist()
+            }
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read as .npz ({error})") from error
+
+
+def load_per_frame(path: Path, frames: int, *names: str) -> dict[str, np.ndarray]:
+    """Read an .npz of per-frame arrays, `valid` and `names` among them.
 
     Raises:
-        UserError: the file is missing or damaged, or an array does not have `frames` rows.
+        UserError: the file is missing or damaged, lacks an array, or one does not have `frames`
+            rows.
     """
-    try:
-        with np.load(path) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: cannot be read as .npz ({error})") from error
-    if "valid" not in arrays:
-        raise UserError(f"{path}: has no array 'valid'; found {', '.join(arrays) or 'nothing'}")
-    for name, array in arrays.items():
-        if len(array) != frames:
+    arrays = load_arrays(path)
+    for name in ("valid", *names):
+        if name not in arrays:
             raise UserError(
-                f"{path}: '{name}' has {len(array)} rows, expected one for each of {frames} frames"
+                f"{path}: has no array '{name}'; found {', '.join(arrays) or 'nothing'}"
+            )
+    for name, array in arrays.items():
+        rows = len(np.atleast_1d(array))
+        if rows != frames:
+            raise UserError(
+                f"{path}: '{name}' has {rows} rows, expected one for each of {frames} frames"
             )
     return arrays
 

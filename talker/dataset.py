@@ -19,8 +19,10 @@ import cv2
 import numpy as np
 import torch
 
+from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, load_array
 from talker.errors import UserError
 from talker.head.camera import intrinsics, viewmats_from_pose
+from talker.media.audio import decode_audio
 from talker.media.image import read_image
 from talker.media.masks import COLOURS, HEAD
 from talker.media.speech_features import Statistics
@@ -28,7 +30,8 @@ from talker.progress import progress
 
 Folder = Path | zipfile.Path
 
-ENCODERS = ("hama", "mel", "deepspeech", "hubert", "wav2vec2", "whisper")
+SOUND_TOLERANCE = 1.0
+"""seconds by which the sound of folders that talker did not make may differ from their frames"""
 PUBLISHED_SPEECH = "aud_ds.npy"
 """DeepSpeech windows as the scripts of the AD-NeRF family write them; taken as they are"""
 
@@ -152,6 +155,18 @@ class Dataset:
     def _plate(self) -> np.ndarray:
         return read_image(self.folder / "bc.jpg")
 
+    @cached_property
+    def sound(self) -> np.ndarray:
+        """What is heard, of `load_sound`."""
+        return load_sound(self.folder, self.frames)
+
+    @cached_property
+    def cuts(self) -> np.ndarray:
+        """First frames of new shots, int64, as far as track_report.json tells them."""
+        report = self.folder / "track_report.json"
+        shots = load_json(report)["segments"] if report.exists() else []
+        return np.array([shot["first"] for shot in shots[1:]], np.int64)
+
     def torso(self, i: int) -> np.ndarray:
         """The torso alone, premultiplied RGBA uint8 [H, W, 4]."""
         torso = read_image(_image(self.folder, f"torso_imgs/{i}.png")).copy()
@@ -234,6 +249,23 @@ def load_params(path: Folder) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read by torch.load ({error})") from error
 
 
+def load_sound(folder: Folder, frames: int) -> np.ndarray:
+    """The sound of a clip of T frames, int16 [640 T] at 16 kHz, whatever its aud.wav holds.
+
+    Its end is cut, or filled with silence.
+
+    Raises:
+        UserError: there is none, or it is more than `SOUND_TOLERANCE` too short or too long.
+    """
+    path, samples = folder / "aud.wav", frames * SAMPLES_PER_FRAME
+    sound = decode_audio(path)
+    if abs(len(sound) - samples) > SOUND_TOLERANCE * SAMPLE_RATE:
+        raise UserError(
+            f"{path}: lasts {len(sound) / SAMPLE_RATE:.2f} s, its frames {frames / FPS:.2f} s"
+        )
+    return np.pad(sound[:samples], (0, max(0, samples - len(sound))))
+
+
 def load_json(path: Folder) -> dict[str, Any]:
     """Read a JSON object; UserError if it is missing or damaged."""
     try:
@@ -242,18 +274,10 @@ def load_json(path: Folder) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from error
 
 
-def load_array(path: Folder) -> np.ndarray:
-    """Read an .npy file; UserError if it is missing or damaged."""
-    try:
-        return np.load(io.BytesIO(path.read_bytes()))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as .npy ({error})") from error
-
-
 def load_au45(path: Folder) -> np.ndarray:
     """Read the AU45 intensities [T] of an OpenFace csv; UserError if they are not there."""
     try:
-        with path.open(newline="") as handle:
+        with path.open(newline="", encoding="utf-8-sig") as handle:
             rows = [
                 {str(key).strip(): value for key, value in row.items()}
                 for row in csv.DictReader(handle)
@@ -261,7 +285,7 @@ def load_au45(path: Folder) -> np.ndarray:
         return np.array([float(row["AU45_r"]) for row in rows], np.float32)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise UserError(f"{path}: expected a column AU45_r of numbers ({error})") from error
 
 

@@ -39,13 +39,13 @@ from talker.judges import (
     load_judge,
     perceptual_distance,
 )
-from talker.media.audio import Sound, WavFile, decode_audio
+from talker.media.audio import Sound, decode_audio
 from talker.media.loudness import pauses, slot_levels
 from talker.media.mediapipe import track_meshes
 from talker.media.speech_features import SLOTS_PER_FRAME
 from talker.media.video import frame_count, probe, read_frames
 from talker.progress import progress
-from talker.sync import Predictor, family_beside, fit_predictor, sync_score
+from talker.sync import NULL_FROM, Predictor, family_beside, fit_predictor, sync_score
 from talker.syncnet import load_syncnet, sync_distances
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,8 @@ SYNC = {
     "opening, width and jaw. A ridge regression on the real training frames tells the latter from "
     "features that do not drive the avatar (`features`). This is not SyncNet's Sync-C",
     "null_mean": "the same with the sound turned by 1 s and more; null_sd: their deviation; "
-    "null_share: how many of them do as well",
+    "null_share: how many of them do as well, the sound as it is counted with them; from 80 frames "
+    "on",
     "best_lag": "shift in frames within 12 at which the correlation, `best_correlation`, is best; "
     "positive: the mouth is late",
     "real": "the figure of the real held-out video",
@@ -102,6 +103,10 @@ SILENCE = {
 SILENT_MARGIN = 5
 """frames"""
 CLOSED = 0.1
+GAP = 16
+"""frames between the training frames and those that are measured: their windows share no sound"""
+ENOUGH = 25
+"""frames that have to remain, or there is no gap"""
 CONTROLS = {
     "frozen_mouth": "the avatar driven by the mean of the training speech in every frame: what its "
     "mouth still does follows the pose and the blinks",
@@ -259,7 +264,7 @@ def evaluate(
     """
     if config.shuffles < 1:
         raise UserError(f"shuffles: expected at least 1, found {config.shuffles}")
-    ids = dataset.val_ids
+    ids = measured_ids(dataset)
     if len(ids) == 0:
         raise UserError(
             f"{dataset.folder / 'transforms_val.json'}: holds no usable frame, so there is "
@@ -281,7 +286,7 @@ def evaluate(
         for k, turn in enumerate(turns, 1)
     ]
     floor = measure(map(_halved, truth.frames), truth)
-    sound = WavFile(dataset.folder / "aud.wav")
+    sound = dataset.sound
     judged: dict[str, Row] = {}
     if networks:
         drive = Drive(ids, dataset.speech, ids)
@@ -304,11 +309,13 @@ def evaluate(
         "detector_floor": floor.row,
         "sync": {"features": family, **sync},
         "judges": judged,
-        "not_computed": not_computed(networks),
+        "not_computed": not_computed(networks) | no_null(sync),
         "settings": {
             "height": dataset.height,
             "width": dataset.width,
             "frames": [first, last + 1],
+            "gap": f"{first - int(dataset.train_ids.max()) - 1} frames lie between the last of "
+            f"training and these; {GAP} where {ENOUGH} remain, for windows that share no sound",
             "shuffles": config.shuffles,
             "definitions": DEFINITIONS,
             "controls": CONTROLS,
@@ -330,6 +337,13 @@ def evaluate(
             },
         },
     }
+
+
+def measured_ids(dataset: Dataset) -> np.ndarray:
+    """The held-out frames, less those whose speech windows hear what was trained on."""
+    ids = dataset.val_ids
+    apart = ids[ids > dataset.train_ids.max(initial=-1) + GAP]
+    return apart if len(apart) >= ENOUGH else ids
 
 
 def load_networks(config: Config) -> dict[str, Any]:
@@ -358,6 +372,13 @@ def not_computed(networks: dict[str, Any]) -> dict[str, str]:
         for name, (option, _) in JUDGES.items()
         if option not in networks
     }
+
+
+def no_null(sync: dict[str, Row]) -> dict[str, str]:
+    """Why a sync score stands without its null, if it does."""
+    frames = sync["avatar"]["frames"]
+    reason = f"needs {NULL_FROM} frames with a face that speaks, found {frames}"
+    return {"null of the sync score": reason} if frames < NULL_FROM else {}
 
 
 def judge_frames(
@@ -419,23 +440,24 @@ def judge(
     sound = decode_audio(video, source.video_start)
     samples = len(found) * SAMPLES_PER_FRAME
     sound = np.pad(sound[:samples], (0, max(0, samples - len(sound))))
-    ids = dataset.val_ids
+    ids = measured_ids(dataset)
     real = _on_time_axis(dataset.landmarks[ids], ids) if len(ids) else np.empty((0, 68, 2))
-    heard = predictor.shapes(WavFile(dataset.folder / "aud.wav"))
+    heard = predictor.shapes(dataset.sound)
     judged: Row = {}
     if network := networks.get("syncnet"):
         judged = sync_distances(network, read_frames(video, source), found, sound)
+    sync = {
+        "real": sync_score(heard[ids[0] : ids[-1] + 1] if len(ids) else heard[:0], real),
+        "avatar": sync_score(predictor.shapes(sound), found),
+    }
     return {
         "frames": len(found),
         "seconds_of_sound": len(sound) / SAMPLE_RATE,
         "faces_lost": int(np.isnan(found[:, 0, 0]).sum()),
-        "sync": {
-            "features": predictor.encoder.name,
-            "real": sync_score(heard[ids[0] : ids[-1] + 1] if len(ids) else heard[:0], real),
-            "avatar": sync_score(predictor.shapes(sound), found),
-        },
+        "sync": {"features": predictor.encoder.name, **sync},
         "silence": silence_row(sound, mouth_opening(found), dataset),
         "judges": {"avatar": judged},
+        "not_computed": no_null(sync),
         "settings": {"definitions": SYNC | SILENCE},
     }
 
@@ -449,12 +471,13 @@ def silence_row(sound: np.ndarray, opening: np.ndarray, dataset: Dataset) -> Row
     recorded = mouth_opening(dataset.landmarks[dataset.train_ids])
     closed = dataset.train_ids[recorded <= np.quantile(recorded, CLOSED)]
     found = find_landmarks(dataset.frame(int(i)) for i in closed)
+    moves = _finite(opening[spoken], np.std)
     return {
         "silent_frames": int(deep.sum()),
         "opening_silent": _finite(opening[deep]),
         "opening_closed": _finite(mouth_opening(found)),
         "opening_mean": float(recorded.mean()),
-        "chatter": _finite(opening[deep], np.std) / _finite(opening[spoken], np.std),
+        "chatter": _finite(opening[deep], np.std) / (moves or float("nan")),
     }
 
 
@@ -484,8 +507,8 @@ def main(
     else:
         results = evaluate(model, dataset, config, model.config.encoder)
         logger.info("%s\n%s", table(results), sync_text(results["sync"]))
-        for name, reason in results["not_computed"].items():
-            logger.info("%s: not computed, %s", name, reason)
+    for name, reason in results["not_computed"].items():
+        logger.info("%s: not computed, %s", name, reason)
     for who, row in results["judges"].items():
         for name, value in row.items():
             logger.info("%s, %s: %.4f", name, who, value)

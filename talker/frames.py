@@ -169,6 +169,8 @@ def main(*, video: Path, clip: Output, images: Output, config: Config = Config()
 
 
 def _refuse_unfit(video: Path, source: Source) -> None:
+    if frame_count(source) < 2:
+        raise UserError(f"{video}: expected a video, found a single picture")
     if source.audio_start is None:
         raise UserError(f"{video}: expected a video with sound, but it holds no sound track")
     if frame_count(source) < MIN_FRAMES:

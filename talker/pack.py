@@ -16,10 +16,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from talker.dataset import ENCODERS, PUBLISHED_SPEECH, Dataset, speech_file
+from talker.dataset import PUBLISHED_SPEECH, Dataset, speech_file
 from talker.errors import UserError
 from talker.files import Output, replacing
 from talker.media.image import read_image, webp_bytes
+from talker.media.speech_encoders import ENCODERS
 from talker.metrics import psnr
 from talker.progress import progress
 
@@ -31,6 +32,7 @@ KEPT = (
     "au.csv",
     "bc.jpg",
     "track_params.pt",
+    "track_report.json",
     "transforms_train.json",
     "transforms_val.json",
 )
@@ -57,7 +59,7 @@ def main(*, data: Path, pack: Output, config: Config = Config()) -> None:
     """
     if data.is_file():
         raise UserError(f"{data}: expected a dataset folder, found a file")
-    encoders = [name for name in ENCODERS if speech_file(data, name).exists()] or ENCODERS[:1]
+    encoders = [name for name in ENCODERS if speech_file(data, name).exists()] or list(ENCODERS)[:1]
     for encoder in encoders:
         frames = Dataset.load(data, 64, encoder).frames  # a broken folder is refused here
     speech = [f"aud_{encoder}.{suffix}" for encoder in ENCODERS for suffix in ("npy", "npz")]

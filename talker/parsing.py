@@ -463,7 +463,7 @@ def main(
         config: options.
     """
     about = Clip.load(clip)
-    points = load_per_frame(landmarks, about.frames)["points"]
+    points = load_per_frame(landmarks, about.frames, "points")["points"]
     with replacing(masks) as (scratch,):
         scratch.mkdir()
         parsed = progress(parse(about, images, points, config), "masks", about.frames)

@@ -30,7 +30,7 @@ from talker.avatar.renderer import Drive, Windows, avatar_dataset, load_avatar, 
 from talker.avatar.speech_prior import EXPRESSIONS
 from talker.clip import SAMPLES_PER_FRAME
 from talker.config import at_least
-from talker.dataset import Dataset, Folder
+from talker.dataset import Dataset
 from talker.errors import UserError
 from talker.files import Output
 from talker.media.audio import WavFile, write_wav
@@ -201,7 +201,7 @@ def main(
     tracks = Tracks(pose, blink, expression)
     if split is not None:
         drive = directed(split_drive(dataset, split), dataset, tracks, config)
-        with _excerpt(dataset.folder / "aud.wav", drive.heard) as sound:
+        with _excerpt(dataset, drive.heard) as sound:
             render(model, dataset, drive, sound, video, config)
     elif speech is not None and wav is not None:
         windows = _read_windows(speech, dataset.speech.shape[1:])
@@ -211,13 +211,12 @@ def main(
 
 
 @contextmanager
-def _excerpt(wav: Folder, frames: np.ndarray) -> Iterator[Path]:
+def _excerpt(dataset: Dataset, frames: np.ndarray) -> Iterator[Path]:
     """The sound of consecutive frames, cut by sample index, as a file for the time being."""
-    samples = WavFile(wav)
     start, end = int(frames[0]) * SAMPLES_PER_FRAME, int(frames[-1] + 1) * SAMPLES_PER_FRAME
     with tempfile.TemporaryDirectory() as folder:
-        part = Path(folder) / wav.name
-        write_wav(part, samples[start:end])
+        part = Path(folder) / "aud.wav"
+        write_wav(part, dataset.sound[start:end])
         yield part
 
 

@@ -147,6 +147,7 @@ def numbers(metrics: Section) -> Section:
         "not_computed": metrics["not_computed"],
         "spread": metrics["controls"]["shuffled_audio"].get("mouth_correlation_sd"),
         "frames": metrics["held_out"]["frames"],
+        "gap": settings.get("gap"),
     }
 
 

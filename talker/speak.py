@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -35,6 +35,7 @@ from talker.media.speech_features import (
     mirrored,
     rows_at,
     silenced,
+    whole_frames,
 )
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,8 @@ REMEMBERED = 10 * SLOT_RATE
 """slots whose loudness counts"""
 BLINKED = 600 * FPS
 """frames after which the blinks repeat"""
+GONE = BrokenPipeError, ConnectionResetError
+"""What a closed viewer raises."""
 
 
 @dataclass(frozen=True)
@@ -118,12 +121,14 @@ class Speaker:
         return WINDOW // 2 - 1 + self.learned.look_ahead
 
     def _remember(self, samples: np.ndarray) -> None:
-        past = round(self.config.past * SAMPLE_RATE) + SAMPLE_RATE
-        whole = self.heard // SLOT * SLOT
-        fresh = np.concatenate([self.sound[len(self.sound) - (self.heard - whole) :], samples])
-        self.sound = np.concatenate([self.sound, samples])[-max(past, len(samples)) :]
+        whole = self.heard // SLOT
+        begin = self.heard - len(self.sound)
+        sound = np.concatenate([self.sound, samples])
+        levels = np.concatenate([self.levels, slot_levels(sound[whole * SLOT - begin :])])
         self.heard += len(samples)
-        self.levels = np.concatenate([self.levels, slot_levels(fresh)])[-REMEMBERED:]
+        needed = self.described * SLOT - round(self.config.past * SAMPLE_RATE)
+        self.sound = sound[max(0, needed - begin) :]
+        self.levels = levels[-max(REMEMBERED, self.heard // SLOT - self.described) :]
 
     def _describe(self, ready: int) -> None:
         """Describe the slots up to `ready`, hearing the sound before them again."""
@@ -208,7 +213,10 @@ def measure_latency(speaker: Speaker, sound: np.ndarray) -> dict[str, float]:
 
 
 def speak(speaker: Speaker, sound: BinaryIO, picture: BinaryIO) -> int:
-    """Pass on PCM (s16le, 16 kHz, mono) as raw RGB frames until it ends; the number of frames."""
+    """Pass on PCM (s16le, 16 kHz, mono) as raw RGB frames; how many there were.
+
+    It ends with the sound, or when nobody takes the frames any more.
+    """
     frames = 0
 
     def pass_on(made: Iterable[np.ndarray]) -> None:
@@ -218,10 +226,24 @@ def speak(speaker: Speaker, sound: BinaryIO, picture: BinaryIO) -> int:
             picture.flush()
             frames += 1
 
-    while chunk := sound.read(2 * SAMPLES_PER_FRAME):
-        pass_on(speaker.hear(np.frombuffer(chunk[: len(chunk) // 2 * 2], "<i2").astype(np.int16)))
-    pass_on(speaker.finish())
+    try:
+        while chunk := sound.read(2 * SAMPLES_PER_FRAME):
+            whole = chunk[: len(chunk) // 2 * 2]
+            pass_on(speaker.hear(np.frombuffer(whole, "<i2").astype(np.int16)))
+        pass_on(speaker.finish())
+    except GONE:
+        logger.info("the viewer was closed")
     return frames
+
+
+def _connection(port: int) -> socket.socket:
+    """Wait for the first to call this port of 127.0.0.1; UserError if it is taken."""
+    try:
+        server = socket.create_server(("127.0.0.1", port))
+    except (OSError, OverflowError) as error:
+        raise UserError(f"port {port}: cannot be used ({error}); take another") from error
+    with server:
+        return server.accept()[0]
 
 
 def main(
@@ -242,12 +264,15 @@ def main(
         benchmark: measure latency and speed on this wav (of `talker audio`) instead.
         config: options.
     """
-    if config.hop < 1:
-        raise UserError(f"hop: expected at least 1 frame, found {config.hop}")
+    for name, least in (("hop", 1), ("ahead", 0), ("past", 0)):
+        if not getattr(config, name) >= least:
+            raise UserError(f"{name}: expected at least {least}, found {getattr(config, name)}")
     speaker = load_speaker(data, avatar, config)
     dataset = speaker.dataset
     if benchmark is not None:
-        for name, value in measure_latency(speaker, WavFile(benchmark)[:]).items():
+        recorded = WavFile(benchmark)
+        whole_frames(recorded, benchmark)
+        for name, value in measure_latency(speaker, recorded[:]).items():
             logger.info("%s: %.4g", name, value)
         return
     logger.info(
@@ -255,10 +280,12 @@ def main(
         *(dataset.width, dataset.height, FPS, 1000 * speaker.latency),
     )
     with ExitStack() as stack:
-        sound, picture = sys.stdin.buffer, sys.stdout.buffer
-        if port is not None:
-            server = stack.enter_context(socket.create_server(("127.0.0.1", port)))
-            connection = stack.enter_context(server.accept()[0])
+        stack.enter_context(suppress(*GONE))  # what the viewer did not take cannot be flushed
+        if port is None:
+            sound = sys.stdin.buffer
+            picture = stack.enter_context(open(sys.stdout.fileno(), "wb", closefd=False))
+        else:
+            connection = stack.enter_context(_connection(port))
             sound = stack.enter_context(connection.makefile("rb"))
             picture = stack.enter_context(connection.makefile("wb"))
         frames = speak(speaker, sound, picture)

@@ -7,13 +7,12 @@ learns the PCA from the clip's training frames; without `--clip` it applies it t
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from talker.clip import Clip
 from talker.errors import UserError
 from talker.files import Output, replacing
 from talker.media.audio import WavFile
-from talker.media.speech_encoders import Choice, Encoder, load_encoder
+from talker.media.speech_encoders import Choice, Encoder, Name, load_encoder
 from talker.media.speech_features import (
     Statistics,
     avatar_features,
@@ -30,7 +29,7 @@ MOST_LOOK_AHEAD = 8
 class Config:
     """Options of `talker speech` for a clip; new speech takes them from the clip's statistics."""
 
-    encoder: Literal["hama", "mel", "deepspeech", "hubert", "wav2vec2", "whisper"] = "hama"
+    encoder: Name = "hama"
     """What describes the sound (the workflow sets it from its own key `encoder`)."""
     model: str = ""
     """Weights of hubert, wav2vec2 or whisper: a folder or a hub id; empty is the usual one."""
@@ -85,6 +84,8 @@ def main(
         raise UserError(
             f"look_ahead: expected 0 to {MOST_LOOK_AHEAD} slots, found {config.look_ahead}"
         )
+    if not config.pause >= 0:
+        raise UserError(f"pause: expected at least 0 seconds, found {config.pause}")
     choice = Choice(config.encoder, config.model, config.layer)
     learned, slots = describe_clip(
         load_encoder(choice, wav),

@@ -156,7 +156,7 @@ def track(
     if len(ids) < config.min_frames:
         width = np.ptp(points[valid][..., 0], axis=1) if valid.any() else np.zeros(1)
         raise UserError(
-            f"a whole face at least {config.min_face:g} pixels wide is needed in "
+            f"{images}: a whole face at least {config.min_face:g} pixels wide is needed in "
             f"{config.min_frames} frames without a cut, found in {len(ids)} of {clip.frames} "
             f"(faces are {np.median(width):.0f} pixels wide); use a longer clip or one in which "
             "the face is larger"
@@ -179,8 +179,9 @@ def track(
     ids, viewmats = ids[~(bad | turned)], rigid.viewmats[~(bad | turned)]
     if len(ids) < config.min_frames:
         raise UserError(
-            f"only {len(ids)} of {clip.frames} frames show a face from the front, at least "
-            f"{config.min_frames} are needed; use a clip of one person who looks towards the camera"
+            f"{images}: only {len(ids)} of {clip.frames} frames show a face from the front, at "
+            f"least {config.min_frames} are needed; use a clip of one person who looks towards the "
+            "camera"
         )
 
     # Before poses are fused, or the landmarks' jitter would be taken for expression.
@@ -216,8 +217,8 @@ def track(
     reject(rejected, covered, "something covers the face")
     if not len(ids):
         raise UserError(
-            "the picture stands still, or something covers the face, all through; expected a "
-            "video of a talking head"
+            f"{images}: the picture stands still, or something covers the face, all through; "
+            "expected a video of a talking head"
         )
     viewmats = fill_poses(viewmats[ids], ids, clip.frames)
     usable = np.isin(np.arange(clip.frames), ids)
@@ -503,6 +504,16 @@ def write_overlay(path: Path, clip: Clip, images: Path, found: Track) -> None:
             write(draw_overlay(image, found, i, K))
 
 
+def _refuse_unfit(config: Config) -> None:
+    for name in ("focal_px", "distance", "distance_sigma", "keyframes"):
+        value = getattr(config, name)
+        if value is not None and not value > 0:
+            raise UserError(f"{name}: expected more than 0, found {value}")
+    low, high = config.focal_range
+    if not 0 < low < high:
+        raise UserError(f"focal_range: expected 0 < low < high, found {low:g} {high:g}")
+
+
 def main(
     *,
     clip: Path,
@@ -528,13 +539,11 @@ def main(
         overlay: video to write, if wanted: the frames with the tracked mesh over them.
         config: options.
     """
+    _refuse_unfit(config)
     described = Clip.load(clip)
     head = load_head(config.model, Path(config.model_files) if config.model_files else None)
-    faces = load_per_frame(landmarks, described.frames)
-    try:
-        found = track(described, images, faces["points"], faces["valid"], head, config)
-    except UserError as error:
-        raise UserError(f"{landmarks}: {error}") from error
+    faces = load_per_frame(landmarks, described.frames, "points")
+    found = track(described, images, faces["points"], faces["valid"], head, config)
     facts = summary(described, found, config)
     euler, trans = pose_from_viewmats(found.viewmats)
     split = described.train_frames

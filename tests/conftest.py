@@ -86,6 +86,14 @@ def clips() -> Path:
     return CLIPS
 
 
+def read_mask(path: Path) -> np.ndarray:
+    """The classes uint8 [H, W] of a parsing mask."""
+    from talker.media.image import read_image
+    from talker.media.masks import to_classes
+
+    return to_classes(read_image(path), path)
+
+
 def missing(marker: str) -> str | None:
     """Why tests with this marker cannot run on this machine, or None."""
     if marker == "clips" and not CLIPS.is_dir():

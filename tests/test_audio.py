@@ -132,6 +132,20 @@ def test_any_format_is_resampled_and_its_channels_averaged(tmp_path, name, codec
     assert middle.std() == pytest.approx(0.3 / np.sqrt(2), abs=0.02)
 
 
+def test_joined_files_of_different_channels_go_on(tmp_path):
+    sound = 0.3 * tone(RATE, RATE)[None]
+    for name, channels in (("one.mp3", sound), ("two.mp3", sound.repeat(2, axis=0))):
+        write_media(tmp_path / name, sound=channels, codecs=("", "mp3"))
+    one, two = ((tmp_path / name).read_bytes() for name in ("one.mp3", "two.mp3"))
+    (tmp_path / "a.mp3").write_bytes(one + two + one)
+    found = decode_audio(tmp_path / "a.mp3")
+    assert len(found) == pytest.approx(3 * 16_000, abs=3000)
+    for middle in (8_000, 25_000, 42_000):
+        part = found[middle - 4000 : middle + 4000] / 32_768
+        assert np.abs(np.fft.rfft(part)).argmax() == 220
+        assert part.std() == pytest.approx(0.3 / np.sqrt(2), rel=0.1)
+
+
 def test_peaks_above_full_scale_are_clipped_and_do_not_wrap(tmp_path):
     loud = 3 * tone(RATE, RATE)[None]
     write_media(tmp_path / "a.wav", sound=loud, codecs=("", "pcm_f32le"))
@@ -177,6 +191,15 @@ def test_a_wav_of_another_kind_is_refused_with_advice(tmp_path):
     (tmp_path / "b.wav").write_text("no wav")
     with pytest.raises(UserError, match=r"b\.wav: cannot be read as wav"):
         read_wav(tmp_path / "b.wav")
+
+
+@pytest.mark.parametrize("lost", [1, 2, 40_000, 64_000])
+def test_a_wav_that_is_cut_off_is_refused(tmp_path, lost):
+    write_wav(tmp_path / "a.wav", np.ones(32_000, np.int16))
+    whole = (tmp_path / "a.wav").read_bytes()
+    (tmp_path / "a.wav").write_bytes(whole[:-lost])
+    with pytest.raises(UserError, match=r"a\.wav: .*cut off: its header speaks of 32000 samples"):
+        read_wav(tmp_path / "a.wav")
 
 
 @pytest.mark.clips

@@ -186,6 +186,15 @@ FAULTS = {
         edit_array("aud_hama.npy", lambda x: x[:-1]),
         ["aud_hama.npy", "[99, 16, 32]"],
     ),
+    "empty speech": (
+        lambda folder: (folder / "aud_hama.npy").write_bytes(b""),
+        ["aud_hama.npy", "cannot be read as .npy"],
+    ),
+    "mesh without points": (
+        lambda folder: np.savez(folder / "landmarks.npz", valid=np.ones(FRAMES, bool)),
+        ["landmarks.npz", "no array 'points'"],
+    ),
+    "damaged blinks": (replace_text("au.csv", "AU45_r", '"AU45_r' + "0" * 200_000), ["au.csv"]),
     "speech nan": (edit_array("aud_hama.npy", spoil(11)), ["aud_hama.npy", "frame 11"]),
     "short blinks": (drop_rows, ["au.csv", "98 rows"]),
     "no AU45": (replace_text("au.csv", "AU45_r", "AU46_r"), ["au.csv", "AU45_r"]),

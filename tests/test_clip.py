@@ -6,7 +6,15 @@ import json
 import numpy as np
 import pytest
 
-from talker.clip import Clip, Crop, Source, load_per_frame, save_per_frame
+from talker.clip import (
+    Clip,
+    Crop,
+    Source,
+    load_array,
+    load_arrays,
+    load_per_frame,
+    save_per_frame,
+)
 from talker.errors import UserError
 
 SOURCE = Source(
@@ -93,3 +101,39 @@ def test_an_archive_of_another_kind_is_refused(tmp_path):
     for name in ("b.npz", "absent.npz"):
         with pytest.raises(UserError, match=f"{name}: cannot be read"):
             load_per_frame(tmp_path / name, frames=3)
+
+
+def npy(path):
+    np.save(path.with_suffix(".npy"), np.zeros(3))
+    return path.with_suffix(".npy").read_bytes()
+
+
+def npz(path):
+    np.savez(path.with_suffix(".npz"), valid=np.ones(3), points=np.zeros((3, 400)))
+    return path.with_suffix(".npz").read_bytes()
+
+
+def spoilt(path):
+    content = bytearray(npz(path))
+    content[len(content) // 2] ^= 255
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("read", "content"),
+    [
+        *((load_array, make) for make in (lambda _: b"", npz, lambda path: npy(path)[:-1])),
+        *((load_arrays, make) for make in (lambda _: b"", npy, spoilt)),
+        (load_arrays, lambda path: npz(path)[:-40]),
+    ],
+)
+def test_damaged_or_mixed_up_arrays_are_refused_by_name(tmp_path, read, content):
+    (tmp_path / "a.b").write_bytes(content(tmp_path / "made"))
+    with pytest.raises(UserError, match=r"a\.b: cannot be read as \.np"):
+        read(tmp_path / "a.b")
+
+
+def test_a_missing_array_is_named(tmp_path):
+    save_per_frame(tmp_path / "a.npz", np.ones(3))
+    with pytest.raises(UserError, match="has no array 'points'; found valid"):
+        load_per_frame(tmp_path / "a.npz", 3, "points")

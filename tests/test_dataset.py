@@ -1,13 +1,16 @@
 """Reading a dataset folder against the truth that it was written from."""
 
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from flash import RATE, write_media
 
 from talker.dataset import Dataset
 from talker.errors import UserError
+from talker.media.audio import read_wav, write_wav
 
 
 @pytest.fixture
@@ -42,6 +45,39 @@ def test_layers_make_the_frame(dataset: Path) -> None:
     assert np.median(difference) <= 4
     inside = images.head_mask == 255
     assert np.abs(images.frame.astype(int) - images.background)[inside].mean() > 10
+
+
+@pytest.mark.parametrize("more", [-15 * 640, -1, 500, 3 * 640])
+def test_sound_of_another_length_is_made_to_fit(folder: Path, more: int) -> None:
+    """As the published scripts leave it."""
+    sound = read_wav(folder / "aud.wav")
+    write_wav(folder / "aud.wav", np.pad(sound, (0, max(0, more)))[: len(sound) + more])
+    found = Dataset.load(folder, 64).sound
+    assert found.dtype == np.int16 and len(found) == 64_000
+    kept = min(len(sound), len(sound) + more)
+    assert np.array_equal(found[:kept], sound[:kept]) and not found[kept:].any()
+
+
+def test_sound_of_another_kind_is_converted(folder: Path) -> None:
+    tone = 0.3 * np.sin(2 * np.pi * 440 * np.arange(4 * RATE) / RATE)
+    codecs = ("", "pcm_s16le")
+    write_media(folder / "aud.wav", sound=np.stack([tone, 0 * tone]), codecs=codecs)
+    found = Dataset.load(folder, 64).sound
+    assert len(found) == 64_000
+    assert found.std() / 32_768 == pytest.approx(0.15 / np.sqrt(2), rel=0.05)
+
+
+def test_sound_of_other_frames_is_refused(folder: Path) -> None:
+    write_wav(folder / "aud.wav", np.zeros(2 * 16_000, np.int16))
+    with pytest.raises(UserError, match=r"aud\.wav: lasts 2\.00 s, its frames 4\.00 s"):
+        _ = Dataset.load(folder, 64).sound
+
+
+def test_shots_are_those_of_the_tracker(folder: Path) -> None:
+    assert Dataset.load(folder, 64).cuts.tolist() == []
+    shots = [{"first": 0}, {"first": 40}, {"first": 70}]
+    (folder / "track_report.json").write_text(json.dumps({"segments": shots}))
+    assert Dataset.load(folder, 64).cuts.tolist() == [40, 70]
 
 
 def test_wrong_row_count_is_named(folder: Path) -> None:

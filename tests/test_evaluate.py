@@ -16,14 +16,24 @@ from test_syncnet import syncnet_weights
 from talker import evaluate as stage
 from talker.dataset import Dataset
 from talker.errors import UserError
-from talker.evaluate import DEFINITIONS, Config, Truth, evaluate, find_landmarks, measure, table
+from talker.evaluate import (
+    DEFINITIONS,
+    Config,
+    Truth,
+    evaluate,
+    find_landmarks,
+    measure,
+    measured_ids,
+    silence_row,
+    table,
+)
 from talker.media.audio import read_wav, write_wav
 from talker.media.video import video_writer
 
 
 @pytest.fixture(scope="module")
 def data(dataset: Path) -> Dataset:
-    """128 px, with the last 60 frames held out."""
+    """128 px, with the last 60 frames held out, of which 44 are measured."""
     whole = Dataset.load(dataset, 128)
     return dataclasses.replace(whole, train_ids=np.arange(40), val_ids=np.arange(40, 100))
 
@@ -52,7 +62,7 @@ def test_a_perfect_avatar(results: dict[str, Any]) -> None:
     assert row["mouth_correlation"] > 0.95
     assert row["mouth_std_ratio"] == pytest.approx(1, abs=0.1)
     assert row["best_lag_frames"] == 0
-    assert row["frames"] == 60
+    assert row["frames"] == 44
     assert row["faces_lost"] == 0
     assert row["head_shake"] < 0.05
 
@@ -74,18 +84,29 @@ def test_controls_show_a_dead_and_a_deaf_mouth(results: dict[str, Any]) -> None:
     assert frozen["mouth_std_ratio"] < 0.3
     assert shuffled["mouth_std_ratio"] > 0.5
     assert abs(shuffled["mouth_correlation"]) < 0.5
-    assert shuffled["mouth_correlation_sd"] >= 0
+    mouth = results["curves"]["mouth_opening"]
+    two = [np.corrcoef(one, mouth["real"])[0, 1] for one in mouth["shuffled_audio"]]
+    assert shuffled["mouth_correlation_sd"] == pytest.approx(np.std(two), abs=1e-3)
 
 
 def test_the_curves_are_those_of_the_numbers(results: dict[str, Any]) -> None:
     curves = results["curves"]
     mouth = curves["mouth_opening"]
-    assert curves["frames"] == list(range(40, 100))
+    assert curves["frames"] == list(range(56, 100))
     r = np.corrcoef(mouth["real"], mouth["avatar"])[0, 1]
     assert r == pytest.approx(results["held_out"]["mouth_correlation"])
     assert len(mouth["shuffled_audio"]) == 2
-    assert all(len(mouth[name]) == 60 for name in ("real", "avatar", "frozen_mouth"))
-    assert len(curves["eye_opening"]["avatar"]) == 60
+    assert all(len(mouth[name]) == 44 for name in ("real", "avatar", "frozen_mouth"))
+    assert len(curves["eye_opening"]["avatar"]) == 44
+
+
+def test_measured_frames_share_no_sound_with_training(data: Dataset, results) -> None:
+    """A gap of 16 frames, where 25 remain."""
+    assert results["settings"]["frames"] == [56, 100]
+    assert results["settings"]["gap"].startswith("16 frames lie between")
+    for end, first in ((81, 56), (80, 40)):
+        some = dataclasses.replace(data, val_ids=np.arange(40, end))
+        assert measured_ids(some)[0] == first
 
 
 def test_the_table_shows_every_metric_of_every_rendering(results: dict[str, Any]) -> None:
@@ -164,7 +185,8 @@ def test_the_file_is_plain_json_and_repeatable(
     assert parts | {"settings", "curves"} == set(content)
     assert content["sync"]["features"] == "mel"
     assert set(content["controls"]) == {"frozen_mouth", "shuffled_audio"}
-    assert {"LPIPS", "FID", "Sync-C", "Sync-D", "CSIM"} == set(content["not_computed"])
+    judges = {"LPIPS", "FID", "Sync-C", "Sync-D", "CSIM"}
+    assert judges | {"null of the sync score"} == set(content["not_computed"])
     assert set(DEFINITIONS) < set(content["held_out"])
 
 
@@ -180,7 +202,7 @@ def test_given_networks_judge(data: Dataset, tmp_path: Path) -> None:
     weights["syncnet_sha256"] = hashlib.sha256(content).hexdigest()
     some = dataclasses.replace(data, val_ids=np.array([*range(60, 67), 70, 71]))
     results = evaluate(FakeAvatar(some), some, Config(shuffles=1, **weights))
-    assert results["not_computed"] == {}
+    assert set(results["not_computed"]) == {"null of the sync score"}
     avatar, real = results["judges"]["avatar"], results["judges"]["real"]
     assert set(avatar) == {"LPIPS", "FID", "CSIM", "Sync-C", "Sync-D", "Sync offset"}
     assert avatar["LPIPS"] < 0.01
@@ -200,6 +222,15 @@ def test_an_untrained_avatar_is_measured(dataset: Path, tmp_path: Path) -> None:
     row = json.loads((tmp_path / "metrics.json").read_text())["held_out"]
     assert row["frames"] == 10
     assert 5 < row["psnr"] < 40
+
+
+def test_one_face_in_speech_is_no_measure_of_its_motion(data: Dataset) -> None:
+    sound = np.zeros(60 * 640, np.int16)
+    sound[: 30 * 640] = np.random.default_rng(0).normal(0, 8000, 30 * 640)
+    opening = np.linspace(0, 0.1, 60)
+    opening[1:30] = np.nan
+    row = silence_row(sound, opening, data)
+    assert row["silent_frames"] > 0 and np.isnan(row["chatter"])
 
 
 def test_a_video_of_new_speech_is_judged(

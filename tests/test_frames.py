@@ -145,6 +145,13 @@ def test_a_video_without_sound_is_refused(tmp_path):
     assert "a.mp4: expected a video with sound" in refuse(tmp_path, video)
 
 
+def test_a_single_picture_is_refused(tmp_path):
+    with video_writer(tmp_path / "a.mp4") as write:
+        write(np.zeros((64, 64, 3), np.uint8))
+    message = refuse(tmp_path, tmp_path / "a.mp4")
+    assert "a.mp4: expected a video, found a single picture" in message
+
+
 def test_a_short_video_is_refused(tmp_path):
     video = write_flashes(tmp_path / "a.mp4", [Fraction(i, 25) for i in range(40)], [20])
     assert "lasts 1.60 s, expected at least 2 s" in refuse(tmp_path, video)

@@ -101,7 +101,7 @@ FAILURES = {
     "rival_percent": (50.0, ["another face", "crop"]),
     "mouth_range": (0.01, ["hardly moves"]),
     "sync_correlation": (0.1, ["nothing about the mouth"]),
-    "sync_lag_frames": (5.2, ["5.2 frames late", "`audio: {lag_frames: 5}`"]),
+    "sync_lag_frames": (5.2, ["5.2 frames late", "add 5 to `audio: {lag_frames: ...}`"]),
     "background_change_percent": (40.0, ["40 %", "fixed camera"]),
 }
 
@@ -119,6 +119,16 @@ WARNINGS = {
     "focal_at_bound": (True, "focal_px"),
     "blinks": (0, "no blink"),
 }
+
+
+@pytest.mark.parametrize(
+    ("seconds", "correlation", "passes"),
+    [(10, 0.3, False), (10, 0.34, True), (5, 0.4, False), (5, 0.5, True), (60, 0.26, True)],
+)
+def test_short_clips_have_to_say_more_of_the_mouth(seconds: int, correlation: float, passes: bool):
+    """Chance alone reaches more in fewer frames."""
+    facts = GOOD | {"usable_seconds": float(seconds), "sync_correlation": correlation}
+    assert (not judge(facts, Limits(min_seconds=3)).failures) == passes
 
 
 @pytest.mark.parametrize("name", WARNINGS)

@@ -2,12 +2,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import read_mask
 
 from talker.clip import Clip
 from talker.errors import UserError
 from talker.layers import Config, main, split
 from talker.media.image import read_image, write_image
-from talker.media.masks import BACKGROUND, HEAD, NECK, TORSO, read_mask
+from talker.media.masks import BACKGROUND, HEAD, NECK, TORSO
 
 Layers = tuple[np.ndarray, np.ndarray]
 

@@ -1,5 +1,6 @@
 """New speech from end to end: whatever the file, a video of its length or one clear message."""
 
+import json
 from fractions import Fraction
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from fake_avatar import FakeAvatar
 from flash import write_flashes
 
-from talker import audio, render, speech
+from talker import audio, evaluate, render, speech
 from talker.clip import Clip, Source
 from talker.dataset import Dataset
 from talker.errors import UserError
@@ -130,6 +131,17 @@ def test_any_length_becomes_a_video(spoken, tmp_path: Path, samples: int) -> Non
     noise = np.random.default_rng(0).normal(0, 3000, samples).astype(np.int16)
     write_wav(tmp_path / "a.wav", noise)
     assert frames_of(spoken(tmp_path / "a.wav")) == -(-samples // 640)
+
+
+@pytest.mark.parametrize("samples", [1, 641])
+def test_the_shortest_video_is_judged(
+    spoken, dataset: Path, data: Dataset, tmp_path: Path, samples: int, monkeypatch
+) -> None:
+    monkeypatch.setattr(evaluate, "load_avatar", lambda folder: FakeAvatar(data))
+    write_wav(tmp_path / "a.wav", np.full(samples, 3000, np.int16))
+    metrics = tmp_path / "metrics.json"
+    evaluate.main(data=dataset, avatar=tmp_path, metrics=metrics, video=spoken(tmp_path / "a.wav"))
+    assert json.loads(metrics.read_text())["frames"] == -(-samples // 640)
 
 
 def test_silence_becomes_a_video(spoken, tmp_path: Path) -> None:

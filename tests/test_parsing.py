@@ -4,12 +4,13 @@ import av
 import cv2
 import numpy as np
 import pytest
+from conftest import read_mask
 
 from talker.clip import Clip, Source, load_per_frame
 from talker.errors import UserError
 from talker.head.landmarks68 import landmarks68
 from talker.media.image import read_image, write_image
-from talker.media.masks import BACKGROUND, HEAD, NECK, TORSO, read_mask, write_mask
+from talker.media.masks import BACKGROUND, HEAD, NECK, TORSO, write_mask
 from talker.media.mediapipe import track_meshes
 from talker.parsing import (
     Config,

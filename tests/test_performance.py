@@ -18,7 +18,7 @@ from talker.avatar.performance import (
     recorded_path,
     scaled_poses,
 )
-from talker.dataset import Dataset
+from talker.dataset import Dataset, load_au45
 from talker.errors import UserError
 from talker.head.camera import pose_from_viewmats
 
@@ -64,6 +64,20 @@ def test_the_path_turns_where_the_head_is_still(data: Dataset) -> None:
     assert speed[path[turns]].max() < 0.1 * speed.max()
     assert np.abs(np.diff(path)).max() == 1
     assert np.ptp(path) > 200
+
+
+def test_the_path_stays_within_a_shot(data: Dataset, tmp_path: Path) -> None:
+    """The second shot, from frame 150 on, shows the head 2 dm to the side."""
+    viewmats = swaying()
+    viewmats[150:, 0, 3] += 2
+    (tmp_path / "track_report.json").write_text('{"segments": [{"first": 0}, {"first": 150}]}')
+    valid = np.ones(400, bool)
+    valid[[149, 250]] = False
+    path = recorded_path(
+        dataclasses.replace(with_poses(data, viewmats, valid), folder=tmp_path), 2000
+    )
+    assert path.min() >= 150 and np.ptp(path) > 100
+    assert np.abs(np.diff(viewmats[path, 0, 3])).max() < 0.1
 
 
 def test_small_gaps_are_bridged_and_never_shown(data: Dataset) -> None:
@@ -167,6 +181,7 @@ def test_blink_tracks_are_closure_or_au45(tmp_path: Path) -> None:
         ("blink\n0\n", "a number for each of 2 frames, found 1"),
         ("blink\n0\nx\n", "cannot be read as a table of numbers"),
         ("blink\n0\nnan\n", "found 1"),
+        ('"blink\n' + "0\n" * 100_000, "cannot be read as a table of numbers"),
         ("blink,other\n0\n1\n", "cannot be read"),
         ("eye\n0\n1\n", "expected a column 'blink' or 'AU45_r', found eye"),
     ],
@@ -181,10 +196,27 @@ def test_a_wrong_track_is_refused(tmp_path: Path, text: str, complaint: str) -> 
 def test_wrong_poses_are_refused(data: Dataset, tmp_path: Path) -> None:
     path = tmp_path / "pose.csv"
     path.write_text("frame\n5\n100\n")
-    with pytest.raises(UserError, match="frame 100: expected 0 to 99"):
+    with pytest.raises(UserError, match="frame 100: expected whole numbers from 0 to 99"):
         pose_track(path, 2, data)
     path.write_text("rx,ry\n5,4\n")
     with pytest.raises(UserError, match="expected a column 'frame', or columns rx ry rz"):
         pose_track(path, 1, data)
+    path.write_text("frame\n5\n1.5\n")
+    with pytest.raises(UserError, match=r"frame 1\.5: expected whole numbers"):
+        pose_track(path, 2, data)
     with pytest.raises(UserError, match=r"none\.npz: cannot be read"):
         read_track(tmp_path / "none.npz", 1)
+    (tmp_path / "none.npz").write_bytes(b"")
+    with pytest.raises(UserError, match=r"none\.npz: cannot be read"):
+        read_track(tmp_path / "none.npz", 1)
+    np.savez(tmp_path / "wave.npz", frame=np.array([0, 1j]))
+    with pytest.raises(UserError, match=r"wave\.npz: cannot be read as a table of numbers"):
+        read_track(tmp_path / "wave.npz", 2)
+
+
+def test_tables_of_excel_are_read(data: Dataset, tmp_path: Path) -> None:
+    """They begin with a byte order mark."""
+    (tmp_path / "pose.csv").write_text("frame\n7\n8\n", encoding="utf-8-sig")
+    assert pose_track(tmp_path / "pose.csv", 2, data)[0].tolist() == [7, 8]
+    (tmp_path / "au.csv").write_text("AU45_r\n1\n2\n", encoding="utf-8-sig")
+    assert load_au45(tmp_path / "au.csv").tolist() == [1, 2]

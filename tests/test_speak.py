@@ -1,6 +1,7 @@
 """Live speech: the same frames as offline, however the sound comes in, and soon."""
 
 import io
+import logging
 import socket
 import threading
 from pathlib import Path
@@ -14,6 +15,8 @@ from talker import speak as stage
 from talker.avatar.speech_encoder import CONTEXT
 from talker.clip import SAMPLES_PER_FRAME
 from talker.dataset import Dataset
+from talker.errors import UserError
+from talker.media.audio import write_wav
 from talker.media.loudness import slot_levels
 from talker.media.mel import load
 from talker.media.speech_encoders import Choice, Encoder
@@ -94,6 +97,22 @@ def test_live_windows_are_those_of_the_whole(data, encoder, learned, block: int)
     assert np.corrcoef(found[40:190].ravel(), whole[40:190].ravel())[0, 1] > 0.97
 
 
+@pytest.mark.parametrize(
+    "options", [{"past": 0.5, "ahead": 2.0}, {"past": 0.5, "hop": 60}, {"ahead": 6.0}]
+)
+@pytest.mark.parametrize("block", [640, 200 * 640])
+def test_whatever_it_waits_for_is_kept(data, encoder, learned, options, block: int) -> None:
+    sound = syllables(250)
+    speaker = speaker_of(data, encoder, learned, **options)
+    for start in range(0, len(sound), block):
+        list(speaker.hear(sound[start : start + block]))
+    list(speaker.finish())
+    whole = np.concatenate(list(windows(avatar_features(encoder, learned, sound), 2)))
+    found = torch.stack(speaker.avatar.windows).numpy()
+    assert found.shape == whole.shape
+    assert np.corrcoef(found[60:240].ravel(), whole[60:240].ravel())[0, 1] > 0.97
+
+
 def test_a_frame_comes_within_the_promised_time(data, encoder, learned) -> None:
     speaker = speaker_of(data, encoder, learned, hop=1, ahead=0.1)
     shown = 0
@@ -156,6 +175,53 @@ def test_a_socket_serves_one_speaker(
         received = b"".join(iter(lambda: client.recv(65536), b""))
     serving.join(10)
     assert len(received) == 20 * data.height * data.width * 3
+
+
+class Closed(io.BytesIO):
+    """A viewer that is closed after ten frames."""
+
+    def flush(self) -> None:
+        self.frames = getattr(self, "frames", 0) + 1
+        if self.frames > 10:
+            raise BrokenPipeError
+
+
+def test_it_ends_when_the_viewer_is_closed(data, encoder, learned, caplog) -> None:
+    caplog.set_level(logging.INFO)
+    sound = io.BytesIO(syllables(60).astype("<i2").tobytes())
+    assert speak(speaker_of(data, encoder, learned), sound, Closed()) == 10
+    assert "the viewer was closed" in caplog.text
+
+
+def test_a_viewer_may_leave_the_socket(
+    data, encoder, learned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "load_speaker", lambda *_: speaker_of(data, encoder, learned))
+    ours, theirs = socket.socketpair()
+    monkeypatch.setattr(stage, "_connection", lambda port: theirs)
+    ours.sendall(syllables(60).astype("<i2").tobytes())
+    ours.close()
+    stage.main(data=tmp_path, avatar=tmp_path, port=1)
+
+
+def test_what_cannot_be_spoken_is_refused(
+    data, encoder, learned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "load_speaker", lambda *_: speaker_of(data, encoder, learned))
+
+    def refused(complaint: str, **arguments) -> None:
+        with pytest.raises(UserError, match=complaint):
+            stage.main(data=tmp_path, avatar=tmp_path, **arguments)
+
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        refused(f"port {port}: cannot be used", port=port)
+    refused("port 70000: cannot be used", port=70_000)
+    write_wav(tmp_path / "none.wav", np.zeros(0, np.int16))
+    refused(r"none\.wav: expected whole frames", benchmark=tmp_path / "none.wav")
+    refused("hop: expected at least 1, found 0", config=Config(hop=0))
+    refused("ahead: expected at least 0, found -0.1", config=Config(ahead=-0.1))
+    refused("past: expected at least 0, found -1", config=Config(past=-1))
 
 
 def test_the_benchmark_counts_what_it_waits_for(data, encoder, learned) -> None:

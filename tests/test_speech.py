@@ -209,6 +209,11 @@ def test_the_sign_of_a_component_is_fixed():
     assert (one.components.max(axis=1) == np.abs(one.components).max(axis=1)).all()
 
 
+def test_a_pause_does_not_last_less_than_nothing(prepared):
+    with pytest.raises(UserError, match="pause: expected at least 0 seconds, found -1"):
+        run(prepared, config=Config(pause=-1))
+
+
 @pytest.mark.parametrize("components", [0, -1, 9])
 def test_more_components_than_features_are_refused(components):
     encoder = dataclasses.replace(made(len), dims=8)
@@ -298,6 +303,10 @@ def test_damaged_or_foreign_statistics_are_refused(prepared):
     path.write_text("no archive")
     with pytest.raises(UserError, match=r"aud_hama\.npz: expected the statistics"):
         run(prepared, clip=False)
+    for other in (b"", (prepared / "aud_hama.npy").read_bytes()):
+        path.write_bytes(other)
+        with pytest.raises(UserError, match=r"aud_hama\.npz: expected the statistics"):
+            run(prepared, clip=False)
     path.unlink()
     with pytest.raises(UserError, match=r"aud_hama\.npz: expected the statistics"):
         run(prepared, clip=False)

@@ -7,6 +7,7 @@ import pytest
 
 from talker.errors import UserError
 from talker.media import mel, transformer
+from talker.media.audio import write_wav
 from talker.media.loudness import gain_between, pauses, silence_of, slot_levels, speech_level
 from talker.media.speech_encoders import Choice, Encoder, load_encoder
 from talker.media.speech_features import describe
@@ -162,6 +163,7 @@ def test_deepspeech_takes_scores_or_their_windows(tmp_path: Path) -> None:
     padded = np.pad(logits, ((8, 8), (0, 0)))
     stored = np.stack([padded[2 * i : 2 * i + 16] for i in range(20)])
     found = []
+    write_wav(tmp_path / "aud.wav", np.zeros(20 * 640, np.int16))
     for array in (logits, stored):
         np.save(tmp_path / "aud_ds.npy", array)
         encoder = load_encoder(Choice("deepspeech"), tmp_path / "aud.wav")
@@ -183,10 +185,24 @@ def test_deepspeech_s_windows_must_overlap(tmp_path: Path) -> None:
         load_encoder(Choice("deepspeech"), tmp_path / "aud.wav")
 
 
+@pytest.mark.parametrize(("frames", "fits"), [(17, False), (18, True), (22, True), (23, False)])
+def test_deepspeech_s_scores_last_as_long_as_the_sound(
+    tmp_path: Path, frames: int, fits: bool
+) -> None:
+    np.save(tmp_path / "aud_ds.npy", scores(20))
+    write_wav(tmp_path / "aud.wav", np.zeros(frames * 640, np.int16))
+    if fits:
+        load_encoder(Choice("deepspeech"), tmp_path / "aud.wav")
+        return
+    with pytest.raises(UserError, match=rf"aud_ds\.npy: 40 scores, expected {2 * frames}"):
+        load_encoder(Choice("deepspeech"), tmp_path / "aud.wav")
+
+
 @pytest.mark.clips
 def test_published_deepspeech_windows_are_taken(clips: Path, tmp_path: Path) -> None:
     published = clips.parent / "reference" / "deepspeech_windows.npy"
     (tmp_path / "aud_ds.npy").symlink_to(published.resolve())
+    write_wav(tmp_path / "aud.wav", np.zeros(262 * 640, np.int16))
     encoder = load_encoder(Choice("deepspeech"), tmp_path / "aud.wav")
     assert encoder.describe(np.zeros(262 * 640, np.float32), 0).shape == (524, 29)
 

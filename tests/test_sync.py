@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter1d
 
 from talker.dataset import Dataset
 from talker.head.landmarks68 import mouth_shape
@@ -47,6 +48,7 @@ def data(dataset: Path, wav: Path, opening: np.ndarray) -> Dataset:
         Dataset.load(dataset, 64),
         folder=wav.parent,
         landmarks=marks,
+        valid=np.ones(FRAMES, bool),
         train_ids=np.arange(350),
         val_ids=np.arange(380, FRAMES),
     )
@@ -70,7 +72,7 @@ def test_a_delay_is_found(predicted: np.ndarray, opening: np.ndarray, late: int)
     assert score["best_correlation"] > 0.6
     if late == 0:
         assert score["correlation"] == score["best_correlation"]
-        assert score["null_share"] == 0
+        assert score["null_share"] == pytest.approx(1 / 51)
         assert score["correlation"] > score["null_mean"] + 3 * score["null_sd"]
 
 
@@ -78,6 +80,21 @@ def test_a_deaf_mouth_scores_as_its_null(predicted: np.ndarray, opening: np.ndar
     score = sync_score(predicted, faces(opening[:120]))
     assert abs(score["correlation"]) < 0.35
     assert abs(score["correlation"] - score["null_mean"]) < 3 * score["null_sd"]
+
+
+@pytest.mark.parametrize(("frames", "told"), [(60, False), (79, False), (80, True), (100, True)])
+def test_unrelated_sound_seldom_passes_for_related(frames: int, told: bool) -> None:
+    """With few frames nothing is said of chance; with more, one of twenty may pass at 5 %."""
+    random = np.random.default_rng(0)
+    shares = []
+    for _ in range(60):
+        smooth = gaussian_filter1d(random.normal(size=(2, frames + 40)), 1.5, axis=1)[:, 20:-20]
+        heard = np.repeat(smooth[0][:, None], 3, axis=1)
+        shares.append(sync_score(heard, faces(smooth[1]))["null_share"])
+    if told:
+        assert min(shares) > 0 and np.mean(np.array(shares) <= 0.05) < 0.15
+    else:
+        assert np.isnan(shares).all()
 
 
 def test_missing_faces_leave_gaps(predicted: np.ndarray, opening: np.ndarray) -> None:
@@ -126,7 +143,7 @@ def test_the_score_hears_with_other_ears_than_the_avatar(driver: str) -> None:
 def own_score(data: Dataset) -> dict[str, float]:
     """The score of the real held-out frames with the clip's own sound."""
     ids = data.val_ids
-    predicted = fit_predictor(data, "hama").shapes(WavFile(data.folder / "aud.wav"))
+    predicted = fit_predictor(data, "hama").shapes(data.sound)
     return sync_score(predicted[ids], data.landmarks[ids])
 
 
@@ -136,6 +153,9 @@ def test_a_clip_s_own_sync(data: Dataset, wav: Path, tmp_path: Path) -> None:
     write_wav(tmp_path / "aud.wav", WavFile(wav)[:][::-1].copy())
     foreign = own_score(dataclasses.replace(data, folder=tmp_path))
     assert foreign["correlation"] < whole["correlation"] - 0.3
+    write_wav(tmp_path / "aud.wav", WavFile(wav)[:-500])
+    ragged = own_score(dataclasses.replace(data, folder=tmp_path))
+    assert ragged["correlation"] == pytest.approx(whole["correlation"], abs=0.05)
     short = own_score(dataclasses.replace(data, val_ids=np.arange(30)))
     assert np.isnan(short["correlation"])
 

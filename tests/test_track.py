@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import DEMO
+from conftest import DEMO, read_mask
 from scipy.spatial import KDTree
 from scipy.spatial.transform import Rotation
 
@@ -21,7 +21,7 @@ from talker.head.camera import intrinsics, project, transform_matrices, viewmats
 from talker.head.fitting import procrustes, stable_points
 from talker.head.morphable import MorphableHead
 from talker.media.image import read_image, write_image
-from talker.media.masks import HEAD, read_mask
+from talker.media.masks import HEAD
 from talker.media.video import probe, read_frames
 from talker.synthetic.performance import read_timings
 from talker.synthetic.subject import Subject, Truth
@@ -241,11 +241,30 @@ def test_given_focal_length_is_kept(dataset: Path, tmp_path: Path):
 def test_too_few_faces_are_refused(dataset: Path, tmp_path: Path):
     clip, points, valid = given(dataset)
     valid[20:] = False
-    with pytest.raises(
-        UserError, match=r"landmarks\.npz.*25 frames without a cut, found in 20 of 100"
-    ):
+    with pytest.raises(UserError, match=r"ori_imgs: .*25 frames without a cut, found in 20 of 100"):
         run(tmp_path / "me", dataset, clip, points, valid)
     assert not (tmp_path / "me" / "track_params.pt").exists()
+
+
+def test_a_missing_frame_is_named_alone(dataset: Path, tmp_path: Path):
+    (tmp_path / "ori_imgs").mkdir()
+    with pytest.raises(UserError, match=rf"^{tmp_path}/ori_imgs/0\.jpg"):
+        run(tmp_path / "me", tmp_path, *given(dataset))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"focal_px": -5.0},
+        {"focal_range": (6.0, 0.8)},
+        {"keyframes": 0},
+        {"distance": 0.0},
+        {"distance_sigma": -1.0},
+    ],
+)
+def test_impossible_options_are_refused(dataset: Path, tmp_path: Path, options: dict):
+    with pytest.raises(UserError, match=f"^{next(iter(options))}: expected"):
+        run(tmp_path / "me", dataset, *given(dataset), **options)
 
 
 def test_small_faces_are_refused(dataset: Path, tmp_path: Path):

@@ -140,6 +140,14 @@ def test_what_is_no_video_is_refused_by_name(tmp_path, content):
         probe(path)
 
 
+def test_a_single_frame_is_a_short_video(tmp_path):
+    with video_writer(tmp_path / "a.mp4") as write:
+        write(np.zeros((64, 64, 3), np.uint8))
+    source = probe(tmp_path / "a.mp4")
+    assert (source.fps, frame_count(source)) == (25, 1)
+    assert len(list(read_frames(tmp_path / "a.mp4", source))) == 1
+
+
 def test_a_sound_file_is_no_video(tmp_path):
     write_wav(tmp_path / "a.wav", np.zeros(640, np.int16))
     with pytest.raises(UserError, match="holds no video stream"):

@@ -1,15 +1,13 @@
 """What a head does besides speaking: a pose path of any length, blinks, and tracks from files."""
 
 import csv
-import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 from scipy.spatial.transform import Rotation
 
-from talker.clip import FPS, runs
+from talker.clip import FPS, load_arrays, runs
 from talker.dataset import Dataset
 from talker.errors import UserError
 from talker.head.camera import viewmats_from_pose
@@ -88,7 +86,7 @@ def recorded_path(dataset: Dataset, length: int) -> np.ndarray:
 
 
 def stretch(dataset: Dataset) -> np.ndarray:
-    """The longest recorded stretch: int64 ids, each the same as or near to the one before.
+    """The longest recorded stretch of one shot: int64 ids, each the one before or near to it.
 
     It begins and ends where the head is nearly still, in the first and in the last third of what
     was recorded, so that turning there is no jerk.
@@ -96,10 +94,17 @@ def stretch(dataset: Dataset) -> np.ndarray:
     Raises:
         UserError: the dataset has no valid frame.
     """
-    run = longest_run(bridged(dataset.valid))
-    if len(run) == 0:
+    firsts = np.concatenate([[0], dataset.cuts])
+    shots = np.split(dataset.valid, dataset.cuts)
+    ids = max(
+        (
+            first + nearest_valid(longest_run(bridged(valid)), valid)
+            for first, valid in zip(firsts, shots, strict=True)
+        ),
+        key=len,
+    )
+    if len(ids) == 0:
         raise UserError(f"{dataset.folder}: no frame is valid, so there is no pose to show")
-    ids = nearest_valid(run, dataset.valid)
     if len(ids) > SHORT_RUN:
         speed = head_speed(dataset.viewmats[ids]) + dataset.eye[ids]
         third = len(ids) // 3
@@ -183,14 +188,14 @@ def pose_track(path: Path, frames: int, dataset: Dataset) -> tuple[np.ndarray, n
     names = ("rx", "ry", "rz", "tx", "ty", "tz")
     table = read_track(path, frames)
     if "frame" in table:
-        ids = table["frame"].astype(np.int64)
-        wrong = (ids < 0) | (ids >= dataset.frames)
+        ids = table["frame"]
+        wrong = (ids < 0) | (ids >= dataset.frames) | (ids % 1 != 0)
         if wrong.any():
             raise UserError(
-                f"{path}: frame {ids[wrong][0]}: expected 0 to {dataset.frames - 1}, the frames of "
-                f"{dataset.folder}"
+                f"{path}: frame {ids[wrong][0]:g}: expected whole numbers from 0 to "
+                f"{dataset.frames - 1}, the frames of {dataset.folder}"
             )
-        return nearest_valid(ids, dataset.valid), None
+        return nearest_valid(ids.astype(np.int64), dataset.valid), None
     if not set(names) <= set(table):
         raise UserError(
             f"{path}: expected a column 'frame', or columns {' '.join(names)}; found "
@@ -232,7 +237,7 @@ def read_track(path: Path, frames: int) -> dict[str, np.ndarray]:
     """
     try:
         table = _read_npz(path) if path.suffix == ".npz" else _read_csv(path)
-    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as a table of numbers ({error})") from error
     if not table:
         raise UserError(f"{path}: expected a header and a row for each frame, found nothing")
@@ -246,15 +251,14 @@ def read_track(path: Path, frames: int) -> dict[str, np.ndarray]:
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path) as archive:
-        arrays: Mapping[str, np.ndarray] = {k: archive[k].astype(float) for k in archive.files}
+    arrays = load_arrays(path)
     if any(column.ndim != 1 for column in arrays.values()):
         raise ValueError("every array has to be [N]")
-    return dict(arrays)
+    return {name: column.astype(float, casting="same_kind") for name, column in arrays.items()}
 
 
 def _read_csv(path: Path) -> dict[str, np.ndarray]:
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:
         rows = csv.reader(file)
         names = [name.strip() for name in next(rows, [])]
         values = [[float(value) for value in row] for row in rows if row]

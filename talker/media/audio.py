@@ -1,5 +1,6 @@
 """Sound: decoding whatever FFmpeg reads (through PyAV), and 16 kHz mono 16-bit wav in and out."""
 
+import io
 import logging
 import wave
 import zipfile
@@ -38,12 +39,12 @@ class Sound(Protocol):
     def __getitem__(self, part: slice, /) -> np.ndarray: ...
 
 
-def decode_audio(path: Path, start: float | None = None) -> np.ndarray:
+def decode_audio(path: Path | zipfile.Path, start: float | None = None) -> np.ndarray:
     """All of `decoded_blocks` as int16 [S]."""
     return np.concatenate(list(decoded_blocks(path, start)))
 
 
-def decoded_blocks(path: Path, start: float | None = None) -> Iterator[np.ndarray]:
+def decoded_blocks(path: Path | zipfile.Path, start: float | None = None) -> Iterator[np.ndarray]:
     """Decode the first sound track of any file, block by block: int16 [n], 16 kHz mono.
 
     Sample n sounds at `start` + n / 16000 on the file's own clock: what lies before is cut, a late
@@ -55,15 +56,16 @@ def decoded_blocks(path: Path, start: float | None = None) -> Iterator[np.ndarra
         UserError: the file is missing, cannot be read or holds no sound.
     """
     try:
-        with av.open(str(path)) as container:
+        file = str(path) if isinstance(path, Path) else io.BytesIO(path.read_bytes())
+        with av.open(file, "r") as container:
             if not container.streams.audio:
                 raise UserError(f"{path}: expected sound, but it holds no sound track")
             samples = 0
             for block in _resampled(_decoded(container, path), start):
                 samples += len(block)
                 yield block
-    except FFmpegError as error:
-        raise UserError(f"{path}: cannot be read as sound: {error.strerror}") from error
+    except (FFmpegError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as sound: {error.strerror or error}") from error
     if not samples:
         raise UserError(f"{path}: holds no sound that can be decoded")
 
@@ -81,6 +83,10 @@ class WavFile:
             with path.open("rb") as handle, wave.open(handle) as file:
                 found = file.getframerate(), file.getnchannels(), 8 * file.getsampwidth()
                 self.samples = file.getnframes()
+                width = file.getnchannels() * file.getsampwidth()
+                file.setpos(max(0, self.samples - 1))
+                if self.samples and len(file.readframes(1)) < width:
+                    raise EOFError(f"cut off: its header speaks of {self.samples} samples")
         except (OSError, EOFError, wave.Error) as error:
             raise UserError(f"{path}: cannot be read as wav ({error})") from error
         if found != (SAMPLE_RATE, 1, 16):
@@ -118,7 +124,9 @@ def write_wav(path: Path, samples: np.ndarray | Iterable[np.ndarray]) -> None:
             file.writeframes(block.astype("<i2", casting="equiv").tobytes())
 
 
-def _decoded(container: av.container.InputContainer, path: Path) -> Iterator[av.AudioFrame]:
+def _decoded(
+    container: av.container.InputContainer, path: Path | zipfile.Path
+) -> Iterator[av.AudioFrame]:
     """Yield what can be decoded: sound files often end in tags, and a gap becomes silence."""
     stream = container.streams.audio[0]
     damaged = 0
@@ -132,20 +140,30 @@ def _decoded(container: av.container.InputContainer, path: Path) -> Iterator[av.
 
 
 def _resampled(frames: Iterator[av.AudioFrame], start: float | None) -> Iterator[np.ndarray]:
-    graph, zero = None, 0
+    graph, kind = None, None
+    zero, samples = Fraction(start or 0), 0
     for frame in frames:
-        if graph is None:
-            rate = 1 / (frame.time_base or Fraction(1, frame.sample_rate))
+        tick = frame.time_base or Fraction(1, frame.sample_rate)
+        if graph is None and start is None:
             # what lies before time zero is an encoder's run-up, and no sound
-            zero = max(frame.pts or 0, 0) if start is None else round(Fraction(start) * rate)
-            graph = _resampler(frame)
+            zero = max(frame.pts or 0, 0) * tick
+        found = frame.sample_rate, frame.format.name, frame.layout.name
+        if graph is not None and found != kind:  # files that were joined: a new graph goes on
+            for block in _rest(graph):
+                samples += len(block)
+                yield block
+            graph = None
+        if graph is None:
+            graph, kind = _resampler(frame), found
+            origin = round((zero + Fraction(samples, SAMPLE_RATE)) / tick)
         if frame.pts is not None:
-            frame.pts -= zero
+            frame.pts -= origin
         graph.push(frame)
-        yield from _pulled(graph)
+        for block in _pulled(graph):
+            samples += len(block)
+            yield block
     if graph is not None:
-        graph.push(None)
-        yield from _pulled(graph)
+        yield from _rest(graph)
 
 
 def _resampler(frame: av.AudioFrame) -> av.filter.Graph:
@@ -162,6 +180,11 @@ def _resampler(frame: av.AudioFrame) -> av.filter.Graph:
         graph.add("abuffersink"),
     ).configure()
     return graph
+
+
+def _rest(graph: av.filter.Graph) -> Iterator[np.ndarray]:
+    graph.push(None)
+    yield from _pulled(graph)
 
 
 def _pulled(graph: av.filter.Graph) -> Iterator[np.ndarray]:

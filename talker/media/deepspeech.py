@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from talker.clip import SAMPLE_RATE
+from talker.clip import SAMPLE_RATE, load_array
 from talker.errors import UserError
+from talker.media.audio import WavFile
 from talker.media.speech_encoders import Encoder
 
 FILE = "aud_ds.npy"
@@ -16,21 +17,30 @@ DIMS = 29
 WINDOW = 16
 RATE = 50
 HOP = SAMPLE_RATE // RATE
+SPARE = 4
+"""slots by which the scores may be longer or shorter than the sound: 2 frames"""
 
 
 def load(wav: Path | None) -> Encoder:
     """The scores in `aud_ds.npy` beside the sound.
 
     Raises:
-        UserError: there is no file, or it does not hold DeepSpeech's scores.
+        UserError: there is no file, or it does not hold DeepSpeech's scores of that sound.
     """
     if wav is None:
         raise UserError("deepspeech: describes stored sound only, from its aud_ds.npy")
     logits = read(wav.with_name(FILE))
 
+    slots = len(WavFile(wav)) // HOP
+    if abs(len(logits) - slots) > SPARE:
+        raise UserError(
+            f"{wav.with_name(FILE)}: {len(logits)} scores, expected {slots} for the "
+            f"{slots / RATE:.1f} s of {wav}; make them from that sound, at 50 Hz"
+        )
+
     def describe(sound: np.ndarray, start: int) -> np.ndarray:
-        slots = np.arange(start // HOP, (start + len(sound)) // HOP)
-        return logits[slots.clip(0, len(logits) - 1)]
+        wanted = np.arange(start // HOP, (start + len(sound)) // HOP)
+        return logits[wanted.clip(0, len(logits) - 1)]
 
     return Encoder("deepspeech", DIMS, RATE, 0.0, "", describe)
 
@@ -44,11 +54,11 @@ def read(path: Path) -> np.ndarray:
         UserError: the file is missing or of another shape, or its windows do not overlap so.
     """
     try:
-        stored = np.load(path)
-    except (OSError, ValueError, EOFError) as error:
+        stored = load_array(path)
+    except UserError as error:
         raise UserError(
-            f"{path}: cannot be read as .npy ({error}); the encoder deepspeech takes the scores "
-            "that DeepSpeech 0.1 made, float [N, 16, 29] or [2 N, 29] at 50 Hz"
+            f"{error}; the encoder deepspeech takes the scores that DeepSpeech 0.1 made, float "
+            "[N, 16, 29] or [2 N, 29] at 50 Hz"
         ) from error
     if stored.ndim == 2 and stored.shape[1:] == (DIMS,) and len(stored) > 1:
         return stored.astype(np.float32)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from talker.errors import UserError
-from talker.media.image import read_image, write_image
+from talker.media.image import write_image
 
 BACKGROUND, HEAD, NECK, TORSO = range(4)
 COLOURS = np.array([(255, 255, 255), (0, 0, 255), (0, 255, 0), (255, 0, 0)], np.uint8)
@@ -18,15 +18,6 @@ _CLASS_OF_BITS[(COLOURS >> 7) @ [1, 2, 4]] = range(4)
 def write_mask(path: Path, mask: np.ndarray) -> None:
     """Write classes uint8 [H, W] as colours."""
     write_image(path, COLOURS[mask])
-
-
-def read_mask(path: Path) -> np.ndarray:
-    """Read the classes uint8 [H, W].
-
-    Raises:
-        UserError: the file is missing, or a pixel has none of the four colours.
-    """
-    return to_classes(read_image(path), path)
 
 
 def to_classes(colours: np.ndarray, path: Path) -> np.ndarray:

@@ -1,15 +1,19 @@
 """What a speech encoder is, and the ones there are: sound in, a feature vector every few ms out.
 
-A new one is a module with a function that returns an `Encoder`, and its line in `ENCODERS`.
+A new one is a module with a function that returns an `Encoder`, its name, and its line in
+`ENCODERS`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from talker.errors import UserError
+
+Name = Literal["hama", "mel", "deepspeech", "hubert", "wav2vec2", "whisper"]
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ def _transformer(choice: Choice, wav: Path | None) -> Encoder:
     return load(choice.name, choice.model, choice.layer)
 
 
-ENCODERS: dict[str, Callable[[Choice, Path | None], Encoder]] = {
+ENCODERS: dict[Name, Callable[[Choice, Path | None], Encoder]] = {
     "hama": _hama,
     "mel": _mel,
     "deepspeech": _deepspeech,

@@ -5,7 +5,6 @@ is brought to the loudness of the training speech, and long pauses become one fi
 whatever the noise in them, so that an avatar can learn to close its mouth there.
 """
 
-import io
 import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from talker.clip import SAMPLE_RATE, SAMPLES_PER_FRAME
+from talker.clip import SAMPLE_RATE, SAMPLES_PER_FRAME, load_arrays
 from talker.errors import UserError
 from talker.media.audio import Sound
 from talker.media.loudness import (
@@ -70,21 +69,21 @@ class Statistics:
     def load(cls, path: Path | zipfile.Path) -> "Statistics":
         """Read what `save` wrote; UserError if it is missing or damaged."""
         try:
-            with np.load(io.BytesIO(path.read_bytes())) as archive:
-                return cls(
-                    encoder=str(archive["encoder"]),
-                    model=str(archive["model"]),
-                    layer=int(archive["layer"]),
-                    sha256=str(archive["sha256"]),
-                    look_ahead=int(archive["look_ahead"]),
-                    level=float(archive["level"]),
-                    pause=float(archive["pause"]),
-                    mean=archive["mean"],
-                    components=archive["components"],
-                    scale=archive["scale"],
-                    silence=archive["silence"],
-                )
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            archive = load_arrays(path)
+            return cls(
+                encoder=str(archive["encoder"]),
+                model=str(archive["model"]),
+                layer=int(archive["layer"]),
+                sha256=str(archive["sha256"]),
+                look_ahead=int(archive["look_ahead"]),
+                level=float(archive["level"]),
+                pause=float(archive["pause"]),
+                mean=archive["mean"],
+                components=archive["components"],
+                scale=archive["scale"],
+                silence=archive["silence"],
+            )
+        except (UserError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{path}: expected the statistics that `talker speech --clip` writes ({error})"
             ) from error
@@ -294,7 +293,7 @@ class WindowsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            mapped = np.load(path, mmap_mode="r")
+            mapped = np.lib.format.open_memmap(path, mode="r")
         except (OSError, ValueError, EOFError) as error:
             raise UserError(f"{path}: cannot be read as .npy ({error})") from error
         self.shape, self.dtype = mapped.shape, mapped.dtype

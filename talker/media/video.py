@@ -68,11 +68,9 @@ def probe(path: Path) -> Source:
             )
         start = _time(first, path)
         steps = [b - a for a, b in pairwise(sorted({time for time in times if time >= start}))]
-        if not steps:
-            raise UserError(f"{path}: expected a video, found a single picture")
-        period = median(steps)
+        period = median(steps) if steps else 1 / (stream.average_rate or Fraction(FPS))
         uneven = any(abs(step - period) > period / 4 for step in steps)
-        if not uneven:
+        if steps and not uneven:
             period = sum(steps) / len(steps)  # many containers round times to milliseconds
         height, width = _upright(first, stream).shape[:2]
         sounds = container.streams.audio
