@@ -32,6 +32,10 @@ from talker.errors import UserError
 if TYPE_CHECKING:
     from talker.avatar.deform_triton import Weights
 
+EYE_SCALE = 4.0
+"""A blink is about 4 deviations of the eye, and the other conditions are standardised. Unscaled, a
+draft avatar never learnt to blink (eyes of a held-out part: correlation 0.23, scaled 0.98)."""
+
 
 @dataclass(frozen=True)
 class AvatarConfig:
@@ -144,7 +148,7 @@ class Avatar(nn.Module):
         return torch.stack(
             [
                 self.speech_token(expression),
-                self.eye_token(eye[:, None]),
+                self.eye_token(EYE_SCALE * eye[:, None]),
                 self.pose_token(pose),
                 self.null_token.expand(len(eye), -1),
             ],
