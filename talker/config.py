@@ -43,7 +43,7 @@ def from_mapping(cls: type[Options], values: Mapping[str, Any] | None, where: st
 def at_least(config: object, **least: int) -> None:
     """Refuse options of the dataclass `config` that are smaller than given; UserError."""
     for name, value in least.items():
-        if (found := getattr(config, name)) < value:
+        if not (found := getattr(config, name)) >= value:  # so that nan is refused too
             raise UserError(f"{name}: expected at least {value}, found {found}")
 
 

@@ -23,6 +23,7 @@ from talker import metrics as m
 from talker.avatar.model import Avatar
 from talker.avatar.renderer import Drive, avatar_dataset, load_avatar, render_frames
 from talker.clip import SAMPLE_RATE, SAMPLES_PER_FRAME
+from talker.config import at_least
 from talker.dataset import Dataset
 from talker.errors import UserError
 from talker.files import Output, replacing
@@ -262,8 +263,7 @@ def evaluate(
     Raises:
         UserError: the dataset holds out no frames, or there is to be no shuffled control.
     """
-    if config.shuffles < 1:
-        raise UserError(f"shuffles: expected at least 1, found {config.shuffles}")
+    at_least(config, shuffles=1)
     ids = measured_ids(dataset)
     if len(ids) == 0:
         raise UserError(

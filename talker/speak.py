@@ -21,6 +21,7 @@ from talker.avatar.performance import natural_blinks, ping_pong, stretch
 from talker.avatar.renderer import Drive, avatar_dataset, load_avatar, render_frames
 from talker.avatar.speech_encoder import CONTEXT
 from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
+from talker.config import at_least
 from talker.dataset import Dataset, statistics_file
 from talker.errors import UserError
 from talker.media.audio import WavFile
@@ -264,9 +265,7 @@ def main(
         benchmark: measure latency and speed on this wav (of `talker audio`) instead.
         config: options.
     """
-    for name, least in (("hop", 1), ("ahead", 0), ("past", 0)):
-        if not getattr(config, name) >= least:
-            raise UserError(f"{name}: expected at least {least}, found {getattr(config, name)}")
+    at_least(config, hop=1, ahead=0, past=0)
     speaker = load_speaker(data, avatar, config)
     dataset = speaker.dataset
     if benchmark is not None:

@@ -4,6 +4,7 @@ import io
 import logging
 import socket
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +28,12 @@ from talker.media.speech_features import (
     fit_statistics,
     windows,
 )
+from talker.parallel import one_thread
 from talker.speak import Config, Speaker, measure_latency, speak
 
 
 class Listener(nn.Module):
-    """Draws grey and keeps the windows that it was given."""
+    """Draws grey and keeps the windows that it was given, in the order in which they come."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,6 +47,13 @@ class Listener(nn.Module):
         self.windows.extend(speech[:, CONTEXT // 2])
         shape = len(speech), height, width
         return torch.full((*shape, 3), 0.5), torch.ones(*shape, 1)
+
+
+@pytest.fixture(autouse=True)
+def in_order() -> Iterator[None]:
+    """Frames are rendered by as many threads as torch has: with one they come to `Listener` so."""
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -34,9 +34,8 @@ def measure(data: Path, frames: int, expressions: int = 32) -> dict[str, float]:
     clip = Clip.load(data / "clip.json")
     swing = np.concatenate([np.arange(clip.frames), np.arange(clip.frames)[-2:0:-1]])
     ids = np.resize(swing, frames)
-    points = load_per_frame(data / "landmarks.npz", clip.frames, "points")["points"][ids].astype(
-        float
-    )
+    faces = load_per_frame(data / "landmarks.npz", clip.frames, "points")
+    points = faces["points"][ids].astype(float)
     clip = dataclasses.replace(clip, frames=frames)
     head = MorphableHead.load()
     side = max(clip.width, clip.height)
