@@ -18,8 +18,6 @@ from torch.nn import functional as F
 SLOTS = 16
 """columns of the scores: 4 heads of 4 tokens; absent heads have zero values"""
 TOKENS = 4
-ROWS = 32
-"""Gaussians of a block. With 64 rows and 4 warps Triton 3.6 reads beyond its shared memory."""
 GEOMETRY = 16
 """columns of mean (3), quaternion (4), scale (3) and opacity (1), filled up"""
 HARMONICS = 16
@@ -224,6 +222,9 @@ def _backward(
         tl.store(heads_out + row * 64 + shift + slot, gradient, here)
         hidden_grad += tl.dot(gradient, tl.load(transposed + shift), input_precision=PRECISION)
 
+    # What is needed again is read again: kept in registers it would spill.
+    tl.debug_barrier()
+    hidden = tl.load(hidden_out + row * H + h, here, 0.0)
     hidden_grad = tl.where(hidden > 0, hidden_grad, 0.0)
     tl.store(sums + F + h, tl.sum(hidden_grad, 0))
     hidden_grad = hidden_grad.to(DOT)
@@ -231,6 +232,7 @@ def _backward(
     gradient = tl.dot(
         hidden_grad, tl.load(w3 + d[None, :] * H + h[:, None]), input_precision=PRECISION
     )
+    x2 = tl.load(x2_out + row * D + d, here, 0.0)
     gradient = tl.where(x2 > 0, gradient, 0.0)
     tl.store(sums + F + H + D + d, tl.sum(gradient * normal2, 0))
     tl.store(sums + F + H + 2 * D + d, tl.sum(gradient, 0))
@@ -240,6 +242,7 @@ def _backward(
     inner_grad = tl.dot(
         gradient.to(DOT), tl.load(w2 + f[None, :] * D + d[:, None]), input_precision=PRECISION
     )
+    inner = tl.load(inner_out + row * F + f, here, 0.0)
     inner_grad = tl.where(inner > 0, inner_grad, 0.0)
     tl.store(sums + f, tl.sum(inner_grad, 0))
     inner_grad = inner_grad.to(DOT)
@@ -260,6 +263,19 @@ def _backward(
     tl.store(attention_out + row * 16 + slot, attention.to(DOT), here)
 
 
+class Launch(NamedTuple):
+    """How a kernel is laid out on the GPU: what was fastest on an H100, where it matters."""
+
+    rows: int
+    """Gaussians of a block; with 64 Triton 3.6 reads beyond its shared memory"""
+    warps: int
+    registers: int | None = None
+    """of a thread, at most"""
+
+
+FORWARD, BACKWARD = Launch(32, 4, 168), Launch(16, 1)
+
+
 class _Deform(torch.autograd.Function):
     @staticmethod
     def forward(ctx, exact, points, camera, x, query, keys, merged, base, *weights):
@@ -277,7 +293,7 @@ class _Deform(torch.autograd.Function):
         ]  # fmt: skip
         frames, count = len(keys), len(x)
         outputs = [x.new_empty(frames, count, *shape) for shape in ((3,), (4,), (3,), (), (3,))]
-        _launch(_forward, exact, inputs, weights, outputs, frames, count)
+        _launch(_forward, FORWARD, exact, inputs, weights, outputs, frames, count)
         ctx.exact, ctx.shape = exact, (frames, count)
         ctx.save_for_backward(*inputs)
         return tuple(outputs)
@@ -294,10 +310,11 @@ class _Deform(torch.autograd.Function):
         kept = [
             query.new_empty(frames, count, width) for width in (*widths, features, SLOTS, SLOTS)
         ]
-        blocks = frames * triton.cdiv(count, ROWS)
+        blocks = frames * triton.cdiv(count, BACKWARD.rows)
         sums = torch.empty(blocks, inner + hidden + 5 * features, device=query.device)
         gradients = [g.contiguous() for g in gradients]
-        _launch(_backward, ctx.exact, inputs, weights, [*gradients, *kept, sums], *ctx.shape)
+        others = [*gradients, *kept, sums]
+        _launch(_backward, BACKWARD, ctx.exact, inputs, weights, others, *ctx.shape)
         *_, heads_grad, x_grad, attention, scores = kept
         x1, fed, x2, hid, fed_grad, x2_grad, hid_grad, out_grad = (
             k.flatten(0, 1) for k in kept[:8]
@@ -325,13 +342,13 @@ class _Deform(torch.autograd.Function):
         )
 
 
-def _launch(kernel, exact, inputs, weights, others, frames, count):
+def _launch(kernel, layout, exact, inputs, weights, others, frames, count):
     features, inner = weights.feed_in.shape
-    kernel[(triton.cdiv(count, ROWS), frames)](
+    kernel[(triton.cdiv(count, layout.rows), frames)](
         *inputs, *others, count,
-        D=features, F=inner, H=weights.hidden.shape[1], M=ROWS,
+        D=features, F=inner, H=weights.hidden.shape[1], M=layout.rows,
         DOT=tl.float32 if exact else tl.bfloat16, PRECISION="ieee" if exact else "tf32",
-        num_warps=4,
+        num_warps=layout.warps, maxnreg=layout.registers,
     )  # fmt: skip
 
 
