@@ -54,9 +54,9 @@ FOCAL = 2.4
 DISTANCE = 7.5
 """dm; the head then covers about a third of the image"""
 FRAMES = 64
-POINTS = 5_000
+POINTS = 50_000
 GREY = 128
-VIDEO_FRAMES = 500
+VIDEO_FRAMES = {"cuda": 500, "cpu": 50}
 STEPS = 10
 """taken in a row on a GPU, which training waits for as seldom"""
 
@@ -262,7 +262,8 @@ def _render(training: Training, data: Dataset, size: int, config: Config) -> dic
 
 def _video(training: Training, data: Dataset) -> dict[str, float]:
     """Frames a second from the layers on disk to an .mp4 with sound, and of its parts alone."""
-    avatar, ids = training.avatar, data.train_ids[:VIDEO_FRAMES]
+    avatar = training.avatar
+    ids = np.resize(data.train_ids, VIDEO_FRAMES[training.subset.ids.device.type])
     drive, options = Drive(ids, data.speech, ids), RenderConfig()
 
     def rate(run: Callable[[], object]) -> float:

@@ -147,9 +147,9 @@ class Dataset:
     def background(self, i: int) -> np.ndarray:
         """What lies behind the head in frame i: the torso over the plate, uint8 [H, W, 3]."""
         torso = read_image(_image(self.folder, f"torso_imgs/{i}.png"))
-        alpha = torso[..., 3:].astype(np.uint16)
-        blend = (torso[..., :3] * alpha + self._plate * (255 - alpha) + 127) // 255
-        return self._scaled(blend.astype(np.uint8))
+        alpha = cv2.extractChannel(torso, 3).astype(np.float32)
+        colours = cv2.cvtColor(torso, cv2.COLOR_RGBA2RGB)
+        return self._scaled(cv2.blendLinear(colours, self._plate, alpha, 255 - alpha))
 
     @cached_property
     def _plate(self) -> np.ndarray:
@@ -169,9 +169,8 @@ class Dataset:
 
     def torso(self, i: int) -> np.ndarray:
         """The torso alone, premultiplied RGBA uint8 [H, W, 4]."""
-        torso = read_image(_image(self.folder, f"torso_imgs/{i}.png")).copy()
-        torso[..., :3] = (torso[..., :3] * torso[..., 3:].astype(np.uint16) + 127) // 255
-        return self._scaled(torso)
+        torso = read_image(_image(self.folder, f"torso_imgs/{i}.png"))
+        return self._scaled(cv2.cvtColor(torso, cv2.COLOR_RGBA2mRGBA))
 
     def head_mask(self, i: int) -> np.ndarray:
         """How much of each pixel of frame i is head, uint8 [H, W], 0..255."""

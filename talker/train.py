@@ -73,8 +73,10 @@ class LearningRates:
     sh: float = 2.5e-3
     planes: float = 5e-3
     network: float = 1e-3
-    speech: float = 1e-4
-    """of the speech encoder, whose linear part is fitted before; 0 keeps that alone"""
+    speech: float = 0.0
+    """of the speech encoder, whose linear part is fitted before; 0 keeps that alone. At 1e-4 the
+    correction learns a minute of speech by heart: on the tail of a clip of 45 s the mouth opening
+    that it told correlated 0.57 with the real one, that of the linear part 0.61"""
     decay: float = 0.05
     """the last rate of a stage over its first; exponential in between (not for colour, opacity)"""
 

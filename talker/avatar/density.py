@@ -34,7 +34,7 @@ class DensityConfig:
     max_scale: float = 0.3
     """dm: larger Gaussians are removed"""
     max_gaussians: int = 50_000
-    reset_every: int = 3_000
+    reset_every: int = 600
     """steps after which every opacity is lowered to twice `min_opacity`, and must earn the rest"""
 
 

@@ -10,6 +10,7 @@ from itertools import islice, repeat
 from pathlib import Path
 from typing import Protocol
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -163,8 +164,8 @@ def render_frames(
 
 def _over(torso: np.ndarray, plate: np.ndarray) -> np.ndarray:
     """Premultiplied RGBA over RGB, uint8."""
-    rest = 255 - torso[..., 3:].astype(np.uint16)
-    return torso[..., :3] + ((plate * rest + 127) // 255).astype(np.uint8)
+    rest = cv2.cvtColor(255 - cv2.extractChannel(torso, 3), cv2.COLOR_GRAY2RGB)
+    return torso[..., :3] + cv2.multiply(plate, rest, scale=1 / 255)
 
 
 def _context(windows: Windows, heard: np.ndarray) -> Tensor:
