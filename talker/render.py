@@ -48,8 +48,9 @@ PLATE, TRANSPARENT = "plate", "transparent"
 class Config:
     """Options of `talker render`."""
 
-    batch: int = 8
-    """frames rendered at once; it bounds the memory, whatever the length of the speech"""
+    batch: int = 0
+    """frames rendered at once; 0: 32 on a GPU, 8 without. It bounds the memory, however long the
+    speech"""
     crf: int = 18
     """quality of an .mp4 or .webm: 0 is lossless, 51 (63) the worst"""
     background: str = PLATE
@@ -195,7 +196,7 @@ def main(
     """
     if (split is None) == (speech is None) or (speech is None) != (wav is None):
         raise UserError("expected either --split, or --speech together with --wav")
-    at_least(config, batch=1)
+    at_least(config, batch=0)
     model = load_avatar(avatar)
     dataset = avatar_dataset(data, model)
     tracks = Tracks(pose, blink, expression)

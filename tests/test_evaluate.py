@@ -27,6 +27,7 @@ from talker.evaluate import (
     silence_row,
     table,
 )
+from talker.head.landmarks68 import eye_aspect_ratio
 from talker.media.audio import read_wav, write_wav
 from talker.media.video import video_writer
 
@@ -62,6 +63,8 @@ def test_a_perfect_avatar(results: dict[str, Any]) -> None:
     assert row["mouth_correlation"] > 0.95
     assert row["mouth_std_ratio"] == pytest.approx(1, abs=0.1)
     assert row["best_lag_frames"] == 0
+    assert row["eye_correlation"] > 0.9
+    assert row["eye_std_ratio"] == pytest.approx(1, abs=0.1)
     assert row["frames"] == 44
     assert row["faces_lost"] == 0
     assert row["head_shake"] < 0.05
@@ -72,6 +75,19 @@ def test_shaking_poses_are_told(truth: Truth) -> None:
     images = truth.frames.copy()
     images[1::2] = np.roll(images[1::2], 1, axis=2)
     assert measure(images, truth).row["head_shake"] == pytest.approx(1, abs=0.1)
+
+
+def test_a_stare_is_told(truth: Truth) -> None:
+    """Around the eyes every frame shows the one with the widest open eyes."""
+    widest = truth.frames[eye_aspect_ratio(truth.found).argmax()]
+    images = truth.frames.copy()
+    for image, points in zip(images, truth.landmarks[:, 36:48], strict=True):
+        (left, top), (right, bottom) = points.min(0).astype(int) - 4, points.max(0).astype(int) + 4
+        image[top:bottom, left:right] = widest[top:bottom, left:right]
+    row = measure(images, truth).row
+    assert row["eye_std_ratio"] < 0.6
+    assert row["eye_correlation"] < 0.7
+    assert row["mouth_correlation"] > 0.9
 
 
 def test_controls_show_a_dead_and_a_deaf_mouth(results: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from talker.parallel import one_thread, ordered_map
 Draw = Callable[[Tensor, Tensor, Tensor, Tensor, int, int], tuple[Tensor, Tensor]]
 """speech, eye, viewmats, Ks, height, width -> rgb, alpha: those of `Avatar.forward`"""
 
+BATCH = {"cuda": 32, "cpu": 8}
 GPU_WORKERS = 2
 """One batch is drawn while the last one comes back from the GPU."""
 MAX_WORKERS = 8
@@ -95,7 +96,7 @@ def render_frames(
         avatar: that of the subject.
         dataset: of the subject.
         drive: of N frames.
-        batch: frames rendered at once.
+        batch: frames rendered at once; 0 takes `BATCH`.
         plates: what stands behind the person in each frame, uint8 [H, W, 3]; None: the plate.
         transparent: nothing stands there.
         live: of `live_avatar`, for drives of a few frames; it takes no expressions.
@@ -105,6 +106,7 @@ def render_frames(
     """
     avatar.eval()
     device = next(avatar.parameters()).device
+    batch = batch or BATCH[device.type]
     with torch.inference_mode():
         shared = avatar.shared() if live is None else None
 
