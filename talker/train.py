@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -283,6 +284,8 @@ class Training:
             torch.zeros(len(rows), *self.subset.size, n, device=rows.device, requires_grad=True)
             for n in (3, 1)
         )
+        # True of the recording, which has a stream of its own, and of no consequence.
+        warnings.filterwarnings("ignore", "The AccumulateGrad node's stream")
         record: Any = partial(torch.cuda.make_graphed_callables, allow_unused_input=True)
         self.judge = record(self._judge, (*images, *targets))
         if conditions is not None:

@@ -2,9 +2,10 @@
 
 The published encoder hands its features to the network as they are. A minute of video is learnt by
 heart that way, and unheard speech lands between the features: here the network sees ten numbers
-that mean the expression of the face. The linear map is fitted first (talker.avatar.speech_prior);
-AudioNet with its temporal attention starts at zero and learns from the pictures what is left. It
-has no say in silence, where the linear map alone closes the mouth.
+that mean the expression of the face. The linear map is fitted first (talker.avatar.speech_prior).
+AudioNet with its temporal attention starts at zero, where it stays unless training is told to teach
+it too (`rates.speech`; a minute of speech it learns by heart). It has no say in silence, where the
+linear map alone closes the mouth.
 """
 
 import torch
