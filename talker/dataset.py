@@ -147,9 +147,8 @@ class Dataset:
     def background(self, i: int) -> np.ndarray:
         """What lies behind the head in frame i: the torso over the plate, uint8 [H, W, 3]."""
         torso = read_image(_image(self.folder, f"torso_imgs/{i}.png"))
-        alpha = cv2.extractChannel(torso, 3).astype(np.float32)
-        colours = cv2.cvtColor(torso, cv2.COLOR_RGBA2RGB)
-        return self._scaled(cv2.blendLinear(colours, self._plate, alpha, 255 - alpha))
+        colours, alpha = cv2.cvtColor(torso, cv2.COLOR_RGBA2RGB), cv2.extractChannel(torso, 3)
+        return self._scaled(over(colours, self._plate, alpha))
 
     @cached_property
     def _plate(self) -> np.ndarray:
@@ -230,6 +229,12 @@ def open_folder(path: Folder) -> Folder:
         raise UserError(
             f"{path}: expected a dataset folder or a file of `talker pack` ({error})"
         ) from error
+
+
+def over(front: np.ndarray, behind: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """An image over another, uint8 [H, W, 3], by alpha uint8 [H, W], rounded to the nearest."""
+    share = alpha.astype(np.float32)
+    return cv2.blendLinear(front, behind, share, 255 - share)
 
 
 def _image(folder: Folder, name: str) -> Folder:

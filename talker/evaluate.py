@@ -24,7 +24,7 @@ from talker.avatar.model import Avatar
 from talker.avatar.renderer import Drive, avatar_dataset, load_avatar, render_frames
 from talker.clip import SAMPLE_RATE, SAMPLES_PER_FRAME
 from talker.config import at_least
-from talker.dataset import Dataset
+from talker.dataset import Dataset, over
 from talker.errors import UserError
 from talker.files import Output, replacing
 from talker.head.flow import Flow, follow_points
@@ -179,12 +179,11 @@ class Truth:
     @classmethod
     def load(cls, dataset: Dataset, ids: np.ndarray) -> "Truth":
         images = dataset.images(ids, "real frames")
-        mask = images.head_mask[..., None].astype(np.uint16)
-        targets = (images.frame * mask + images.background * (255 - mask) + 127) // 255
+        layers = zip(images.frame, images.background, images.head_mask, strict=True)
         return cls(
             ids=ids,
             frames=images.frame,
-            targets=targets.astype(np.uint8),
+            targets=np.stack([over(*layer) for layer in layers]),
             landmarks=dataset.landmarks[ids],
             found=find_landmarks(images.frame),
             flow=head_flow(images.frame, dataset.landmarks[ids]),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flash import RATE, write_media
 
-from talker.dataset import Dataset
+from talker.dataset import Dataset, over
 from talker.errors import UserError
 from talker.media.audio import read_wav, write_wav
 
@@ -34,6 +34,15 @@ def test_size_scales_pixels_and_nothing_else(dataset: Path) -> None:
     np.testing.assert_allclose(small.K[:2] * 2, large.K[:2], rtol=1e-6)
     assert np.array_equal(small.viewmats, large.viewmats)
     assert large.frame(3).shape == (large.height, large.width, 3)
+
+
+@pytest.mark.parametrize("behind", [0, 1, 127, 254, 255])
+def test_layers_are_blended_to_the_nearest_value(behind: int) -> None:
+    alpha, value = np.indices((256, 256))
+    front = np.dstack([value, 255 - value, value]).astype(np.uint8)
+    blended = over(front, np.full_like(front, behind), alpha.astype(np.uint8))
+    exact = (front * alpha[..., None] + behind * (255 - alpha[..., None]) + 127) // 255
+    assert np.array_equal(blended, exact)
 
 
 def test_layers_make_the_frame(dataset: Path) -> None:

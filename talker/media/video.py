@@ -261,7 +261,6 @@ class _Encoder:
             even = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
         if self.frames == 0:
             self.video.height, self.video.width = even.shape[:2]
-            self.container.start_encoding()  # opens the codecs before threads use them
         channels = 4 if self.kind.transparent and even.shape[2] == 4 else 3
         expected = (self.video.height, self.video.width, channels)
         if even.shape != expected or even.dtype != np.uint8:
@@ -269,6 +268,8 @@ class _Encoder:
                 f"frame {self.frames}: expected uint8 {expected}, found {pixels.dtype} "
                 f"{pixels.shape}"
             )
+        if self.frames == 0:
+            self.container.start_encoding()  # opens the codecs before threads use them
         form = "rgba" if channels == 4 else "rgb24"
         picture = self.converters.submit(self._convert, even, form)
         self.waiting.append((picture, self.speaker.submit(self._sound_of, self.frames)))
@@ -282,6 +283,11 @@ class _Encoder:
         self.container.mux(self.video.encode())
         if len(self.samples):
             self.container.mux(self.sound.encode())
+
+    def stop(self) -> None:
+        """Wait for the threads, which must not outlive the container."""
+        for pool in (self.converters, self.speaker):
+            pool.shutdown(cancel_futures=True)
 
     def _convert(self, pixels: np.ndarray, form: str) -> av.VideoFrame:
         frame = av.VideoFrame.from_ndarray(pixels, format=form)
@@ -312,10 +318,11 @@ def video_writer(
 ) -> Iterator[Callable[[np.ndarray], None]]:
     """Yield `write(frame)`, which appends RGB uint8 [H, W, 3] to a 25 fps video as it is encoded.
 
-    The suffix is one of `FORMATS`; those that can be transparent take RGBA [H, W, 4] as well. A
-    path without a suffix becomes a folder of 00000.png, ... and sound.wav. The file appears when
-    the block ends well. An odd height or width grows by one repeated pixel (yuv420p needs even
-    sizes). `wav` (16 kHz mono) is muxed beside the frames and ends with them.
+    Threads read a frame after `write` has returned, so it must not be written to again. The suffix
+    is one of `FORMATS`; those that can be transparent take RGBA [H, W, 4] as well. A path without a
+    suffix becomes a folder of 00000.png, ... and sound.wav. The file appears when the block ends
+    well. An odd height or width grows by one repeated pixel (yuv420p needs even sizes). `wav`
+    (16 kHz mono) is muxed beside the frames and ends with them.
 
     Raises:
         UserError: another suffix, `wav` cannot be read, FFmpeg cannot write the file, or no frame
@@ -338,11 +345,14 @@ def video_writer(
                 with _failures_of(path):
                     encoder.write(frame)
 
-            yield write
-            if encoder.frames == 0:
-                raise UserError(f"{path}: no frame was written")
-            with _failures_of(path):
-                encoder.finish()
+            try:
+                yield write
+                if encoder.frames == 0:
+                    raise UserError(f"{path}: no frame was written")
+                with _failures_of(path):
+                    encoder.finish()
+            finally:
+                encoder.stop()
 
 
 @contextmanager
