@@ -438,6 +438,7 @@ def _new_avatar(data: Dataset, subset: TrainingSet, config: Config) -> Avatar:
         image_size=config.image_size,
         speech_features=data.speech.shape[-1],
         encoder=config.encoder,
+        audio_net=config.rates.speech > 0,
         sh_degree=config.sh_degree,
         plane_resolutions=config.plane_resolutions,
         plane_channels=config.plane_channels,

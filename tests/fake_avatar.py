@@ -18,6 +18,7 @@ def untrained_avatar(data: Dataset) -> Avatar:
         image_size=max(data.height, data.width),
         speech_features=data.speech.shape[-1],
         encoder="hama",
+        audio_net=False,
         sh_degree=0,
         plane_resolutions=(8,),
         plane_channels=4,

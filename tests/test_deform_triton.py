@@ -25,6 +25,7 @@ def make_avatar(sh_degree: int, heads: int, width: int = 32, count: int = 77) ->
         image_size=48,
         speech_features=6,
         encoder="hama",
+        audio_net=False,
         sh_degree=sh_degree,
         plane_resolutions=(8, 16),
         plane_channels=4,

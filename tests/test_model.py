@@ -17,6 +17,7 @@ CONFIG = AvatarConfig(
     image_size=48,
     speech_features=6,
     encoder="hama",
+    audio_net=True,
     sh_degree=1,
     plane_resolutions=(8, 16),
     plane_channels=4,
@@ -65,7 +66,8 @@ def test_renders_a_batch_as_it_renders_each_frame(avatar: Avatar) -> None:
 
 def test_every_parameter_receives_a_gradient(avatar: Avatar) -> None:
     """The published network carries 109k parameters that never do."""
-    torch.nn.init.normal_(avatar.speech_encoder.out[2].weight)
+    assert avatar.speech_encoder.audio_net is not None
+    torch.nn.init.normal_(avatar.speech_encoder.audio_net.out[2].weight)
     rgb, alpha = avatar(**inputs(2), height=48, width=48)
     (rgb.square().sum() + alpha.sum()).backward()
     starved = [

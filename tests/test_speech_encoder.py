@@ -86,9 +86,10 @@ def test_silence_is_answered_by_the_face_at_rest() -> None:
     rest = rest_expression(targets, opening)
     silence = torch.full((4,), 2.0)
     torch.manual_seed(0)
-    encoder = SpeechEncoder(4, 10)
+    encoder = SpeechEncoder(4, 10, corrected=True)
     fit_speech_encoder(encoder, windows, targets, silence, rest)
-    for part in encoder.out:
+    assert encoder.audio_net is not None
+    for part in encoder.audio_net.out:
         if isinstance(part, torch.nn.Linear):
             torch.nn.init.normal_(part.weight)
     told = encoder(silence.expand(1, 8, 16, 4))[0]

@@ -269,11 +269,9 @@ class Launch(NamedTuple):
     rows: int
     """Gaussians of a block; with 64 Triton 3.6 reads beyond its shared memory"""
     warps: int
-    registers: int | None = None
-    """of a thread, at most"""
 
 
-FORWARD, BACKWARD = Launch(32, 4, 168), Launch(16, 1)
+FORWARD, BACKWARD = Launch(32, 1), Launch(32, 2)
 
 
 class _Deform(torch.autograd.Function):
@@ -348,7 +346,7 @@ def _launch(kernel, layout, exact, inputs, weights, others, frames, count):
         *inputs, *others, count,
         D=features, F=inner, H=weights.hidden.shape[1], M=layout.rows,
         DOT=tl.float32 if exact else tl.bfloat16, PRECISION="ieee" if exact else "tf32",
-        num_warps=layout.warps, maxnreg=layout.registers,
+        num_warps=layout.warps,
     )  # fmt: skip
 
 

@@ -47,6 +47,8 @@ class AvatarConfig:
     """channels C of a speech window [16, C]"""
     encoder: str
     """the speech encoder that made the windows"""
+    audio_net: bool
+    """whether AudioNet corrects the linear map from speech to expression"""
     sh_degree: int
     plane_resolutions: tuple[int, ...]
     plane_channels: int
@@ -106,7 +108,9 @@ class Avatar(nn.Module):
         self.planes = TriPlane(bounds, config.plane_resolutions, config.plane_channels)
         width = config.features
         self.query = nn.Linear(self.planes.out_features, width)
-        self.speech_encoder = SpeechEncoder(config.speech_features, EXPRESSIONS)
+        self.speech_encoder = SpeechEncoder(
+            config.speech_features, EXPRESSIONS, config.audio_net
+        )
         self.speech_token = nn.Sequential(
             nn.Linear(EXPRESSIONS, 64), nn.ReLU(), nn.Linear(64, width)
         )
