@@ -198,7 +198,7 @@ class Training:
         self.speak: Callable[..., tuple[Tensor, ...]] = Speaking(
             self.avatar, config.rates.speech > 0
         )
-        self.judge: Callable[..., tuple[Tensor, ...]] = self._judge
+        self.recorded = False
 
     @property
     def stage_steps(self) -> int:
@@ -269,27 +269,22 @@ class Training:
         height, width = self.subset.size
         return rasterize(splats, viewmats, self.subset.K.expand(len(rows), 3, 3), width, height)
 
-    def _judge(self, rgb: Tensor, alpha: Tensor, *targets: Tensor) -> tuple[Tensor, ...]:
+    def judge(self, rgb: Tensor, alpha: Tensor, *targets: Tensor) -> tuple[Tensor, ...]:
         """The loss, and its parts without gradients in the order of `LossWeights`."""
         wanted = Targets(*targets)
         loss, parts = compute_loss(rgb, alpha, wanted, self.config.weights, self.perceptual)
         return loss, *(part.detach() for part in parts.values())
 
-    def _record(self, rows: Tensor, targets: Targets, conditions: Conditions | None) -> None:
-        """Have the loss and the network replayed as CUDA graphs from now on.
+    def _record(self, rows: Tensor, conditions: Conditions) -> None:
+        """Have the network replayed as a CUDA graph from now on.
 
-        Launched one by one their thousand small kernels take Python longer than the GPU.
+        Launched one by one its hundreds of small kernels take Python longer than the GPU.
         """
-        images = (
-            torch.zeros(len(rows), *self.subset.size, n, device=rows.device, requires_grad=True)
-            for n in (3, 1)
-        )
         # True of the recording, which has a stream of its own, and of no consequence.
         warnings.filterwarnings("ignore", "The AccumulateGrad node's stream")
         record: Any = partial(torch.cuda.make_graphed_callables, allow_unused_input=True)
-        self.judge = record(self._judge, (*images, *targets))
-        if conditions is not None:
-            self.speak = record(self.speak, (*conditions, self.subset.viewmats[rows]))
+        self.speak = record(self.speak, (*conditions, self.subset.viewmats[rows]))
+        self.recorded = True
 
     def _chunk(
         self, share: float, rows: Tensor, targets: Targets, conditions: Conditions | None
@@ -330,8 +325,8 @@ class Training:
         rows = self._rows(self.step).to(subset.ids.device, non_blocking=True)
         targets = self.targets(self.step)
         conditions = None if canonical else self._conditions(rows)
-        if rows.is_cuda and self.judge == self._judge and self.perceptual is None:
-            self._record(rows, targets, conditions)
+        if conditions and rows.is_cuda and not self.recorded:
+            self._record(rows, conditions)
 
         def work(part: slice) -> tuple[list[Tensor], dict[str, Tensor], Rasterized]:
             given = conditions and Conditions(*(x[part] for x in conditions))
@@ -400,7 +395,6 @@ class Training:
 
     def next_stage(self) -> None:
         self.stage, self.step = "deformation", 0
-        self.judge = self._judge
         self.optimiser = self._new_optimiser()
 
     def run_stage(self) -> Iterator[None]:

@@ -1,11 +1,29 @@
-"""Structural similarity against its definition, and the kernels against plain torch."""
+"""Structural similarity against its definition, and the kernels against plain torch.
+
+Without a GPU that of the pixels runs in Triton's interpreter, with TRITON_INTERPRET=1.
+"""
+
+import os
 
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from talker.avatar.losses import C1, C2, SIGMA, TAPS, bands, ssim, ssim_by_convolution
+from talker.avatar.losses import (
+    C1,
+    C2,
+    SIGMA,
+    TAPS,
+    bands,
+    pixel_terms,
+    ssim,
+    ssim_by_convolution,
+)
+from talker.avatar.training_set import Targets
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
 
 
 def images(*shape: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -100,3 +118,37 @@ def test_bands_reach_every_pixel_of_any_size():
     odd = torch.randn(2, 37, 51, 3, requires_grad=True)
     bands(odd).backward()
     assert odd.grad is not None and odd.grad.abs().min() > 0
+
+
+def on_a_gpu(test):
+    return test if INTERPRETED else pytest.mark.gpu(test)
+
+
+@on_a_gpu
+@pytest.mark.parametrize("size", [(64, 96), (37, 51), (3, 5)])
+def test_the_kernel_of_pixels_is_the_plain_one(size):
+    """Values and gradients, whatever each term and the composed image weigh."""
+    from talker.avatar.pixels_triton import PixelTerms
+
+    generator = torch.Generator().manual_seed(0)
+
+    def made(*shape: int) -> Tensor:
+        return torch.rand(2, *size, *shape, generator=generator)
+
+    frame, background, mask = ((255 * made(*n)).byte() for n in ((3,), (3,), ()))
+    lips = torch.tensor([[1, 1, size[1] - 1, 2], [0, 2, 3, 3]])
+    weights, pull = torch.rand(4, generator=generator), made(3)
+    outcomes = []
+    given = made(3), made(1)
+    for device, kind, terms in (
+        ("cpu", torch.float64, pixel_terms),
+        (DEVICE, torch.float32, lambda *x: PixelTerms.apply(*x[:2], *x[2])),
+    ):
+        rgb, alpha = (x.to(device, kind).requires_grad_() for x in given)
+        targets = Targets(*(x.to(device) for x in (frame, background, mask, lips)))
+        image, target, values = terms(rgb, alpha, targets)
+        loss = (values * weights.to(values)).sum() + (image * pull.to(image)).mean()
+        gradients = torch.autograd.grad(loss, [rgb, alpha])
+        outcomes.append((image, target, values, *gradients))
+    for expected, found in zip(*outcomes, strict=True):
+        assert (found.cpu() - expected).norm() <= 1e-5 * expected.norm()

@@ -41,29 +41,53 @@ def compute_loss(
     The target is the frame inside the head mask and the background outside; alpha is supervised
     directly with the mask, so that Gaussians that only copy the background are pushed away.
     """
-    mask = targets.mask[..., None].float() / 255
-    background = targets.background.float() / 255
-    target = torch.lerp(background, targets.frame.float() / 255, mask)
+    if rgb.is_cuda:
+        from talker.avatar.pixels_triton import PixelTerms
+
+        image, target, terms = PixelTerms.apply(rgb, alpha, *targets)
+    else:
+        image, target, terms = pixel_terms(rgb, alpha, targets)
+    l1, lips, outline, detail = terms.unbind()
+    if perceptual is not None:
+        shown, wanted = (2 * x.permute(0, 3, 1, 2) - 1 for x in (image, target))
+        detail = perceptual(shown, wanted).mean()
+    parts = {
+        "l1": l1,
+        "ssim": 1 - ssim(image, target),
+        "lips": lips,
+        "alpha": outline,
+        "detail": detail,
+    }
+    total = torch.stack([getattr(weights, name) * part for name, part in parts.items()]).sum()
+    return total, parts
+
+
+def pixel_terms(rgb: Tensor, alpha: Tensor, targets: Targets) -> tuple[Tensor, Tensor, Tensor]:
+    """The composed image and its target [B, H, W, 3], and what they cost pixel by pixel.
+
+    Returns:
+        image, target, and [4]: mean L1, mean L1 of the pixels in the boxes of the lips, mean L1 of
+        alpha, `bands`. In plain torch, the twin of `pixels_triton.PixelTerms`.
+    """
+    mask = targets.mask[..., None].to(rgb) / 255
+    background = targets.background.to(rgb) / 255
+    target = torch.lerp(background, targets.frame.to(rgb) / 255, mask)
     image = rgb + (1 - alpha) * background
     difference = image - target
-    apart = difference.abs().sum(-1) / 3
+    apart = difference.abs().mean(-1)
     height, width = mask.shape[1:3]
     x0, y0, x1, y1 = targets.lips[:, :, None].unbind(1)
     columns = torch.arange(width, device=mask.device)
     lines = torch.arange(height, device=mask.device)
     between_lines, between_columns = (lines >= y0) & (lines < y1), (columns >= x0) & (columns < x1)
-    inside = (between_lines[:, :, None] & between_columns[:, None]).float()
-    parts = {
-        "l1": apart.mean(),
-        "ssim": 1 - ssim(image, target),
-        "lips": (apart * inside).sum() / inside.sum().clamp_min(1),
-        "alpha": (alpha - mask).abs().mean(),
-    }
-    if weights.detail:
-        shown, wanted = (2 * x.permute(0, 3, 1, 2) - 1 for x in (image, target))
-        parts["detail"] = perceptual(shown, wanted).mean() if perceptual else bands(difference)
-    total = torch.stack([getattr(weights, name) * part for name, part in parts.items()]).sum()
-    return total, parts
+    inside = (between_lines[:, :, None] & between_columns[:, None]).to(rgb)
+    terms = (
+        apart.mean(),
+        (apart * inside).sum() / inside.sum().clamp_min(1),
+        (alpha - mask).abs().mean(),
+        bands(difference),
+    )
+    return image, target, torch.stack(terms)
 
 
 def bands(difference: Tensor) -> Tensor:

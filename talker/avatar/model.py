@@ -108,9 +108,7 @@ class Avatar(nn.Module):
         self.planes = TriPlane(bounds, config.plane_resolutions, config.plane_channels)
         width = config.features
         self.query = nn.Linear(self.planes.out_features, width)
-        self.speech_encoder = SpeechEncoder(
-            config.speech_features, EXPRESSIONS, config.audio_net
-        )
+        self.speech_encoder = SpeechEncoder(config.speech_features, EXPRESSIONS, config.audio_net)
         self.speech_token = nn.Sequential(
             nn.Linear(EXPRESSIONS, 64), nn.ReLU(), nn.Linear(64, width)
         )
