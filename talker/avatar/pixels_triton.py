@@ -14,7 +14,7 @@ from torch import Tensor
 
 from talker.avatar.losses import LEVELS
 
-LINES, COLUMNS = 16, 32
+LINES, COLUMNS = 16, 16
 """of a block, multiples of the coarsest cell"""
 
 
@@ -188,5 +188,5 @@ def _launch(kernel, tensors: list[Tensor]) -> None:
     cells = (2**level for level in range(LEVELS + 1))
     shares = [1 / (batch * channels * math.ceil(height / c) * math.ceil(width / c)) for c in cells]
     kernel[(*_blocks(height, width), batch)](
-        *tensors, height, width, *shares, Y=LINES, X=COLUMNS, num_warps=4
+        *tensors, height, width, *shares, Y=LINES, X=COLUMNS, num_warps=1
     )

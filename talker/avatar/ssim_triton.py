@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-LINES, COLUMNS = 16, 128  # of a block; a column is one channel of one pixel
+LINES, COLUMNS = 16, 64  # of a block; a column is one channel of one pixel
 CHANNELS = 3
 
 
@@ -132,5 +132,5 @@ def _launch(kernel, tensors, batch, height, width, constants=()) -> None:
     taps = len(tensors[2])
     kernel[grid](
         *tensors, height, columns, *constants,
-        STEP=CHANNELS, TAPS=taps, Y=LINES, X=COLUMNS, num_warps=4,
+        STEP=CHANNELS, TAPS=taps, Y=LINES, X=COLUMNS, num_warps=2,
     )  # fmt: skip
