@@ -31,6 +31,8 @@ SOUND_BIT_RATE = 96_000
 ENCODER_THREADS = 8
 """on any machine, for x264's bytes depend on their number"""
 CONVERTERS = 4
+SCALER_THREADS = 1
+"""Unless told, swscale starts as many as there are cores, and anew for every frame."""
 QUARTER_TURNS = {
     90: cv2.ROTATE_90_COUNTERCLOCKWISE,
     180: cv2.ROTATE_180,
@@ -189,7 +191,9 @@ def _time(frame: av.VideoFrame, path: Path) -> Fraction:
 def _upright(frame: av.VideoFrame, stream: av.VideoStream) -> np.ndarray:
     """RGB uint8 [H, W, 3], turned as the file asks and scaled to square pixels."""
     width = round(frame.width * (stream.sample_aspect_ratio or 1))
-    pixels = frame.to_ndarray(format="rgb24", width=width, height=frame.height)
+    pixels = frame.to_ndarray(
+        format="rgb24", width=width, height=frame.height, threads=SCALER_THREADS
+    )
     turn = QUARTER_TURNS.get(frame.rotation % 360)
     return pixels if turn is None else cv2.rotate(pixels, turn)
 
@@ -291,7 +295,8 @@ class _Encoder:
 
     def _convert(self, pixels: np.ndarray, form: str) -> av.VideoFrame:
         frame = av.VideoFrame.from_ndarray(pixels, format=form)
-        return frame.reformat(format=self.kind.pixels, dst_colorspace=Colorspace.ITU709)
+        space = Colorspace.ITU709
+        return frame.reformat(format=self.kind.pixels, dst_colorspace=space, threads=SCALER_THREADS)
 
     def _sound_of(self, number: int) -> list[av.Packet]:
         start = number * SAMPLES_PER_FRAME
