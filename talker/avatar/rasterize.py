@@ -84,5 +84,4 @@ def _rasterize_gsplat(
     rgb, alpha = gsplat.rasterize_to_pixels(
         means2d, conics, colors, opacities, width, height, TILE_SIZE, offsets, splat_ids
     )
-    visible = (radii > 0).all(dim=-1)
-    return Rasterized(rgb, alpha, means2d, torch.where(visible, radii.amax(dim=-1), 0))
+    return Rasterized(rgb, alpha, means2d, radii.amax(dim=-1))
