@@ -27,6 +27,7 @@ from talker.errors import UserError
 from talker.train import (
     PARTS,
     Config,
+    LearningRates,
     Training,
     _save_checkpoint,
     batch_rows,
@@ -134,6 +135,19 @@ def test_a_given_network_judges_the_detail(
     )
     with pytest.raises(UserError, match="sha256"):
         Training(data, subset, dataclasses.replace(config, perceptual_sha256="0"))
+
+
+def test_audio_net_is_there_where_it_learns(
+    data: Dataset, subset: TrainingSet, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(TINY, rates=LearningRates(speech=1e-3))
+    training = train(data, subset, config, tmp_path / "latest.pt")
+    training.avatar.save(tmp_path / "avatar")
+    encoder = Avatar.load(tmp_path / "avatar").speech_encoder
+    assert encoder.audio_net is not None
+    window = subset.windows[None, :8]
+    assert encoder.audio_net(window).abs().max() > 0
+    assert Training(data, subset, TINY).avatar.speech_encoder.audio_net is None
 
 
 def test_a_still_head_trains(data: Dataset, subset: TrainingSet) -> None:
