@@ -48,7 +48,7 @@ def compute_loss(
     else:
         image, target, terms = pixel_terms(rgb, alpha, targets)
     l1, lips, outline, detail = terms.unbind()
-    if perceptual is not None:
+    if perceptual is not None and weights.detail:
         shown, wanted = (2 * x.permute(0, 3, 1, 2) - 1 for x in (image, target))
         detail = perceptual(shown, wanted).mean()
     parts = {
