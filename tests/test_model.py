@@ -122,7 +122,11 @@ def test_files_of_different_networks_are_refused(avatar: Avatar, tmp_path: Path)
     shape.write_text(json.dumps({**told, "hidden": 2 * told["hidden"]}))
     with pytest.raises(UserError, match="does not hold the network"):
         Avatar.load(tmp_path)
+    del told["audio_net"]
     shape.write_text(json.dumps(told))
+    with pytest.raises(UserError, match=r"audio_net.*another version of talker"):
+        Avatar.load(tmp_path)
+    shape.write_text(json.dumps({**told, "audio_net": True}))
     save_file({"a": torch.zeros(1)}, tmp_path / "weights.safetensors")
     with pytest.raises(UserError, match="does not hold the network"):
         Avatar.load(tmp_path)

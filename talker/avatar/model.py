@@ -301,7 +301,12 @@ class Avatar(nn.Module):
             raise UserError(
                 f"{folder}: holds no avatar that can be read ({error}); `talker train` makes one"
             ) from error
-        config = from_mapping(AvatarConfig, values, str(folder / "config.json"))
+        try:
+            config = from_mapping(AvatarConfig, values, str(folder / "config.json"))
+        except UserError as error:
+            raise UserError(
+                f"{error}; was the avatar trained by another version of talker? Train it again"
+            ) from error
         names = (item.name for item in dataclasses.fields(Gaussians))
         try:
             canonical = Gaussians(**{name: state[f"canonical.{name}"] for name in names})
