@@ -154,9 +154,9 @@ class Conditions(NamedTuple):
 class Speaking(nn.Module):
     """The network of the deformation stage, from conditions to what is drawn."""
 
-    def __init__(self, avatar: Avatar, learns_speech: bool) -> None:
+    def __init__(self, avatar: Avatar) -> None:
         super().__init__()
-        self.avatar, self.learns_speech = avatar, learns_speech
+        self.avatar = avatar
 
     def forward(
         self,
@@ -169,7 +169,8 @@ class Speaking(nn.Module):
     ) -> tuple[Tensor, ...]:
         """`Splats` of the fields of `Conditions` and viewmats [B, 4, 4]."""
         avatar = self.avatar
-        with torch.set_grad_enabled(self.learns_speech and torch.is_grad_enabled()):
+        learns = avatar.config.audio_net and torch.is_grad_enabled()
+        with torch.set_grad_enabled(learns):
             heard = avatar.speech_encoder(speech)
         tokens = avatar.tokens(torch.where(tracked, expression, heard), eye, pose)
         return tuple(avatar.splats(avatar.shared(), tokens, viewmats))
@@ -195,9 +196,7 @@ class Training:
         path, sha256 = config.perceptual, config.perceptual_sha256
         self.perceptual = load_judge(Path(path), sha256).to(device) if path else None
         self.targets = Prefetch(subset, self._rows)
-        self.speak: Callable[..., tuple[Tensor, ...]] = Speaking(
-            self.avatar, config.rates.speech > 0
-        )
+        self.speak: Callable[..., tuple[Tensor, ...]] = Speaking(self.avatar)
         self.recorded = False
 
     @property

@@ -46,28 +46,27 @@ def compute_loss(
 
         image, target, terms = PixelTerms.apply(rgb, alpha, *targets)
     else:
-        image, target, terms = pixel_terms(rgb, alpha, targets)
-    l1, lips, outline, detail = terms.unbind()
-    if perceptual is not None and weights.detail:
+        banded = weights.detail != 0 and perceptual is None
+        image, target, terms = pixel_terms(rgb, alpha, targets, banded)
+    l1, lips, outline, banded_l1 = terms.unbind()
+    parts = {"l1": l1, "ssim": 1 - ssim(image, target), "lips": lips, "alpha": outline}
+    if weights.detail and perceptual is not None:
         shown, wanted = (2 * x.permute(0, 3, 1, 2) - 1 for x in (image, target))
-        detail = perceptual(shown, wanted).mean()
-    parts = {
-        "l1": l1,
-        "ssim": 1 - ssim(image, target),
-        "lips": lips,
-        "alpha": outline,
-        "detail": detail,
-    }
+        parts["detail"] = perceptual(shown, wanted).mean()
+    elif weights.detail:
+        parts["detail"] = banded_l1
     total = torch.stack([getattr(weights, name) * part for name, part in parts.items()]).sum()
     return total, parts
 
 
-def pixel_terms(rgb: Tensor, alpha: Tensor, targets: Targets) -> tuple[Tensor, Tensor, Tensor]:
+def pixel_terms(
+    rgb: Tensor, alpha: Tensor, targets: Targets, banded: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
     """The composed image and its target [B, H, W, 3], and what they cost pixel by pixel.
 
     Returns:
         image, target, and [4]: mean L1, mean L1 of the pixels in the boxes of the lips, mean L1 of
-        alpha, `bands`. In plain torch, the twin of `pixels_triton.PixelTerms`.
+        alpha, `bands` (0 unless `banded`). In plain torch, the twin of `pixels_triton.PixelTerms`.
     """
     mask = targets.mask[..., None].to(rgb) / 255
     background = targets.background.to(rgb) / 255
@@ -85,7 +84,7 @@ def pixel_terms(rgb: Tensor, alpha: Tensor, targets: Targets) -> tuple[Tensor, T
         apart.mean(),
         (apart * inside).sum() / inside.sum().clamp_min(1),
         (alpha - mask).abs().mean(),
-        bands(difference),
+        bands(difference) if banded else difference.new_zeros(()),
     )
     return image, target, torch.stack(terms)
 
