@@ -14,9 +14,9 @@ from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 from snakemake.utils import update_config
 
-from talker.batch import Subject, failures, faults, read_speeches, read_subjects, write_outcome
+from talker.core.batch import Subject, failures, faults, read_speeches, read_subjects, write_outcome
 from talker.errors import UserError
-from talker.provenance import code_of
+from talker.core.provenance import code_of
 
 AUDIO_SUFFIXES = {".wav", ".mp3", ".flac", ".m4a", ".aac", ".ogg", ".opus"}
 

@@ -23,9 +23,9 @@ from talker.avatar.speech_prior import (
     rest_expression,
 )
 from talker.dataset import Dataset
+from talker.encoders.statistics import Statistics
 from talker.head.landmarks68 import mouth_opening
-from talker.media.speech_features import Statistics
-from talker.metrics import correlation
+from talker.measure.metrics import correlation
 
 
 def compare(data: Dataset, name: str, model: str) -> tuple[float, float]:

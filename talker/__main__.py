@@ -73,9 +73,9 @@ def _marks(hint: typing.Any) -> tuple[str, ...]:
 
 def _alone(stage: str, main: Callable[..., None]) -> Callable[..., None]:
     """Make `main` the only one to make its outputs, with a GPU of its own where it needs one."""
-    from talker.files import OUTPUT, making
-    from talker.gpu import gpu_slot
-    from talker.provenance import code_of
+    from talker.core.files import OUTPUT, making
+    from talker.core.gpu import gpu_slot
+    from talker.core.provenance import code_of
 
     marks = {
         role: _marks(hint)
@@ -106,7 +106,7 @@ def _run(stage: str, args: list[str]) -> None:
     main = _alone(stage, main)
     config_file, args = _take_config(args)
     if config_file is not None:
-        from talker.config import from_mapping, read_yaml
+        from talker.core.config import from_mapping, read_yaml
 
         section = read_yaml(config_file).get(stage)
         given = from_mapping(type(default), section, f"{config_file}: {stage}")

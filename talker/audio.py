@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Clip
+from talker.core.files import Output, replacing
 from talker.errors import UserError
-from talker.files import Output, replacing
 from talker.media.audio import decode_audio, decoded_blocks, write_wav
 
 logger = logging.getLogger(__name__)

@@ -15,12 +15,11 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt
 
 from talker.clip import Clip
+from talker.core.files import Output, replacing
+from talker.core.progress import progress
+from talker.data.masks import BACKGROUND, to_classes
 from talker.errors import UserError
-from talker.files import Output, replacing
-from talker.media.image import write_image
-from talker.media.masks import BACKGROUND, to_classes
-from talker.media.numbered import read_numbered
-from talker.progress import progress
+from talker.media.images import read_numbered, write_image
 
 logger = logging.getLogger(__name__)
 

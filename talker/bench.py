@@ -29,18 +29,19 @@ from talker.avatar.rasterize import Splats, rasterize
 from talker.avatar.renderer import MAX_WORKERS, Drive, render_frames
 from talker.avatar.training_set import Targets, TrainingSet, training_set
 from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
-from talker.config import at_least
+from talker.core.config import at_least
+from talker.core.files import replacing
+from talker.core.parallel import one_thread, ordered_map
 from talker.dataset import Dataset
+from talker.encoders.base import Choice
+from talker.encoders.features import describe_clip
+from talker.encoders.registry import load_encoder
 from talker.errors import UserError
-from talker.files import replacing
 from talker.head.camera import intrinsics, project, viewmats_from_pose
 from talker.head.dense import head_surface
 from talker.head.morphable import MorphableHead
 from talker.media.audio import write_wav
-from talker.media.speech_encoders import Choice, load_encoder
-from talker.media.speech_features import describe_clip
 from talker.media.video import video_writer
-from talker.parallel import one_thread, ordered_map
 from talker.render import Config as RenderConfig
 from talker.render import render
 from talker.speak import Config as SpeakConfig

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from talker.clip import FPS, Clip, load_per_frame
-from talker.files import Output, replacing
+from talker.core.files import Output, replacing
 from talker.head.landmarks68 import eye_aspect_ratio, landmarks68
 
 logger = logging.getLogger(__name__)

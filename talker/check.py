@@ -1,7 +1,7 @@
 """Prove that a dataset folder is complete and consistent, and that it can give a good avatar.
 
 Lists all faults at once; reads folders of the published AD-NeRF-family scripts too. A clip beyond
-the limits of `talker.gate` is refused with reasons and advice, unless forced.
+the limits of `talker.measure.gate` is refused with reasons and advice, unless forced.
 `talker check --data data/me --quality data/me/quality.json`
 """
 
@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 
 from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Clip, load_array, load_per_frame, runs
+from talker.core.files import Output, replacing
+from talker.data.masks import COLOURS, HEAD, to_classes
 from talker.dataset import (
     SOUND_TOLERANCE,
     load_au45,
@@ -27,9 +29,13 @@ from talker.dataset import (
     load_sound,
     speech_file,
 )
+from talker.encoders.base import Choice
+from talker.encoders.features import describe_clip, windows
+from talker.encoders.registry import ENCODERS, load_encoder
 from talker.errors import UserError
-from talker.files import Output, replacing
-from talker.gate import (
+from talker.head.camera import transform_matrices
+from talker.head.landmarks68 import mouth_opening
+from talker.measure.gate import (
     FACE,
     Limits,
     background_change,
@@ -37,13 +43,7 @@ from talker.gate import (
     lag_of,
     sync_curve,
 )
-from talker.head.camera import transform_matrices
-from talker.head.landmarks68 import mouth_opening
-from talker.media.header import image_header
-from talker.media.image import read_image
-from talker.media.masks import COLOURS, HEAD, to_classes
-from talker.media.speech_encoders import ENCODERS, Choice, load_encoder
-from talker.media.speech_features import describe_clip, windows
+from talker.media.images import image_header, read_image
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from numpy.lib.format import read_array
 
-from talker.config import from_mapping
+from talker.core.config import from_mapping
+from talker.core.files import replacing
 from talker.errors import UserError
-from talker.files import replacing
 
 FPS = 25
 SAMPLE_RATE = 16_000

@@ -19,14 +19,13 @@ import cv2
 import numpy as np
 import torch
 
-from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, load_array
+from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, load_array, load_arrays
+from talker.core.progress import progress
+from talker.data.masks import COLOURS, HEAD
 from talker.errors import UserError
 from talker.head.camera import intrinsics, viewmats_from_pose
 from talker.media.audio import decode_audio
-from talker.media.image import read_image
-from talker.media.masks import COLOURS, HEAD
-from talker.media.speech_features import Statistics
-from talker.progress import progress
+from talker.media.images import read_image
 
 Folder = Path | zipfile.Path
 
@@ -116,7 +115,7 @@ class Dataset:
             viewmats=viewmats_from_pose(euler, trans).astype(np.float32),
             K=K.astype(np.float32),
             speech=speech.astype(np.float32),
-            silence=Statistics.load(learned).silence if learned.exists() else None,
+            silence=_load_silence(learned) if learned.exists() else None,
             eye=(np.clip(au45, 0, 2) / 2).astype(np.float32),
             landmarks=landmarks * np.float32(scale),
             expression=params["exp"].numpy().astype(np.float32),
@@ -213,6 +212,17 @@ def speech_file(folder: Folder, encoder: str) -> Folder:
 def statistics_file(folder: Folder, encoder: str) -> Folder:
     """Where the statistics of those features are, if `talker speech` made them."""
     return folder / f"aud_{encoder}.npz"
+
+
+def _load_silence(statistics: Folder) -> np.ndarray:
+    """Read the features of silence, float32 [C]; UserError if the statistics hold none."""
+    arrays = load_arrays(statistics)
+    if "silence" not in arrays:
+        raise UserError(
+            f"{statistics}: expected an array 'silence', found {', '.join(arrays) or 'nothing'}; "
+            "run `talker speech` again"
+        )
+    return arrays["silence"]
 
 
 def open_folder(path: Folder) -> Folder:

@@ -19,14 +19,16 @@ import cv2
 import numpy as np
 from scipy.ndimage import binary_dilation, binary_erosion
 
-from talker import metrics as m
 from talker.avatar.model import Avatar
 from talker.avatar.renderer import Drive, avatar_dataset, load_avatar, render_frames
 from talker.clip import SAMPLE_RATE, SAMPLES_PER_FRAME
-from talker.config import at_least
+from talker.core.config import at_least
+from talker.core.files import Output, replacing
+from talker.core.progress import progress
 from talker.dataset import Dataset, over
+from talker.encoders.features import SLOTS_PER_FRAME
+from talker.encoders.loudness import pauses, slot_levels
 from talker.errors import UserError
-from talker.files import Output, replacing
 from talker.head.flow import Flow, follow_points
 from talker.head.landmarks68 import (
     eye_aspect_ratio,
@@ -34,20 +36,18 @@ from talker.head.landmarks68 import (
     mouth_opening,
     outer_eye_distance,
 )
-from talker.judges import (
+from talker.measure import metrics as m
+from talker.measure.networks import (
     frechet_distance,
     identity_similarity,
     load_judge,
     perceptual_distance,
 )
+from talker.measure.sync import NULL_FROM, Predictor, family_beside, fit_predictor, sync_score
+from talker.measure.syncnet import load_syncnet, sync_distances
 from talker.media.audio import Sound, decode_audio
-from talker.media.loudness import pauses, slot_levels
 from talker.media.mediapipe import track_meshes
-from talker.media.speech_features import SLOTS_PER_FRAME
 from talker.media.video import frame_count, probe, read_frames
-from talker.progress import progress
-from talker.sync import NULL_FROM, Predictor, family_beside, fit_predictor, sync_score
-from talker.syncnet import load_syncnet, sync_distances
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ class Config:
     shuffles: int = 8
     """turns of the sound track that the shuffled-audio control is averaged over, at least 1"""
     lpips: str = ""
-    """TorchScript file of LPIPS (talker/judges.py); empty: not computed"""
+    """TorchScript file of LPIPS (talker/measure/networks.py); empty: not computed"""
     lpips_sha256: str = ""
     inception: str = ""
     """TorchScript file of Inception's features, for FID; empty: not computed"""

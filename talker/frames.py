@@ -12,13 +12,13 @@ import cv2
 import numpy as np
 
 from talker.clip import FPS, Clip, Crop, Source
+from talker.core.files import Output, replacing
+from talker.core.parallel import ordered_map
+from talker.core.progress import progress
 from talker.errors import UserError
-from talker.files import Output, replacing
-from talker.media.image import write_image
+from talker.media.images import write_image
 from talker.media.mediapipe import detect_faces
 from talker.media.video import frame_count, probe, read_frames
-from talker.parallel import ordered_map
-from talker.progress import progress
 
 MIN_FRAMES = 2 * FPS
 MIN_FACE = 48  # pixels; less is too coarse for a face mesh

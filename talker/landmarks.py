@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from talker.clip import Clip, save_per_frame
+from talker.core.files import Changed, Output
+from talker.core.progress import progress
 from talker.errors import UserError
-from talker.files import Changed, Output
 from talker.head.landmarks68 import landmarks68, write_lms
+from talker.media.images import read_numbered
 from talker.media.mediapipe import MESH_POINTS, detect_faces, track_meshes
-from talker.media.numbered import read_numbered
-from talker.progress import progress
 
 logger = logging.getLogger(__name__)
 

@@ -13,13 +13,12 @@ import cv2
 import numpy as np
 
 from talker.clip import Clip
+from talker.core.files import Output, replacing
+from talker.core.parallel import ordered_map
+from talker.core.progress import progress
+from talker.data.masks import BACKGROUND, HEAD, NECK, TORSO, to_classes
 from talker.errors import UserError
-from talker.files import Output, replacing
-from talker.media.image import read_image, write_image
-from talker.media.masks import BACKGROUND, HEAD, NECK, TORSO, to_classes
-from talker.media.numbered import read_numbered
-from talker.parallel import ordered_map
-from talker.progress import progress
+from talker.media.images import read_image, read_numbered, write_image
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def split(
 
     Args:
         image: RGB uint8 [H, W, 3].
-        mask: uint8 [H, W], classes of talker.media.masks.
+        mask: uint8 [H, W], classes of talker.data.masks.
         plate: background, RGB uint8 [H, W, 3].
 
     Returns:

@@ -16,13 +16,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from talker.core.files import Output, replacing
+from talker.core.progress import progress
 from talker.dataset import PUBLISHED_SPEECH, Dataset, speech_file
+from talker.encoders.registry import ENCODERS
 from talker.errors import UserError
-from talker.files import Output, replacing
-from talker.media.image import read_image, webp_bytes
-from talker.media.speech_encoders import ENCODERS
-from talker.metrics import psnr
-from talker.progress import progress
+from talker.measure.metrics import psnr
+from talker.media.images import read_image, webp_bytes
 
 logger = logging.getLogger(__name__)
 

@@ -16,12 +16,12 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from talker.clip import Clip, load_per_frame
-from talker.files import Output, replacing
-from talker.media.masks import BACKGROUND, HEAD, NECK, TORSO, write_mask
+from talker.core.files import Output, replacing
+from talker.core.parallel import ordered_map
+from talker.core.progress import progress
+from talker.data.masks import BACKGROUND, HEAD, NECK, TORSO, write_mask
+from talker.media.images import read_numbered
 from talker.media.mediapipe import segment_person
-from talker.media.numbered import read_numbered
-from talker.parallel import ordered_map
-from talker.progress import progress
 
 # fmt: off
 FACE_OVAL = np.array([
@@ -367,7 +367,7 @@ def label(person: np.ndarray, belief: np.ndarray) -> np.ndarray:
         belief: posterior of hair, face, throat and clothes, float32 [4, h, w].
 
     Returns:
-        uint8 [H, W], classes of talker.media.masks.
+        uint8 [H, W], classes of talker.data.masks.
     """
     height, width = person.shape
     hair, face, neck, torso = (
@@ -418,7 +418,7 @@ def _weighted(*three: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
 
 
 def parse(clip: Clip, images: Path, points: np.ndarray, config: Config) -> Iterator[np.ndarray]:
-    """Yield the mask of each frame, uint8 [H, W] of the classes in talker.media.masks.
+    """Yield the mask of each frame, uint8 [H, W] of the classes in talker.data.masks.
 
     Args:
         images: folder of the frames.

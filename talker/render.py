@@ -16,8 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from talker.avatar.model import Avatar
-from talker.avatar.performance import (
+from talker.avatar.drive import (
     blink_track,
     expression_track,
     natural_blinks,
@@ -26,18 +25,19 @@ from talker.avatar.performance import (
     recorded_path,
     scaled_poses,
 )
+from talker.avatar.model import Avatar
 from talker.avatar.renderer import Drive, Windows, avatar_dataset, load_avatar, render_frames
 from talker.avatar.speech_prior import EXPRESSIONS
 from talker.clip import SAMPLES_PER_FRAME
-from talker.config import at_least
+from talker.core.config import at_least
+from talker.core.files import Output
+from talker.core.progress import progress
 from talker.dataset import Dataset
+from talker.encoders.features import WindowsFile
 from talker.errors import UserError
-from talker.files import Output
 from talker.media.audio import WavFile, write_wav
 from talker.media.backdrop import backdrop
-from talker.media.speech_features import WindowsFile
 from talker.media.video import FORMATS, video_writer
-from talker.progress import progress
 
 logger = logging.getLogger(__name__)
 

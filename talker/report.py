@@ -19,13 +19,15 @@ import cv2
 import jinja2
 import numpy as np
 
-from talker import metrics as m
 from talker.avatar.model import Avatar
 from talker.avatar.renderer import Drive, avatar_dataset, load_avatar, render_frames
 from talker.clip import FPS, Clip
+from talker.core.files import Output, replacing
 from talker.dataset import Dataset
 from talker.errors import UserError
-from talker.figures import (
+from talker.head.camera import project
+from talker.measure import metrics as m
+from talker.measure.figures import (
     Curve,
     blend,
     chart,
@@ -34,9 +36,7 @@ from talker.figures import (
     embedded_video,
     picture,
 )
-from talker.files import Output, replacing
-from talker.head.camera import project
-from talker.media.image import read_image
+from talker.media.images import read_image
 
 logger = logging.getLogger(__name__)
 

@@ -16,28 +16,29 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from talker.avatar.drive import natural_blinks, ping_pong, stretch
 from talker.avatar.live import live_avatar
-from talker.avatar.performance import natural_blinks, ping_pong, stretch
 from talker.avatar.renderer import Drive, avatar_dataset, load_avatar, render_frames
 from talker.avatar.speech_encoder import CONTEXT
 from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
-from talker.config import at_least
+from talker.core.config import at_least
 from talker.dataset import Dataset, statistics_file
-from talker.errors import UserError
-from talker.media.audio import WavFile
-from talker.media.loudness import gain_between, pauses, slot_levels, speech_level
-from talker.media.speech_encoders import Encoder, load_encoder
-from talker.media.speech_features import (
+from talker.encoders.base import Encoder
+from talker.encoders.features import (
     SLOT,
     SLOT_RATE,
     SLOTS_PER_FRAME,
     WINDOW,
-    Statistics,
     mirrored,
     rows_at,
     silenced,
     whole_frames,
 )
+from talker.encoders.loudness import gain_between, pauses, slot_levels, speech_level
+from talker.encoders.registry import load_encoder
+from talker.encoders.statistics import Statistics
+from talker.errors import UserError
+from talker.media.audio import WavFile
 
 logger = logging.getLogger(__name__)
 

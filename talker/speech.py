@@ -9,18 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from talker.clip import Clip
-from talker.errors import UserError
-from talker.files import Output, replacing
-from talker.media.audio import WavFile
-from talker.media.speech_encoders import Choice, Encoder, Name, load_encoder
-from talker.media.speech_features import (
-    Statistics,
+from talker.core.files import Output, replacing
+from talker.encoders.base import Choice, Encoder, Name
+from talker.encoders.features import (
     avatar_features,
     describe_clip,
     save_windows,
     whole_frames,
     windows,
 )
+from talker.encoders.registry import load_encoder
+from talker.encoders.statistics import Statistics
+from talker.errors import UserError
+from talker.media.audio import WavFile
 
 MOST_LOOK_AHEAD = 8
 

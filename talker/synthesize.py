@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from talker.clip import FPS, SAMPLES_PER_FRAME
+from talker.core.files import Output
+from talker.core.progress import progress
 from talker.errors import UserError
-from talker.files import Output
 from talker.media.audio import read_wav, write_wav
 from talker.media.video import video_writer
-from talker.progress import progress
-from talker.synthetic.performance import read_timings
+from talker.synthetic.acting import read_timings
 from talker.synthetic.subject import Subject
 
 

@@ -18,8 +18,9 @@ import scipy
 
 from talker import __version__
 from talker.clip import Clip, load_per_frame, runs
+from talker.core.files import Output, replacing
+from talker.core.progress import progress
 from talker.errors import UserError
-from talker.files import Output, replacing
 from talker.head.camera import intrinsics, pose_from_viewmats, project, transforms_file
 from talker.head.dense import fit_head, head_surface, with_hair
 from talker.head.fitting import HUBER, fill_poses, fit_rigid, lift, low_rank, outliers
@@ -28,9 +29,8 @@ from talker.head.fusion import FOLLOWED, fuse, motion_errors
 from talker.head.models import load_head
 from talker.head.morphable import MorphableHead
 from talker.head.occlusion import FACE, covered_frames, face_patch
-from talker.media.numbered import read_numbered
+from talker.media.images import read_numbered
 from talker.media.video import video_writer
-from talker.progress import progress
 
 logger = logging.getLogger(__name__)
 

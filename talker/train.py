@@ -39,14 +39,14 @@ from talker.avatar.speech_encoder import speech_context
 from talker.avatar.speech_prior import fit_speech_encoder
 from talker.avatar.spherical_harmonics import MAX_DEGREE
 from talker.avatar.training_set import Prefetch, Targets, TrainingSet, training_set
-from talker.config import at_least
+from talker.core.config import at_least
+from talker.core.files import Changed, Output, replacing
+from talker.core.parallel import one_thread
+from talker.core.progress import progress
+from talker.core.provenance import code_of
 from talker.dataset import Dataset, Folder, statistics_file
 from talker.errors import UserError
-from talker.files import Changed, Output, replacing
-from talker.judges import load_judge
-from talker.parallel import one_thread
-from talker.progress import progress
-from talker.provenance import code_of
+from talker.measure.networks import load_judge
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ class Config:
     weights: LossWeights = field(default_factory=LossWeights)
     density: DensityConfig = field(default_factory=DensityConfig)
     perceptual: str = ""
-    """TorchScript file of LPIPS for the loss `detail` (talker/judges.py)"""
+    """TorchScript file of LPIPS for the loss `detail` (talker/measure/networks.py)"""
     perceptual_sha256: str = ""
     checkpoint_every: int = 500
     """steps"""

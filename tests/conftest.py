@@ -36,7 +36,7 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Synthetic:
     from talker.clip import SAMPLES_PER_FRAME
     from talker.media.audio import read_wav, write_wav
     from talker.media.video import video_writer
-    from talker.synthetic.performance import read_timings
+    from talker.synthetic.acting import read_timings
     from talker.synthetic.subject import Subject
 
     folder = tmp_path_factory.mktemp("synthetic")
@@ -88,8 +88,8 @@ def clips() -> Path:
 
 def read_mask(path: Path) -> np.ndarray:
     """The classes uint8 [H, W] of a parsing mask."""
-    from talker.media.image import read_image
-    from talker.media.masks import to_classes
+    from talker.data.masks import to_classes
+    from talker.media.images import read_image
 
     return to_classes(read_image(path), path)
 

@@ -5,9 +5,9 @@ import pytest
 
 from talker.background import Config, clean_plate, fill, main
 from talker.clip import Clip
+from talker.data.masks import BACKGROUND, HEAD, write_mask
 from talker.errors import UserError
-from talker.media.image import read_image
-from talker.media.masks import BACKGROUND, HEAD, write_mask
+from talker.media.images import read_image
 
 SIZE = 48, 64
 CLEARANCE = 4.0

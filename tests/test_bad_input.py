@@ -11,8 +11,8 @@ from scipy.spatial.transform import Rotation
 from talker import check, landmarks, track
 from talker.clip import Clip
 from talker.errors import UserError
-from talker.gate import Limits
-from talker.media.image import write_image
+from talker.measure.gate import Limits
+from talker.media.images import write_image
 
 SHORT = Limits(min_seconds=3.0, max_background=100.0)
 """The synthetic clip lasts 4 s, and these cases change its frames, not its masks."""

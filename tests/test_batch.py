@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from talker.batch import Speech, Subject, failures, read_speeches, read_subjects, write_outcome
+from talker.core.batch import Speech, Subject, failures, read_speeches, read_subjects, write_outcome
 from talker.errors import UserError
 
 SCHEMAS = Path(__file__).parent.parent / "workflow" / "schemas"

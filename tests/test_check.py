@@ -12,8 +12,8 @@ import torch
 
 from talker.check import Config, check, main
 from talker.errors import UserError
-from talker.gate import Limits
-from talker.media.image import read_image, write_image
+from talker.measure.gate import Limits
+from talker.media.images import read_image, write_image
 
 FRAMES = 100
 SHORT = Limits(min_seconds=3.0)

@@ -13,8 +13,8 @@ import pytest
 
 from talker import __main__ as cli
 from talker import __version__
+from talker.core.files import Output
 from talker.errors import UserError
-from talker.files import Output
 
 STAGES = list(cli.COMMANDS)
 

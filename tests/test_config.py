@@ -8,7 +8,7 @@ import make_schema
 import pytest
 from jsonschema import Draft202012Validator
 
-from talker.config import from_mapping, read_yaml
+from talker.core.config import from_mapping, read_yaml
 from talker.errors import UserError
 
 

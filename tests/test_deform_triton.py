@@ -45,7 +45,7 @@ def make_avatar(sh_degree: int, heads: int, width: int = 32, count: int = 77) ->
 
 @pytest.mark.parametrize(("sh_degree", "heads"), [(3, 2), (1, 4), (0, 1)])
 def test_equals_the_plain_network(sh_degree: int, heads: int, monkeypatch) -> None:
-    from talker.avatar import deform_triton
+    from talker.avatar.kernels import deform_triton
 
     kernel = deform_triton.deform
     monkeypatch.setattr(deform_triton, "deform", lambda *a: kernel(*a, exact=True))

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
+from talker.core.files import locked, making, replacing
 from talker.errors import UserError
-from talker.files import locked, making, replacing
 
 
 def test_files_and_folders_appear_together(tmp_path):

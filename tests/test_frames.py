@@ -8,11 +8,11 @@ from flash import onsets, write_flashes, write_media
 
 from talker import audio, frames
 from talker.clip import Clip, Crop, Source
-from talker.config import from_mapping
+from talker.core.config import from_mapping
 from talker.errors import UserError
 from talker.frames import Config, choose_crop, find_face, fit, plan
 from talker.media.audio import read_wav
-from talker.media.image import read_image
+from talker.media.images import read_image
 from talker.media.video import probe, video_writer
 
 WHOLE = Config(crop=(0, 0, 64))  # looks for no face

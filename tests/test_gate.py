@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter1d
 
-from talker.gate import LAGS, LEAD, Limits, background_change, judge, lag_of, sync_curve
-from talker.media.masks import BACKGROUND, HEAD
+from talker.data.masks import BACKGROUND, HEAD
+from talker.measure.gate import LAGS, LEAD, Limits, background_change, judge, lag_of, sync_curve
 
 FRAMES = 400
 GOOD = {

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from talker.core.gpu import devices, gpu_slot
 from talker.errors import UserError
-from talker.gpu import devices, gpu_slot
 
 JOB = """
 import os, sys, time
 from pathlib import Path
-from talker.gpu import gpu_slot
+from talker.core.gpu import gpu_slot
 folder, diary, seconds = map(Path, sys.argv[1:])
 with gpu_slot(folder) as device, open(diary, "a") as file:
     assert os.environ["CUDA_VISIBLE_DEVICES"] == device

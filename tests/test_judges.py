@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from talker.errors import UserError
-from talker.judges import (
+from talker.measure.networks import (
     IDENTITY_POINTS,
     aligned_face,
     frechet_distance,

@@ -40,8 +40,8 @@ def train() -> list[np.ndarray]:
     import torch
     from test_rasterize import HEIGHT, WIDTH, make_scene
 
+    from talker.avatar.kernels.rasterize_cpu import rasterize_cpu
     from talker.avatar.losses import ssim
-    from talker.avatar.rasterize_cpu import rasterize_cpu
 
     scene = make_scene().leaves()
     rgb, alpha, *_ = rasterize_cpu(*scene, WIDTH, HEIGHT)
@@ -52,7 +52,7 @@ def train() -> list[np.ndarray]:
 
 
 def film() -> list[np.ndarray]:
-    from talker.synthetic.performance import read_timings
+    from talker.synthetic.acting import read_timings
     from talker.synthetic.subject import Subject
 
     subject = Subject.make(read_timings(ROOT / "demo/timings.json"), 1, 64)
@@ -60,7 +60,7 @@ def film() -> list[np.ndarray]:
 
 
 def kernels() -> list[Any]:
-    from talker.avatar import rasterize_cpu, ssim_cpu
+    from talker.avatar.kernels import rasterize_cpu, ssim_cpu
     from talker.head import zbuffer
     from talker.synthetic import shading
 

@@ -9,7 +9,7 @@ from talker.clip import Clip, Source, load_per_frame
 from talker.errors import UserError
 from talker.head.landmarks68 import landmarks68
 from talker.landmarks import Config, find, follow, interpolate, main, rival
-from talker.media.image import write_image
+from talker.media.images import write_image
 from talker.media.mediapipe import detect_faces, segment_person, track_meshes
 
 CONFIG = Config()

@@ -5,10 +5,10 @@ import pytest
 from conftest import read_mask
 
 from talker.clip import Clip
+from talker.data.masks import BACKGROUND, HEAD, NECK, TORSO
 from talker.errors import UserError
 from talker.layers import Config, main, split
-from talker.media.image import read_image, write_image
-from talker.media.masks import BACKGROUND, HEAD, NECK, TORSO
+from talker.media.images import read_image, write_image
 
 Layers = tuple[np.ndarray, np.ndarray]
 

@@ -128,7 +128,7 @@ def on_a_gpu(test):
 @pytest.mark.parametrize("size", [(64, 96), (37, 51), (3, 5)])
 def test_the_kernel_of_pixels_is_the_plain_one(size):
     """Values and gradients, whatever each term and the composed image weigh."""
-    from talker.avatar.pixels_triton import PixelTerms
+    from talker.avatar.kernels.pixels_triton import PixelTerms
 
     generator = torch.Generator().manual_seed(0)
 

@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
-from talker import metrics as m
 from talker.head.flow import follow_points
 from talker.head.landmarks68 import mouth_opening
+from talker.measure import metrics as m
 
 rng = np.random.default_rng(0)
 

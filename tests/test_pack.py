@@ -8,7 +8,7 @@ import pytest
 
 from talker.dataset import Dataset
 from talker.errors import UserError
-from talker.metrics import psnr
+from talker.measure.metrics import psnr
 from talker.pack import Config, main
 
 

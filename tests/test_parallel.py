@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from talker.parallel import ordered_map
+from talker.core.parallel import ordered_map
 
 
 def test_results_come_in_order_whatever_takes_long():

@@ -7,10 +7,10 @@ import pytest
 from conftest import read_mask
 
 from talker.clip import Clip, Source, load_per_frame
+from talker.data.masks import BACKGROUND, HEAD, NECK, TORSO, write_mask
 from talker.errors import UserError
 from talker.head.landmarks68 import landmarks68
-from talker.media.image import read_image, write_image
-from talker.media.masks import BACKGROUND, HEAD, NECK, TORSO, write_mask
+from talker.media.images import read_image, write_image
 from talker.media.mediapipe import track_meshes
 from talker.parsing import (
     Config,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from talker.avatar.performance import (
+from talker.avatar.drive import (
     blink_track,
     bridged,
     followed_path,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from talker.provenance import closure, code_of
+from talker.core.provenance import closure, code_of
 
 TRACK = '''
 from talker import clip

@@ -14,7 +14,7 @@ from talker.clip import SAMPLES_PER_FRAME
 from talker.dataset import Dataset
 from talker.errors import UserError
 from talker.media.audio import read_wav, write_wav
-from talker.media.image import read_image, write_image
+from talker.media.images import read_image, write_image
 from talker.media.video import video_writer
 from talker.pack import Config as PackConfig
 from talker.pack import main as pack

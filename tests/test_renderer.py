@@ -8,8 +8,8 @@ import torch
 from fake_avatar import FakeAvatar, untrained_avatar
 from torch import nn
 
+from talker.avatar.drive import longest_run, nearest_valid, ping_pong
 from talker.avatar.live import live_avatar
-from talker.avatar.performance import longest_run, nearest_valid, ping_pong
 from talker.avatar.renderer import Drive, load_avatar, render_frames
 from talker.avatar.speech_encoder import speech_context
 from talker.dataset import Dataset

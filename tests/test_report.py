@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from fake_avatar import FakeAvatar
 
-from talker import figures
 from talker import report as stage
 from talker.dataset import Dataset
 from talker.evaluate import CONTROLS, DEFINITIONS, FLOOR, not_computed
-from talker.figures import Curve, chart, draw_mesh, draw_points, picture
+from talker.measure import figures
+from talker.measure.figures import Curve, chart, draw_mesh, draw_points, picture
 from talker.report import Config
 
 BENCHMARK = "s\th:m:s\tmax_rss\tcpu_time\n{}\t0:00:01\t{}\t1\n"

@@ -15,20 +15,15 @@ from torch import nn
 from talker import speak as stage
 from talker.avatar.speech_encoder import CONTEXT
 from talker.clip import SAMPLES_PER_FRAME
+from talker.core.parallel import one_thread
 from talker.dataset import Dataset
+from talker.encoders.base import Choice, Encoder
+from talker.encoders.features import avatar_features, describe, fit_statistics, windows
+from talker.encoders.loudness import slot_levels
+from talker.encoders.mel import load
+from talker.encoders.statistics import Statistics
 from talker.errors import UserError
 from talker.media.audio import write_wav
-from talker.media.loudness import slot_levels
-from talker.media.mel import load
-from talker.media.speech_encoders import Choice, Encoder
-from talker.media.speech_features import (
-    Statistics,
-    avatar_features,
-    describe,
-    fit_statistics,
-    windows,
-)
-from talker.parallel import one_thread
 from talker.speak import Config, Speaker, measure_latency, speak
 
 

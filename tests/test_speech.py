@@ -10,11 +10,13 @@ import torch
 
 from talker import speech
 from talker.clip import Clip, Source
+from talker.encoders import hama
+from talker.encoders.base import Choice, Encoder
+from talker.encoders.features import describe, fit_statistics, windows
+from talker.encoders.registry import load_encoder
+from talker.encoders.statistics import Statistics
 from talker.errors import UserError
-from talker.media import hama
 from talker.media.audio import read_wav, write_wav
-from talker.media.speech_encoders import Choice, Encoder, load_encoder
-from talker.media.speech_features import Statistics, describe, fit_statistics, windows
 from talker.speech import Config
 
 DEFAULT = Config()

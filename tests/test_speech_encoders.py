@@ -5,12 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from talker.encoders import mel, transformer
+from talker.encoders.base import Choice, Encoder
+from talker.encoders.features import describe
+from talker.encoders.loudness import gain_between, pauses, silence_of, slot_levels, speech_level
+from talker.encoders.registry import load_encoder
 from talker.errors import UserError
-from talker.media import mel, transformer
 from talker.media.audio import write_wav
-from talker.media.loudness import gain_between, pauses, silence_of, slot_levels, speech_level
-from talker.media.speech_encoders import Choice, Encoder, load_encoder
-from talker.media.speech_features import describe
 
 TINY = {
     "hidden_size": 32,

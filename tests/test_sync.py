@@ -9,8 +9,8 @@ from scipy.ndimage import gaussian_filter1d
 
 from talker.dataset import Dataset
 from talker.head.landmarks68 import mouth_shape
+from talker.measure.sync import Predictor, family_beside, fit_predictor, sync_score
 from talker.media.audio import WavFile, write_wav
-from talker.sync import Predictor, family_beside, fit_predictor, sync_score
 
 FRAMES = 500
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from talker.errors import UserError
-from talker.syncnet import (
+from talker.measure.syncnet import (
     REACH,
     SyncNet,
     face_crops,

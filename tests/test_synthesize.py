@@ -16,7 +16,7 @@ from talker.media.audio import read_wav
 from talker.media.mediapipe import segment_person, track_meshes
 from talker.media.video import probe
 from talker.synthesize import Config, main
-from talker.synthetic.performance import LEAD, PATHS, Sound, mouth_weights, read_timings
+from talker.synthetic.acting import LEAD, PATHS, Sound, mouth_weights, read_timings
 from talker.synthetic.subject import Truth
 
 LIPS = [13, 14]

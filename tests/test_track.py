@@ -16,14 +16,14 @@ from scipy.spatial.transform import Rotation
 from talker.check import Config as CheckConfig
 from talker.check import check
 from talker.clip import Clip, Source, load_per_frame, save_per_frame
+from talker.data.masks import HEAD
 from talker.errors import UserError
 from talker.head.camera import intrinsics, project, transform_matrices, viewmats_from_pose
 from talker.head.fitting import procrustes, stable_points
 from talker.head.morphable import MorphableHead
-from talker.media.image import read_image, write_image
-from talker.media.masks import HEAD
+from talker.media.images import read_image, write_image
 from talker.media.video import probe, read_frames
-from talker.synthetic.performance import read_timings
+from talker.synthetic.acting import read_timings
 from talker.synthetic.subject import Subject, Truth
 from talker.track import Config, Track, main, track
 

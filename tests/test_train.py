@@ -21,7 +21,7 @@ from talker.avatar.density import DensityConfig
 from talker.avatar.losses import LossWeights, compute_loss
 from talker.avatar.model import Avatar
 from talker.avatar.training_set import TrainingSet, crop_box, training_set
-from talker.config import from_mapping
+from talker.core.config import from_mapping
 from talker.dataset import Dataset
 from talker.errors import UserError
 from talker.train import (

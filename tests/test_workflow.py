@@ -17,8 +17,8 @@ import yaml
 from fake_workflow import ROOT, Workflow
 
 from talker import __main__ as cli
-from talker.config import from_mapping
-from talker.provenance import closure
+from talker.core.config import from_mapping
+from talker.core.provenance import closure
 
 DATASET = {
     "frames",

@@ -17,7 +17,7 @@ from fake_workflow import Workflow
 TALKER = f"""#!{sys.executable}
 import hashlib, os, sys, time
 from pathlib import Path
-from talker.files import making, replacing
+from talker.core.files import making, replacing
 OUTPUTS = {{
     "synthesize": "video truth", "frames": "clip images", "audio": "wav train novel",
     "speech": "features statistics", "landmarks": "landmarks", "parsing": "masks", "blink": "au",

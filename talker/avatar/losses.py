@@ -7,11 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from talker.avatar.kernels.constants import C1, C2, LEVELS, SIGMA, TAPS
 from talker.avatar.training_set import Targets
-
-TAPS, SIGMA = 11, 1.5  # of the Gaussian window, pixels
-C1, C2 = 0.01**2, 0.03**2
-LEVELS = 4
 
 Perceptual = Callable[[Tensor, Tensor], Tensor]
 """Distances [B] of images [B, 3, H, W] in -1..1"""
@@ -42,7 +39,7 @@ def compute_loss(
     directly with the mask, so that Gaussians that only copy the background are pushed away.
     """
     if rgb.is_cuda:
-        from talker.avatar.pixels_triton import PixelTerms
+        from talker.avatar.kernels.pixels_triton import PixelTerms
 
         image, target, terms = PixelTerms.apply(rgb, alpha, *targets)
     else:
@@ -113,10 +110,10 @@ def ssim(image: Tensor, target: Tensor) -> Tensor:
     offsets = torch.arange(TAPS, dtype=image.dtype, device=image.device) - TAPS // 2
     window = torch.softmax(-0.5 * (offsets / SIGMA) ** 2, dim=0)
     if image.is_cuda:
-        from talker.avatar.ssim_triton import MeanSsim as OnGpu
+        from talker.avatar.kernels.ssim_triton import MeanSsim as OnGpu
 
         return OnGpu.apply(image, target, window, C1, C2)
-    from talker.avatar.ssim_cpu import MeanSsim
+    from talker.avatar.kernels.ssim_cpu import MeanSsim
 
     return MeanSsim.apply(image, target, window)
 

@@ -26,11 +26,11 @@ from talker.avatar.speech_encoder import SpeechEncoder
 from talker.avatar.speech_prior import EXPRESSIONS
 from talker.avatar.spherical_harmonics import evaluate_sh
 from talker.avatar.triplane import TriPlane
-from talker.config import from_mapping
+from talker.core.config import from_mapping
 from talker.errors import UserError
 
 if TYPE_CHECKING:
-    from talker.avatar.deform_triton import Weights
+    from talker.avatar.kernels.deform_triton import Weights
 
 EYE_SCALE = 4.0
 """A blink is about 4 deviations of the eye, and the other conditions are standardised. Unscaled, a
@@ -82,7 +82,7 @@ class Shared(NamedTuple):
     features: Tensor
     """[G, D], what the tri-plane knows of each Gaussian"""
     kernel_inputs: tuple[Tensor, Tensor, Tensor, Weights] | None
-    """of `talker.avatar.deform_triton.deform`, where that is used"""
+    """of `talker.avatar.kernels.deform_triton.deform`, where that is used"""
 
 
 class Avatar(nn.Module):
@@ -191,7 +191,7 @@ class Avatar(nn.Module):
 
     def _kernel_inputs(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor, Weights]:
         """`x`, `query`, `base` and `weights` of `deform_triton.deform`."""
-        from talker.avatar.deform_triton import Weights, in_columns
+        from talker.avatar.kernels.deform_triton import Weights, in_columns
 
         block, base = self._only_block(), self.gaussians()
         flat = [base.means, base.quats, base.scales, base.opacities[:, None], base.sh.flatten(1)]
@@ -221,7 +221,7 @@ class Avatar(nn.Module):
         points: Tensor,
         viewmats: Tensor,
     ) -> Splats:
-        from talker.avatar.deform_triton import deform
+        from talker.avatar.kernels.deform_triton import deform
 
         x, query, base, weights = inputs
         key, merged = self._only_block().project(tokens)
@@ -277,7 +277,7 @@ class Avatar(nn.Module):
     def save(self, folder: Path) -> None:
         """Write `config.json`, `weights.safetensors` and `point_cloud.ply` into `folder`.
 
-        One after the other: `talker.files.replacing` makes the folder appear as a whole.
+        One after the other: `talker.core.files.replacing` makes the folder appear as a whole.
         """
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: value.contiguous().cpu() for name, value in self.state_dict().items()}

@@ -49,7 +49,7 @@ def rasterize(splats: Splats, viewmats: Tensor, Ks: Tensor, width: int, height: 
 
 
 def _rasterize_cpu(*arguments) -> Rasterized:
-    from talker.avatar.rasterize_cpu import rasterize_cpu
+    from talker.avatar.kernels.rasterize_cpu import rasterize_cpu
 
     return Rasterized(*rasterize_cpu(*arguments))
 

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from talker.avatar.model import Avatar
 from talker.avatar.speech_encoder import CONTEXT, speech_context
+from talker.core.parallel import one_thread, ordered_map
 from talker.dataset import Dataset
 from talker.errors import UserError
-from talker.parallel import one_thread, ordered_map
 
 Draw = Callable[[Tensor, Tensor, Tensor, Tensor, int, int], tuple[Tensor, Tensor]]
 """speech, eye, viewmats, Ks, height, width -> rgb, alpha: those of `Avatar.forward`"""

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from talker.avatar.speech_encoder import SpeechEncoder
-from talker.parallel import one_thread
+from talker.core.parallel import one_thread
 
 EXPRESSIONS = 10
 FOLDS = 5

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from talker.avatar.speech_prior import expression_targets, rest_expression
+from talker.core.progress import progress
 from talker.dataset import Dataset
 from talker.errors import UserError
 from talker.head.landmarks68 import OUTER_LIPS, mouth_opening
-from talker.progress import progress
 
 CROP_MARGIN = 0.08
 CROP_MULTIPLE = 16

@@ -22,7 +22,7 @@ from talker.head.fitting import fit_rigid, lift, low_rank
 from talker.head.flow import follow_points
 from talker.head.fusion import fuse
 from talker.head.morphable import MorphableHead
-from talker.media.numbered import read_numbered
+from talker.media.images import read_numbered
 
 
 def measure(data: Path, frames: int, expressions: int = 32) -> dict[str, float]:

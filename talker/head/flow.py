@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from talker.parallel import ordered_map
+from talker.core.parallel import ordered_map
 
 WINDOW, LEVELS = (17, 17), 1
 RETURN = 0.35

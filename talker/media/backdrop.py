@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from talker.errors import UserError
-from talker.media.image import read_image
+from talker.media.images import read_image
 from talker.media.video import probe, read_frames
 
 PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}

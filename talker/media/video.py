@@ -21,10 +21,10 @@ from av.error import FFmpegError, InvalidDataError
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
 from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Source
+from talker.core.files import replacing
 from talker.errors import UserError
-from talker.files import replacing
 from talker.media.audio import Sound, WavFile
-from talker.media.image import write_image
+from talker.media.images import write_image
 
 LOST_SECONDS = 0.5  # a file that ends this much before it says is damaged
 SOUND_BIT_RATE = 96_000

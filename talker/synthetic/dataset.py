@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from talker.clip import FPS, SAMPLES_PER_FRAME, Clip, Source, save_per_frame
+from talker.data.masks import write_mask
 from talker.head.camera import pose_from_viewmats, transforms_file
 from talker.head.landmarks68 import write_lms
 from talker.media.audio import write_wav
-from talker.media.image import write_image
-from talker.media.masks import write_mask
+from talker.media.images import write_image
 from talker.synthetic.subject import Truth
 
 SPEECH_WIDTH = 32

@@ -39,7 +39,7 @@ EXPOSURE = 0.78
 LINEAR = (np.arange(256, dtype=np.float32) / 255) ** np.float32(2.2)
 ENCODED = 255 * ((np.arange(4096, dtype=np.float32) + 0.5) / 4096) ** np.float32(1 / 2.2)
 
-inlined = njit(forceinline=True)  # a linked copy may round otherwise, see talker.avatar.kernels
+inlined = njit(forceinline=True)  # a linked copy may round otherwise, see talker.avatar.kernels.jit
 
 
 @inlined

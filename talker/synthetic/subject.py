@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from talker.core.files import replacing
+from talker.core.parallel import ordered_map
 from talker.errors import UserError
-from talker.files import replacing
 from talker.head.landmarks68 import landmarks68
 from talker.head.morphable import MorphableHead
-from talker.parallel import ordered_map
 from talker.synthetic import person
-from talker.synthetic.performance import Performance, Sound, perform
+from talker.synthetic.acting import Performance, Sound, perform
 from talker.synthetic.plate import make_plate
-from talker.synthetic.renderer import Renderer
+from talker.synthetic.raster import Renderer
 
 DISTANCE = 8.5  # dm from the camera to the face
 FOCAL_OVER_SIZE = 2.35

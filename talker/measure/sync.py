@@ -15,12 +15,13 @@ import numpy as np
 
 from talker.clip import FPS
 from talker.dataset import Dataset
+from talker.encoders.base import Choice, Encoder
+from talker.encoders.features import SLOTS_PER_FRAME, describe, windows
+from talker.encoders.loudness import pauses, slot_levels, speech_level
+from talker.encoders.registry import load_encoder
 from talker.head.landmarks68 import mouth_shape
+from talker.measure.metrics import correlation, lag_curve
 from talker.media.audio import Sound
-from talker.media.loudness import pauses, slot_levels, speech_level
-from talker.media.speech_encoders import Choice, Encoder, load_encoder
-from talker.media.speech_features import SLOTS_PER_FRAME, describe, windows
-from talker.metrics import correlation, lag_curve
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from talker.errors import UserError
-from talker.media.image import write_image
+from talker.media.images import write_image
 
 BACKGROUND, HEAD, NECK, TORSO = range(4)
 COLOURS = np.array([(255, 255, 255), (0, 0, 255), (0, 255, 0), (255, 0, 0)], np.uint8)

@@ -5,18 +5,15 @@ is brought to the loudness of the training speech, and long pauses become one fi
 whatever the noise in them, so that an avatar can learn to close its mouth there.
 """
 
-import zipfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from talker.clip import SAMPLE_RATE, SAMPLES_PER_FRAME, load_arrays
-from talker.errors import UserError
-from talker.media.audio import Sound
-from talker.media.loudness import (
+from talker.clip import SAMPLE_RATE, SAMPLES_PER_FRAME
+from talker.encoders.base import Choice, Encoder
+from talker.encoders.loudness import (
     SLOT,
     SLOT_RATE,
     gain_between,
@@ -24,7 +21,9 @@ from talker.media.loudness import (
     slot_levels,
     speech_level,
 )
-from talker.media.speech_encoders import Choice, Encoder
+from talker.encoders.statistics import Statistics
+from talker.errors import UserError
+from talker.media.audio import Sound
 
 SLOTS_PER_FRAME = 2  # slot k is centred on 10 + 20 k ms
 WINDOW = 16
@@ -34,62 +33,6 @@ CONTEXT = 2 * SLOT_RATE
 """slots heard, but not described, on both sides of them"""
 QUIETEST = 0.05
 """part of the training slots whose mean points to the feature vector of silence"""
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """How an encoder's features become those of an avatar; learned from its training frames.
-
-    mean is [D], components are orthonormal rows [C, D], scale is [C]: the standard deviations of
-    the components. sha256 identifies the encoder's weights. level is the loudness of the speech in
-    dBFS (nan: unknown), silence [C] the features of a pause that lasts `pause` seconds or more.
-    """
-
-    encoder: str
-    model: str
-    layer: int
-    sha256: str
-    look_ahead: int
-    level: float
-    pause: float
-    mean: np.ndarray
-    components: np.ndarray
-    scale: np.ndarray
-    silence: np.ndarray
-
-    @property
-    def choice(self) -> Choice:
-        return Choice(self.encoder, self.model, self.layer)
-
-    def reduce(self, slots: np.ndarray) -> np.ndarray:
-        """Map encoder features [K, D] to whitened components float32 [K, C]."""
-        return ((slots - self.mean) @ self.components.T / self.scale).astype(np.float32)
-
-    @classmethod
-    def load(cls, path: Path | zipfile.Path) -> "Statistics":
-        """Read what `save` wrote; UserError if it is missing or damaged."""
-        try:
-            archive = load_arrays(path)
-            return cls(
-                encoder=str(archive["encoder"]),
-                model=str(archive["model"]),
-                layer=int(archive["layer"]),
-                sha256=str(archive["sha256"]),
-                look_ahead=int(archive["look_ahead"]),
-                level=float(archive["level"]),
-                pause=float(archive["pause"]),
-                mean=archive["mean"],
-                components=archive["components"],
-                scale=archive["scale"],
-                silence=archive["silence"],
-            )
-        except (UserError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{path}: expected the statistics that `talker speech --clip` writes ({error})"
-            ) from error
-
-    def save(self, path: Path) -> None:
-        np.savez(path, **vars(self))
 
 
 def describe(encoder: Encoder, sound: Sound, gain: float = 1.0) -> Iterator[np.ndarray]:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from talker.clip import SAMPLE_RATE
+from talker.core.parallel import one_thread
+from talker.encoders.base import Encoder
 from talker.errors import UserError
-from talker.media.speech_encoders import Encoder
-from talker.parallel import one_thread
 
 VERSION = "1.3.10"
 WEIGHTS = "hama/assets/asr_waveform_fp16.onnx"

@@ -14,8 +14,8 @@ import torch
 from torch.nn import functional as F
 
 from talker.clip import SAMPLE_RATE
+from talker.encoders.base import Encoder
 from talker.errors import UserError
-from talker.media.speech_encoders import Encoder
 
 RATE = 50
 HOP = SAMPLE_RATE // RATE

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from talker.avatar.losses import LEVELS
+from talker.avatar.kernels.constants import LEVELS
 
 LINES, COLUMNS = 16, 16
 """of a block, multiples of the coarsest cell"""

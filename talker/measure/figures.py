@@ -14,7 +14,7 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from talker.head.camera import project
-from talker.media.image import jpeg_bytes
+from talker.media.images import jpeg_bytes
 
 MARGIN = {"left": 46, "right": 12, "top": 10, "bottom": 36}
 

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from talker.clip import SAMPLE_RATE
 from talker.errors import UserError
-from talker.judges import verified
+from talker.measure.networks import verified
 
 FACE = 224
 """pixels"""

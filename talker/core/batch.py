@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 from jsonschema import Draft202012Validator
 
+from talker.core.files import replacing
 from talker.errors import UserError
-from talker.files import replacing
 
 Schema = Mapping[str, Any]
 

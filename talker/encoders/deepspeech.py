@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from talker.clip import SAMPLE_RATE, load_array
+from talker.encoders.base import Encoder
 from talker.errors import UserError
 from talker.media.audio import WavFile
-from talker.media.speech_encoders import Encoder
 
 FILE = "aud_ds.npy"
 DIMS = 29

@@ -19,7 +19,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from talker.avatar.kernels import inlined, kernel, run
+from talker.avatar.kernels.jit import inlined, kernel, run
 
 f32 = np.float32
 index = np.uint64  # signed indices would be tested for wrap-around in the inner loops

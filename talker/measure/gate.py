@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from talker.clip import FPS
-from talker.media.masks import BACKGROUND
+from talker.data.masks import BACKGROUND
 
 LAGS = np.arange(-12, 13)
 """Frames by which sound may come after the picture when the two are compared."""

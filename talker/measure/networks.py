@@ -4,7 +4,7 @@ A file is a TorchScript module, named by path and sha256, so that nothing runs t
 `lpips(x, y) -> [B]` on images [B, 3, H, W] in -1..1, `inception(x) -> [B, D]` on
 [B, 3, 299, 299] in 0..1, `identity(x) -> [B, D]` on aligned faces [B, 3, 112, 112] in -1..1
 (`torch.jit.trace(network, examples).save(path)` writes one). These networks come in many shapes and
-files; a traced one brings its own. SyncNet comes in one: talker/syncnet.py.
+files; a traced one brings its own. SyncNet comes in one: talker/measure/syncnet.py.
 """
 
 import hashlib

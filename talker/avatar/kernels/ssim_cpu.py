@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from talker.avatar import losses
-from talker.avatar.kernels import inlined, kernel, run
+from talker.avatar.kernels import constants
+from talker.avatar.kernels.jit import inlined, kernel, run
 
 f32 = np.float32
 index = np.uint64  # signed indices would be tested for wrap-around in the inner loops
-C1, C2 = f32(losses.C1), f32(losses.C2)
-TAPS = losses.TAPS
+C1, C2 = f32(constants.C1), f32(constants.C2)
+TAPS = constants.TAPS
 RADIUS = TAPS // 2
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from talker.clip import SAMPLE_RATE
-from talker.media.speech_encoders import Encoder
+from talker.encoders.base import Encoder
 
 BANDS = 80
 WINDOW = SAMPLE_RATE // 40

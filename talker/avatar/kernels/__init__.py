@@ -1,0 +1,1 @@
+"""Numerical kernels for CPU (numba) and GPU (Triton)."""

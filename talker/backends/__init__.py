@@ -1,0 +1,1 @@
+"""Backends of landmarks, parsing and blink: one adapter file for each model."""

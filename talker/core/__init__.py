@@ -1,0 +1,1 @@
+"""What runs any command: configuration, files, processes. It knows no face."""

@@ -1,0 +1,1 @@
+"""The dataset folder: file names, formats, import and export."""

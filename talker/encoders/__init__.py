@@ -1,0 +1,1 @@
+"""Speech encoders: one adapter file for each model, and what they share."""

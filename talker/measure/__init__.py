@@ -1,0 +1,1 @@
+"""Metrics, quality gates and the figures that show them."""
