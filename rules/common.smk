@@ -5,18 +5,17 @@ import functools
 import hashlib
 import re
 import shlex
-import shutil
 import sys
 from pathlib import Path
 
 import yaml
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
-from snakemake.utils import update_config
 
 from talker.core.batch import Subject, failures, faults, read_speeches, read_subjects, write_outcome
-from talker.errors import UserError
+from talker.core.presets import choose_preset, merge_options, update
 from talker.core.provenance import code_of
+from talker.errors import UserError
 
 AUDIO_SUFFIXES = {".wav", ".mp3", ".flac", ".m4a", ".aac", ".ogg", ".opus"}
 
@@ -166,8 +165,7 @@ def words(stage, subject):
 
     options = dict(OPTIONS)
     if subject is not None:
-        options = copy.deepcopy(OPTIONS)
-        update_config(options, SUBJECTS[subject].options)
+        options = update(copy.deepcopy(OPTIONS), SUBJECTS[subject].options)
     return shlex.join(flags_of(options.get(stage, {})))
 
 
@@ -225,15 +223,10 @@ try:
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
-PRESET = config["preset"]
-if PRESET == "auto":
-    PRESET = "full" if shutil.which("nvidia-smi") else "draft"
+PRESET = choose_preset(config["preset"])
 GPU = int(PRESET != "draft")
-OPTIONS = read_yaml(f"../config/presets/{PRESET}.yaml")
-update_config(OPTIONS, config.get("options") or {})
-ENCODER = config.get("encoder", "hama")
-for stage in ("speech", "train"):
-    OPTIONS.setdefault(stage, {})["encoder"] = ENCODER
+OPTIONS = merge_options(read_yaml(f"../config/presets/{PRESET}.yaml"), config)
+ENCODER = OPTIONS["speech"]["encoder"]
 
 check_files()
 check_scores()

@@ -6,15 +6,14 @@ The Snakefile reads the schema because importing the stages, and torch with them
 test fails where the two are out of step.
 """
 
-import dataclasses
 import importlib
 import inspect
-import types
 import typing
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter
 
 from talker.__main__ import COMMANDS
 
@@ -25,7 +24,6 @@ BY_HAND = {"bench", "pack", "speak"}
 """Stages that no rule runs."""
 FILE = "^[^{}<>]+$"
 """Snakemake takes these for wildcards and path variables."""
-SCALARS = {bool: "boolean", int: "integer", float: "number", str: "string", Path: "string"}
 
 
 def options_of(stage: str) -> type:
@@ -35,32 +33,27 @@ def options_of(stage: str) -> type:
 
 
 def schema_of(kind: Any) -> dict[str, Any]:
-    """Return the JSON schema of an annotation: a dataclass, a scalar, a tuple, a choice, a union.
+    """Return the JSON schema of a validated dataclass or of an annotation, without references."""
+    schema = TypeAdapter(kind).json_schema()
+    return _inlined(schema, schema.pop("$defs", {}))
 
-    Raises:
-        TypeError: an annotation of another kind.
-    """
-    arguments = typing.get_args(kind)
-    if kind in SCALARS:
-        return {"type": SCALARS[kind]}
-    if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        fields = {field.name: schema_of(hints[field.name]) for field in dataclasses.fields(kind)}
-        return {"type": "object", "additionalProperties": False, "properties": fields}
-    if typing.get_origin(kind) is typing.Literal:
-        return {"enum": list(arguments)}
-    if typing.get_origin(kind) is tuple and arguments[-1] is Ellipsis:
-        return {"type": "array", "items": schema_of(arguments[0])}
-    if typing.get_origin(kind) is tuple:
-        items = [schema_of(argument) for argument in arguments]
-        return {"type": "array", "prefixItems": items, "items": False, "minItems": len(items)}
-    if isinstance(kind, types.UnionType):
-        members = [schema_of(argument) for argument in arguments]
-        simple = all(set(member) == {"type"} for member in members)
-        return {"type": [m["type"] for m in members]} if simple else {"anyOf": members}
-    if kind is type(None):
-        return {"type": "null"}
-    raise TypeError(f"no JSON schema for {kind}")
+
+def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
+    """Replace references by what they refer to, and leave out the titles that repeat the names."""
+    if isinstance(schema, list):
+        return [_inlined(item, definitions) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        definition = definitions[schema["$ref"].rpartition("/")[2]]
+        return _inlined(
+            {**definition, **{k: v for k, v in schema.items() if k != "$ref"}}, definitions
+        )
+    return {
+        key: _inlined(value, definitions)
+        for key, value in schema.items()
+        if not (key == "title" and isinstance(value, str))
+    }
 
 
 def config_schema() -> dict[str, Any]:

@@ -39,7 +39,9 @@ COMMANDS = {
     "synthesize": "make the demo subject, with its exact truth",
 }
 
-GPU_STAGES = {"train", "render", "evaluate", "bench"}
+GPU_STAGES = {"train", "render", "evaluate", "report", "bench"}
+WORKFLOW_KEYS = {"preset", "encoder", "options", "subjects"}
+"""Keys that tell the workflow's configuration from a file with a section for each stage."""
 
 
 def _usage() -> str:
@@ -48,8 +50,9 @@ def _usage() -> str:
     return (
         "usage: talker STAGE [options]\n\n"
         f"{rows}\n\n"
-        "`talker STAGE --help` lists a stage's options; `--config FILE.yaml` reads them from the "
-        "section of that name in a YAML file."
+        "`talker STAGE --help` lists a stage's options. `--config FILE` reads them from the\n"
+        "workflow's configuration (config/config.yaml), or from a YAML file with a section for\n"
+        "each stage."
     )
 
 
@@ -98,6 +101,9 @@ def _alone(stage: str, main: Callable[..., None]) -> Callable[..., None]:
 
 def _run(stage: str, args: list[str]) -> None:
     import tyro
+    from pydantic import ValidationError
+
+    from talker.core.config import explain
 
     main = importlib.import_module(f"talker.{stage}").main
     default = inspect.signature(main).parameters["config"].default
@@ -106,12 +112,35 @@ def _run(stage: str, args: list[str]) -> None:
     main = _alone(stage, main)
     config_file, args = _take_config(args)
     if config_file is not None:
-        from talker.core.config import from_mapping, read_yaml
+        main = functools.partial(main, config=_read_options(config_file, stage, type(default)))
+    try:
+        tyro.cli(main, prog=f"talker {stage}", args=args)
+    except ValidationError as error:
+        lines = explain(error, type(default), lambda key: f"--{key.replace('_', '-')}")
+        raise UserError("\n  ".join(lines)) from error
 
-        section = read_yaml(config_file).get(stage)
-        given = from_mapping(type(default), section, f"{config_file}: {stage}")
-        main = functools.partial(main, config=given)
-    tyro.cli(main, prog=f"talker {stage}", args=args)
+
+def _read_options(path: Path, stage: str, config: type) -> typing.Any:
+    """Read the options of a stage from a file: the workflow's configuration, or one of sections.
+
+    Raises:
+        UserError: the file holds neither, or an option is unknown or out of range.
+    """
+    from talker.core.config import from_mapping, read_yaml
+    from talker.core.presets import choose_preset, merge_options
+
+    values = read_yaml(path)
+    if WORKFLOW_KEYS & set(values):
+        preset = choose_preset(values.get("preset", "auto"))
+        presets = path.parent / "presets" / f"{preset}.yaml"
+        options = merge_options(read_yaml(presets) if presets.exists() else {}, values)
+        return from_mapping(config, options.get(stage), f"{path}: options: {stage}")
+    if unknown := sorted(set(values) - set(COMMANDS)):
+        raise UserError(
+            f"{path}: expected sections named after stages, or the workflow's configuration; "
+            f"found the key '{unknown[0]}'"
+        )
+    return from_mapping(config, values.get(stage), f"{path}: {stage}")
 
 
 def main() -> None:

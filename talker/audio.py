@@ -6,12 +6,12 @@ aud_novel.wav`, or for new speech `talker audio --source hello.mp3 --wav hello.w
 
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Clip
+from talker.core.config import validated
 from talker.core.files import Output, replacing
 from talker.errors import UserError
 from talker.media.audio import decode_audio, decoded_blocks, write_wav
@@ -19,7 +19,7 @@ from talker.media.audio import decode_audio, decoded_blocks, write_wav
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@validated
 class Config:
     """Options of `talker audio`."""
 

@@ -7,7 +7,6 @@ filled from its nearest neighbours.
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -15,6 +14,7 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt
 
 from talker.clip import Clip
+from talker.core.config import validated
 from talker.core.files import Output, replacing
 from talker.core.progress import progress
 from talker.data.masks import BACKGROUND, to_classes
@@ -24,7 +24,7 @@ from talker.media.images import read_numbered, write_image
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@validated
 class Config:
     every: int = 20
     """every n-th frame is looked at; more of them in clips with fewer than `least` such frames"""

@@ -29,7 +29,7 @@ from talker.avatar.rasterize import Splats, rasterize
 from talker.avatar.renderer import MAX_WORKERS, Drive, render_frames
 from talker.avatar.training_set import Targets, TrainingSet, training_set
 from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
-from talker.core.config import at_least
+from talker.core.config import AtLeast0, AtLeast1, validated
 from talker.core.files import replacing
 from talker.core.parallel import one_thread, ordered_map
 from talker.dataset import Dataset
@@ -46,7 +46,7 @@ from talker.render import Config as RenderConfig
 from talker.render import render
 from talker.speak import Config as SpeakConfig
 from talker.speak import Speaker, measure_latency
-from talker.train import MIN_SIZE, Conditions, Training, pick_device
+from talker.train import Conditions, ImageSize, Training, pick_device
 from talker.train import Config as TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -63,26 +63,26 @@ STEPS = 10
 """taken in a row on a GPU, which training waits for as seldom"""
 
 
-@dataclass(frozen=True)
+@validated
 class Config:
     """Options of `talker bench`."""
 
     gaussians: tuple[int, ...] = (20_000, 50_000)
-    image_size: int = 512
+    image_size: ImageSize = 512
     encoder: str = "hama"
     """whose speech features of the dataset to take, and what hears the sound that is spoken live"""
     render_batches: tuple[int, ...] = (1, 128)
-    train_batch: int = 32
-    copies: int = 1
+    train_batch: AtLeast1 = 32
+    copies: AtLeast1 = 1
     """how often to take each training frame, as of a longer clip"""
-    warm_up: int = 5
-    repeats: int = 20
+    warm_up: AtLeast0 = 5
+    repeats: AtLeast1 = 20
     """the median of so many runs is told"""
     device: str = "auto"
     """auto, cpu or cuda"""
     speech: float = 10.0
     """seconds of sound that is spoken live (talker speak); 0: none"""
-    hop: int = 2
+    hop: AtLeast1 = 2
     """frames that it renders at once"""
 
 
@@ -345,7 +345,6 @@ def main(*, data: Path | None = None, json: Path | None = None, config: Config =
         json: where to write the numbers too.
         config: options.
     """
-    at_least(config, image_size=MIN_SIZE, train_batch=1, copies=1, warm_up=0, repeats=1, hop=1)
     device = pick_device(config.device)
     if data is None:
         dataset = made_up_subject(config.image_size, device)

@@ -6,12 +6,12 @@ person to person.
 """
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from talker.clip import FPS, Clip, load_per_frame
+from talker.core.config import validated
 from talker.core.files import Output, replacing
 from talker.head.landmarks68 import eye_aspect_ratio, landmarks68
 
@@ -21,7 +21,7 @@ CLOSED_AU45 = 5.0
 HEADER = "frame, timestamp, confidence, success, AU45_r"
 
 
-@dataclass(frozen=True)
+@validated
 class Config:
     open_percentile: float = 75.0
     """percentile of the eye aspect ratio at which the eyes count as open; rejects its noise"""

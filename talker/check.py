@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Clip, load_array, load_per_frame, runs
+from talker.core.config import validated
 from talker.core.files import Output, replacing
 from talker.data.masks import COLOURS, HEAD, to_classes
 from talker.dataset import (
@@ -73,7 +74,7 @@ MEASURES = (
 BLINK = 2.0  # AU45 above which the avatar takes an eye for closed
 
 
-@dataclass(frozen=True)
+@validated
 class Config:
     """How closely a folder is looked at."""
 

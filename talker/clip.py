@@ -9,13 +9,12 @@ import io
 import json
 import zipfile
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.lib.format import read_array
 
-from talker.core.config import from_mapping
+from talker.core.config import from_mapping, validated
 from talker.core.files import replacing
 from talker.errors import UserError
 
@@ -25,7 +24,7 @@ SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
 VERSION = 1
 
 
-@dataclass(frozen=True)
+@validated
 class Source:
     """What was found in the video file that the clip was made from.
 
@@ -45,7 +44,7 @@ class Source:
     codec: str
 
 
-@dataclass(frozen=True)
+@validated
 class Crop:
     """The square that was cut out of the (upright) source frame, in source pixels."""
 
@@ -54,7 +53,7 @@ class Crop:
     size: int
 
 
-@dataclass(frozen=True)
+@validated
 class Clip:
     """A clip of `frames` images of `height` x `width` pixels at 25 fps."""
 

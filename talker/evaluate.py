@@ -22,7 +22,7 @@ from scipy.ndimage import binary_dilation, binary_erosion
 from talker.avatar.model import Avatar
 from talker.avatar.renderer import Drive, avatar_dataset, load_avatar, render_frames
 from talker.clip import SAMPLE_RATE, SAMPLES_PER_FRAME
-from talker.core.config import at_least
+from talker.core.config import AtLeast0, AtLeast1, validated
 from talker.core.files import Output, replacing
 from talker.core.progress import progress
 from talker.dataset import Dataset, over
@@ -137,13 +137,13 @@ JUDGES = {
 Row = dict[str, float]
 
 
-@dataclass(frozen=True)
+@validated
 class Config:
     """Options of `talker evaluate`."""
 
-    batch: int = 0
+    batch: AtLeast0 = 0
     """frames rendered at once; 0: 32 on a GPU, 8 without"""
-    shuffles: int = 8
+    shuffles: AtLeast1 = 8
     """turns of the sound track that the shuffled-audio control is averaged over, at least 1"""
     lpips: str = ""
     """TorchScript file of LPIPS (talker/measure/networks.py); empty: not computed"""
@@ -268,7 +268,6 @@ def evaluate(
     Raises:
         UserError: the dataset holds out no frames, or there is to be no shuffled control.
     """
-    at_least(config, batch=0, shuffles=1)
     ids = measured_ids(dataset)
     if len(ids) == 0:
         raise UserError(

@@ -5,13 +5,13 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from talker.clip import FPS, Clip, Crop, Source
+from talker.core.config import validated
 from talker.core.files import Output, replacing
 from talker.core.parallel import ordered_map
 from talker.core.progress import progress
@@ -27,7 +27,7 @@ PORTRAIT_FACE = 0.3  # a square video whose face is this wide (of its width) nee
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@validated
 class Config:
     """Options of `talker frames`."""
 

@@ -7,12 +7,12 @@ points are interpolated.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from talker.clip import Clip, save_per_frame
+from talker.core.config import validated
 from talker.core.files import Changed, Output
 from talker.core.progress import progress
 from talker.errors import UserError
@@ -26,7 +26,7 @@ SMALL_FACE = 0.25
 """The mesh's own detector misses faces narrower than this part of the image (measured: 1/8)."""
 
 
-@dataclass(frozen=True)
+@validated
 class Config:
     min_valid: float = 0.8
     """least part of the frames in which the face must be found"""

@@ -6,13 +6,13 @@ behind the chin so that a moving jaw uncovers no hole.
 --torso torso_imgs`
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from talker.clip import Clip
+from talker.core.config import validated
 from talker.core.files import Output, replacing
 from talker.core.parallel import ordered_map
 from talker.core.progress import progress
@@ -21,7 +21,7 @@ from talker.errors import UserError
 from talker.media.images import read_image, read_numbered, write_image
 
 
-@dataclass(frozen=True)
+@validated
 class Config:
     """Lengths are in pixels of a 512-pixel image (longer side) and follow the image's size."""
 

@@ -10,12 +10,12 @@ import logging
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from talker.core.config import validated
 from talker.core.files import Output, replacing
 from talker.core.progress import progress
 from talker.dataset import PUBLISHED_SPEECH, Dataset, speech_file
@@ -38,7 +38,7 @@ KEPT = (
 )
 
 
-@dataclass(frozen=True)
+@validated
 class Config:
     """Options of `talker pack`."""
 

@@ -16,6 +16,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from talker.clip import Clip, load_per_frame
+from talker.core.config import validated
 from talker.core.files import Output, replacing
 from talker.core.parallel import ordered_map
 from talker.core.progress import progress
@@ -55,7 +56,7 @@ MOUTH_LEVEL = 0.65
 """of the height of what shows skin, from its top"""
 
 
-@dataclass(frozen=True)
+@validated
 class Config:
     samples: int = 24
     """frames, spread over the clip, that the colours and priors are learned from"""

@@ -29,7 +29,7 @@ from talker.avatar.model import Avatar
 from talker.avatar.renderer import Drive, Windows, avatar_dataset, load_avatar, render_frames
 from talker.avatar.speech_prior import EXPRESSIONS
 from talker.clip import SAMPLES_PER_FRAME
-from talker.core.config import at_least
+from talker.core.config import AtLeast0, validated
 from talker.core.files import Output
 from talker.core.progress import progress
 from talker.dataset import Dataset
@@ -44,11 +44,11 @@ logger = logging.getLogger(__name__)
 PLATE, TRANSPARENT = "plate", "transparent"
 
 
-@dataclass(frozen=True)
+@validated
 class Config:
     """Options of `talker render`."""
 
-    batch: int = 0
+    batch: AtLeast0 = 0
     """frames rendered at once; 0: 32 on a GPU, 8 without. It bounds the memory, however long the
     speech"""
     crf: int = 18
@@ -196,7 +196,6 @@ def main(
     """
     if (split is None) == (speech is None) or (speech is None) != (wav is None):
         raise UserError("expected either --split, or --speech together with --wav")
-    at_least(config, batch=0)
     model = load_avatar(avatar)
     dataset = avatar_dataset(data, model)
     tracks = Tracks(pose, blink, expression)

@@ -10,7 +10,6 @@ import logging
 import os
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import numpy as np
 from talker.avatar.model import Avatar
 from talker.avatar.renderer import Drive, avatar_dataset, load_avatar, render_frames
 from talker.clip import FPS, Clip
+from talker.core.config import validated
 from talker.core.files import Output, replacing
 from talker.dataset import Dataset
 from talker.errors import UserError
@@ -58,7 +58,7 @@ MASKS = {
 Section = dict[str, Any]
 
 
-@dataclass(frozen=True)
+@validated
 class Config:
     """Options of `talker report`."""
 

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,7 +20,7 @@ from talker.avatar.live import live_avatar
 from talker.avatar.renderer import Drive, avatar_dataset, load_avatar, render_frames
 from talker.avatar.speech_encoder import CONTEXT
 from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
-from talker.core.config import at_least
+from talker.core.config import AtLeast1, NonNegative, validated
 from talker.dataset import Dataset, statistics_file
 from talker.encoders.base import Encoder
 from talker.encoders.features import (
@@ -50,15 +49,15 @@ GONE = BrokenPipeError, ConnectionResetError
 """What a closed viewer raises."""
 
 
-@dataclass(frozen=True)
+@validated
 class Config:
     """Options of `talker speak`."""
 
-    hop: int = 2
+    hop: AtLeast1 = 2
     """frames rendered at once: fewer come sooner, more cost less"""
-    ahead: float = 0.1
+    ahead: NonNegative = 0.1
     """seconds of sound that the encoder waits for beyond what it describes"""
-    past: float = 4.0
+    past: NonNegative = 4.0
     """seconds of sound that it hears again for every hop"""
     seed: int = 0
     """of the blinks"""
@@ -266,7 +265,6 @@ def main(
         benchmark: measure latency and speed on this wav (of `talker audio`) instead.
         config: options.
     """
-    at_least(config, hop=1, ahead=0, past=0)
     speaker = load_speaker(data, avatar, config)
     dataset = speaker.dataset
     if benchmark is not None:

@@ -5,10 +5,10 @@ learns the PCA from the clip's training frames; without `--clip` it applies it t
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from talker.clip import Clip
+from talker.core.config import validated
 from talker.core.files import Output, replacing
 from talker.encoders.base import Choice, Encoder, Name
 from talker.encoders.features import (
@@ -26,7 +26,7 @@ from talker.media.audio import WavFile
 MOST_LOOK_AHEAD = 8
 
 
-@dataclass(frozen=True)
+@validated
 class Config:
     """Options of `talker speech` for a clip; new speech takes them from the clip's statistics."""
 

@@ -5,12 +5,12 @@ talker synthesize --speech demo/speech.wav --timings demo/timings.json
 """
 
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from talker.clip import FPS, SAMPLES_PER_FRAME
+from talker.core.config import validated
 from talker.core.files import Output
 from talker.core.progress import progress
 from talker.errors import UserError
@@ -20,7 +20,7 @@ from talker.synthetic.acting import read_timings
 from talker.synthetic.subject import Subject
 
 
-@dataclass(frozen=True)
+@validated
 class Config:
     """How the demo subject is filmed."""
 

@@ -18,6 +18,7 @@ import scipy
 
 from talker import __version__
 from talker.clip import Clip, load_per_frame, runs
+from talker.core.config import validated
 from talker.core.files import Output, replacing
 from talker.core.progress import progress
 from talker.errors import UserError
@@ -54,7 +55,7 @@ STILL = 0.02
 """Pixels: a face that moves less from one frame to the next is a picture that stands still."""
 
 
-@dataclass(frozen=True)
+@validated
 class Config:
     """How the head is tracked."""
 

@@ -15,13 +15,14 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
@@ -39,7 +40,7 @@ from talker.avatar.speech_encoder import speech_context
 from talker.avatar.speech_prior import fit_speech_encoder
 from talker.avatar.spherical_harmonics import MAX_DEGREE
 from talker.avatar.training_set import Prefetch, Targets, TrainingSet, training_set
-from talker.core.config import at_least
+from talker.core.config import AtLeast0, AtLeast1, Fraction, NonNegative, validated
 from talker.core.files import Changed, Output, replacing
 from talker.core.parallel import one_thread
 from talker.core.progress import progress
@@ -58,12 +59,13 @@ COLOUR_FRAMES = 16
 LOG_EVERY = 20
 MIN_SIZE = 16
 """pixels; the crop around a head is a multiple of it"""
+ImageSize = Annotated[int, Field(ge=MIN_SIZE)]
 CPU_CHUNK = 2
 """On the CPU a batch is split among threads, this many images each: torch's own threads wait for
 each other at every one of the many small operations. Results do not depend on the cores' number."""
 
 
-@dataclass(frozen=True)
+@validated
 class LearningRates:
     """Adam rates, in dm where they move points; none depends on how much the head moves."""
 
@@ -82,38 +84,38 @@ class LearningRates:
     """the last rate of a stage over its first; exponential in between (not for colour, opacity)"""
 
 
-@dataclass(frozen=True)
+@validated
 class Config:
     encoder: str = "hama"
     """whose speech features to train on (the workflow sets it from its own key `encoder`)"""
-    image_size: int = 512
+    image_size: ImageSize = 512
     """longer side of the training images, pixels"""
     device: str = "auto"
     """auto, cpu or cuda"""
-    seed: int = 6666
+    seed: AtLeast0 = 6666
 
-    gaussians: int = 20_000
+    gaussians: Annotated[int, Field(gt=NEIGHBOURS)] = 20_000
     """how many to start with"""
-    sh_degree: int = 3
-    plane_resolutions: tuple[int, ...] = (64, 128)
-    plane_channels: int = 32
-    features: int = 64
-    heads: int = 2
-    layers: int = 1
-    hidden: int = 128
+    sh_degree: Annotated[int, Field(ge=0, le=MAX_DEGREE)] = 3
+    plane_resolutions: tuple[AtLeast1, ...] = (64, 128)
+    plane_channels: AtLeast1 = 32
+    features: AtLeast1 = 64
+    heads: AtLeast1 = 2
+    layers: AtLeast1 = 1
+    hidden: AtLeast1 = 128
 
-    canonical_steps: int = 1_500
-    canonical_batch: int = 8
-    deformation_steps: int = 4_000
-    deformation_batch: int = 32
-    max_epochs: int = 400
+    canonical_steps: AtLeast1 = 1_500
+    canonical_batch: AtLeast1 = 8
+    deformation_steps: AtLeast1 = 4_000
+    deformation_batch: AtLeast1 = 32
+    max_epochs: AtLeast1 = 400
     """a short clip is done when every frame was seen this often in the deformation stage"""
-    pose_noise: float = 1.0
+    pose_noise: NonNegative = 1.0
     """noise on the pose token, in standard deviations of the poses: the pose must not tell the
     network which frame it is, or the mouth follows the head instead of the speech"""
-    speech_noise: float = 0.1
+    speech_noise: NonNegative = 0.1
     """noise on the speech windows"""
-    expression_share: float = 0.5
+    expression_share: Fraction = 0.5
     """how many training frames are driven by the tracked expression instead of speech: it tells
     the mouth in full, so that the network need not guess the rest from blink and pose"""
 
@@ -123,8 +125,12 @@ class Config:
     perceptual: str = ""
     """TorchScript file of LPIPS for the loss `detail` (talker/measure/networks.py)"""
     perceptual_sha256: str = ""
-    checkpoint_every: int = 500
+    checkpoint_every: AtLeast1 = 500
     """steps"""
+
+    def __post_init__(self) -> None:
+        if self.features % self.heads:
+            raise ValueError(f"heads: {self.heads} does not divide features: {self.features}")
 
 
 def batch_rows(count: int, batch: int, step: int, seed: int) -> Tensor:
@@ -522,20 +528,6 @@ def _begin(training: Training, state: dict[str, Any] | None) -> None:
     )
 
 
-def _check(config: Config) -> None:
-    """Refuse options that no training can have."""
-    at_least(config, image_size=MIN_SIZE, gaussians=NEIGHBOURS + 1, seed=0, sh_degree=0)
-    at_least(config, plane_channels=1, features=1, heads=1, layers=1, hidden=1)
-    at_least(config, canonical_batch=1, deformation_batch=1, checkpoint_every=1)
-    at_least(config.density, every=1, reset_every=1)
-    if config.sh_degree > MAX_DEGREE:
-        raise UserError(f"sh_degree: expected at most {MAX_DEGREE}, found {config.sh_degree}")
-    if config.features % config.heads:
-        raise UserError(
-            f"heads: expected a divisor of the {config.features} features, found {config.heads}"
-        )
-
-
 def pick_device(name: str) -> torch.device:
     """`auto` is CUDA where there is a GPU."""
     if name == "auto":
@@ -556,7 +548,6 @@ def main(data: Path, avatar: Output, checkpoints: Changed, config: Config = Conf
         checkpoints: a folder for the state of the training. It stays: training again with the
             same code, options and data takes the finished state.
     """
-    _check(config)
     device = pick_device(config.device)
     dataset = Dataset.load(data, config.image_size, config.encoder)
     subset = training_set(dataset, device)

@@ -13,13 +13,14 @@ import pytest
 
 from talker import __main__ as cli
 from talker import __version__
+from talker.core.config import validated
 from talker.core.files import Output
 from talker.errors import UserError
 
 STAGES = list(cli.COMMANDS)
 
 
-@dataclasses.dataclass(frozen=True)
+@validated
 class Config:
     size: int = 256
     smooth: bool = True

@@ -1,6 +1,6 @@
 """Options are strict: what is unknown or of a wrong type is refused by name."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Literal
 
@@ -8,16 +8,16 @@ import make_schema
 import pytest
 from jsonschema import Draft202012Validator
 
-from talker.core.config import from_mapping, read_yaml
+from talker.core.config import from_mapping, read_yaml, validated
 from talker.errors import UserError
 
 
-@dataclass(frozen=True)
+@validated
 class Loss:
     weight: float = 0.2
 
 
-@dataclass(frozen=True)
+@validated
 class Options:
     image_size: int = 256
     rate: float = 1e-3
@@ -54,7 +54,7 @@ def test_a_fault_is_named(values, key):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a: [1", "is not YAML"), ("- 1\n- 2\n", "expected a mapping of options, found list")],
+    [("a: [1", "is not valid YAML"), ("- 1\n- 2\n", "expected a mapping of options, found list")],
 )
 def test_a_file_that_holds_no_options_is_refused(tmp_path, text, message):
     file = tmp_path / "mine.yaml"

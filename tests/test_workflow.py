@@ -52,17 +52,22 @@ GRAPH = {
 AFTER_CHECK = {"train", "render", "evaluate", "report"}
 
 
-def changed(value):
-    """Another value of the same type; None stays."""
+def changed(value, schema):
+    """Another value of the same type that fits the schema; None stays."""
     if dataclasses.is_dataclass(value):
         fields = dataclasses.fields(value)
-        return {field.name: changed(getattr(value, field.name)) for field in fields}
+        return {
+            field.name: changed(getattr(value, field.name), schema["properties"][field.name])
+            for field in fields
+        }
     if isinstance(value, bool):
         return not value
     if isinstance(value, int | float):
-        return value * 2 + 1
+        twice = value * 2 or 1
+        return twice if twice <= schema.get("maximum", twice) else type(value)(value / 2)
     if isinstance(value, tuple):
-        return [changed(member) for member in value]
+        schemas = schema.get("prefixItems") or [schema.get("items", {})] * len(value)
+        return [changed(member, one) for member, one in zip(value, schemas, strict=True)]
     return value
 
 
@@ -154,7 +159,11 @@ def test_every_command_of_the_rules_fits_its_stage(finished, tmp_path, monkeypat
     defaults = {
         stage: inspect.signature(main).parameters["config"].default for stage, main in mains.items()
     }
-    options = {stage: changed(defaults[stage]) for stage in set(cli.COMMANDS) - make_schema.BY_HAND}
+    schemas = {stage: make_schema.schema_of(type(default)) for stage, default in defaults.items()}
+    options = {
+        stage: changed(defaults[stage], schemas[stage])
+        for stage in set(cli.COMMANDS) - make_schema.BY_HAND
+    }
     for stage in ("speech", "train"):
         del options[stage]["encoder"]
     overlay = tmp_path / "mine.yaml"

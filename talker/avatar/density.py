@@ -5,16 +5,17 @@ scene, on the parameters that the optimiser really holds.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from talker.core.config import AtLeast1, validated
+
 SPLIT_SHRINK = 1.6  # of the two halves of a split Gaussian
 
 
-@dataclass(frozen=True)
+@validated
 class DensityConfig:
     """When and where Gaussians are added and removed."""
 
@@ -22,7 +23,7 @@ class DensityConfig:
     """first step that may change their number"""
     stop: int = 1_200
     """first step that no longer may"""
-    every: int = 100
+    every: AtLeast1 = 100
     """steps"""
     grad_threshold: float = 4e-4
     """mean gradient of the loss by the projected centre, in half images, above which a Gaussian is
@@ -34,7 +35,7 @@ class DensityConfig:
     max_scale: float = 0.3
     """dm: larger Gaussians are removed"""
     max_gaussians: int = 50_000
-    reset_every: int = 600
+    reset_every: AtLeast1 = 600
     """steps after which every opacity is lowered to twice `min_opacity`, and must earn the rest"""
 
 

@@ -1,7 +1,6 @@
 """What a rendered batch costs; its structural similarity by Triton on CUDA, by numba on the CPU."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,12 +8,13 @@ from torch.nn import functional as F
 
 from talker.avatar.kernels.constants import C1, C2, LEVELS, SIGMA, TAPS
 from talker.avatar.training_set import Targets
+from talker.core.config import validated
 
 Perceptual = Callable[[Tensor, Tensor], Tensor]
 """Distances [B] of images [B, 3, H, W] in -1..1"""
 
 
-@dataclass(frozen=True)
+@validated
 class LossWeights:
     l1: float = 0.8
     ssim: float = 0.2

@@ -26,7 +26,7 @@ from talker.avatar.speech_encoder import SpeechEncoder
 from talker.avatar.speech_prior import EXPRESSIONS
 from talker.avatar.spherical_harmonics import evaluate_sh
 from talker.avatar.triplane import TriPlane
-from talker.core.config import from_mapping
+from talker.core.config import from_mapping, validated
 from talker.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ EYE_SCALE = 4.0
 draft avatar never learnt to blink (eyes of a held-out part: correlation 0.23, scaled 0.98)."""
 
 
-@dataclass(frozen=True)
+@validated
 class AvatarConfig:
     """The shape of the network; stored with the weights."""
 

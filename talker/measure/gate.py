@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from talker.clip import FPS
+from talker.core.config import validated
 from talker.data.masks import BACKGROUND
 
 LAGS = np.arange(-12, 13)
@@ -48,7 +49,7 @@ CHANGE, CLEARANCE = 24, 8
 are not looked at."""
 
 
-@dataclass(frozen=True)
+@validated
 class Limits:
     """Beyond these a clip is refused, unless forced."""
 
