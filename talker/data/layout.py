@@ -1,0 +1,100 @@
+"""Names of the files of a dataset folder, each spelled once.
+
+The names and formats are those of the AD-NeRF family, with files of our own added.
+docs/conventions.md describes the contents, `talker.data.poses`, `talker.data.tables` and
+`talker.data.masks` read and write them. Names are relative to the dataset folder.
+"""
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+Folder = Path | zipfile.Path
+"""A dataset folder, or the inside of the file that `talker pack` makes of one."""
+
+CLIP = "clip.json"
+"""Length, size, crop and source of the clip; written by `talker frames`."""
+SOURCE = "source.txt"
+"""Path of the video that the clip was made from; written by the workflow."""
+SOUND = "aud.wav"
+"""Sound of the whole clip, 16 kHz mono; written by `talker audio`."""
+TRAIN_SOUND = "aud_train.wav"
+"""Sound of the training frames; written by `talker audio`."""
+NOVEL_SOUND = "aud_novel.wav"
+"""Sound of the held-out frames; written by `talker audio`."""
+DEEPSPEECH_FEATURES = "aud_ds.npy"
+"""DeepSpeech windows [T, 16, 29] as the scripts of the AD-NeRF family write them."""
+LANDMARKS = "landmarks.npz"
+"""Face mesh of every frame, 478 points; written by `talker landmarks`."""
+ACTION_UNITS = "au.csv"
+"""OpenFace table with one row for each frame, of which AU45 (eye closure) is used."""
+TRACK_PARAMS = "track_params.pt"
+"""Head poses, expressions and head geometry; written by `talker track`."""
+TRACK_REPORT = "track_report.json"
+"""Focal length, residuals, shots and rejected frames; written by `talker track`."""
+TRACK_OVERLAY = "track_overlay.mp4"
+"""Video of the tracked head drawn over the frames; written by `talker track`."""
+TRANSFORMS_TRAIN = "transforms_train.json"
+"""Cameras of the training frames; written by `talker track`."""
+TRANSFORMS_VAL = "transforms_val.json"
+"""Cameras of the held-out frames; written by `talker track`."""
+PLATE = "bc.jpg"
+"""Background plate, the scene without the person; written by `talker background`."""
+QUALITY = "quality.json"
+"""Measurements and verdict of `talker check`."""
+NOVEL = "novel"
+"""Folder of new speech: one subfolder for each speech, with its sound and features."""
+
+
+@dataclass(frozen=True)
+class FrameFiles:
+    """A kind of file of which every frame has one: `folder/0.suffix`, `folder/1.suffix`, ..."""
+
+    folder: str
+    suffix: str
+    channels: int | None
+    """channels of the image; None if the file is no image"""
+    stage: str
+    """command that writes the files"""
+
+    def file_name(self, frame: int) -> str:
+        """Return the name of a frame's file inside its folder, such as `12.jpg`."""
+        return f"{frame}{self.suffix}"
+
+    def relative(self, frame: int) -> str:
+        """Return the name of a frame's file inside the dataset, such as `ori_imgs/12.jpg`."""
+        return f"{self.folder}/{self.file_name(frame)}"
+
+    def path(self, dataset: Path, frame: int) -> Path:
+        """Return the path of a frame's file of the folder `dataset`."""
+        return dataset / self.folder / self.file_name(frame)
+
+
+FRAMES = FrameFiles("ori_imgs", ".jpg", 3, "frames")
+"""The frames of the clip."""
+FRAME_LANDMARKS = FrameFiles("ori_imgs", ".lms", None, "landmarks")
+"""The 68 landmarks of each frame, as text, next to the frame."""
+MASKS = FrameFiles("parsing", ".png", 3, "parsing")
+"""Masks of head, neck, torso and background, as colors."""
+COMPOSITES = FrameFiles("gt_imgs", ".jpg", 3, "layers")
+"""The frames with their background replaced by the plate, which other methods train on."""
+TORSOS = FrameFiles("torso_imgs", ".png", 4, "layers")
+"""Neck and clothes, continued upward behind the head, as RGBA."""
+
+IMAGES = (FRAMES, MASKS, COMPOSITES, TORSOS)
+"""All kinds of images of which every frame has one."""
+
+
+def speech_features(encoder: str) -> str:
+    """Return the name of the speech windows of an encoder, such as `aud_hama.npy`."""
+    return f"aud_{encoder}.npy"
+
+
+def speech_statistics(encoder: str) -> str:
+    """Return the name of the statistics of an encoder's features, such as `aud_hama.npz`."""
+    return f"aud_{encoder}.npz"
+
+
+def novel_folder(speech: str) -> str:
+    """Return the name of the folder of a new speech, such as `novel/hello`."""
+    return f"{NOVEL}/{speech}"
