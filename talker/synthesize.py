@@ -1,4 +1,4 @@
-"""Film the demo subject: a synthetic head that speaks a given wav, and save its exact truth.
+"""Render the demo subject, a synthetic head that speaks a given wav, and save its ground truth.
 
 talker synthesize --speech demo/speech.wav --timings demo/timings.json
     --video data/demo/demo.mp4 --truth data/demo/truth.npz
@@ -6,61 +6,61 @@ talker synthesize --speech demo/speech.wav --timings demo/timings.json
 
 import tempfile
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
 from talker.clip import FPS, SAMPLES_PER_FRAME
-from talker.core.config import validated
+from talker.core.config import AtLeast0, AtLeast1, validated
 from talker.core.files import Output
 from talker.core.progress import progress
 from talker.errors import UserError
 from talker.media.audio import read_wav, write_wav
 from talker.media.video import video_writer
 from talker.synthetic.acting import read_timings
-from talker.synthetic.subject import Subject
+from talker.synthetic.subject import SyntheticSubject
 
 
 @validated
 class Config:
-    """How the demo subject is filmed."""
+    """Options of the synthetic clip."""
 
-    size: int = 512
-    """width and height of the video in pixels, even"""
-    frames: int | None = None
-    """length in frames at 25 fps; None: as long as the speech"""
-    seed: int = 0
-    """of head motion, blinks, gaze, freckles and hairs"""
-    crf: int = 16
-    """x264 quality, lower is better"""
+    size: Annotated[int, Field(ge=64, multiple_of=2)] = 512
+    """Width and height of the video in pixels; an even number."""
+    frames: AtLeast1 | None = None
+    """Number of frames at 25 fps; by default the video is as long as the speech."""
+    seed: AtLeast0 = 0
+    """Seed of head motion, blinks, gaze and textures."""
+    crf: Annotated[int, Field(ge=0, le=51)] = 16
+    """Constant rate factor of x264; lower means better quality and a larger file."""
 
 
 def main(
     *, speech: Path, timings: Path, video: Output, truth: Output, config: Config = Config()
 ) -> None:
-    """Render a talking synthetic head and save what is true of each of its frames.
+    """Render a talking synthetic head and save the ground truth of every frame.
 
     Args:
-        speech: wav, 16 kHz mono 16 bit.
-        timings: json with the phonemes of the speech and their times.
-        video: the mp4 to make, with the speech as its sound.
-        truth: the npz to make (talker.synthetic.subject.Truth).
+        speech: The speech: a 16 kHz mono 16-bit wav file.
+        timings: The phonemes of the speech and their times: a JSON file (see demo/timings.json).
+        video: Output: the mp4 with the speech as its sound.
+        truth: Output: the npz file with the ground truth (talker.synthetic.subject.GroundTruth).
     """
     samples = read_wav(speech)
     frames = len(samples) // SAMPLES_PER_FRAME if config.frames is None else config.frames
     if not 0 < frames * SAMPLES_PER_FRAME <= len(samples):
         raise UserError(
-            f"{speech}: lasts {len(samples) / SAMPLES_PER_FRAME / FPS:.2f} s, "
-            f"too short for {frames} frames at {FPS} fps"
+            f"{speech}: lasts {len(samples) / SAMPLES_PER_FRAME / FPS:.2f} s, which is too short "
+            f"for {max(frames, 1)} frames at {FPS} fps. Use longer speech or fewer `frames`."
         )
-    if config.size < 64 or config.size % 2:
-        raise UserError(f"size: expected an even number >= 64, found {config.size}")
-    subject = Subject.make(read_timings(timings), frames, config.size, config.seed)
+    subject = SyntheticSubject.create(read_timings(timings), frames, config.size, config.seed)
     masks = np.empty((frames, config.size, config.size), np.uint8)
     with tempfile.TemporaryDirectory() as folder:
         sound = Path(folder) / "speech.wav"
         write_wav(sound, samples[: frames * SAMPLES_PER_FRAME])
         with video_writer(video, sound, config.crf) as write:
-            for i, (image, mask) in enumerate(progress(subject.film(), "filming", frames)):
+            for i, (image, mask) in enumerate(progress(subject.render(), "synthesize", frames)):
                 masks[i] = mask
                 write(image)
-    subject.truth(masks).save(truth)
+    subject.ground_truth(masks).save(truth)

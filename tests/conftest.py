@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 if TYPE_CHECKING:
-    from talker.synthetic.subject import Subject, Truth
+    from talker.synthetic.subject import GroundTruth, SyntheticSubject
 
 ROOT = Path(__file__).parents[1]
 CLIPS = ROOT.parent / "shared" / "clips"
@@ -26,8 +26,8 @@ class Synthetic:
     wav: Path
     images: np.ndarray
     """uint8 [T, H, W, 3]"""
-    truth: "Truth"
-    subject: "Subject"
+    truth: "GroundTruth"
+    subject: "SyntheticSubject"
 
 
 @pytest.fixture(scope="session")
@@ -37,11 +37,11 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Synthetic:
     from talker.media.audio import read_wav, write_wav
     from talker.media.video import video_writer
     from talker.synthetic.acting import read_timings
-    from talker.synthetic.subject import Subject
+    from talker.synthetic.subject import SyntheticSubject
 
     folder = tmp_path_factory.mktemp("synthetic")
-    subject = Subject.make(read_timings(DEMO / "timings.json"), FRAMES, SIZE)
-    images, masks = map(np.stack, zip(*subject.film(), strict=True))
+    subject = SyntheticSubject.create(read_timings(DEMO / "timings.json"), FRAMES, SIZE)
+    images, masks = map(np.stack, zip(*subject.render(), strict=True))
     wav = folder / "speech.wav"
     write_wav(wav, read_wav(DEMO / "speech.wav")[: FRAMES * SAMPLES_PER_FRAME])
     video = folder / "synthetic.mp4"
@@ -52,7 +52,7 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Synthetic:
         video=video,
         wav=wav,
         images=images,
-        truth=subject.truth(masks),
+        truth=subject.ground_truth(masks),
         subject=subject,
     )
 
@@ -65,7 +65,7 @@ def dataset(synthetic: Synthetic, tmp_path_factory: pytest.TempPathFactory) -> P
 
     folder = tmp_path_factory.mktemp("data") / "synthetic"
     samples = read_wav(synthetic.wav)
-    bodies = synthetic.subject.film(body_only=True)
+    bodies = synthetic.subject.render(body_only=True)
     write_dataset(folder, synthetic.truth, synthetic.images, bodies, samples)
     return folder
 

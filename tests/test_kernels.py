@@ -53,10 +53,10 @@ def train() -> list[np.ndarray]:
 
 def film() -> list[np.ndarray]:
     from talker.synthetic.acting import read_timings
-    from talker.synthetic.subject import Subject
+    from talker.synthetic.subject import SyntheticSubject
 
-    subject = Subject.make(read_timings(ROOT / "demo/timings.json"), 1, 64)
-    return list(next(subject.film()))
+    subject = SyntheticSubject.create(read_timings(ROOT / "demo/timings.json"), 1, 64)
+    return list(next(subject.render()))
 
 
 def kernels() -> list[Any]:

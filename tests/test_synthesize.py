@@ -1,4 +1,4 @@
-"""The synthetic subject: its truth against its pictures, against the detectors, and the stage."""
+"""The synthetic subject: ground truth against images and detectors, and the stage `synthesize`."""
 
 from itertools import pairwise
 
@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 from conftest import DEMO
+from pydantic import ValidationError
 
 from talker.clip import FPS, SAMPLES_PER_FRAME
 from talker.dataset import Dataset
@@ -16,15 +17,15 @@ from talker.media.audio import read_wav
 from talker.media.mediapipe import segment_person, track_meshes
 from talker.media.video import probe
 from talker.synthesize import Config, main
-from talker.synthetic.acting import LEAD, PATHS, Sound, mouth_weights, read_timings
-from talker.synthetic.subject import Truth
+from talker.synthetic.acting import LIP_LEAD, VISEME_PATHS, Phoneme, mouth_weights, read_timings
+from talker.synthetic.subject import GroundTruth
 
 LIPS = [13, 14]
 
 
 @pytest.fixture(scope="module")
 def detected(synthetic) -> np.ndarray:
-    """What MediaPipe finds, [T, 478, 2]; it must find one face in every frame."""
+    """MediaPipe's landmarks [T, 478, 2]; exactly one face must be detected in every frame."""
     meshes = list(track_meshes(synthetic.images))
     assert [len(mesh) for mesh in meshes] == [1] * len(synthetic.images)
     return np.stack([mesh[0, :, :2] for mesh in meshes])
@@ -46,8 +47,8 @@ def test_person_mask_agrees_with_the_truth(synthetic):
     chosen = range(0, len(synthetic.images), 20)
     likely = segment_person(synthetic.images[i] for i in chosen)
     for i, person in zip(chosen, likely, strict=True):
-        found, true = person > 0.5, synthetic.truth.masks[i] > 0
-        assert (found & true).sum() > 0.93 * (found | true).sum()
+        segmented, true = person > 0.5, synthetic.truth.masks[i] > 0
+        assert (segmented & true).sum() > 0.93 * (segmented | true).sum()
 
 
 def test_landmarks_are_projections(synthetic):
@@ -73,13 +74,13 @@ def test_head_moves_smoothly_in_front_of_a_still_torso(synthetic):
     assert shoulders.mean() > 0.8
 
 
-def test_masks_name_what_is_drawn(synthetic):
+def test_masks_agree_with_the_image(synthetic):
     truth = synthetic.truth
     for i in range(0, len(truth.masks), 25):
         image, mask = synthetic.images[i], truth.masks[i]
         clear = cv2.dilate((mask > 0).astype(np.uint8), np.ones((5, 5))) == 0
         assert clear.sum() > 0.3 * clear.size
-        strands = (image[clear] != truth.plate[clear]).any(-1)  # single hairs reach further
+        strands = (image[clear] != truth.plate[clear]).any(-1)  # single hairs extend further
         assert strands.mean() < 1e-3
         for point, label in ((1, 1), (10, 1), (152, 1), (234, 1)):
             x, y = truth.landmarks[i, point] + (0, -2 if point == 152 else 0)
@@ -100,14 +101,14 @@ def test_blinks_close_the_eyes(synthetic):
 
 
 def test_mouth_follows_the_phonemes(synthetic):
-    sounds = read_timings(DEMO / "timings.json")
+    phonemes = read_timings(DEMO / "timings.json")
     opening = synthetic.truth.mouth_open
 
-    def at(phonemes: str, least: float = 0.0) -> np.ndarray:
+    def at(names: str, least: float = 0.0) -> np.ndarray:
         frames = [
-            round(((s.start + s.end) / 2 - LEAD) * FPS)
-            for s in sounds
-            if s.phoneme in phonemes.split() and s.end - s.start > least
+            round(((s.start + s.end) / 2 - LIP_LEAD) * FPS)
+            for s in phonemes
+            if s.name in names.split() and s.end - s.start > least
         ]
         return opening[[i for i in frames if 0 <= i < len(opening)]]
 
@@ -119,11 +120,11 @@ def test_mouth_follows_the_phonemes(synthetic):
 
 def test_silence_rests():
     units = ["jawOpen", "mouthPucker"]
-    sounds = [Sound("aa", 1.0, 1.2), Sound("_:", 1.2, 1.8), Sound("u:", 1.8, 2.0)]
-    weights = mouth_weights(sounds, 3 * FPS, units)
+    phonemes = [Phoneme("aa", 1.0, 1.2), Phoneme("_:", 1.2, 1.8), Phoneme("u:", 1.8, 2.0)]
+    weights = mouth_weights(phonemes, 3 * FPS, units)
 
-    def frame(heard: float) -> int:
-        return round((heard - LEAD) * FPS)
+    def frame(second: float) -> int:
+        return round((second - LIP_LEAD) * FPS)
 
     assert weights[: frame(0.8)].max() < 0.01
     assert weights[frame(2.3) :].max() < 0.01
@@ -133,12 +134,12 @@ def test_silence_rests():
 
 
 def test_every_demo_phoneme_has_a_viseme():
-    sounds = read_timings(DEMO / "timings.json")
-    assert {sound.phoneme for sound in sounds} <= PATHS.keys()
-    assert len({PATHS[sound.phoneme][0] for sound in sounds}) >= 13
-    assert all(a.end <= b.start + 1e-3 for a, b in pairwise(sounds))
+    phonemes = read_timings(DEMO / "timings.json")
+    assert {phoneme.name for phoneme in phonemes} <= VISEME_PATHS.keys()
+    assert len({VISEME_PATHS[phoneme.name][0] for phoneme in phonemes}) >= 13
+    assert all(a.end <= b.start + 1e-3 for a, b in pairwise(phonemes))
     duration = len(read_wav(DEMO / "speech.wav")) / SAMPLES_PER_FRAME / FPS
-    assert duration - 0.5 < sounds[-1].end <= duration
+    assert duration - 0.5 < phonemes[-1].end <= duration
 
 
 def test_dataset_folder_holds_the_truth(synthetic, dataset):
@@ -153,7 +154,7 @@ def test_dataset_folder_holds_the_truth(synthetic, dataset):
     np.testing.assert_allclose(behind, synthetic.images[0][truth.masks[0] == 3], atol=60)
 
 
-def film(folder, **options):
+def synthesize(folder, **options):
     folder.mkdir()
     files = {"video": folder / "demo.mp4", "truth": folder / "truth.npz"}
     speech = {"speech": DEMO / "speech.wav", "timings": DEMO / "timings.json"}
@@ -162,33 +163,33 @@ def film(folder, **options):
 
 
 def test_stage_makes_the_same_files_twice(tmp_path):
-    first, second = (film(tmp_path / name, size=64, frames=5) for name in ("a", "b"))
+    first, second = (synthesize(tmp_path / name, size=64, frames=5) for name in ("a", "b"))
     for role, path in first.items():
         assert path.read_bytes() == second[role].read_bytes()
-    other = film(tmp_path / "c", size=64, frames=5, seed=1)
+    other = synthesize(tmp_path / "c", size=64, frames=5, seed=1)
     assert other["video"].read_bytes() != first["video"].read_bytes()
     source = probe(first["video"])
     assert (source.width, source.height, source.fps) == (64, 64, FPS)
     assert source.duration == pytest.approx(5 / FPS, abs=0.01)
-    truth = Truth.load(first["truth"])
+    truth = GroundTruth.load(first["truth"])
     assert truth.masks.shape == (5, 64, 64)
     assert truth.weights.shape == (5, len(truth.units))
 
 
-def test_stage_refuses_what_it_cannot_film(tmp_path):
+def test_stage_refuses_what_it_cannot_render(tmp_path):
     with pytest.raises(UserError, match=r"speech\.wav: lasts 12\.00 s"):
-        film(tmp_path / "long", frames=1000)
-    with pytest.raises(UserError, match="size"):
-        film(tmp_path / "odd", size=65)
+        synthesize(tmp_path / "long", frames=1000)
+    with pytest.raises(ValidationError, match="size"):
+        synthesize(tmp_path / "odd", size=65)
     timings = tmp_path / "timings.json"
     for content, message in (
         ('{"phonemes": [{"phoneme": "xx", "start": 0, "end": 1}]}', "xx"),
-        ('{"phonemes": []}', "none"),
-        ('{"words": []}', "expected"),
-        ("nothing", "expected"),
+        ('{"phonemes": []}', "no phonemes"),
+        ('{"words": []}', "Expected"),
+        ("nothing", "Expected"),
     ):
         timings.write_text(content)
         with pytest.raises(UserError, match=message):
             read_timings(timings)
     with pytest.raises(UserError, match=r"truth\.npz"):
-        Truth.load(tmp_path / "truth.npz")
+        GroundTruth.load(tmp_path / "truth.npz")

@@ -24,7 +24,7 @@ from talker.head.morphable import MorphableHead
 from talker.media.images import read_image, write_image
 from talker.media.video import probe, read_frames
 from talker.synthetic.acting import read_timings
-from talker.synthetic.subject import Subject, Truth
+from talker.synthetic.subject import GroundTruth, SyntheticSubject
 from talker.track import Config, Track, main, track
 
 INNER_LIPS = 13, 14
@@ -289,7 +289,7 @@ def detected(
     return Clip(len(meshes), source.height, source.width, source), folder, points, valid
 
 
-def jitter(found: Track, truth: Truth) -> float:
+def jitter(found: Track, truth: GroundTruth) -> float:
     """RMS over frames of the second difference of (tracked - true) projected head points, px."""
     stable = stable_points(truth.mesh.mean(axis=0))
     height, width = truth.masks.shape[1:]
@@ -384,11 +384,11 @@ def test_overlay_shows_the_mesh_on_every_frame(dataset: Path, tmp_path: Path):
 @pytest.mark.parametrize("seed", range(2))
 def test_rendered_people_do_not_shake(seed: int, head: MorphableHead, tmp_path: Path):
     """Acceptance: the real detector on 6 s of larger renders."""
-    subject = Subject.make(read_timings(DEMO / "timings.json"), 150, 384, seed)
-    images, masks = map(np.stack, zip(*subject.film(), strict=True))
+    subject = SyntheticSubject.create(read_timings(DEMO / "timings.json"), 150, 384, seed)
+    images, masks = map(np.stack, zip(*subject.render(), strict=True))
     source = dataclasses.replace(SOURCE, width=384, height=384)
     found = track(*detected(tmp_path, images, source), head, Config())
-    truth = subject.truth(masks)
+    truth = subject.ground_truth(masks)
     assert rms(angles(found.viewmats, truth.viewmats)) <= 4.0
     assert jitter(found, truth) <= 0.35
     assert np.nanmedian(found.residual) <= 1.5

@@ -1,1 +1,1 @@
-"""A synthetic talking person with exactly known truth: the demo subject and the tests' fixture."""
+"""A synthetic talking person with exact ground truth: the demo subject and the tests' fixture."""

@@ -1,5 +1,5 @@
-"""How the synthetic subject acts: phoneme timings become face unit weights, with blinks, gaze and
-head motion on top. Everything is drawn from one seeded generator.
+"""Animate the synthetic subject: phoneme timings drive the mouth, with blinks, gaze, brow and head
+motion added. All random values come from one seeded generator.
 """
 
 import json
@@ -20,8 +20,8 @@ LOWER_DOWN = {"mouthLowerDownLeft": 1.0, "mouthLowerDownRight": 1.0}
 UPPER_UP = {"mouthUpperUpLeft": 1.0, "mouthUpperUpRight": 1.0}
 
 
-def _mix(**parts: float) -> dict[str, float]:
-    """Unit weights from short names; a pair of units gets the same weight on both sides."""
+def _blend(**parts: float) -> dict[str, float]:
+    """Return weights by face unit; the four short names set a left and a right unit alike."""
     pairs = {"smile": SMILE, "stretch": STRETCH, "lower_down": LOWER_DOWN, "upper_up": UPPER_UP}
     weights: dict[str, float] = {}
     for name, weight in parts.items():
@@ -30,25 +30,24 @@ def _mix(**parts: float) -> dict[str, float]:
     return weights
 
 
-VISEMES = {
+VISEMES: dict[str, dict[str, float]] = {
     "rest": {},
-    "p": _mix(mouthRollLower=0.18, mouthRollUpper=0.18, mouthPressLeft=0.2, mouthPressRight=0.2),
-    "f": _mix(jawOpen=0.05, mouthRollLower=0.55, upper_up=0.25),
-    "th": _mix(jawOpen=0.12, tongueOut=0.35, lower_down=0.15),
-    "t": _mix(jawOpen=0.10, lower_down=0.20, stretch=0.10),
-    "k": _mix(jawOpen=0.15, lower_down=0.15),
-    "ch": _mix(jawOpen=0.10, mouthFunnel=0.55, mouthPucker=0.20),
-    "s": _mix(jawOpen=0.06, stretch=0.22, smile=0.10, lower_down=0.35, upper_up=0.25),
-    "r": _mix(jawOpen=0.11, mouthPucker=0.35, mouthFunnel=0.20),
-    "a": _mix(jawOpen=0.50, lower_down=0.20, upper_up=0.25),
-    "uh": _mix(jawOpen=0.28, lower_down=0.12, upper_up=0.10),
-    "e": _mix(jawOpen=0.34, stretch=0.25, smile=0.15, lower_down=0.20, upper_up=0.20),
-    "i": _mix(jawOpen=0.15, stretch=0.40, smile=0.25, lower_down=0.30, upper_up=0.25),
-    "o": _mix(jawOpen=0.36, mouthFunnel=0.60, mouthPucker=0.15),
-    "u": _mix(jawOpen=0.13, mouthPucker=0.75, mouthFunnel=0.25),
+    "p": _blend(mouthRollLower=0.18, mouthRollUpper=0.18, mouthPressLeft=0.2, mouthPressRight=0.2),
+    "f": _blend(jawOpen=0.05, mouthRollLower=0.55, upper_up=0.25),
+    "th": _blend(jawOpen=0.12, tongueOut=0.35, lower_down=0.15),
+    "t": _blend(jawOpen=0.10, lower_down=0.20, stretch=0.10),
+    "k": _blend(jawOpen=0.15, lower_down=0.15),
+    "ch": _blend(jawOpen=0.10, mouthFunnel=0.55, mouthPucker=0.20),
+    "s": _blend(jawOpen=0.06, stretch=0.22, smile=0.10, lower_down=0.35, upper_up=0.25),
+    "r": _blend(jawOpen=0.11, mouthPucker=0.35, mouthFunnel=0.20),
+    "a": _blend(jawOpen=0.50, lower_down=0.20, upper_up=0.25),
+    "uh": _blend(jawOpen=0.28, lower_down=0.12, upper_up=0.10),
+    "e": _blend(jawOpen=0.34, stretch=0.25, smile=0.15, lower_down=0.20, upper_up=0.20),
+    "i": _blend(jawOpen=0.15, stretch=0.40, smile=0.25, lower_down=0.30, upper_up=0.25),
+    "o": _blend(jawOpen=0.36, mouthFunnel=0.60, mouthPucker=0.15),
+    "u": _blend(jawOpen=0.13, mouthPucker=0.75, mouthFunnel=0.25),
 }
-# espeak-ng's phoneme names; a diphthong is a path through two visemes.
-PHONEMES = {
+_PHONEMES_BY_PATH = {  # keys: one viseme, or two for a diphthong; values: names of espeak-ng
     "rest": "_ _: _!",
     "p": "p b m",
     "f": "f v",
@@ -70,102 +69,119 @@ PHONEMES = {
     "o u": "oU",
     "o i": "OI",
 }
-PATHS = {
-    phoneme: path.split() for path, phonemes in PHONEMES.items() for phoneme in phonemes.split()
+VISEME_PATHS = {
+    name: path.split() for path, names in _PHONEMES_BY_PATH.items() for name in names.split()
 }
-STRENGTHS = {"p": 6.0, "f": 4.0, "rest": 1.5, "ch": 2.0, "u": 2.0, "o": 1.5, "s": 1.5}
-"""How firmly a viseme resists its neighbours: lips must meet in p, b, m."""
+"""The visemes that the mouth passes through during each English phoneme of espeak-ng."""
+DOMINANCE = {"p": 6.0, "f": 4.0, "rest": 1.5, "ch": 2.0, "u": 2.0, "o": 1.5, "s": 1.5}
+"""Dominance of a viseme over its neighbors (default 1): the lips must close for p, b and m."""
 
-SLOPE = 0.06
-"""Seconds over which a long viseme comes and goes; a short one is all slope."""
-LEAD = 0.1
-"""Seconds that the mouth is ahead of its sound, as people's is (Chandrasekaran et al., PLoS
+RAMP = 0.06
+"""Duration in seconds of a viseme's onset and release; shorter visemes have no plateau."""
+LIP_LEAD = 0.1
+"""Time in seconds by which the lips move ahead of the sound (Chandrasekaran et al., PLoS
 Computational Biology 2009)."""
 
 
 @dataclass(frozen=True)
-class Sound:
-    """One phoneme of the speech, in seconds."""
+class Phoneme:
+    """One phoneme of the speech and its time span."""
 
-    phoneme: str
+    name: str
+    """espeak-ng's name, a key of `VISEME_PATHS`"""
     start: float
+    """seconds"""
     end: float
+    """seconds"""
 
 
 @dataclass(frozen=True)
-class Performance:
-    """What the subject does in each of T frames."""
+class Motion:
+    """The subject's expression and poses in each of T frames."""
 
     weights: np.ndarray
-    """float32 [T, 52], face units in the order of the head model"""
+    """float32 [T, 52], weights of the face units in the head model's order, 0..1"""
     blink: np.ndarray
-    """float32 [T], 0 open .. 1 closed"""
+    """float32 [T], eyelid closure: 0 open, 1 closed"""
     head: np.ndarray
-    """float64 [T, 4, 4], head to room: y up, z towards the camera, dm; the room's origin is where
-    the head's origin rests"""
+    """float64 [T, 4, 4], head-to-room transforms in dm. The room's y axis points up and its z axis
+    towards the camera; its origin is the head's position at rest."""
     torso: np.ndarray
-    """float64 [T, 4, 4], the same for the shoulders"""
+    """float64 [T, 4, 4], the same for the torso"""
 
 
-def read_timings(path: Path) -> list[Sound]:
-    """Read the phonemes of a timings file; UserError if it is missing, damaged or has none."""
+def read_timings(path: Path) -> list[Phoneme]:
+    """Read a timings file.
+
+    Raises:
+        UserError: the file is missing or damaged, lists no phoneme, or lists one without a viseme.
+    """
     try:
-        rows = json.loads(path.read_text())["phonemes"]
-        sounds = [Sound(r["phoneme"], float(r["start"]), float(r["end"])) for r in rows]
+        rows = json.loads(path.read_text(encoding="utf-8"))["phonemes"]
+        phonemes = [Phoneme(r["phoneme"], float(r["start"]), float(r["end"])) for r in rows]
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f'{path}: expected {{"phonemes": [{{"phoneme", "start", "end"}}...]}} ({error!r})'
+            f"{path}: is not a timings file ({error!r}). Expected "
+            '{"phonemes": [{"phoneme": NAME, "start": SECONDS, "end": SECONDS}, ...]}.'
         ) from error
-    unknown = {sound.phoneme for sound in sounds} - PATHS.keys()
-    if unknown or not sounds:
+    if not phonemes:
+        raise UserError(f"{path}: lists no phonemes. Expected at least one.")
+    unknown = {phoneme.name for phoneme in phonemes} - VISEME_PATHS.keys()
+    if unknown:
         raise UserError(
-            f"{path}: expected espeak-ng's English phonemes, found "
-            f"{', '.join(sorted(unknown)) or 'none at all'}"
+            f"{path}: contains phonemes without a viseme: {', '.join(sorted(unknown))}. "
+            "Expected names of espeak-ng's English phonemes."
         )
-    return sounds
+    return phonemes
 
 
-def mouth_weights(sounds: Sequence[Sound], frames: int, units: Sequence[str]) -> np.ndarray:
-    """Face unit weights float [frames, E] of speech (dominance model, Cohen and Massaro 1993).
+def mouth_weights(phonemes: Sequence[Phoneme], frames: int, units: Sequence[str]) -> np.ndarray:
+    """Return face unit weights float64 [frames, len(units)] for the speech.
 
-    Each viseme pulls on the mouth with a bell-shaped weight around its phoneme; overlapping bells
-    make neighbours blend into each other. Before and after the speech the mouth rests.
+    Dominance model of coarticulation (Cohen and Massaro 1993): each viseme has a bell-shaped weight
+    around the time of its phoneme, and the mouth is the weighted mean of all visemes. Before and
+    after the speech the mouth is at rest.
     """
-    before = Sound("_", min(0.0, sounds[0].start) - 1.0, sounds[0].start)
-    after = Sound("_", sounds[-1].end, max(frames / FPS, sounds[-1].end) + 1.0)
-    centres, halves, strengths, targets = [], [], [], []
-    for sound in (before, *sounds, after):
-        path = PATHS[sound.phoneme]
-        step = (sound.end - sound.start) / len(path)
+    before = Phoneme("_", min(0.0, phonemes[0].start) - 1.0, phonemes[0].start)
+    after = Phoneme("_", phonemes[-1].end, max(frames / FPS, phonemes[-1].end) + 1.0)
+    centers, halves, dominances, targets = [], [], [], []
+    for phoneme in (before, *phonemes, after):
+        path = VISEME_PATHS[phoneme.name]
+        step = (phoneme.end - phoneme.start) / len(path)
         for i, viseme in enumerate(path):
-            centres.append(sound.start + (i + 0.5) * step - LEAD)
+            centers.append(phoneme.start + (i + 0.5) * step - LIP_LEAD)
             halves.append(0.5 * step)
-            strengths.append(STRENGTHS.get(viseme, 1.0))
+            dominances.append(DOMINANCE.get(viseme, 1.0))
             targets.append([VISEMES[viseme].get(unit, 0.0) for unit in units])
     times = np.arange(frames)[:, None] / FPS
-    slope = np.minimum(halves, SLOPE)
-    off = np.maximum(np.abs(times - np.array(centres)) - (np.array(halves) - slope), 0)
-    reach = np.minimum(off / (slope + 0.02), 20)
-    pull = np.array(strengths) * np.exp(-0.5 * reach**2) + 1e-12
-    return (pull @ np.array(targets)) / pull.sum(1, keepdims=True)
+    ramp = np.minimum(halves, RAMP)
+    outside = np.maximum(np.abs(times - np.array(centers)) - (np.array(halves) - ramp), 0)
+    distance = np.minimum(outside / (ramp + 0.02), 20)
+    weights = np.array(dominances) * np.exp(-0.5 * distance**2) + 1e-12
+    return (weights @ np.array(targets)) / weights.sum(1, keepdims=True)
 
 
 def _smooth_noise(rng: np.random.Generator, frames: int, seconds: float) -> np.ndarray:
-    """A smooth random curve [frames] of unit deviation, kept within +-2."""
+    """Return Gaussian-filtered noise [frames] of unit standard deviation, limited to -2..2.
+
+    `seconds` is the standard deviation of the filter.
+    """
     pad = 4 * FPS
     noise = gaussian_filter1d(rng.standard_normal(frames + 2 * pad), seconds * FPS)[pad:-pad]
     unit = 1 / np.sqrt(2 * np.sqrt(np.pi) * seconds * FPS)
     return 2 * np.tanh(noise / unit / 2)
 
 
-LIDS_MEET = 0.7  # the weight of the blink units that closes the eyes; beyond it the lids overlap
+LIDS_CLOSED = 0.7
+"""Weight of the blink units at which the lids meet; above it they overlap."""
 BLINK_SHAPE = np.array([0.35, 0.9, 1.0, 0.8, 0.45, 0.15])
+"""Eyelid closure in the frames of one blink."""
 
 
 def _blinks(rng: np.random.Generator, frames: int) -> np.ndarray:
-    """Lid closure [frames]: a blink every 2 to 5 s; two at least in a clip of 2 s."""
+    """Return the eyelid closure [frames]: two blinks in the first 2 s, then one every 2 to 5 s."""
     closure = np.zeros(frames + len(BLINK_SHAPE))
     start = int(rng.uniform(0.4, 0.9) * FPS)
     while start < frames:
@@ -175,7 +191,7 @@ def _blinks(rng: np.random.Generator, frames: int) -> np.ndarray:
 
 
 def _gaze(rng: np.random.Generator, frames: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where the eyes look, [frames] to the subject's left and up: still, with quick jumps."""
+    """Return the gaze [frames] to the subject's left and [frames] up: fixations and saccades."""
     targets = np.zeros((frames, 2))
     start = 0
     while start < frames:
@@ -185,20 +201,20 @@ def _gaze(rng: np.random.Generator, frames: int) -> tuple[np.ndarray, np.ndarray
     return left, up
 
 
-def perform(
-    sounds: Sequence[Sound], frames: int, units: Sequence[str], pivot: np.ndarray, seed: int
-) -> Performance:
-    """Act out the speech.
+def animate(
+    phonemes: Sequence[Phoneme], frames: int, units: Sequence[str], pivot: np.ndarray, seed: int
+) -> Motion:
+    """Return the motion of a subject who speaks the given phonemes.
 
     Args:
-        sounds: the phonemes with their times.
-        frames: length in frames at 25 fps.
+        phonemes: at least one, in order of time.
+        frames: number of frames at 25 fps.
         units: names of the head model's face units.
-        pivot: [3], the joint in the neck around which the head turns, in head coordinates.
-        seed: of everything random.
+        pivot: [3], the joint in the neck around which the head rotates, in head coordinates, dm.
+        seed: seed of blinks, gaze, brows and head motion.
     """
     rng = np.random.default_rng(seed)
-    weights = mouth_weights(sounds, frames, units)
+    weights = mouth_weights(phonemes, frames, units)
     blink = _blinks(rng, frames)
     left, up = _gaze(rng, frames)
 
@@ -208,7 +224,7 @@ def perform(
     brows = np.clip(_smooth_noise(rng, frames, 0.35), 0, None)
     frown = np.clip(_smooth_noise(rng, frames, 0.5) - 0.5, 0, None)
     for side, sign in (("Left", 1.0), ("Right", -1.0)):
-        add(f"eyeBlink{side}", LIDS_MEET * blink)
+        add(f"eyeBlink{side}", LIDS_CLOSED * blink)
         add(f"eyeLookUp{side}", np.clip(up, 0, None))
         add(f"eyeLookDown{side}", np.clip(-up, 0, None))
         add(f"eyeLookOut{side}", np.clip(sign * left, 0, None))
@@ -223,16 +239,16 @@ def perform(
     pitch = 2.2 * _smooth_noise(rng, frames, 0.45) + 6.0 * (nod - nod.mean())
     yaw = 5.5 * _smooth_noise(rng, frames, 0.7)
     roll = 1.6 * _smooth_noise(rng, frames, 0.6)
-    head = _turned(np.stack([pitch, yaw, roll], 1), pivot)
+    head = _rotations_about(np.stack([pitch, yaw, roll], 1), pivot)
     head[:, :3, 3] += np.stack([_smooth_noise(rng, frames, 0.8) for _ in range(3)], 1) * 0.04
     still = 0.2 * np.stack([_smooth_noise(rng, frames, 1.2) for _ in range(3)], 1)
-    torso = _turned(still, pivot + np.array([0.0, -2.0, 0.0]))
+    torso = _rotations_about(still, pivot + np.array([0.0, -2.0, 0.0]))
     torso[:, 1, 3] += 0.01 * np.sin(2 * np.pi * np.arange(frames) / (3.6 * FPS))
-    return Performance(weights.astype(np.float32), blink.astype(np.float32), head, torso)
+    return Motion(weights.astype(np.float32), blink.astype(np.float32), head, torso)
 
 
-def _turned(degrees: np.ndarray, pivot: np.ndarray) -> np.ndarray:
-    """Rigid matrices [T, 4, 4] that turn by (pitch, yaw, roll) [T, 3] around `pivot`."""
+def _rotations_about(degrees: np.ndarray, pivot: np.ndarray) -> np.ndarray:
+    """Return rigid transforms [T, 4, 4]: (pitch, yaw, roll) [T, 3] about `pivot` [3]."""
     matrices = np.tile(np.eye(4), (len(degrees), 1, 1))
     matrices[:, :3, :3] = Rotation.from_euler("xyz", degrees, degrees=True).as_matrix()
     matrices[:, :3, 3] = pivot - matrices[:, :3, :3] @ pivot

@@ -13,15 +13,15 @@ from talker.head.camera import pose_from_viewmats, transforms_file
 from talker.head.landmarks68 import write_lms
 from talker.media.audio import write_wav
 from talker.media.images import write_image
-from talker.synthetic.subject import Truth
+from talker.synthetic.subject import GroundTruth
 
-SPEECH_WIDTH = 32
+SPEECH_CHANNELS = 32
 EXPRESSIONS = 79
 
 
 def write_dataset(
     folder: Path,
-    truth: Truth,
+    truth: GroundTruth,
     images: Iterable[np.ndarray],
     bodies: Iterable[tuple[np.ndarray, np.ndarray]],
     samples: np.ndarray,
@@ -57,7 +57,7 @@ def speech_windows(weights: np.ndarray) -> np.ndarray:
     Like the real ones they are 50 Hz vectors; window i holds those of [2 i - 8, 2 i + 8).
     """
     frames = len(weights)
-    projection = np.random.default_rng(0).standard_normal((weights.shape[1], SPEECH_WIDTH))
+    projection = np.random.default_rng(0).standard_normal((weights.shape[1], SPEECH_CHANNELS))
     moving = weights - weights.mean(0)
     at = np.arange(2 * frames) / 2
     rows = np.stack([np.interp(at, np.arange(frames), column) for column in moving.T], 1)
@@ -93,8 +93,8 @@ def _write_images(
     write_mask(folder / "parsing" / f"{i}.png", mask)
     layered = np.where(mask[..., None] == 0, plate, image)
     write_image(folder / "gt_imgs" / f"{i}.jpg", layered, quality=100)
-    colour, covered = body[0], body[1][..., None] > 0
-    torso = np.dstack([colour * covered, 255 * covered]).astype(np.uint8)
+    color, covered = body[0], body[1][..., None] > 0
+    torso = np.dstack([color * covered, 255 * covered]).astype(np.uint8)
     write_image(folder / "torso_imgs" / f"{i}.png", torso)
 
 
@@ -104,7 +104,7 @@ def _write_sound(folder: Path, clip: Clip, samples: np.ndarray) -> None:
         write_wav(folder / f"aud{name}.wav", part)
 
 
-def _write_landmarks(path: Path, truth: Truth) -> None:
+def _write_landmarks(path: Path, truth: GroundTruth) -> None:
     frames = len(truth.landmarks)
     depth = np.einsum("tij,tpj->tpi", truth.viewmats[:, :3, :3], truth.mesh)[..., 2]
     scale = truth.focal / truth.viewmats[:, 2, 3]
@@ -123,7 +123,7 @@ def _write_blinks(path: Path, blink: np.ndarray) -> None:
     path.write_text("\n".join(["frame, timestamp, AU45_r", *rows]) + "\n")
 
 
-def _write_track(folder: Path, clip: Clip, truth: Truth) -> None:
+def _write_track(folder: Path, clip: Clip, truth: GroundTruth) -> None:
     frames = len(truth.viewmats)
     euler, trans = pose_from_viewmats(truth.viewmats)
     mean = truth.mesh.mean(0)

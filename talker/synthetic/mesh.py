@@ -1,4 +1,4 @@
-"""The renderable surface of a head model: smoothed by one step of Loop subdivision."""
+"""Loop subdivision, which smooths the head model's mesh before rendering."""
 
 from dataclasses import dataclass
 
@@ -8,19 +8,23 @@ import scipy.sparse as sparse
 
 @dataclass(frozen=True)
 class Subdivision:
-    """A finer mesh whose vertices are a linear function of the coarse ones."""
+    """A finer mesh whose V' vertices are a linear function of the V coarse vertices."""
 
     operator: sparse.csr_matrix
-    """[V', V]; the first V rows are the coarse vertices, moved onto the smooth surface"""
+    """sparse [V', V]; the first V rows move the coarse vertices onto the smooth surface"""
     faces: np.ndarray
-    """int32 [4 F, 3]; triangle f becomes 4 f .. 4 f + 3"""
+    """int32 [4 F, 3]; coarse triangle f is divided into triangles 4 f to 4 f + 3"""
 
     def __call__(self, vertices: np.ndarray) -> np.ndarray:
+        """Return the fine vertices (or their attributes) float32 [V', C] of coarse ones [V, C]."""
         return (self.operator @ vertices).astype(np.float32)
 
 
 def loop_subdivision(faces: np.ndarray, vertices: int) -> Subdivision:
-    """One step of Loop's scheme (Loop 1987, weights of Warren), with creases at boundaries."""
+    """Return one step of Loop subdivision of faces [F, 3] over the given number of vertices.
+
+    Loop 1987 with the weights of Warren 1995; boundary edges stay sharp.
+    """
     directed = faces[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2)
     ordered = np.sort(directed, axis=1)
     edges, index, uses = np.unique(ordered, axis=0, return_inverse=True, return_counts=True)
@@ -41,7 +45,7 @@ def loop_subdivision(faces: np.ndarray, vertices: int) -> Subdivision:
     kind = np.repeat([True, False], [border.sum(), (~border).sum()])
     a, b = np.concatenate([used, used[:, ::-1]]).T
     kind = np.tile(kind, 2)
-    counted = np.where(on_border[a], kind, True)  # a border vertex follows its border only
+    counted = np.where(on_border[a], kind, True)  # a boundary vertex depends on its boundary only
     a, b = a[counted], b[counted]
     valence = np.bincount(a, minlength=vertices)
     weight = np.where(on_border, 1 / 8, np.where(valence == 3, 3 / 16, 3 / (8.0 * valence.clip(1))))
@@ -56,7 +60,7 @@ def loop_subdivision(faces: np.ndarray, vertices: int) -> Subdivision:
 
 
 def subdivide_corners(values: np.ndarray) -> np.ndarray:
-    """Values at triangle corners [F, 3, C] -> [4 F, 3, C], linear inside each triangle."""
+    """Interpolate values at triangle corners [F, 3, C] linearly: returns [4 F, 3, C]."""
     a, b, c = values.transpose(1, 0, 2)
     ab, bc, ca = (a + b) / 2, (b + c) / 2, (c + a) / 2
     corners = [a, ab, ca, b, bc, ab, c, ca, bc, ab, bc, ca]

@@ -1,10 +1,10 @@
-"""The room behind the synthetic subject: a lit wall, a window and a shelf, out of focus."""
+"""The clean plate of the synthetic clip: a room without the person, out of focus."""
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
 WALL = (171, 174, 170)
-THINGS = (  # x0, y0, x1, y1 in image sizes, colour
+FURNITURE = (  # x0, y0, x1, y1 as fractions of the image size, RGB
     (-0.10, -0.10, 0.13, 0.62, (224, 231, 236)),  # window
     (-0.10, 0.62, 0.14, 0.66, (150, 140, 128)),  # sill
     (0.085, -0.10, 0.10, 0.62, (190, 188, 182)),
@@ -19,13 +19,13 @@ THINGS = (  # x0, y0, x1, y1 in image sizes, colour
 
 
 def make_plate(size: int, seed: int) -> np.ndarray:
-    """Paint the background, uint8 [size, size, 3]."""
+    """Return the background image, uint8 [size, size, 3]."""
     rng = np.random.default_rng(seed)
     y, x = (np.mgrid[:size, :size] + 0.5) / size
     scene = np.tile(np.array(WALL, float), (size, size, 1))
     scene *= (1.08 - 0.24 * x - 0.10 * y)[..., None]
-    for x0, y0, x1, y1, colour in THINGS:
-        scene[(x >= x0) & (x < x1) & (y >= y0) & (y < y1)] = colour
+    for x0, y0, x1, y1, color in FURNITURE:
+        scene[(x >= x0) & (x < x1) & (y >= y0) & (y < y1)] = color
     blur = size / 45
     scene = gaussian_filter(scene, (blur, blur, 0), mode="nearest")
     grain = gaussian_filter(rng.standard_normal((size, size)), size / 16)

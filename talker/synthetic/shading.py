@@ -1,14 +1,13 @@
-"""Per-pixel shading of the synthetic subject: textures, soft skin, hair strands, shadows.
+"""Per-pixel shading of the synthetic subject: textures, subsurface scattering, hair, shadows.
 
-Colours are linear inside; directions are in camera space (x right, y down, z away), as tuples.
+Colors are linear during shading. Directions are unit vectors in camera space (x right, y down,
+z forward), as tuples.
 """
 
 import numpy as np
 from numba import njit
 
-# name: specular strength, shininess, how far light wraps around the terminator (red, green, blue:
-# red light travels far in skin)
-_MATERIALS = {
+_MATERIALS = {  # specular strength, shininess, wrap lighting for red, green and blue
     "skin": (0.45, 22, 0.42, 0.24, 0.17),
     "mouth": (0.50, 40, 0.40, 0.20, 0.20),
     "eyes": (1.60, 500, 0.30, 0.30, 0.30),
@@ -24,22 +23,23 @@ SKIN, MOUTH, EYES, TEETH, TONGUE, _, HAIR, CLOTH, _ = range(len(MATERIALS))
 _PROPERTIES = np.array(list(_MATERIALS.values()), np.float32)
 SPECULAR, SHININESS = _PROPERTIES[:, 0].copy(), _PROPERTIES[:, 1].copy()
 WRAP = _PROPERTIES[:, 2:].copy()
+"""Share by which diffuse light wraps around the terminator; red scatters furthest in skin."""
 
 
 def _direction(*components: float) -> tuple[float, ...]:
     return tuple(np.array(components) / np.linalg.norm(components))
 
 
-KEY, KEY_COLOUR = _direction(-0.55, -0.55, -0.75), (1.55, 1.45, 1.32)
-FILL, FILL_COLOUR = _direction(0.8, -0.1, -0.6), (0.30, 0.33, 0.38)
-RIM, RIM_COLOUR = _direction(0.75, -0.45, 0.6), (0.28, 0.29, 0.33)
-CATCH = _direction(-0.22, -0.26, -0.94)  # a lamp near the camera, seen in the eyes only
+KEY, KEY_COLOR = _direction(-0.55, -0.55, -0.75), (1.55, 1.45, 1.32)
+FILL, FILL_COLOR = _direction(0.8, -0.1, -0.6), (0.30, 0.33, 0.38)
+RIM, RIM_COLOR = _direction(0.75, -0.45, 0.6), (0.28, 0.29, 0.33)
+CATCH = _direction(-0.22, -0.26, -0.94)  # a lamp near the camera, which only the eyes reflect
 SKY, GROUND = (0.42, 0.44, 0.47), (0.24, 0.20, 0.17)
 EXPOSURE = 0.78
-LINEAR = (np.arange(256, dtype=np.float32) / 255) ** np.float32(2.2)
-ENCODED = 255 * ((np.arange(4096, dtype=np.float32) + 0.5) / 4096) ** np.float32(1 / 2.2)
+_LINEAR = (np.arange(256, dtype=np.float32) / 255) ** np.float32(2.2)
+_GAMMA = 255 * ((np.arange(4096, dtype=np.float32) + 0.5) / 4096) ** np.float32(1 / 2.2)
 
-inlined = njit(forceinline=True)  # a linked copy may round otherwise, see talker.avatar.kernels.jit
+inlined = njit(forceinline=True)  # linked functions may round differently, see kernels/jit.py
 
 
 @inlined
@@ -54,8 +54,8 @@ def _unit(a):
 
 
 @inlined
-def _inside(values, face, a, b, c):
-    """The vector [V, 3] of `values` at barycentric weights a, b, c of a face."""
+def _interpolate(values, face, a, b, c):
+    """Interpolate `values` [V, 3] at the barycentric weights a, b, c of a face."""
     i, j, k = face[0], face[1], face[2]
     return (
         a * values[i, 0] + b * values[j, 0] + c * values[k, 0],
@@ -65,8 +65,8 @@ def _inside(values, face, a, b, c):
 
 
 @inlined
-def _texel(texture, u, v):
-    """Bilinear linear-light colour at u, v in 0..1, and the nearest alpha in 0..1."""
+def _sample_texture(texture, u, v):
+    """Return the bilinear linear color at u, v in 0..1, and the nearest alpha in 0..1."""
     height, width = texture.shape[0], texture.shape[1]
     x, y = u * width - 0.5, v * height - 0.5
     left, top = int(np.floor(x)), int(np.floor(y))
@@ -75,15 +75,15 @@ def _texel(texture, u, v):
     y0, y1 = min(max(top, 0), height - 1), min(max(top + 1, 0), height - 1)
     w00, w01, w10, w11 = (1 - dy) * (1 - dx), (1 - dy) * dx, dy * (1 - dx), dy * dx
     p, q, r, s = texture[y0, x0], texture[y0, x1], texture[y1, x0], texture[y1, x1]
-    red = w00 * LINEAR[p[0]] + w01 * LINEAR[q[0]] + w10 * LINEAR[r[0]] + w11 * LINEAR[s[0]]
-    green = w00 * LINEAR[p[1]] + w01 * LINEAR[q[1]] + w10 * LINEAR[r[1]] + w11 * LINEAR[s[1]]
-    blue = w00 * LINEAR[p[2]] + w01 * LINEAR[q[2]] + w10 * LINEAR[r[2]] + w11 * LINEAR[s[2]]
+    red = w00 * _LINEAR[p[0]] + w01 * _LINEAR[q[0]] + w10 * _LINEAR[r[0]] + w11 * _LINEAR[s[0]]
+    green = w00 * _LINEAR[p[1]] + w01 * _LINEAR[q[1]] + w10 * _LINEAR[r[1]] + w11 * _LINEAR[s[1]]
+    blue = w00 * _LINEAR[p[2]] + w01 * _LINEAR[q[2]] + w10 * _LINEAR[r[2]] + w11 * _LINEAR[s[2]]
     return (red, green, blue), p[3] / 255.0
 
 
 @inlined
-def _lit(shadow, to_shadow, point, bias):
-    """The lit part, 0..1, of a small and of a wide neighbourhood in the shadow map."""
+def _visibility(shadow, to_shadow, point, bias):
+    """Return the lit shares, 0..1, of a small and a wide neighborhood in the shadow map."""
     x = to_shadow[0, 3] + _dot(to_shadow[0], point)
     y = to_shadow[1, 3] + _dot(to_shadow[1], point)
     z = to_shadow[2, 3] + _dot(to_shadow[2], point) - bias
@@ -100,38 +100,39 @@ def _lit(shadow, to_shadow, point, bias):
 
 
 @inlined
-def _halfway(light, view):
+def _half_vector(light, view):
+    """Return the unit vector halfway between light and view direction."""
     return _unit((light[0] + view[0], light[1] + view[1], light[2] + view[2]))
 
 
 @inlined
-def _lobe(cosine, power):
-    """A normalised Blinn-Phong highlight for the cosine between normal and half vector."""
+def _blinn_phong(cosine, power):
+    """Return the normalized Blinn-Phong lobe at the cosine of normal and half vector."""
     if cosine < 0.5:
         return 0.0
     return np.exp(power * np.log(cosine)) * (power + 8) / 40
 
 
 @inlined
-def _highlight(material, normal, view, edge, gloss, sharp):
-    """Reflections of the key and of the fill light."""
+def _specular(material, normal, view, edge, gloss, sharp):
+    """Return the specular reflections of the key light and of the fill light."""
     if material == EYES:
-        catch = min(max((_dot(normal, _halfway(CATCH, view)) - 0.9955) * 1000, 0.0), 1.0)
+        catch = min(max((_dot(normal, _half_vector(CATCH, view)) - 0.9955) * 1000, 0.0), 1.0)
         return 0.5 * catch, 0.0
     power, strength = SHININESS[material], SPECULAR[material] * gloss * gloss
-    cosine = _dot(normal, _halfway(KEY, view))
-    lobe = _lobe(cosine, power)
+    cosine = _dot(normal, _half_vector(KEY, view))
+    lobe = _blinn_phong(cosine, power)
     if material == SKIN:
-        lobe = 0.65 * lobe + 0.35 * _lobe(cosine, 4 * power)
+        lobe = 0.65 * lobe + 0.35 * _blinn_phong(cosine, 4 * power)
     facing = _dot(normal, KEY) > 0
     shine = strength * lobe * (0.35 + 0.65 * edge) * sharp * facing
-    return shine, 0.25 * strength * _lobe(_dot(normal, _halfway(FILL, view)), power)
+    return shine, 0.25 * strength * _blinn_phong(_dot(normal, _half_vector(FILL, view)), power)
 
 
 @inlined
-def _strand(tangent, view, key, sharp):
-    """Highlight and diffuse light of hair along `tangent` (Kajiya and Kay 1989)."""
-    along = _dot(tangent, _halfway(KEY, view))
+def _kajiya_kay(tangent, view, key, sharp):
+    """Return specular and diffuse light of hair along `tangent` (Kajiya and Kay 1989)."""
+    along = _dot(tangent, _half_vector(KEY, view))
     across = max(1 - along * along, 0.0)  # sin^2
     narrow = across**30
     shine = (0.035 * narrow + 0.03 * across**4) * sharp * max(key + 0.3, 0.0)
@@ -156,18 +157,22 @@ def shade(
     to_shadow,
     image,
 ):
-    """Paint every covered pixel of `image` float32 [H, W, 3] (0..255, gamma-encoded).
+    """Shade every covered pixel of `image` in place.
 
     Args:
-        face, weights: from the z-buffer.
+        face: int32 [H, W], the face at each pixel or -1 (from `zbuffer`).
+        weights: float32 [H, W, 2], barycentric weights (from `zbuffer`).
         faces: int32 [F, 3].
-        uvs: float32 [F, 3, 2], into the texture of the face's material.
+        uvs: float32 [F, 3, 2], texture coordinates of the face's material.
         material: uint8 [F], index into `textures` and `MATERIALS`.
         textures: uint8 [h, w, 4] each; alpha is gloss, or opacity for hair and cloth.
-        camera, normals, tangents: float32 [V, 3] in camera space; tangents matter for hair only.
-        openness: float32 [V], how much of the surroundings a vertex sees, 0..1.
-        shadow: float32 [S, S], depth of the first surface seen from the key light.
-        to_shadow: float32 [3, 4], camera space to its pixels and depth.
+        camera: float32 [V, 3], vertices in camera space.
+        normals: float32 [V, 3], in camera space.
+        tangents: float32 [V, 3], directions of the hair in camera space; unused elsewhere.
+        openness: float32 [V], unoccluded share of the surroundings, 0..1.
+        shadow: float32 [S, S], depth of the surface nearest to the key light.
+        to_shadow: float32 [3, 4], projection from camera space to the shadow map.
+        image: float32 [H, W, 3], 0..255, gamma-encoded.
     """
     for row in range(face.shape[0]):
         for column in range(face.shape[1]):
@@ -177,54 +182,62 @@ def shade(
             m, corners, uv = material[f], faces[f], uvs[f]
             b, c = weights[row, column, 0], weights[row, column, 1]
             a = 1 - b - c
-            point = _inside(camera, corners, a, b, c)
-            normal = _unit(_inside(normals, corners, a, b, c))
-            seen = a * openness[corners[0]] + b * openness[corners[1]] + c * openness[corners[2]]
+            point = _interpolate(camera, corners, a, b, c)
+            normal = _unit(_interpolate(normals, corners, a, b, c))
+            visible = a * openness[corners[0]] + b * openness[corners[1]] + c * openness[corners[2]]
             view = _unit((-point[0], -point[1], -point[2]))
             facing = _dot(normal, view)
-            if facing < 0 and m >= CLOTH:  # shirt or collar: the inside of the collar
+            if facing < 0 and m >= CLOTH:  # the inside of the collar
                 normal = (-normal[0], -normal[1], -normal[2])
-                facing, seen = -facing, 0.6 * seen
-            colour, gloss = _texel(
+                facing, visible = -facing, 0.6 * visible
+            color, gloss = _sample_texture(
                 textures[m],
                 a * uv[0, 0] + b * uv[1, 0] + c * uv[2, 0],
                 a * uv[0, 1] + b * uv[1, 1] + c * uv[2, 1],
             )
 
             key, fill, rim = _dot(normal, KEY), _dot(normal, FILL), _dot(normal, RIM)
-            sharp, wide = _lit(shadow, to_shadow, point, 0.02 + 0.05 * (1 - max(key, 0.0)))
-            if m in (MOUTH, TEETH, TONGUE):  # deep inside, less of the light gets in
-                sharp *= seen
+            sharp, wide = _visibility(shadow, to_shadow, point, 0.02 + 0.05 * (1 - max(key, 0.0)))
+            if m in (MOUTH, TEETH, TONGUE):  # less light reaches the depth of the mouth
+                sharp *= visible
             edge = (1 - min(max(facing, 0.0), 1.0)) ** 3
-            outline = edge * max(rim, 0.0) * seen
+            outline = edge * max(rim, 0.0) * visible
             if m == HAIR:
-                tangent = _unit(_inside(tangents, corners, a, b, c))
-                shine, key = _strand(tangent, view, key, sharp)
+                tangent = _unit(_interpolate(tangents, corners, a, b, c))
+                shine, key = _kajiya_kay(tangent, view, key, sharp)
                 glow, outline = 0.0, 0.2 * outline
             else:
-                shine, glow = _highlight(m, normal, view, edge, gloss, sharp)
-            reddened = np.sqrt(seen * np.sqrt(seen))  # light leaks into creases, red most
+                shine, glow = _specular(m, normal, view, edge, gloss, sharp)
+            reddened = np.sqrt(visible * np.sqrt(visible))  # red light scatters into creases
             for channel in range(3):
                 wrap = WRAP[m, channel]
                 soft = (1.0 if channel == 0 else 0.35) if m == SKIN else 0.0
                 mixed = sharp + (wide - sharp) * soft
-                light = KEY_COLOUR[channel] * max((key + wrap) / (1 + wrap), 0.0) * mixed
+                light = KEY_COLOR[channel] * max((key + wrap) / (1 + wrap), 0.0) * mixed
                 around = GROUND[channel] + (SKY[channel] - GROUND[channel]) * (
                     0.5 - 0.5 * normal[1]
                 )
-                around += FILL_COLOUR[channel] * max((fill + wrap) / (1 + wrap), 0.0)
-                light += around * (reddened if channel == 0 else seen)
-                value = colour[channel] * light + shine * KEY_COLOUR[channel]
-                value += glow * seen * FILL_COLOUR[channel] + outline * RIM_COLOUR[channel]
+                around += FILL_COLOR[channel] * max((fill + wrap) / (1 + wrap), 0.0)
+                light += around * (reddened if channel == 0 else visible)
+                value = color[channel] * light + shine * KEY_COLOR[channel]
+                value += glow * visible * FILL_COLOR[channel] + outline * RIM_COLOR[channel]
                 value *= EXPOSURE
                 if value > 0.6:
                     value = 0.6 + 0.4 * (1 - np.exp(-(value - 0.6) / 0.4))
-                image[row, column, channel] = ENCODED[min(int(value * 4096), 4095)]
+                image[row, column, channel] = _GAMMA[min(int(value * 4096), 4095)]
 
 
 @njit(cache=True, nogil=True)
 def resolve(big, label, n):
-    """Shrink by n: the mean colour, uint8 [H, W, 3], and the commonest label, uint8 [H, W]."""
+    """Downsample by n.
+
+    Args:
+        big: float32 [n H, n W, 3], 0..255.
+        label: uint8 [n H, n W], 0..3.
+
+    Returns:
+        The mean color uint8 [H, W, 3] and the most frequent label uint8 [H, W].
+    """
     height, width = big.shape[0] // n, big.shape[1] // n
     image = np.empty((height, width, 3), np.uint8)
     mask = np.empty((height, width), np.uint8)
