@@ -1,4 +1,4 @@
-"""A complete dataset folder written straight from the synthetic truth, without the face stages."""
+"""Write a complete dataset folder from the synthetic ground truth, without the face stages."""
 
 import json
 from collections.abc import Iterable
@@ -8,6 +8,8 @@ import numpy as np
 import torch
 
 from talker.clip import FPS, SAMPLES_PER_FRAME, Clip, Source, save_per_frame
+from talker.core.presets import DEFAULT_ENCODER
+from talker.data import layout
 from talker.data.masks import write_mask
 from talker.head.camera import pose_from_viewmats, transforms_file
 from talker.head.landmarks68 import write_lms
@@ -16,7 +18,9 @@ from talker.media.images import write_image
 from talker.synthetic.subject import GroundTruth
 
 SPEECH_CHANNELS = 32
+"""Channels of the stand-in speech features, as many as those of a real encoder."""
 EXPRESSIONS = 79
+"""Expression coefficients per frame, as many as the Basel Face Model has."""
 
 
 def write_dataset(
@@ -26,41 +30,41 @@ def write_dataset(
     bodies: Iterable[tuple[np.ndarray, np.ndarray]],
     samples: np.ndarray,
 ) -> None:
-    """Write a dataset folder (docs/conventions.md) of the synthetic clip.
+    """Write a dataset folder (see `talker.data.layout`) of the synthetic clip.
 
     Args:
-        folder: made if missing.
-        truth: of T frames.
+        folder: created if missing.
+        truth: ground truth of T frames.
         images: the T frames, uint8 [H, W, 3].
-        bodies: image and mask of each frame without its head.
+        bodies: image uint8 [H, W, 3] and mask uint8 [H, W] of each frame without the head.
         samples: int16 [640 T], the speech.
     """
     frames, height, width = truth.masks.shape
     clip = Clip(frames, height, width, _source(frames, height, width))
-    for name in ("ori_imgs", "parsing", "gt_imgs", "torso_imgs"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    clip.save(folder / "clip.json")
-    write_image(folder / "bc.jpg", truth.plate, quality=100)
+    for kind in layout.IMAGES:
+        (folder / kind.folder).mkdir(parents=True, exist_ok=True)
+    clip.save(folder / layout.CLIP)
+    write_image(folder / layout.PLATE, truth.plate, quality=100)
     for i, (image, body) in enumerate(zip(images, bodies, strict=True)):
         _write_images(folder, i, image, truth.masks[i], truth.plate, body)
-        write_lms(folder / "ori_imgs" / f"{i}.lms", truth.landmarks68[i])
+        write_lms(layout.FRAME_LANDMARKS.path(folder, i), truth.landmarks68[i])
     _write_sound(folder, clip, samples)
-    _write_landmarks(folder / "landmarks.npz", truth)
-    _write_blinks(folder / "au.csv", truth.blink)
+    _write_landmarks(folder / layout.LANDMARKS, truth)
+    _write_blinks(folder / layout.ACTION_UNITS, truth.blink)
     _write_track(folder, clip, truth)
-    np.save(folder / "aud_hama.npy", speech_windows(truth.weights))
+    np.save(folder / layout.speech_features(DEFAULT_ENCODER), speech_windows(truth.weights))
 
 
 def speech_windows(weights: np.ndarray) -> np.ndarray:
-    """Stand-in speech features float32 [T, 16, 32]: a fixed projection of the mouth's weights.
+    """Return stand-in speech features float32 [T, 16, 32]: a fixed projection of `weights` [T, 52].
 
-    Like the real ones they are 50 Hz vectors; window i holds those of [2 i - 8, 2 i + 8).
+    Like real features they are vectors at 50 Hz; window i holds vectors [2 i - 8, 2 i + 8).
     """
     frames = len(weights)
     projection = np.random.default_rng(0).standard_normal((weights.shape[1], SPEECH_CHANNELS))
-    moving = weights - weights.mean(0)
-    at = np.arange(2 * frames) / 2
-    rows = np.stack([np.interp(at, np.arange(frames), column) for column in moving.T], 1)
+    centered = weights - weights.mean(0)
+    times = np.arange(2 * frames) / 2
+    rows = np.stack([np.interp(times, np.arange(frames), column) for column in centered.T], 1)
     vectors = 4 * rows @ projection
     index = 2 * np.arange(frames)[:, None] + np.arange(-8, 8)
     return vectors[index.clip(0, 2 * frames - 1)].astype(np.float32)
@@ -89,19 +93,20 @@ def _write_images(
     plate: np.ndarray,
     body: tuple[np.ndarray, np.ndarray],
 ) -> None:
-    write_image(folder / "ori_imgs" / f"{i}.jpg", image, quality=100)
-    write_mask(folder / "parsing" / f"{i}.png", mask)
-    layered = np.where(mask[..., None] == 0, plate, image)
-    write_image(folder / "gt_imgs" / f"{i}.jpg", layered, quality=100)
+    write_image(layout.FRAMES.path(folder, i), image, quality=100)
+    write_mask(layout.MASKS.path(folder, i), mask)
+    composite = np.where(mask[..., None] == 0, plate, image)
+    write_image(layout.COMPOSITES.path(folder, i), composite, quality=100)
     color, covered = body[0], body[1][..., None] > 0
     torso = np.dstack([color * covered, 255 * covered]).astype(np.uint8)
-    write_image(folder / "torso_imgs" / f"{i}.png", torso)
+    write_image(layout.TORSOS.path(folder, i), torso)
 
 
 def _write_sound(folder: Path, clip: Clip, samples: np.ndarray) -> None:
     split = clip.train_frames * SAMPLES_PER_FRAME
-    for name, part in (("", samples), ("_train", samples[:split]), ("_novel", samples[split:])):
-        write_wav(folder / f"aud{name}.wav", part)
+    write_wav(folder / layout.SOUND, samples)
+    write_wav(folder / layout.TRAIN_SOUND, samples[:split])
+    write_wav(folder / layout.NOVEL_SOUND, samples[split:])
 
 
 def _write_landmarks(path: Path, truth: GroundTruth) -> None:
@@ -151,11 +156,11 @@ def _write_track(folder: Path, clip: Clip, truth: GroundTruth) -> None:
         "model": "anny",
         "units": "dm",
     }
-    torch.save(params, folder / "track_params.pt")
-    for split, ids in (
-        ("train", range(clip.train_frames)),
-        ("val", range(clip.train_frames, frames)),
+    torch.save(params, folder / layout.TRACK_PARAMS)
+    for name, ids in (
+        (layout.TRANSFORMS_TRAIN, range(clip.train_frames)),
+        (layout.TRANSFORMS_VAL, range(clip.train_frames, frames)),
     ):
         size = clip.height, clip.width
         content = json.dumps(transforms_file(euler, trans, truth.focal, size, ids), indent=2)
-        (folder / f"transforms_{split}.json").write_text(content + "\n")
+        (folder / name).write_text(content + "\n")
