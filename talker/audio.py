@@ -1,4 +1,4 @@
-"""Sound of a clip, or new speech, as 16 kHz mono: always 640 samples a frame, from the clip's zero.
+"""Extract the sound of a clip, or convert new speech, to 16 kHz mono: 640 samples a frame.
 
 `talker audio --source me.mp4 --clip clip.json --wav aud.wav --train aud_train.wav --novel
 aud_novel.wav`, or for new speech `talker audio --source hello.mp3 --wav hello.wav`.
@@ -7,14 +7,16 @@ aud_novel.wav`, or for new speech `talker audio --source hello.mp3 --wav hello.w
 import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
 from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Clip
-from talker.core.config import validated
+from talker.core.config import NonNegative, validated
 from talker.core.files import Output, replacing
 from talker.errors import UserError
-from talker.media.audio import decode_audio, decoded_blocks, write_wav
+from talker.media.audio import decode_audio, decode_audio_blocks, write_wav
 
 logger = logging.getLogger(__name__)
 
@@ -23,34 +25,35 @@ logger = logging.getLogger(__name__)
 class Config:
     """Options of `talker audio`."""
 
-    warn_missing: float = 0.5
-    """Seconds of sound that may be missing at the end of a clip before the log says so."""
-    lag_frames: int = 0
-    """Frames by which the sound of the source comes late; it is moved back by as many."""
+    warn_missing: NonNegative = 0.5
+    """Log a warning if the sound ends more than this many seconds before the video."""
+    lag_frames: Annotated[int, Field(ge=-250, le=250)] = 0
+    """Number of frames by which the sound lags the video; it is moved earlier by this amount.
+    Negative values move it later."""
 
 
 def clip_sound(source: Path, clip: Clip, config: Config) -> np.ndarray:
-    """Decode the sound that belongs to a clip's frames as int16 [640 T].
+    """Decode the sound of a clip as int16 [640 T], where T is its number of frames.
 
     Raises:
-        UserError: `source` has no sound, or only silence, within the clip.
+        UserError: `source` has no sound within the clip, or only silence.
     """
     start = clip.source.video_start + config.lag_frames / FPS
     samples = decode_audio(source, start)[: clip.samples]
     if not samples.any():
-        raise UserError(f"{source}: expected speech, but its sound is silent all through")
+        raise UserError(f"{source}: expected speech, but the whole audio track is silent")
     missing = clip.samples - len(samples)
     if missing > config.warn_missing * SAMPLE_RATE:
         logger.warning(
-            "%s: its sound ends %.1f s before its pictures; silence fills the rest",
+            "%s: the sound ends %.1f s before the video; the rest is filled with silence",
             source,
             missing / SAMPLE_RATE,
         )
     return np.pad(samples, (0, missing))
 
 
-def whole_frames(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Pass on blocks of int16, and silence up to the next multiple of 640 samples."""
+def pad_to_whole_frames(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Yield int16 blocks, then silence up to the next multiple of 640 samples."""
     samples = 0
     for block in blocks:
         samples += len(block)
@@ -67,20 +70,20 @@ def main(
     novel: Output | None = None,
     config: Config = Config(),
 ) -> None:
-    """Write the sound of a clip (and its two splits), or of new speech, as 16 kHz mono wav.
+    """Write the sound of a clip (and of its two splits), or new speech, as 16 kHz mono wav.
 
     Args:
-        source: video or sound file, of any format.
-        wav: sound to write.
-        clip: the clip.json whose length and zero the sound takes; leave out for new speech.
-        train: sound of the training frames to write (needs `clip`).
-        novel: sound of the held-out frames to write (needs `clip`).
+        source: video or audio file of any format.
+        wav: wav file to write.
+        clip: clip.json that defines start and length of the sound; omit it for new speech.
+        train: sound of the training frames to write (requires `clip`).
+        novel: sound of the held-out frames to write (requires `clip`).
         config: options.
     """
     if clip is None:
         if train or novel:
-            raise UserError("--train and --novel split a clip: give its --clip as well")
-        outputs = {wav: whole_frames(decoded_blocks(source))}
+            raise UserError("--train and --novel write the splits of a clip; give --clip as well")
+        outputs = {wav: pad_to_whole_frames(decode_audio_blocks(source))}
     else:
         about = Clip.load(clip)
         samples = clip_sound(source, about, config)

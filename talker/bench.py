@@ -41,7 +41,7 @@ from talker.head.camera import intrinsics, project, viewmats_from_pose
 from talker.head.dense import head_surface
 from talker.head.morphable import MorphableHead
 from talker.media.audio import write_wav
-from talker.media.video import video_writer
+from talker.media.video_writer import video_writer
 from talker.render import Config as RenderConfig
 from talker.render import render
 from talker.speak import Config as SpeakConfig

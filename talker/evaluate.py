@@ -45,9 +45,9 @@ from talker.measure.networks import (
 )
 from talker.measure.sync import NULL_FROM, Predictor, family_beside, fit_predictor, sync_score
 from talker.measure.syncnet import load_syncnet, sync_distances
-from talker.media.audio import Sound, decode_audio
+from talker.media.audio import Waveform, decode_audio
 from talker.media.mediapipe import track_meshes
-from talker.media.video import frame_count, probe, read_frames
+from talker.media.video_reader import frame_count, probe, read_frames
 
 logger = logging.getLogger(__name__)
 
@@ -400,7 +400,11 @@ def judge_frames(
 
 
 def judge_sync(
-    networks: dict[str, Any], images: np.ndarray, found: np.ndarray, ids: np.ndarray, sound: Sound
+    networks: dict[str, Any],
+    images: np.ndarray,
+    found: np.ndarray,
+    ids: np.ndarray,
+    sound: Waveform,
 ) -> Row:
     """Sync-C and Sync-D of the longest unbroken stretch of the frames `ids` [N]."""
     if "syncnet" not in networks:

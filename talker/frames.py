@@ -1,4 +1,4 @@
-"""Pictures of a clip: 25 fps by timestamps, a square around the face, at most 512 pixels wide.
+"""Extract the frames of a clip: 25 fps, a square around the face, at most 512 pixels a side.
 
 `talker frames --video me.mp4 --clip clip.json --images ori_imgs`
 """
@@ -6,23 +6,28 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import cv2
 import numpy as np
+from pydantic import Field
 
 from talker.clip import FPS, Clip, Crop, Source
-from talker.core.config import validated
+from talker.core.config import AtLeast1, validated
 from talker.core.files import Output, replacing
 from talker.core.parallel import ordered_map
 from talker.core.progress import progress
 from talker.errors import UserError
 from talker.media.images import write_image
 from talker.media.mediapipe import detect_faces
-from talker.media.video import frame_count, probe, read_frames
+from talker.media.video_reader import frame_count, probe, read_frames
 
 MIN_FRAMES = 2 * FPS
-MIN_FACE = 48  # pixels; less is too coarse for a face mesh
-PORTRAIT_FACE = 0.3  # a square video whose face is this wide (of its width) needs no crop
+"""Length of the shortest accepted clip in frames at 25 fps."""
+MIN_FACE_WIDTH = 48
+"""Width of the smallest accepted face in pixels; smaller ones are too coarse for a face mesh."""
+PORTRAIT_FACE_RATIO = 0.3
+"""A square video is kept whole where the face takes at least this fraction of its width."""
 
 logger = logging.getLogger(__name__)
 
@@ -31,83 +36,92 @@ logger = logging.getLogger(__name__)
 class Config:
     """Options of `talker frames`."""
 
-    size: int = 512
-    """Largest side of the images in pixels; a smaller picture keeps its size."""
-    quality: int = 95
-    """JPEG quality, 0..100."""
+    size: Annotated[int, Field(ge=2, le=8192)] = 512
+    """Largest side of the images in pixels. Smaller pictures are never enlarged."""
+    quality: Annotated[int, Field(ge=0, le=100)] = 95
+    """JPEG quality of the images, from 0 to 100."""
     crop: tuple[int, int, int] | None = None
-    """Square to cut out: left, top, size in pixels of the upright picture. Found if not given."""
-    look_every: int = 10
-    """The search for the face looks at every so many frames."""
+    """Square to cut out: left, top and size in pixels of the upright picture. By default it is
+    placed around the largest face."""
+    look_every: AtLeast1 = 10
+    """Detect the face in every n-th frame; smaller values take longer and follow fast moves."""
 
 
-def find_face(video: Path, source: Source, every: int) -> np.ndarray:
-    """Find one person's face in every `every`-th frame: the largest one and whatever is near it.
+def detect_speaker(video: Path, source: Source, every: int) -> np.ndarray:
+    """Detect the face of one person in every `every`-th frame.
+
+    The largest face of the video selects the person; in each frame the nearest face is taken.
 
     Returns:
-        float32 [N, 4]: x0, y0, x1, y1 in pixels, a row for each frame looked at that has a face.
+        float32 [N, 4]: x0, y0, x1, y1 in pixels, one row for each examined frame with a face.
 
     Raises:
-        UserError: less than half of those frames have a face, or it is too small.
+        UserError: fewer than half of the examined frames have a face, or the face is too small.
     """
-    looked = -(-frame_count(source) // every)
-    images = progress(read_frames(video, source, every), "face", looked)
-    faces = [found[:, :4] for found in detect_faces(images)]
-    boxes = np.concatenate(faces)
-    seen = [found for found in faces if len(found)]
-    if 2 * len(seen) < looked:
+    examined = -(-frame_count(source) // every)
+    images = progress(read_frames(video, source, every), "face", examined)
+    boxes = [detections[:, :4] for detections in detect_faces(images)]
+    with_face = [frame_boxes for frame_boxes in boxes if len(frame_boxes)]
+    if not with_face or 2 * len(with_face) < examined:
         raise UserError(
-            f"{video}: expected one person's face in every frame, found a face in {len(seen)} of "
-            f"{looked} frames looked at; cut the video to where the person talks to the camera"
+            f"{video}: expected one person's face in every frame, found a face in "
+            f"{len(with_face)} of {examined} examined frames. Cut the video to the part where the "
+            "person talks to the camera."
         )
-    widths = boxes[:, 2] - boxes[:, 0]
-    anchor = _centres(boxes[widths.argmax()])
-    chosen = np.stack(
-        [found[np.linalg.norm(_centres(found) - anchor, axis=-1).argmin()] for found in seen]
+    all_boxes = np.concatenate(with_face)
+    anchor = _centers(all_boxes[(all_boxes[:, 2] - all_boxes[:, 0]).argmax()])
+    speaker = np.stack(
+        [
+            frame_boxes[np.linalg.norm(_centers(frame_boxes) - anchor, axis=-1).argmin()]
+            for frame_boxes in with_face
+        ]
     )
-    width = np.median(chosen[:, 2] - chosen[:, 0])
-    if width < MIN_FACE:
+    width = np.median(speaker[:, 2] - speaker[:, 0])
+    if width < MIN_FACE_WIDTH:
         raise UserError(
-            f"{video}: expected a face at least {MIN_FACE} pixels wide, found {width:.0f}; use a "
-            "video of higher resolution or a closer shot"
+            f"{video}: expected a face at least {MIN_FACE_WIDTH} pixels wide, found {width:.0f} "
+            "pixels. Use a video of higher resolution or a closer shot."
         )
-    if len(boxes) > 1.5 * len(seen):
+    if len(all_boxes) > 1.5 * len(with_face):
         logger.warning(
-            "%s: shows several faces; the crop follows the largest (--crop picks another)", video
+            "%s: shows several faces. The crop follows the largest one; use --crop to select "
+            "another.",
+            video,
         )
-    return chosen
+    return speaker
 
 
 def choose_crop(boxes: np.ndarray, width: int, height: int) -> Crop | None:
-    """Choose the square that shows head and shoulders all through the clip.
+    """Choose a square that contains head and shoulders in the whole clip.
 
-    Published talking-head clips are square, with a detected face half as wide as the picture and a
-    little below its middle; the crop is made the same, with room for the head's whole range.
+    In published talking-head clips the picture is square, the detected face is half as wide as
+    the picture, and its center is slightly below the middle. The crop is chosen likewise, with
+    room for all positions of the head.
 
     Args:
-        boxes: [N, 4] face boxes in pixels, as `find_face` returns.
+        boxes: [N, 4] face boxes in pixels, as returned by `detect_speaker`.
         width, height: size of the picture in pixels.
 
     Returns:
-        The square, of even size and inside the picture; None if the picture is a portrait already.
+        A square of even size inside the picture; None if the picture is a portrait already.
     """
     face = float(np.median(boxes[:, 2] - boxes[:, 0]))
-    if width == height and width % 2 == 0 and face >= PORTRAIT_FACE * width:
+    if width == height and width % 2 == 0 and face >= PORTRAIT_FACE_RATIO * width:
         return None
     left, top = np.percentile(boxes[:, :2], 2, axis=0)
     right, bottom = np.percentile(boxes[:, 2:], 98, axis=0)
-    wanted = max(right - left, bottom - top) + face
-    size = int(min(wanted, width, height)) // 2 * 2
-    middle_x, middle_y = (left + right) / 2, (top + bottom) / 2 - 0.04 * size
+    ideal = max(right - left, bottom - top) + face
+    size = int(min(ideal, width, height)) // 2 * 2
+    center_x, center_y = (left + right) / 2, (top + bottom) / 2 - 0.04 * size
     return Crop(
-        x=int(np.clip(round(middle_x - size / 2), 0, width - size)),
-        y=int(np.clip(round(middle_y - size / 2), 0, height - size)),
+        x=int(np.clip(round(center_x - size / 2), 0, width - size)),
+        y=int(np.clip(round(center_y - size / 2), 0, height - size)),
         size=size,
     )
 
 
-def plan(source: Source, crop: Crop | None, size: int) -> Clip:
-    """Describe the clip that `source` gives with this crop and at most `size` pixels a side."""
+def plan_clip(source: Source, crop: Crop | None, size: int) -> Clip:
+    """Return the clip that results from `source`, this crop and at most `size` pixels a side."""
     height, width = (crop.size, crop.size) if crop else (source.height, source.width)
     scale = min(1.0, size / max(height, width))
     return Clip(
@@ -120,7 +134,7 @@ def plan(source: Source, crop: Crop | None, size: int) -> Clip:
 
 
 def write_frames(video: Path, clip: Clip, folder: Path, quality: int) -> None:
-    """Write frame i of a clip as `folder`/i.jpg, for all its frames.
+    """Write all frames of a clip as `folder`/0.jpg, 1.jpg, ...
 
     Raises:
         UserError: the video cannot be decoded to its end.
@@ -129,15 +143,15 @@ def write_frames(video: Path, clip: Clip, folder: Path, quality: int) -> None:
 
     def write(numbered: tuple[int, np.ndarray]) -> None:
         i, image = numbered
-        write_image(folder / f"{i}.jpg", fit(image, clip), quality)
+        write_image(folder / f"{i}.jpg", crop_and_resize(image, clip), quality)
 
     written = ordered_map(write, enumerate(read_frames(video, clip.source)))
     for _ in progress(written, "frames", clip.frames):
         pass
 
 
-def fit(image: np.ndarray, clip: Clip) -> np.ndarray:
-    """Crop and scale a picture of the source to the clip's [H, W, 3]."""
+def crop_and_resize(image: np.ndarray, clip: Clip) -> np.ndarray:
+    """Crop and resize a frame of the source to the [H, W, 3] of the clip."""
     if clip.crop:
         x, y, size = clip.crop.x, clip.crop.y, clip.crop.size
         image = image[y : y + size, x : x + size]
@@ -147,48 +161,48 @@ def fit(image: np.ndarray, clip: Clip) -> np.ndarray:
 
 
 def main(*, video: Path, clip: Output, images: Output, config: Config = Config()) -> None:
-    """Write a video's pictures at 25 fps and the clip.json that describes them.
+    """Write the frames of a video at 25 fps, and the clip.json that describes them.
 
     Args:
-        video: the raw video.
+        video: video to read.
         clip: clip.json to write.
         images: folder of %d.jpg to write.
         config: options.
     """
     source = probe(video)
-    _refuse_unfit(video, source)
+    _check_source(video, source)
     if config.crop:
-        crop = _given_crop(config.crop, video, source)
+        crop = _check_crop(config.crop, video, source)
     else:
-        boxes = find_face(video, source, config.look_every)
+        boxes = detect_speaker(video, source, config.look_every)
         crop = choose_crop(boxes, source.width, source.height)
-    result = plan(source, crop, config.size)
+    planned = plan_clip(source, crop, config.size)
     with replacing(images, clip) as (folder, file):
-        write_frames(video, result, folder, config.quality)
-        result.save(file)
+        write_frames(video, planned, folder, config.quality)
+        planned.save(file)
 
 
-def _refuse_unfit(video: Path, source: Source) -> None:
+def _check_source(video: Path, source: Source) -> None:
     if frame_count(source) < 2:
         raise UserError(f"{video}: expected a video, found a single picture")
     if source.audio_start is None:
-        raise UserError(f"{video}: expected a video with sound, but it holds no sound track")
+        raise UserError(f"{video}: expected a video with sound, but it has no audio track")
     if frame_count(source) < MIN_FRAMES:
         raise UserError(
-            f"{video}: lasts {source.duration:.2f} s, expected at least {MIN_FRAMES / FPS:.0f} s "
-            "(and some minutes for a good avatar)"
+            f"{video}: expected at least {MIN_FRAMES / FPS:.0f} s (and a few minutes for a good "
+            f"avatar), found {source.duration:.2f} s"
         )
 
 
-def _given_crop(values: Sequence[int], video: Path, source: Source) -> Crop:
+def _check_crop(values: Sequence[int], video: Path, source: Source) -> Crop:
     x, y, size = values
     if x < 0 or y < 0 or size < 2 or x + size > source.width or y + size > source.height:
         raise UserError(
-            f"crop {x} {y} {size} (left, top, size) does not lie inside the {source.width} x "
+            f"crop {x} {y} {size} (left, top, size) is not inside the {source.width} x "
             f"{source.height} picture of {video}"
         )
     return Crop(x, y, size)
 
 
-def _centres(boxes: np.ndarray) -> np.ndarray:
+def _centers(boxes: np.ndarray) -> np.ndarray:
     return (boxes[..., :2] + boxes[..., 2:]) / 2

@@ -37,7 +37,7 @@ from talker.encoders.features import WindowsFile
 from talker.errors import UserError
 from talker.media.audio import WavFile, write_wav
 from talker.media.backdrop import backdrop
-from talker.media.video import FORMATS, video_writer
+from talker.media.video_writer import FORMATS, video_writer
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from talker.core.files import Output
 from talker.core.progress import progress
 from talker.errors import UserError
 from talker.media.audio import read_wav, write_wav
-from talker.media.video import video_writer
+from talker.media.video_writer import video_writer
 from talker.synthetic.acting import read_timings
 from talker.synthetic.subject import SyntheticSubject
 

@@ -31,7 +31,7 @@ from talker.head.models import load_head
 from talker.head.morphable import MorphableHead
 from talker.head.occlusion import FACE, covered_frames, face_patch
 from talker.media.images import read_numbered
-from talker.media.video import video_writer
+from talker.media.video_writer import video_writer
 
 logger = logging.getLogger(__name__)
 

@@ -35,7 +35,7 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Synthetic:
     """The demo subject's first 4 seconds, 256 px."""
     from talker.clip import SAMPLES_PER_FRAME
     from talker.media.audio import read_wav, write_wav
-    from talker.media.video import video_writer
+    from talker.media.video_writer import video_writer
     from talker.synthetic.acting import read_timings
     from talker.synthetic.subject import SyntheticSubject
 

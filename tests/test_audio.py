@@ -11,9 +11,9 @@ from flash import RATE, onsets, write_flashes, write_media
 from talker import audio
 from talker.clip import SAMPLES_PER_FRAME, Clip
 from talker.errors import UserError
-from talker.frames import plan
+from talker.frames import plan_clip
 from talker.media.audio import decode_audio, read_wav, write_wav
-from talker.media.video import probe, read_frames
+from talker.media.video_reader import probe, read_frames
 
 FILM = Fraction(24_000, 1001)
 NTSC = Fraction(30_000, 1001)
@@ -41,7 +41,7 @@ def test_flash_and_beep_stay_together(tmp_path, rate, video_start, sound_start, 
     times = [time + video_start for time in times]
     flashes = [round(len(times) * share) for share in (0.2, 0.41, 0.6, 0.83)]
     path = write_flashes(tmp_path / f"a{suffix}", times, flashes, Fraction(sound_start))
-    clip = plan(probe(path), None, 512)
+    clip = plan_clip(probe(path), None, 512)
     levels = np.array([frame.mean() for frame in read_frames(path, clip.source)])
     sound = audio.clip_sound(path, clip, audio.Config())
     seen = onsets(levels, 128, quiet=3) / 25
@@ -58,7 +58,7 @@ def clip_file(tmp_path):
     """A video of 2 s with sound, and its clip.json: 50 frames, 45 for training."""
     times = [Fraction(i, 25) for i in range(50)]
     video = write_flashes(tmp_path / "a.mp4", times, [10, 47])
-    plan(probe(video), None, 512).save(tmp_path / "clip.json")
+    plan_clip(probe(video), None, 512).save(tmp_path / "clip.json")
     return tmp_path / "clip.json"
 
 
@@ -88,7 +88,7 @@ def test_sound_that_ends_early_is_filled_with_silence(tmp_path, clip_file, caplo
     sound = audio.clip_sound(tmp_path / "a.mp4", clip, audio.Config())
     assert sound.shape == (64_000,)
     assert not sound[35_000:].any()
-    assert "silence fills the rest" in caplog.text
+    assert "filled with silence" in caplog.text
 
 
 def test_a_gap_in_the_sound_becomes_silence(tmp_path):
@@ -160,14 +160,16 @@ def test_silence_is_new_speech_but_no_clip(tmp_path):
     video = write_flashes(tmp_path / "a.mkv", times, [], codecs=("libx264", "pcm_s16le"))
     audio.main(source=video, wav=tmp_path / "out.wav")
     assert not read_wav(tmp_path / "out.wav").any()
-    with pytest.raises(UserError, match=r"a\.mkv: expected speech, but its sound is silent"):
-        audio.clip_sound(video, plan(probe(video), None, 512), audio.Config())
+    with pytest.raises(
+        UserError, match=r"a\.mkv: expected speech, but the whole audio track is silent"
+    ):
+        audio.clip_sound(video, plan_clip(probe(video), None, 512), audio.Config())
 
 
 def test_a_video_without_sound_is_refused(tmp_path):
     times = [Fraction(i, 25) for i in range(10)]
     write_media(tmp_path / "a.mp4", times, [np.zeros((64, 64, 3), np.uint8)] * 10)
-    with pytest.raises(UserError, match=r"a\.mp4: expected sound, but it holds no sound track"):
+    with pytest.raises(UserError, match=r"a\.mp4: expected sound, but the file has no audio track"):
         audio.main(source=tmp_path / "a.mp4", wav=tmp_path / "out.wav")
 
 
@@ -175,12 +177,12 @@ def test_a_video_without_sound_is_refused(tmp_path):
 def test_what_is_no_sound_is_refused_by_name(tmp_path, content):
     if content is not None:
         (tmp_path / "a.mp3").write_bytes(content)
-    with pytest.raises(UserError, match=r"a\.mp3: (cannot be read as sound|holds no sound)"):
+    with pytest.raises(UserError, match=r"a\.mp3: (cannot be read as sound|contains no sound)"):
         audio.main(source=tmp_path / "a.mp3", wav=tmp_path / "out.wav")
 
 
 def test_a_split_needs_a_clip(tmp_path):
-    with pytest.raises(UserError, match="give its --clip"):
+    with pytest.raises(UserError, match="give --clip"):
         audio.main(source=tmp_path / "a.wav", wav=tmp_path / "o.wav", train=tmp_path / "t.wav")
 
 
@@ -198,7 +200,7 @@ def test_a_wav_that_is_cut_off_is_refused(tmp_path, lost):
     write_wav(tmp_path / "a.wav", np.ones(32_000, np.int16))
     whole = (tmp_path / "a.wav").read_bytes()
     (tmp_path / "a.wav").write_bytes(whole[:-lost])
-    with pytest.raises(UserError, match=r"a\.wav: .*cut off: its header speaks of 32000 samples"):
+    with pytest.raises(UserError, match=r"a\.wav: .*truncated: its header declares 32000 samples"):
         read_wav(tmp_path / "a.wav")
 
 

@@ -30,7 +30,7 @@ from talker.evaluate import (
 )
 from talker.head.landmarks68 import eye_aspect_ratio
 from talker.media.audio import read_wav, write_wav
-from talker.media.video import video_writer
+from talker.media.video_writer import video_writer
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,11 @@ from talker import audio, frames
 from talker.clip import Clip, Crop, Source
 from talker.core.config import from_mapping
 from talker.errors import UserError
-from talker.frames import Config, choose_crop, find_face, fit, plan
+from talker.frames import Config, choose_crop, crop_and_resize, detect_speaker, plan_clip
 from talker.media.audio import read_wav
 from talker.media.images import read_image
-from talker.media.video import probe, video_writer
+from talker.media.video_reader import probe
+from talker.media.video_writer import video_writer
 
 WHOLE = Config(crop=(0, 0, 64))  # looks for no face
 
@@ -89,11 +90,11 @@ def test_one_false_face_does_not_move_the_crop():
     ],
 )
 def test_images_are_even_and_never_enlarged(width, height, crop, size, expected):
-    clip = plan(source(width, height), crop, size)
+    clip = plan_clip(source(width, height), crop, size)
     assert (clip.height, clip.width) == expected
     assert clip.frames == 100
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-    assert fit(image, clip).shape == (*expected, 3)
+    assert crop_and_resize(image, clip).shape == (*expected, 3)
 
 
 def test_the_options_are_read_from_yaml():
@@ -154,18 +155,20 @@ def test_a_single_picture_is_refused(tmp_path):
 
 def test_a_short_video_is_refused(tmp_path):
     video = write_flashes(tmp_path / "a.mp4", [Fraction(i, 25) for i in range(40)], [20])
-    assert "lasts 1.60 s, expected at least 2 s" in refuse(tmp_path, video)
+    assert "expected at least 2 s (and a few minutes for a good avatar), found 1.60 s" in refuse(
+        tmp_path, video
+    )
 
 
 def test_a_crop_outside_the_picture_is_refused(tmp_path):
     video = write_flashes(tmp_path / "a.mp4", [Fraction(i, 25) for i in range(60)], [20])
     message = refuse(tmp_path, video, Config(crop=(10, 0, 60)))
-    assert "crop 10 0 60 (left, top, size) does not lie inside the 64 x 64 picture" in message
+    assert "crop 10 0 60 (left, top, size) is not inside the 64 x 64 picture" in message
 
 
 def test_a_video_without_a_face_is_refused(tmp_path):
     video = write_flashes(tmp_path / "a.mp4", [Fraction(i, 25) for i in range(60)], [20])
-    assert "found a face in 0 of 6 frames looked at" in refuse(tmp_path, video, Config())
+    assert "found a face in 0 of 6 examined frames" in refuse(tmp_path, video, Config())
 
 
 def test_a_face_that_is_there_half_the_time_is_refused(tmp_path, synthetic):
@@ -173,7 +176,7 @@ def test_a_face_that_is_there_half_the_time_is_refused(tmp_path, synthetic):
     with video_writer(video, synthetic.wav) as write:
         for i in range(100):
             write(synthetic.images[i] if i < 40 else np.zeros_like(synthetic.images[i]))
-    assert "found a face in 4 of 10 frames" in refuse(tmp_path, video, Config())
+    assert "found a face in 4 of 10 examined frames" in refuse(tmp_path, video, Config())
 
 
 def test_a_tiny_face_is_refused(tmp_path, synthetic):
@@ -207,7 +210,7 @@ def test_the_face_is_found_in_a_wide_picture_beside_a_smaller_one(tmp_path, synt
             wide[60:316, 340:596] = image
             wide[100:228, 60:188] = image[::2, ::2]
             write(wide)
-    found = find_face(video, probe(video), every=10)
+    found = detect_speaker(video, probe(video), every=10)
     crop = choose_crop(found, 640, 360)
     assert crop is not None
     assert "shows several faces" in caplog.text
@@ -233,4 +236,4 @@ def test_an_old_small_clip_is_cut_around_the_face(tmp_path, clips):
 @pytest.mark.parametrize("name", ["office_5s.mp4", "overlay_5s.mp4"])
 def test_real_portraits_are_kept_whole(clips, name):
     about = probe(clips / name)
-    assert choose_crop(find_face(clips / name, about, every=25), 512, 512) is None
+    assert choose_crop(detect_speaker(clips / name, about, every=25), 512, 512) is None

@@ -16,7 +16,7 @@ from talker.dataset import Dataset
 from talker.errors import UserError
 from talker.media.audio import read_wav, write_wav
 from talker.media.images import read_image, write_image
-from talker.media.video import video_writer
+from talker.media.video_writer import video_writer
 from talker.pack import Config as PackConfig
 from talker.pack import main as pack
 from talker.render import Config, Tracks, directed, speech_drive, split_drive

@@ -22,7 +22,7 @@ from talker.head.camera import intrinsics, project, transform_matrices, viewmats
 from talker.head.fitting import procrustes, stable_points
 from talker.head.morphable import MorphableHead
 from talker.media.images import read_image, write_image
-from talker.media.video import probe, read_frames
+from talker.media.video_reader import probe, read_frames
 from talker.synthetic.acting import read_timings
 from talker.synthetic.subject import GroundTruth, SyntheticSubject
 from talker.track import Config, Track, main, track

@@ -9,7 +9,8 @@ from flash import write_media
 
 from talker.errors import UserError
 from talker.media.audio import decode_audio, read_wav, write_wav
-from talker.media.video import frame_count, probe, read_frames, video_writer
+from talker.media.video_reader import frame_count, probe, read_frames
+from talker.media.video_writer import video_writer
 
 SECOND = np.arange(16_000) / 16_000
 
@@ -150,7 +151,7 @@ def test_a_single_frame_is_a_short_video(tmp_path):
 
 def test_a_sound_file_is_no_video(tmp_path):
     write_wav(tmp_path / "a.wav", np.zeros(640, np.int16))
-    with pytest.raises(UserError, match="holds no video stream"):
+    with pytest.raises(UserError, match="the file contains no video stream"):
         probe(tmp_path / "a.wav")
 
 
@@ -163,7 +164,7 @@ def test_a_truncated_video_is_refused(tmp_path):
     path = write_media(tmp_path / "a.mp4", even_times(Fraction(25), 75), noisy(75))
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match=r"is damaged: it says that it lasts 3\.0 s"):
+    with pytest.raises(UserError, match=r"is damaged: it declares a duration of 3\.0 s"):
         probe(path)
 
 
@@ -246,7 +247,7 @@ def test_a_failed_writer_leaves_what_was_there(tmp_path):
 
 
 def test_a_size_that_h264_cannot_hold_is_refused_by_name(tmp_path):
-    refused = pytest.raises(UserError, match=r"a\.mp4: FFmpeg could not write it")
+    refused = pytest.raises(UserError, match=r"a\.mp4: FFmpeg could not write this file")
     with refused, video_writer(tmp_path / "a.mp4") as write:
         write(np.zeros((2, 20_000, 3), np.uint8))
 

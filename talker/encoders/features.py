@@ -23,7 +23,7 @@ from talker.encoders.loudness import (
 )
 from talker.encoders.statistics import Statistics
 from talker.errors import UserError
-from talker.media.audio import Sound
+from talker.media.audio import Waveform
 
 SLOTS_PER_FRAME = 2  # slot k is centred on 10 + 20 k ms
 WINDOW = 16
@@ -35,7 +35,7 @@ QUIETEST = 0.05
 """part of the training slots whose mean points to the feature vector of silence"""
 
 
-def describe(encoder: Encoder, sound: Sound, gain: float = 1.0) -> Iterator[np.ndarray]:
+def describe(encoder: Encoder, sound: Waveform, gain: float = 1.0) -> Iterator[np.ndarray]:
     """Describe sound at the centres of its slots, by linear interpolation of the encoder's rows.
 
     Before its start and after its end the sound is continued by its mirror image.
@@ -79,7 +79,7 @@ def rows_at(rows: np.ndarray, encoder: Encoder, seconds: np.ndarray) -> np.ndarr
 def describe_clip(
     encoder: Encoder,
     choice: Choice,
-    sound: Sound,
+    sound: Waveform,
     train_frames: int,
     components: int = 32,
     look_ahead: int = 2,
@@ -155,7 +155,7 @@ def fit_statistics(
 
 
 def avatar_features(
-    encoder: Encoder, statistics: Statistics, sound: Sound, match_level: bool = True
+    encoder: Encoder, statistics: Statistics, sound: Waveform, match_level: bool = True
 ) -> Iterator[np.ndarray]:
     """The features of an avatar for new speech, pauses silenced: float32 [n, C], 2 T rows in all.
 
@@ -253,7 +253,7 @@ class WindowsFile:
         return np.fromfile(self.path, self.dtype, count, offset=offset).reshape(-1, *self.shape[1:])
 
 
-def whole_frames(sound: Sound, path: Path) -> int:
+def whole_frames(sound: Waveform, path: Path) -> int:
     """How many frames a sound lasts; UserError if that is no whole number, or none."""
     frames, left = divmod(len(sound), SAMPLES_PER_FRAME)
     if left or not frames:
@@ -269,7 +269,7 @@ def _cut(slots: np.ndarray, count: int) -> np.ndarray:
     return view.swapaxes(1, 2)
 
 
-def mirrored(sound: Sound, start: int, stop: int) -> np.ndarray:
+def mirrored(sound: Waveform, start: int, stop: int) -> np.ndarray:
     """Samples start..stop as float32 in -1..1, mirrored at both ends of the sound."""
     last = len(sound) - 1
     places = np.abs((np.arange(start, stop) + last) % max(2 * last, 1) - last)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from talker.clip import SAMPLE_RATE, runs
-from talker.media.audio import Sound
+from talker.media.audio import Waveform
 
 SLOT_RATE = 50  # slots a second
 SLOT = SAMPLE_RATE // SLOT_RATE
@@ -23,7 +23,7 @@ MARGIN, FADE = 4, 4
 READ = 60 * SAMPLE_RATE
 
 
-def slot_levels(sound: Sound) -> np.ndarray:
+def slot_levels(sound: Waveform) -> np.ndarray:
     """Level of each slot of int16 [S] samples (an array or a file): float32 [S // 320], dBFS."""
     levels = []
     for start in range(0, len(sound) // SLOT * SLOT, READ):

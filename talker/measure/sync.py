@@ -21,7 +21,7 @@ from talker.encoders.loudness import pauses, slot_levels, speech_level
 from talker.encoders.registry import load_encoder
 from talker.head.landmarks68 import mouth_shape
 from talker.measure.metrics import correlation, lag_curve
-from talker.media.audio import Sound
+from talker.media.audio import Waveform
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Predictor:
     weight: np.ndarray
     """[16 C + 1, 3]"""
 
-    def shapes(self, sound: Sound) -> np.ndarray:
+    def shapes(self, sound: Waveform) -> np.ndarray:
         """The shapes of int16 [640 T] at 16 kHz: [T, 3], standardised, nan in pauses."""
         heard = _windows(_standardised(self.encoder, sound), self.components)
         silent = pauses(slot_levels(sound), PAUSE).reshape(-1, SLOTS_PER_FRAME).max(1) == 1
@@ -138,7 +138,7 @@ def sync_score(predicted: np.ndarray, landmarks: np.ndarray) -> dict[str, float]
     }
 
 
-def _standardised(encoder: Encoder, sound: Sound) -> np.ndarray:
+def _standardised(encoder: Encoder, sound: Waveform) -> np.ndarray:
     """Features [2 T, D] of mean 0 and deviation 1 where the sound is loud.
 
     Each sound is brought to its own: that leaves less of the voice and the microphone. On a clip of

@@ -1,1 +1,1 @@
-"""Video, audio and image files: the only place that knows BGR, ffmpeg and PyAV."""
+"""Video, audio and image files. Only this package uses PyAV, FFmpeg and OpenCV's BGR order."""

@@ -1,4 +1,4 @@
-"""What stands behind a person instead of the plate: a picture or a video, filling the frame."""
+"""Backgrounds that replace the recorded one: a picture, or a video that repeats."""
 
 from collections.abc import Iterator
 from itertools import repeat
@@ -9,32 +9,33 @@ import numpy as np
 
 from talker.errors import UserError
 from talker.media.images import read_image
-from talker.media.video import probe, read_frames
+from talker.media.video_reader import probe, read_frames
 
-PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
+"""Files with these suffixes are read as pictures, all others as videos."""
 
 
 def backdrop(path: Path, height: int, width: int) -> Iterator[np.ndarray]:
-    """Yield RGB uint8 [height, width, 3] without end: a picture, or a video over and over.
+    """Yield RGB uint8 [height, width, 3] without end: one picture, or a video that repeats.
 
     Raises:
         UserError: the file is missing or cannot be read.
     """
     if not path.exists():
-        raise UserError(f"{path}: missing; the background is a picture or a video")
-    if path.suffix.lower() in PICTURES:
-        yield from repeat(covering(read_image(path)[..., :3], height, width))
+        raise UserError(f"{path}: no such file; the background is a picture or a video")
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        yield from repeat(resize_to_cover(read_image(path)[..., :3], height, width))
     source = probe(path)
     while True:
         for image in read_frames(path, source):
-            yield covering(image, height, width)
+            yield resize_to_cover(image, height, width)
 
 
-def covering(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Scale an image until it covers height x width, and cut out its middle."""
+def resize_to_cover(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return the center [height, width, 3] of an image scaled to cover that size."""
     scale = max(height / image.shape[0], width / image.shape[1])
     size = max(width, round(image.shape[1] * scale)), max(height, round(image.shape[0] * scale))
     mode = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    whole = cv2.resize(image, size, interpolation=mode)
-    top, left = (whole.shape[0] - height) // 2, (whole.shape[1] - width) // 2
-    return whole[top : top + height, left : left + width]
+    scaled = cv2.resize(image, size, interpolation=mode)
+    top, left = (scaled.shape[0] - height) // 2, (scaled.shape[1] - width) // 2
+    return scaled[top : top + height, left : left + width]

@@ -1,4 +1,4 @@
-"""Images on disk: RGB uint8 arrays in memory, whatever the file format keeps."""
+"""Read and write image files; in memory images are always RGB or RGBA uint8 arrays."""
 
 import os
 import zipfile
@@ -14,14 +14,16 @@ from talker.core.parallel import ordered_map
 from talker.errors import UserError
 
 PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
+"""Number of channels for each color type in the header of a PNG file."""
 JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+"""Markers of the JPEG segments that contain the size of the picture."""
 
 
 def read_image(path: Path | zipfile.Path) -> np.ndarray:
     """Read an image as RGB uint8 [H, W, 3], or RGBA uint8 [H, W, 4] if it has an alpha channel.
 
     Raises:
-        UserError: the file is missing or no image.
+        UserError: the file is missing or is not an image.
     """
     try:
         encoded = np.frombuffer(path.read_bytes(), np.uint8)
@@ -37,7 +39,7 @@ def read_image(path: Path | zipfile.Path) -> np.ndarray:
 
 
 def write_image(path: Path, pixels: np.ndarray, quality: int = 95) -> None:
-    """Write RGB uint8 [H, W, 3] or RGBA [H, W, 4]; `quality` (0-100) is for .jpg."""
+    """Write RGB uint8 [H, W, 3] or RGBA [H, W, 4]; `quality` (0-100) applies to .jpg."""
     code = cv2.COLOR_RGBA2BGRA if pixels.shape[2] == 4 else cv2.COLOR_RGB2BGR
     options = [cv2.IMWRITE_JPEG_QUALITY, quality] if path.suffix == ".jpg" else []
     if not cv2.imwrite(str(path), cv2.cvtColor(pixels, code), options):
@@ -61,7 +63,7 @@ def webp_bytes(pixels: np.ndarray, quality: int) -> bytes:
 def read_numbered(
     folder: Path, clip: Clip, suffix: str = ".jpg", ids: Iterable[int] | None = None
 ) -> Iterator[np.ndarray]:
-    """Yield the images of `clip`'s frames `ids` (all of them if None) in order.
+    """Yield the images of the frames `ids` of a clip in order; all frames if `ids` is None.
 
     Raises:
         UserError: an image is missing, unreadable or not of the clip's size.
@@ -72,8 +74,8 @@ def read_numbered(
         image = read_image(path)
         if image.shape[:2] != (clip.height, clip.width):
             raise UserError(
-                f"{path}: expected {clip.width}x{clip.height} pixels as clip.json says, "
-                f"found {image.shape[1]}x{image.shape[0]}; make the frames again"
+                f"{path}: expected {clip.width}x{clip.height} pixels as declared in clip.json, "
+                f"found {image.shape[1]}x{image.shape[0]}. Run `talker frames` again."
             )
         return image
 
@@ -81,10 +83,10 @@ def read_numbered(
 
 
 def image_header(path: Path) -> tuple[int, int, int]:
-    """Height, width and channels of a .png or .jpg that is whole: it has its end mark.
+    """Return height, width and channels of a .png or .jpg file without decoding it.
 
     Raises:
-        UserError: the file is missing, of another format, or cut off.
+        UserError: the file is missing, has another format, or is truncated (no end marker).
     """
     try:
         with path.open("rb") as file:
@@ -92,24 +94,24 @@ def image_header(path: Path) -> tuple[int, int, int]:
             file.seek(-min(16, len(start)), os.SEEK_END)
             end = file.read()
             if start.startswith(b"\x89PNG\r\n\x1a\n") and len(start) == 26:
-                found, whole = _png(start), b"IEND" in end
+                header, complete = _png(start), b"IEND" in end
             elif start.startswith(b"\xff\xd8"):
-                found, whole = _jpeg(file), b"\xff\xd9" in end
+                header, complete = _jpeg(file), b"\xff\xd9" in end
             else:
-                raise UserError(f"{path}: is neither .png nor .jpg")
+                raise UserError(f"{path}: expected a PNG or JPEG image, found another format")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    if found is None or not whole:
-        raise UserError(f"{path}: is cut off")
-    return found
+    if header is None or not complete:
+        raise UserError(f"{path}: is truncated")
+    return header
 
 
 def _png(start: bytes) -> tuple[int, int, int]:
-    return _number(start[20:24]), _number(start[16:20]), PNG_CHANNELS.get(start[25], 0)
+    return _big_endian(start[20:24]), _big_endian(start[16:20]), PNG_CHANNELS.get(start[25], 0)
 
 
 def _jpeg(file: BinaryIO) -> tuple[int, int, int] | None:
-    """Walk the segments up to the one that describes the picture."""
+    """Return height, width and channels from the first segment that contains them."""
     at = 2
     while True:
         file.seek(at)
@@ -117,9 +119,9 @@ def _jpeg(file: BinaryIO) -> tuple[int, int, int] | None:
         if len(segment) < 10 or segment[0] != 0xFF:
             return None
         if segment[1] in JPEG_FRAMES:
-            return _number(segment[5:7]), _number(segment[7:9]), segment[9]
-        at += 2 + _number(segment[2:4])
+            return _big_endian(segment[5:7]), _big_endian(segment[7:9]), segment[9]
+        at += 2 + _big_endian(segment[2:4])
 
 
-def _number(digits: bytes) -> int:
+def _big_endian(digits: bytes) -> int:
     return int.from_bytes(digits, "big")

@@ -1,7 +1,7 @@
-"""Faces and people by the networks inside the mediapipe wheel; the only file that imports it.
+"""Detect faces and people with the networks in the mediapipe wheel; only this file imports it.
 
-Three generators take images in order and yield one result for each: boxes of all faces, 478-point
-meshes that are tracked from image to image, and person masks. Same images, same bytes.
+Three generators take images in order and yield one result for each image: the boxes of all faces,
+478-point meshes tracked from image to image, and person masks. Results are deterministic.
 """
 
 import os
@@ -13,27 +13,28 @@ from typing import Any
 import numpy as np
 
 MESH_POINTS = 478
+"""Points of the refined face mesh, irises included."""
 
 
 def detect_faces(images: Iterable[np.ndarray], min_score: float = 0.5) -> Iterator[np.ndarray]:
-    """Find every face, small ones too, each image on its own (full-range BlazeFace, 7 ms).
+    """Detect all faces in each image independently (full-range BlazeFace, about 7 ms an image).
 
     Args:
         images: RGB uint8 [H, W, 3].
-        min_score: least confidence, 0..1.
+        min_score: smallest accepted confidence, from 0 to 1.
 
     Yields:
-        float32 [N, 5]: x0, y0, x1, y1 in pixels (they may leave the image) and the score, best
-        score first. N may be 0.
+        float32 [N, 5]: x0, y0, x1, y1 in pixels (possibly outside the image) and the score, in
+        descending order of the score. N may be 0.
     """
     from mediapipe.python.solutions.face_detection import FaceDetection
 
-    for image, answer in _answers(
+    for image, result in _run_graph(
         lambda: FaceDetection(model_selection=1, min_detection_confidence=min_score), images
     ):
         height, width = image.shape[:2]
         boxes = []
-        for detection in answer.detections or ():
+        for detection in result.detections or ():
             box = detection.location_data.relative_bounding_box
             x0, y0 = box.xmin * width, box.ymin * height
             boxes.append(
@@ -43,55 +44,55 @@ def detect_faces(images: Iterable[np.ndarray], min_score: float = 0.5) -> Iterat
 
 
 def track_meshes(images: Iterable[np.ndarray], max_faces: int = 1) -> Iterator[np.ndarray]:
-    """Follow faces through a video with the refined 478-point mesh (5 ms a face).
+    """Track faces through a video with the refined 478-point mesh (about 5 ms a face).
 
     Args:
-        images: RGB uint8 [H, W, 3], consecutive frames; faces of >= 1/5 of the image are found.
-        max_faces: most faces to follow; fewer than these start a detection in every frame.
+        images: RGB uint8 [H, W, 3], consecutive frames; a face must take 1/5 of the image.
+        max_faces: number of faces to track; while fewer are tracked, each frame runs a detection.
 
     Yields:
-        float32 [N, 478, 3]: x, y in pixels and z in the same scale (negative is nearer than the
-        head's centre), one mesh a face. N may be 0.
+        float32 [N, 478, 3]: x and y in pixels and z in the same scale (negative values are nearer
+        than the center of the head), one mesh for each face. N may be 0.
     """
     from mediapipe.python.solutions.face_mesh import FaceMesh
 
     # The graph assumes square images when it maps points back from a rotated face box.
-    for image, answer in _answers(
+    for image, result in _run_graph(
         lambda: FaceMesh(max_num_faces=max_faces, refine_landmarks=True), map(_square, images)
     ):
         meshes = [
             [(point.x, point.y, point.z) for point in face.landmark]
-            for face in answer.multi_face_landmarks or ()
+            for face in result.multi_face_landmarks or ()
         ]
         yield np.array(meshes, np.float32).reshape(-1, MESH_POINTS, 3) * np.float32(len(image))
 
 
 def segment_person(images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """How likely each pixel belongs to a person (256 px network, 9 ms).
+    """Predict the probability that each pixel shows a person (256 px network, about 9 ms).
 
     Args:
         images: RGB uint8 [H, W, 3].
 
     Yields:
-        float32 [H, W] in 0..1.
+        float32 [H, W] from 0 to 1.
     """
     from mediapipe.python.solutions.selfie_segmentation import SelfieSegmentation
 
-    for _, answer in _answers(lambda: SelfieSegmentation(model_selection=0), images):
-        yield answer.segmentation_mask
+    for _, result in _run_graph(lambda: SelfieSegmentation(model_selection=0), images):
+        yield result.segmentation_mask
 
 
-def _answers(make_graph: Any, images: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, Any]]:
+def _run_graph(make_graph: Any, images: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, Any]]:
     graph = None
     try:
         for image in images:
             if graph is None:
                 with _silence():
                     graph = make_graph()
-                    answer = graph.process(image)
+                    result = graph.process(image)
             else:
-                answer = graph.process(image)
-            yield image, answer
+                result = graph.process(image)
+            yield image, result
     finally:
         if graph is not None:
             graph.close()
@@ -99,8 +100,7 @@ def _answers(make_graph: Any, images: Iterable[np.ndarray]) -> Iterator[tuple[np
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Drop what native code writes to stderr: these graphs greet with warnings nobody can act on,
-    before their log level can be set."""
+    """Discard stderr of native code: these graphs print warnings that no log level suppresses."""
     sys.stderr.flush()
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
