@@ -1,10 +1,3 @@
-# make demo               the whole pipeline on the demo subject
-# make run VIDEO=me.mp4   the same for a video of yours
-# make test               the tests; ARGS="-k track" picks some
-# make test-cluster       many subjects on a real Slurm, where there can be one (SUBJECTS=20)
-# make lint               style, types, workflow, import contracts
-# make clean              remove what was made for the demo, and the environment
-
 SHELL := bash
 PYTHON ?= $(firstword $(foreach python,python3.11 python3.12 python3,$(shell $(python) -c \
 	'import ensurepip, sys; (3, 11) <= sys.version_info < (3, 13) and print("$(python)")' 2> /dev/null)))
@@ -15,19 +8,28 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 comma := ,
 install = pip install --quiet -c constraints.txt -e
 
-.PHONY: demo run given test test-cluster lint clean
+.PHONY: help demo run video-exists test test-cluster lint clean
+
+help:
+	@echo 'make demo               run the whole pipeline on the demo subject'
+	@echo 'make run VIDEO=me.mp4   run it on your video; ARGS="..." adds arguments of snakemake'
+	@echo 'make test               run the tests; ARGS="-k track" selects some'
+	@echo 'make test-cluster       run many subjects on a real Slurm, if there is one (SUBJECTS=20)'
+	@echo 'make lint               check style, types, workflow and import contracts'
+	@echo 'make clean              remove the environment and the files of the demo'
 
 demo: .venv/installed
 	snakemake --cores $(CORES) $(ARGS) results/demo/{val.mp4,metrics.json,report.html}
 	@printf '\nvideo:  %s\nreport: %s\n' $(CURDIR)/results/demo/{val.mp4,report.html}
 
 run: name = $$(basename "$(VIDEO)" | sed -E 's/\.[^.]*$$//; s/[^[:alnum:]_.-]+/_/g')
-run: given .venv/installed
+run: video-exists .venv/installed
 	snakemake --cores $(CORES) $(ARGS) --config video="$(VIDEO)"
 	@printf '\nvideo:  %s\nreport: %s\n' "$(CURDIR)/results/$(name)"/{val.mp4,report.html}
 
-given:
-	@test -f "$(VIDEO)" || { echo 'no video "$(VIDEO)": make run VIDEO=me.mp4' >&2; exit 2; }
+video-exists:
+	@test -f "$(VIDEO)" || { echo 'the video "$(VIDEO)" does not exist;' \
+		'name one with: make run VIDEO=me.mp4' >&2; exit 2; }
 
 test: .venv/installed-dev
 	pytest -m 'not slurm' $(ARGS)
@@ -47,12 +49,12 @@ clean:
 	rm -rf .venv {data,results,logs,benchmarks}/demo
 
 .venv/bin/python:
-	@test -n "$(PYTHON)" || { echo 'talker needs Python 3.11 or 3.12 with the venv module;' \
+	@test -n "$(PYTHON)" || { echo 'talker requires Python 3.11 or 3.12 with the venv module;' \
 		'install one, or name it: make PYTHON=/path/to/python3.11' >&2; exit 2; }
 	$(PYTHON) -m venv .venv
 
 .venv/installed: pyproject.toml constraints.txt | .venv/bin/python
-	@echo 'installing into .venv, once; this takes some minutes'
+	@echo 'installing into .venv (once); this takes a few minutes'
 	$(install) '.$(if $(GPU),[$(GPU)])'
 	@touch $@
 

@@ -1,4 +1,4 @@
-"""From the video of a person talking to an avatar, its held-out video, metrics and report."""
+"""Turn videos of people talking into avatars, with held-out videos, metrics and reports."""
 
 from snakemake.utils import min_version
 
@@ -37,12 +37,12 @@ rule prepare:
 
 
 onstart:
-    check_preset()
+    require_named_preset()
 
 
 onsuccess:
-    say_outcome(log)
+    report_outcome(log)
 
 
 onerror:
-    say_outcome(log)
+    report_outcome(log)

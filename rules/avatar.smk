@@ -1,7 +1,7 @@
-"""The gate of the dataset folder, and the training that needs nothing but that folder.
+"""The quality gate of the dataset folder, and training, which reads nothing but that folder.
 
-Checkpoints are no declared output: a failed job loses those, and a killed training goes on where
-it was.
+Checkpoints are not declared as an output, because Snakemake deletes the outputs of a failed job.
+An interrupted training continues from its last checkpoint.
 """
 
 
@@ -29,17 +29,19 @@ rule check:
     conda:
         "../envs/avatar.yaml"
     envmodules:
-        *MODULES["avatar"],
+        *ENV_MODULES["avatar"],
     threads: 1
     resources:
-        mem_mb=growing(2000),
-        runtime=growing(10),
+        mem_mb=scale_with_attempt(2000),
+        runtime=scale_with_attempt(10),
     params:
         data=lambda wildcards, input: Path(input.clip).parent,
-        options=flags("check"),
-        recipe=recipe("check", after=[rules.audio, rules.blink, rules.track, rules.layers]),
+        options=stage_options("check"),
+        fingerprint=fingerprint(
+            "check", after=[rules.audio, rules.blink, rules.track, rules.layers]
+        ),
     message:
-        "{wildcards.subject}: is the dataset complete and consistent?"
+        "{wildcards.subject}: checking that the dataset is complete and consistent"
     shell:
         "talker check --data {params.data:q} --quality {output.quality:q}"
         " {params.options} > {log:q} 2>&1"
@@ -59,19 +61,19 @@ rule train:
     conda:
         "../envs/avatar.yaml"
     envmodules:
-        *MODULES["avatar"],
+        *ENV_MODULES["avatar"],
     threads: 16
     resources:
-        mem_mb=growing(6000),
-        runtime=growing(720),
+        mem_mb=scale_with_attempt(6000),
+        runtime=scale_with_attempt(720),
         gpu=GPU,
     params:
         data=lambda wildcards, input: Path(input.quality).parent,
         checkpoints=lambda wildcards, output: Path(output.avatar).with_name("checkpoints"),
-        options=flags("train"),
-        recipe=recipe("train", after=[rules.check, rules.speech]),
+        options=stage_options("train"),
+        fingerprint=fingerprint("train", after=[rules.check, rules.speech]),
     message:
-        "{wildcards.subject}: train the avatar (follow it in {log})"
+        "{wildcards.subject}: training the avatar (progress is written to {log})"
     shell:
         "talker train --data {params.data:q} --avatar {output.avatar:q}"
         " --checkpoints {params.checkpoints:q}"

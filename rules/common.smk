@@ -1,4 +1,4 @@
-"""What the rules share: the subjects, the speeches, the options of the stages."""
+"""Shared by all rules: the subjects, the speeches, and the options of the stages."""
 
 import copy
 import functools
@@ -19,12 +19,13 @@ from talker.errors import UserError
 
 AUDIO_SUFFIXES = {".wav", ".mp3", ".flac", ".m4a", ".aac", ".ogg", ".opus"}
 
-
-# the folders that the path variables stand for: as a module they are known only here
+# The folders that the path variables stand for. Another workflow that imports this one as a module
+# can set them to other folders.
 DATA, RESULTS, LOGS, BENCHMARKS = (
     Path(workflow.pathvars.apply(f"<{name}>")) for name in ("data", "results", "logs", "benchmarks")
 )
 
+# False where files are kept in a bucket, so that Python cannot read them here.
 LOCAL = not workflow.storage_settings.default_storage_provider
 
 
@@ -35,20 +36,22 @@ wildcard_constraints:
 
 
 def read_yaml(path):
+    """Return the content of a YAML file of the workflow."""
     return yaml.safe_load(Path(workflow.source_path(path)).read_text()) or {}
 
 
 def read_schema(name):
+    """Return a JSON schema of the workflow."""
     return read_yaml(f"../workflow/schemas/{name}.schema.yaml")
 
 
 def name_of(file):
-    """The name of a subject or a speech: its file's stem, fit to be the name of a folder."""
+    """Return the name of a subject or a speech: the file's stem, made fit for a folder name."""
     return re.sub(r"[^\w.-]+", "_", Path(file).stem)
 
 
 def read_tables():
-    """The subjects and the speeches: only the video of `--config video=...`, or the tables."""
+    """Return the subjects and the speeches of the tables, or only the video of `--config video`."""
     if config.get("video"):
         return {name_of(config["video"]): Subject(config["video"])}, {}
     options = CONFIG_SCHEMA["properties"]["options"]
@@ -59,7 +62,11 @@ def read_tables():
 
 
 def video_of(wildcards):
-    """The video of a subject: of its row, else the one it was made of, else its dataset's own."""
+    """Return the video of a subject.
+
+    It is named in the subject's row, or in the record of what its dataset was made from, or it is
+    the video with the subject's name in the dataset folder.
+    """
     dataset = DATA / wildcards.subject
     if wildcards.subject in SUBJECTS:
         return SUBJECTS[wildcards.subject].video
@@ -68,24 +75,26 @@ def video_of(wildcards):
     return str(dataset / f"{wildcards.subject}.mp4")
 
 
-def check_files():
-    """List the videos and speeches that are missing; in a module another rule may make them."""
+def require_input_files():
+    """Stop if videos or speeches are missing, unless a rule of an importing workflow makes them."""
     if not workflow.modifier.is_main_snakefile() or workflow.remote_exec or not LOCAL:
         return
-    wanted = {
+    videos = {
         name: subject.video
         for name, subject in SUBJECTS.items()
         if Path(subject.video) != DATA / "demo" / "demo.mp4"
         and not (DATA / name / "clip.json").exists()
     }
-    files = wanted | {name: speech.file for name, speech in SPEECHES.items()}
-    missing = [f"{name}: no file {file}" for name, file in files.items() if not Path(file).exists()]
+    files = videos | {name: speech.file for name, speech in SPEECHES.items()}
+    missing = [
+        f"{name}: {file} does not exist" for name, file in files.items() if not Path(file).exists()
+    ]
     if missing:
         raise WorkflowError("\n".join(missing))
 
 
 def speeches_of(subject):
-    """{name: file}: the speeches of data/{subject}/novel/, of the table, of `config["speech"]`."""
+    """Return {name: file}: the speeches of data/{subject}/novel/, the table and `speech`."""
     files = {
         file.stem: str(file)
         for file in sorted((DATA / subject / "novel").glob("*"))
@@ -93,20 +102,23 @@ def speeches_of(subject):
     }
     for file in files.values():
         if re.search("[{}<>]", file):
-            raise WorkflowError(f"{file}: rename it without {{ }} < >, which Snakemake replaces")
+            raise WorkflowError(
+                f"{file}: the name contains one of the characters {{ }} < >, which Snakemake "
+                "replaces in paths; rename the file"
+            )
     table = {
         name: speech.file
         for name, speech in SPEECHES.items()
         if speech.subjects is None or subject in speech.subjects
     }
-    given = config.get("speech") or {}
-    if isinstance(given, str):
-        given = {name_of(given): given}
-    return files | table | given
+    configured = config.get("speech") or {}
+    if isinstance(configured, str):
+        configured = {name_of(configured): configured}
+    return files | table | configured
 
 
 def speech_of(wildcards):
-    """The file of a novel speech; one `--config speech=FILE` serves any name that is asked for."""
+    """Return the file of a speech; `--config speech=FILE` serves any name in a target."""
     speeches = speeches_of(wildcards.subject)
     if wildcards.name in speeches:
         return speeches[wildcards.name]
@@ -115,41 +127,58 @@ def speech_of(wildcards):
     return str(DATA / wildcards.subject / "novel" / f"{wildcards.name}.wav")
 
 
-def scores_in(folder):
-    """The DeepSpeech scores that the encoder of that name takes; it runs no network."""
+def deepspeech_scores(folder):
+    """Return the DeepSpeech scores that the encoder `deepspeech` reads; others read none."""
     return f"{folder}/aud_ds.npy" if ENCODER == "deepspeech" else []
 
 
-def check_scores():
-    """Stop where they are missing: Snakemake would take finished results for its own sources."""
+def require_deepspeech_scores():
+    """Stop if scores are missing.
+
+    Snakemake itself would not: it accepts existing features although their input is missing.
+    """
     for subject in SUBJECTS if LOCAL else ():
-        file = Path(scores_in(DATA / subject) or ".")
+        file = Path(deepspeech_scores(DATA / subject) or ".")
         if not file.exists():
-            raise WorkflowError(f"{file}: missing; the encoder deepspeech takes its scores there")
+            raise WorkflowError(
+                f"{file} does not exist; the encoder deepspeech reads precomputed scores from it"
+            )
 
 
-def check_preset():
-    """Stop where this machine's own GPU would choose the preset of jobs that run elsewhere."""
+def require_named_preset():
+    """Stop if the GPU of this machine would decide about the preset of jobs on other machines."""
     if config["preset"] == "auto" and workflow.non_local_exec:
-        raise WorkflowError("config: preset: name it where jobs run elsewhere (preset=full)")
+        raise WorkflowError(
+            "config: preset: 'auto' depends on the machine, but jobs run on other machines; "
+            "name a preset, for example `--config preset=full`"
+        )
 
 
 def targets_of(subject):
-    """What makes a subject complete."""
-    outer = RESULTS / subject
+    """Return the files that make a subject complete."""
+    folder = RESULTS / subject
     novel = [f"novel/{name}.{kind}" for name in speeches_of(subject) for kind in ("mp4", "json")]
-    return [outer / file for file in ["val.mp4", "metrics.json", "report.html", *novel]]
+    return [folder / file for file in ["val.mp4", "metrics.json", "report.html", *novel]]
 
 
-def special(wildcards):
-    """The subject, if options of its own set it apart from the others, else None."""
+def subject_with_overrides(wildcards):
+    """Return the subject if its row overrides options, else None."""
     subject = getattr(wildcards, "subject", "demo")
     return subject if subject in SUBJECTS and SUBJECTS[subject].options else None
 
 
 @functools.cache
-def words(stage, subject):
-    """The options of a stage as command line flags, those of a group as --group.name."""
+def options_of(stage, subject):
+    """Return the options of a stage; `subject` is None for a subject without overrides."""
+    options = dict(OPTIONS)
+    if subject is not None:
+        options = update(copy.deepcopy(OPTIONS), SUBJECTS[subject].options)
+    return options.get(stage, {})
+
+
+@functools.cache
+def cli_flags(stage, subject):
+    """Return the options of a stage as command line flags; groups become `--group.name`."""
 
     def flags_of(options, group=""):
         for key, value in options.items():
@@ -163,52 +192,51 @@ def words(stage, subject):
             else:
                 yield f"--{name}={value}"
 
-    options = dict(OPTIONS)
-    if subject is not None:
-        options = update(copy.deepcopy(OPTIONS), SUBJECTS[subject].options)
-    return shlex.join(flags_of(options.get(stage, {})))
+    return shlex.join(flags_of(options_of(stage, subject)))
 
 
-def flags(stage):
-    """A parameter of a rule: the options of a stage for a subject, as command line flags."""
-    return lambda wildcards: words(stage, special(wildcards))
+def stage_options(stage):
+    """Return a parameter of a rule: the options of a stage as command line flags."""
+    return lambda wildcards: cli_flags(stage, subject_with_overrides(wildcards))
 
 
-def recipe(stage, after=()):
-    """A parameter of a rule: what made its outputs for a subject.
+def fingerprint(stage, after=()):
+    """Return a parameter of a rule: a hash of everything but files that determines its outputs.
 
-    It is a hash of the code and the options of a stage and of those before it: Snakemake does not
-    miss an intermediate file that is gone, so that without the stages before it, a stage would stay
-    as it is when an earlier one was changed and then failed.
+    It covers the code and the options of the stage and of the rules in `after`. Snakemake reruns a
+    rule whose parameters changed. The earlier rules count because Snakemake does not rerun a rule
+    to replace a missing intermediate file: if an earlier rule changed and then failed, the outputs
+    of the later ones would be taken as up to date.
     """
     code = code_of(f"talker.{stage}")
-    before = [rule.params.recipe.hashed for rule in after]
+    earlier = [rule.params.fingerprint.of_subject for rule in after]
 
     @functools.cache
-    def hashed(subject):
-        parts = [code, words(stage, subject), *(earlier(subject) for earlier in before)]
+    def of_subject(subject):
+        parts = [code, cli_flags(stage, subject)]
+        parts += [of_earlier(subject) for of_earlier in earlier]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
-    def made(wildcards):
-        return hashed(special(wildcards))
+    def parameter(wildcards):
+        return of_subject(subject_with_overrides(wildcards))
 
-    made.hashed = hashed
-    return made
+    parameter.of_subject = of_subject
+    return parameter
 
 
-def growing(amount):
-    """A resource of a job that doubles with every retry of it."""
+def scale_with_attempt(amount):
+    """Return a resource of a rule that doubles with every retry."""
     return lambda wildcards, attempt: amount * 2 ** (attempt - 1)
 
 
-def say_outcome(logs):
-    """Write what became of every subject, and say which ones failed; of files in a bucket nothing."""
+def report_outcome(logs):
+    """Write the batch table and log how many subjects are complete and why others failed."""
     if not LOCAL:
         return
     failed = failures("\n".join(Path(log).read_text() for log in logs))
     table = RESULTS / "batch.tsv"
-    wanted = {subject: targets_of(subject) for subject in SUBJECTS}
-    done, rest = write_outcome(table, wanted, failed, LOGS)
+    targets = {subject: targets_of(subject) for subject in SUBJECTS}
+    done, rest = write_outcome(table, targets, failed, LOGS)
     logger.info(f"{done} of {done + rest} subjects are complete; {table} has a row for each")
     for failure in failed:
         if failure.said:
@@ -216,8 +244,8 @@ def say_outcome(logs):
 
 
 CONFIG_SCHEMA = read_schema("config")
-if found := faults(config, CONFIG_SCHEMA, "config"):
-    raise WorkflowError("\n".join(found))
+if errors := faults(config, CONFIG_SCHEMA, "config"):
+    raise WorkflowError("\n".join(errors))
 try:
     SUBJECTS, SPEECHES = read_tables()
 except UserError as error:
@@ -227,15 +255,16 @@ PRESET = choose_preset(config["preset"])
 GPU = int(PRESET != "draft")
 OPTIONS = merge_options(read_yaml(f"../config/presets/{PRESET}.yaml"), config)
 ENCODER = OPTIONS["speech"]["encoder"]
+ENV_MODULES = {"media": [], "face": [], "avatar": []} | (config.get("modules") or {})
 
-check_files()
-check_scores()
-MODULES = {"media": [], "face": [], "avatar": []} | (config.get("modules") or {})
+require_input_files()
+require_deepspeech_scores()
 
-# Where its environment is not active, the `talker` beside this Python is found last on the PATH.
-# Snakemake sets OMP_NUM_THREADS for every job, numba wants a variable of its own.
-first = f"{config['venvs']}/bin:" if config.get("venvs") else ""
+# The `talker` next to this Python comes last on the PATH, so that an active environment has
+# precedence. Snakemake sets OMP_NUM_THREADS for every job; numba reads a variable of its own.
+venv_path = f"{config['venvs']}/bin:" if config.get("venvs") else ""
 shell.prefix(
-    f'export PATH="{first}$PATH:{Path(sys.executable).parent}" NUMBA_NUM_THREADS=$OMP_NUM_THREADS'
+    f'export PATH="{venv_path}$PATH:{Path(sys.executable).parent}"'
+    " NUMBA_NUM_THREADS=$OMP_NUM_THREADS"
     f" TALKER_JOBS_PER_GPU={config.get('jobs_per_gpu', 1)}; "
 )

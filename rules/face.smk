@@ -1,7 +1,8 @@
-"""What is seen in the frames: landmarks, masks, blinks, poses, plate and layers.
+"""Face analysis: landmarks, segmentation, blinks, head poses, background and layers.
 
-`landmarks` writes its .lms files beside the frames, which changes their folder: every rule takes
-clip.json as the handle of the frames, and the folder as ancient.
+`landmarks` writes .lms files into the folder of frames, which changes its modification time.
+Therefore rules depend on clip.json, which is written with the frames, and take the folder as
+`ancient`.
 """
 
 
@@ -18,16 +19,16 @@ rule landmarks:
     conda:
         "../envs/face.yaml"
     envmodules:
-        *MODULES["face"],
+        *ENV_MODULES["face"],
     threads: 1
     resources:
-        mem_mb=growing(2000),
-        runtime=growing(30),
+        mem_mb=scale_with_attempt(2000),
+        runtime=scale_with_attempt(30),
     params:
-        options=flags("landmarks"),
-        recipe=recipe("landmarks", after=[rules.frames]),
+        options=stage_options("landmarks"),
+        fingerprint=fingerprint("landmarks", after=[rules.frames]),
     message:
-        "{wildcards.subject}: face mesh and 68 landmarks of every frame"
+        "{wildcards.subject}: detecting the face mesh and 68 landmarks in every frame"
     shell:
         "talker landmarks --clip {input.clip:q} --images {input.images:q}"
         " --landmarks {output.landmarks:q} {params.options} > {log:q} 2>&1"
@@ -47,16 +48,16 @@ rule parsing:
     conda:
         "../envs/face.yaml"
     envmodules:
-        *MODULES["face"],
+        *ENV_MODULES["face"],
     threads: 1
     resources:
-        mem_mb=growing(3000),
-        runtime=growing(30),
+        mem_mb=scale_with_attempt(3000),
+        runtime=scale_with_attempt(30),
     params:
-        options=flags("parsing"),
-        recipe=recipe("parsing", after=[rules.landmarks]),
+        options=stage_options("parsing"),
+        fingerprint=fingerprint("parsing", after=[rules.landmarks]),
     message:
-        "{wildcards.subject}: masks of head, neck, torso and background"
+        "{wildcards.subject}: segmenting head, neck, torso and background"
     shell:
         "talker parsing --clip {input.clip:q} --images {input.images:q}"
         " --landmarks {input.landmarks:q} --masks {output.masks:q}"
@@ -76,16 +77,16 @@ rule blink:
     conda:
         "../envs/face.yaml"
     envmodules:
-        *MODULES["face"],
+        *ENV_MODULES["face"],
     threads: 1
     resources:
-        mem_mb=growing(1000),
-        runtime=growing(5),
+        mem_mb=scale_with_attempt(1000),
+        runtime=scale_with_attempt(5),
     params:
-        options=flags("blink"),
-        recipe=recipe("blink", after=[rules.landmarks]),
+        options=stage_options("blink"),
+        fingerprint=fingerprint("blink", after=[rules.landmarks]),
     message:
-        "{wildcards.subject}: eye closure of every frame"
+        "{wildcards.subject}: measuring eye closure in every frame"
     shell:
         "talker blink --clip {input.clip:q} --landmarks {input.landmarks:q} --au {output.au:q}"
         " {params.options} > {log:q} 2>&1"
@@ -108,17 +109,17 @@ rule track:
     conda:
         "../envs/face.yaml"
     envmodules:
-        *MODULES["face"],
+        *ENV_MODULES["face"],
     threads: 1
     resources:
-        mem_mb=growing(3000),
-        runtime=growing(30),
+        mem_mb=scale_with_attempt(3000),
+        runtime=scale_with_attempt(30),
     params:
         images=rules.frames.output.images,
-        options=flags("track"),
-        recipe=recipe("track", after=[rules.landmarks]),
+        options=stage_options("track"),
+        fingerprint=fingerprint("track", after=[rules.landmarks]),
     message:
-        "{wildcards.subject}: head pose of every frame, focal length, face shape"
+        "{wildcards.subject}: estimating focal length, face shape and head poses"
     shell:
         "talker track --clip {input.clip:q} --images {params.images:q}"
         " --landmarks {input.landmarks:q}"
@@ -140,16 +141,16 @@ rule background:
     conda:
         "../envs/face.yaml"
     envmodules:
-        *MODULES["face"],
+        *ENV_MODULES["face"],
     threads: 1
     resources:
-        mem_mb=growing(3000),
-        runtime=growing(20),
+        mem_mb=scale_with_attempt(3000),
+        runtime=scale_with_attempt(20),
     params:
-        options=flags("background"),
-        recipe=recipe("background", after=[rules.parsing]),
+        options=stage_options("background"),
+        fingerprint=fingerprint("background", after=[rules.parsing]),
     message:
-        "{wildcards.subject}: the plate behind the person"
+        "{wildcards.subject}: reconstructing the background behind the person"
     shell:
         "talker background --clip {input.clip:q} --images {input.images:q}"
         " --masks {input.masks:q} --plate {output.plate:q} {params.options} > {log:q} 2>&1"
@@ -171,16 +172,16 @@ rule layers:
     conda:
         "../envs/face.yaml"
     envmodules:
-        *MODULES["face"],
+        *ENV_MODULES["face"],
     threads: 2
     resources:
-        mem_mb=growing(3000),
-        runtime=growing(30),
+        mem_mb=scale_with_attempt(3000),
+        runtime=scale_with_attempt(30),
     params:
-        options=flags("layers"),
-        recipe=recipe("layers", after=[rules.background]),
+        options=stage_options("layers"),
+        fingerprint=fingerprint("layers", after=[rules.background]),
     message:
-        "{wildcards.subject}: layers of head and torso"
+        "{wildcards.subject}: compositing the head and torso layers"
     shell:
         "talker layers --clip {input.clip:q} --images {input.images:q} --masks {input.masks:q}"
         " --plate {input.plate:q} --truth {output.truth:q} --torso {output.torso:q}"

@@ -1,4 +1,4 @@
-"""The demo's video, the frames and the sound of a video, the sound of novel speech."""
+"""The demo's video, the frames and audio of a video, and the speech features."""
 
 
 rule synthesize:
@@ -15,16 +15,16 @@ rule synthesize:
     conda:
         "../envs/media.yaml"
     envmodules:
-        *MODULES["media"],
+        *ENV_MODULES["media"],
     threads: 2
     resources:
-        mem_mb=growing(2000),
-        runtime=growing(10),
+        mem_mb=scale_with_attempt(2000),
+        runtime=scale_with_attempt(10),
     params:
-        options=flags("synthesize"),
-        recipe=recipe("synthesize"),
+        options=stage_options("synthesize"),
+        fingerprint=fingerprint("synthesize"),
     message:
-        "demo: a synthetic talking person, with its exact truth"
+        "demo: rendering a synthetic talking person with known ground truth"
     shell:
         "talker synthesize --speech {input.speech:q} --timings {input.timings:q}"
         " --video {output.video:q} --truth {output.truth:q} {params.options} > {log:q} 2>&1"
@@ -43,17 +43,17 @@ rule frames:
     conda:
         "../envs/media.yaml"
     envmodules:
-        *MODULES["media"],
+        *ENV_MODULES["media"],
     threads: 2
     resources:
-        mem_mb=growing(2000),
-        runtime=growing(30),
+        mem_mb=scale_with_attempt(2000),
+        runtime=scale_with_attempt(30),
     params:
         source=lambda wildcards, output: Path(output.clip).with_name("source.txt"),
-        options=flags("frames"),
-        recipe=recipe("frames"),
+        options=stage_options("frames"),
+        fingerprint=fingerprint("frames"),
     message:
-        "{wildcards.subject}: frames at 25 fps, cropped around the face"
+        "{wildcards.subject}: extracting frames at 25 fps, cropped around the face"
     shell:
         "talker frames --video {input.video:q} --clip {output.clip:q} --images {output.images:q}"
         " {params.options} > {log:q} 2>&1 && printf '%s' {input.video:q} > {params.source:q}"
@@ -74,16 +74,16 @@ rule audio:
     conda:
         "../envs/media.yaml"
     envmodules:
-        *MODULES["media"],
+        *ENV_MODULES["media"],
     threads: 1
     resources:
-        mem_mb=growing(1000),
-        runtime=growing(10),
+        mem_mb=scale_with_attempt(1000),
+        runtime=scale_with_attempt(10),
     params:
-        options=flags("audio"),
-        recipe=recipe("audio", after=[rules.frames]),
+        options=stage_options("audio"),
+        fingerprint=fingerprint("audio", after=[rules.frames]),
     message:
-        "{wildcards.subject}: sound at 16 kHz, as long as the frames"
+        "{wildcards.subject}: extracting the audio at 16 kHz, cut to the length of the frames"
     shell:
         "talker audio --source {input.source:q} --clip {input.clip:q} --wav {output.wav:q}"
         " --train {output.train:q} --novel {output.novel:q} {params.options} > {log:q} 2>&1"
@@ -93,7 +93,7 @@ rule speech:
     input:
         wav="<data>/{subject}/aud.wav",
         clip="<data>/{subject}/clip.json",
-        scores=scores_in("<data>/{subject}"),
+        scores=deepspeech_scores("<data>/{subject}"),
     output:
         statistics=f"<data>/{{subject}}/aud_{ENCODER}.npz",
         features=f"<data>/{{subject}}/aud_{ENCODER}.npy",
@@ -104,16 +104,16 @@ rule speech:
     conda:
         "../envs/media.yaml"
     envmodules:
-        *MODULES["media"],
+        *ENV_MODULES["media"],
     threads: 1
     resources:
-        mem_mb=growing(2000),
-        runtime=growing(20),
+        mem_mb=scale_with_attempt(2000),
+        runtime=scale_with_attempt(20),
     params:
-        options=flags("speech"),
-        recipe=recipe("speech", after=[rules.audio]),
+        options=stage_options("speech"),
+        fingerprint=fingerprint("speech", after=[rules.audio]),
     message:
-        "{wildcards.subject}: speech features, a window for every frame"
+        "{wildcards.subject}: extracting speech features, one window per frame"
     shell:
         "talker speech --wav {input.wav:q} --clip {input.clip:q}"
         " --statistics {output.statistics:q} --features {output.features:q}"
@@ -132,16 +132,16 @@ rule novel_audio:
     conda:
         "../envs/media.yaml"
     envmodules:
-        *MODULES["media"],
+        *ENV_MODULES["media"],
     threads: 1
     resources:
-        mem_mb=growing(1000),
-        runtime=growing(10),
+        mem_mb=scale_with_attempt(1000),
+        runtime=scale_with_attempt(10),
     params:
-        options=flags("audio"),
-        recipe=recipe("audio"),
+        options=stage_options("audio"),
+        fingerprint=fingerprint("audio"),
     message:
-        "{wildcards.subject}: sound of the novel speech '{wildcards.name}'"
+        "{wildcards.subject}: extracting the audio of the new speech '{wildcards.name}'"
     shell:
         "talker audio --source {input.source:q} --wav {output.wav:q}"
         " {params.options} > {log:q} 2>&1"
@@ -151,7 +151,7 @@ rule novel_speech:
     input:
         wav="<data>/{subject}/novel/{name}/aud.wav",
         statistics=rules.speech.output.statistics,
-        scores=scores_in("<data>/{subject}/novel/{name}"),
+        scores=deepspeech_scores("<data>/{subject}/novel/{name}"),
     output:
         features=f"<data>/{{subject}}/novel/{{name}}/aud_{ENCODER}.npy",
     log:
@@ -161,16 +161,16 @@ rule novel_speech:
     conda:
         "../envs/media.yaml"
     envmodules:
-        *MODULES["media"],
+        *ENV_MODULES["media"],
     threads: 1
     resources:
-        mem_mb=growing(2000),
-        runtime=growing(20),
+        mem_mb=scale_with_attempt(2000),
+        runtime=scale_with_attempt(20),
     params:
-        options=flags("speech"),
-        recipe=recipe("speech", after=[rules.novel_audio, rules.speech]),
+        options=stage_options("speech"),
+        fingerprint=fingerprint("speech", after=[rules.novel_audio, rules.speech]),
     message:
-        "{wildcards.subject}: features of the novel speech '{wildcards.name}'"
+        "{wildcards.subject}: extracting speech features of the new speech '{wildcards.name}'"
     shell:
         "talker speech --wav {input.wav:q} --statistics {input.statistics:q}"
         " --features {output.features:q} {params.options} > {log:q} 2>&1"

@@ -1,4 +1,4 @@
-"""Videos of the avatar, their measures and the report."""
+"""Videos of the avatar, their metrics and the report."""
 
 
 rule render:
@@ -20,18 +20,18 @@ rule render:
     conda:
         "../envs/avatar.yaml"
     envmodules:
-        *MODULES["avatar"],
+        *ENV_MODULES["avatar"],
     threads: 16
     resources:
-        mem_mb=growing(4000),
-        runtime=growing(60),
+        mem_mb=scale_with_attempt(4000),
+        runtime=scale_with_attempt(60),
         gpu=GPU,
     params:
         data=lambda wildcards, input: Path(input.dataset[0]).parent,
-        options=flags("render"),
-        recipe=recipe("render", after=[rules.train]),
+        options=stage_options("render"),
+        fingerprint=fingerprint("render", after=[rules.train]),
     message:
-        "{wildcards.subject}: video of the '{wildcards.split}' part"
+        "{wildcards.subject}: rendering the '{wildcards.split}' frames"
     shell:
         "talker render --data {params.data:q} --avatar {input.avatar:q}"
         " --split {wildcards.split} --video {output.video:q} {params.options} > {log:q} 2>&1"
@@ -58,18 +58,18 @@ rule render_novel:
     conda:
         "../envs/avatar.yaml"
     envmodules:
-        *MODULES["avatar"],
+        *ENV_MODULES["avatar"],
     threads: 16
     resources:
-        mem_mb=growing(4000),
-        runtime=growing(60),
+        mem_mb=scale_with_attempt(4000),
+        runtime=scale_with_attempt(60),
         gpu=GPU,
     params:
         data=lambda wildcards, input: Path(input.dataset[0]).parent,
-        options=flags("render"),
-        recipe=recipe("render", after=[rules.train, rules.novel_speech]),
+        options=stage_options("render"),
+        fingerprint=fingerprint("render", after=[rules.train, rules.novel_speech]),
     message:
-        "{wildcards.subject}: video of the novel speech '{wildcards.name}'"
+        "{wildcards.subject}: rendering the new speech '{wildcards.name}'"
     shell:
         "talker render --data {params.data:q} --avatar {input.avatar:q}"
         " --speech {input.speech:q} --wav {input.wav:q} --video {output.video:q}"
@@ -85,7 +85,7 @@ rule evaluate:
         metrics=report(
             "<results>/{subject}/metrics.json",
             caption="../workflow/report/metrics.rst",
-            category="measures",
+            category="metrics",
             labels={"subject": "{subject}"},
         ),
     log:
@@ -95,18 +95,18 @@ rule evaluate:
     conda:
         "../envs/avatar.yaml"
     envmodules:
-        *MODULES["avatar"],
+        *ENV_MODULES["avatar"],
     threads: 16
     resources:
-        mem_mb=growing(4000),
-        runtime=growing(60),
+        mem_mb=scale_with_attempt(4000),
+        runtime=scale_with_attempt(60),
         gpu=GPU,
     params:
         data=lambda wildcards, input: Path(input.dataset[0]).parent,
-        options=flags("evaluate"),
-        recipe=recipe("evaluate", after=[rules.train]),
+        options=stage_options("evaluate"),
+        fingerprint=fingerprint("evaluate", after=[rules.train]),
     message:
-        "{wildcards.subject}: measure the avatar on the held-out part"
+        "{wildcards.subject}: evaluating the avatar on the held-out frames"
     shell:
         "talker evaluate --data {params.data:q} --avatar {input.avatar:q}"
         " --metrics {output.metrics:q} {params.options} > {log:q} 2>&1"
@@ -127,17 +127,17 @@ rule evaluate_novel:
     conda:
         "../envs/avatar.yaml"
     envmodules:
-        *MODULES["avatar"],
+        *ENV_MODULES["avatar"],
     threads: 1
     resources:
-        mem_mb=growing(3000),
-        runtime=growing(60),
+        mem_mb=scale_with_attempt(3000),
+        runtime=scale_with_attempt(60),
     params:
         data=lambda wildcards, input: Path(input.dataset[0]).parent,
-        options=flags("evaluate"),
-        recipe=recipe("evaluate", after=[rules.render_novel]),
+        options=stage_options("evaluate"),
+        fingerprint=fingerprint("evaluate", after=[rules.render_novel]),
     message:
-        "{wildcards.subject}: does the mouth follow the novel speech '{wildcards.name}'?"
+        "{wildcards.subject}: measuring how well the mouth follows the new speech '{wildcards.name}'"
     shell:
         "CUDA_VISIBLE_DEVICES= talker evaluate --data {params.data:q} --avatar {input.avatar:q}"
         " --video {input.video:q} --metrics {output.metrics:q} {params.options} > {log:q} 2>&1"
@@ -164,18 +164,18 @@ rule report:
     conda:
         "../envs/avatar.yaml"
     envmodules:
-        *MODULES["avatar"],
+        *ENV_MODULES["avatar"],
     threads: 1
     resources:
-        mem_mb=growing(2000),
-        runtime=growing(10),
+        mem_mb=scale_with_attempt(2000),
+        runtime=scale_with_attempt(10),
     params:
         data=lambda wildcards, input: Path(input.dataset[0]).parent,
         benchmarks=lambda wildcards: BENCHMARKS / wildcards.subject,
-        options=flags("report"),
-        recipe=recipe("report", after=[rules.render, rules.evaluate]),
+        options=stage_options("report"),
+        fingerprint=fingerprint("report", after=[rules.render, rules.evaluate]),
     message:
-        "{wildcards.subject}: the report"
+        "{wildcards.subject}: writing the report"
     shell:
         "talker report --data {params.data:q} --avatar {input.avatar:q}"
         " --metrics {input.metrics:q} --video {input.video:q}"

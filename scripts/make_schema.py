@@ -2,8 +2,8 @@
 
     python scripts/make_schema.py
 
-The Snakefile reads the schema because importing the stages, and torch with them, takes seconds; a
-test fails where the two are out of step.
+The Snakefile reads the schema, because importing the stages imports torch, which takes seconds. A
+test fails if the schema is out of date.
 """
 
 import importlib
@@ -20,10 +20,10 @@ from talker.__main__ import COMMANDS
 ROOT = Path(__file__).parent.parent
 SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
 PRESETS = ROOT / "config" / "presets"
-BY_HAND = {"bench", "pack", "speak"}
-"""Stages that no rule runs."""
+NOT_IN_WORKFLOW = {"bench", "pack", "speak"}
+"""Stages that are run on the command line only, not by rules."""
 FILE = "^[^{}<>]+$"
-"""Snakemake takes these for wildcards and path variables."""
+"""File names without the characters that mark wildcards and path variables in Snakemake."""
 
 
 def options_of(stage: str) -> type:
@@ -39,7 +39,7 @@ def schema_of(kind: Any) -> dict[str, Any]:
 
 
 def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
-    """Replace references by what they refer to, and leave out the titles that repeat the names."""
+    """Replace references by their definitions, and drop titles, which only repeat names."""
     if isinstance(schema, list):
         return [_inlined(item, definitions) for item in schema]
     if not isinstance(schema, dict):
@@ -58,9 +58,11 @@ def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
 
 def config_schema() -> dict[str, Any]:
     """Return the schema of the whole workflow configuration."""
-    stages = {stage: schema_of(options_of(stage)) for stage in COMMANDS if stage not in BY_HAND}
+    stages = {
+        stage: schema_of(options_of(stage)) for stage in COMMANDS if stage not in NOT_IN_WORKFLOW
+    }
     for stage in ("speech", "train"):
-        del stages[stage]["properties"]["encoder"]  # the key `encoder` is for both
+        del stages[stage]["properties"]["encoder"]  # the top-level key `encoder` sets both
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Configuration of the talker workflow",
@@ -70,11 +72,18 @@ def config_schema() -> dict[str, Any]:
         "properties": {
             "preset": {"enum": ["auto", *sorted(path.stem for path in PRESETS.glob("*.yaml"))]},
             "encoder": schema_of(typing.get_type_hints(options_of("speech"))["encoder"]),
-            "subjects": {"type": "string", "description": "table of subjects and their videos"},
-            "speeches": {"type": "string", "description": "table of speeches for the subjects"},
-            "video": {"type": "string", "pattern": FILE, "description": "run this video alone"},
+            "subjects": {
+                "type": "string",
+                "description": "Table of the subjects and their videos.",
+            },
+            "speeches": {"type": "string", "description": "Table of new speech for the subjects."},
+            "video": {
+                "type": "string",
+                "pattern": FILE,
+                "description": "Video to run instead of the table.",
+            },
             "speech": {
-                "description": "novel speech: one file, or {name: file}",
+                "description": "New speech: one file, or {name: file}.",
                 "type": ["string", "object"],
                 "pattern": FILE,
                 "propertyNames": {"pattern": r"^\w[\w.-]*$"},
@@ -83,10 +92,10 @@ def config_schema() -> dict[str, Any]:
             "jobs_per_gpu": {
                 "type": "integer",
                 "minimum": 1,
-                "description": "how many jobs share a GPU of this machine",
+                "description": "Number of jobs that share a GPU of this machine.",
             },
             "modules": {
-                "description": "environment modules of each family of rules, for --sdm env-modules",
+                "description": "Environment modules of each group of rules, for --sdm env-modules.",
                 "type": "object",
                 "additionalProperties": False,
                 "properties": {
@@ -94,14 +103,14 @@ def config_schema() -> dict[str, Any]:
                     for family in ("media", "face", "avatar")
                 },
             },
-            "venvs": {"type": "string", "description": "folder made by scripts/make_venvs.py"},
+            "venvs": {"type": "string", "description": "Folder written by scripts/make_venvs.py."},
             "pathvars": {
-                "description": "other folders for data, results, logs, benchmarks",
+                "description": "Folders to use instead of data, results, logs and benchmarks.",
                 "type": "object",
                 "additionalProperties": {"type": "string"},
             },
             "options": {
-                "description": "options of the stages that differ from their defaults",
+                "description": "Options of the stages that differ from their defaults.",
                 "type": "object",
                 "additionalProperties": False,
                 "properties": stages,
@@ -111,7 +120,10 @@ def config_schema() -> dict[str, Any]:
 
 
 def render() -> str:
-    return "# made by scripts/make_schema.py\n" + yaml.safe_dump(config_schema(), sort_keys=False)
+    """Return the text of the schema file."""
+    return "# Written by scripts/make_schema.py.\n" + yaml.safe_dump(
+        config_schema(), sort_keys=False
+    )
 
 
 if __name__ == "__main__":

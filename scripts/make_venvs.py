@@ -1,9 +1,9 @@
-"""Make an environment for each family of rules, for clusters without conda.
+"""Create an environment for each group of rules, for clusters without conda.
 
     python scripts/make_venvs.py /shared/talker
 
-It makes venvs from envs/*.yaml, modulefiles for Environment Modules or Lmod, and a `talker` that
-picks the venv by its stage. Then use either of
+It creates venvs from envs/*.yaml, modulefiles for Environment Modules or Lmod, and a script
+`talker` that runs each stage in its venv. Then use either of
 
     snakemake --config venvs=/shared/talker
     module use /shared/talker/modulefiles
@@ -21,40 +21,40 @@ import yaml
 ROOT = Path(__file__).parent.parent
 
 
-def stages_of(family: str) -> list[str]:
-    """Return the stages that the rules with this family's environment run."""
+def stages_of(group: str) -> list[str]:
+    """Return the stages whose rules use the environment of a group."""
     stages: set[str] = set()
     for file in (ROOT / "rules").glob("*.smk"):
         for rule in re.split(r"^rule ", file.read_text(), flags=re.MULTILINE):
-            if f"envs/{family}.yaml" in rule:
+            if f"envs/{group}.yaml" in rule:
                 stages.update(re.findall(r'"talker (\w+) ', rule))
     return sorted(stages)
 
 
-def packages_of(family: str) -> list[str]:
-    """Return the pinned packages of a family."""
-    *_, pip = yaml.safe_load((ROOT / "envs" / f"{family}.yaml").read_text())["dependencies"]
+def packages_of(group: str) -> list[str]:
+    """Return the pinned packages of a group."""
+    *_, pip = yaml.safe_load((ROOT / "envs" / f"{group}.yaml").read_text())["dependencies"]
     return pip["pip"]
 
 
 def launcher(stages: dict[str, list[str]]) -> str:
-    """Return a shell script that runs the `talker` of a stage's environment."""
-    cases = "".join(f"    {' | '.join(names)}) family={f} ;;\n" for f, names in stages.items())
+    """Return a shell script that runs a stage with the `talker` of its environment."""
+    cases = "".join(f"    {' | '.join(names)}) group={f} ;;\n" for f, names in stages.items())
     return (
         "#!/bin/sh\n"
         'case "$1" in\n'
         f"{cases}"
-        '    *) echo "no environment for talker $1" >&2; exit 2 ;;\n'
+        '    *) echo "talker: no environment has the stage $1" >&2; exit 2 ;;\n'
         "esac\n"
-        'exec "${0%/bin/talker}/$family/bin/talker" "$@"\n'
+        'exec "${0%/bin/talker}/$group/bin/talker" "$@"\n'
     )
 
 
-def install(venv: Path, family: str) -> None:
-    """Make the venv of a family, with a link to this package: the rules hash its present code."""
+def install(venv: Path, group: str) -> None:
+    """Create the venv of a group, with an editable install, because the rules hash its code."""
     pip = [venv / "bin" / "python", "-m", "pip", "install", "--quiet"]
     subprocess.run([sys.executable, "-m", "venv", venv], check=True)
-    subprocess.run([*pip, "-c", ROOT / "constraints.txt", *packages_of(family)], check=True)
+    subprocess.run([*pip, "-c", ROOT / "constraints.txt", *packages_of(group)], check=True)
     subprocess.run([*pip, "--no-deps", "--editable", ROOT], check=True)
 
 
@@ -62,10 +62,10 @@ def main(folder: Path) -> None:
     stages = {path.stem: stages_of(path.stem) for path in sorted((ROOT / "envs").glob("*.yaml"))}
     modules = folder / "modulefiles" / "talker"
     modules.mkdir(parents=True, exist_ok=True)
-    for family in stages:
-        install(folder / family, family)
-        (modules / family).write_text(f"#%Module1.0\nprepend-path PATH {folder}/{family}/bin\n")
-    names = {"modules": {family: [f"talker/{family}"] for family in stages}}
+    for group in stages:
+        install(folder / group, group)
+        (modules / group).write_text(f"#%Module1.0\nprepend-path PATH {folder}/{group}/bin\n")
+    names = {"modules": {group: [f"talker/{group}"] for group in stages}}
     (folder / "modules.yaml").write_text(yaml.safe_dump(names))
     script = folder / "bin" / "talker"
     script.parent.mkdir(exist_ok=True)

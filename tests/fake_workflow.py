@@ -1,7 +1,7 @@
-"""A copy of the workflow with a stand-in for `talker`, and a quick way to run snakemake in it.
+"""A copy of the workflow with a stand-in for `talker`, and a fast way to run Snakemake in it.
 
-Snakemake takes a second or two to import. `python fake_workflow.py` does so once and then forks a
-child for every run it is asked for.
+Importing Snakemake takes a second or two. `python fake_workflow.py` imports it once and then forks
+a child for every requested run.
 """
 
 import atexit
@@ -40,7 +40,7 @@ class Run:
 
 
 class Workflow:
-    """A copy of the workflow and of the package in a folder of its own."""
+    """A copy of the workflow and of the package in a separate folder."""
 
     def __init__(self, folder: Path, talker: str = TALKER):
         self.folder = folder
@@ -64,22 +64,24 @@ class Workflow:
         return [sys.executable, "-m", "snakemake", "--cores", "2", *args]
 
     def snakemake(self, *args: str, cwd: Path | None = None) -> Run:
-        """Run snakemake in the folder, on two cores; the machine may have a GPU or not."""
+        """Run Snakemake in the folder, on two cores, with or without a GPU."""
         folder = str(cwd or self.folder)
         return _served(["--cores", "2", *args], folder, self.environment)
 
     def run(self, *args: str) -> str:
+        """Run Snakemake and return its output; it must succeed."""
         done = self.snakemake(*args)
         assert done.returncode == 0, done.output
         return done.output
 
     def refuse(self, *args: str) -> str:
+        """Run Snakemake and return its output; it must fail."""
         done = self.snakemake(*args)
-        assert done.returncode != 0
+        assert done.returncode != 0, done.output
         return done.output
 
     def planned(self, *args: str) -> set[str]:
-        """Names of the rules that would run now, without `all`."""
+        """Return the names of the rules that would run now, without `all`."""
         rows = re.findall(r"^(\w+) +\d+$", self.run("-n", *args), flags=re.MULTILINE)
         return set(rows) - {"all", "total"}
 
@@ -103,7 +105,7 @@ def _served(args: list[str], folder: str, environment: dict[str, str]) -> Run:
 
 
 def _serve() -> None:
-    """Answer the requests on stdin, one a line."""
+    """Answer the requests on stdin, one per line."""
     import snakemake.cli
     import snakemake.executors.touch
 

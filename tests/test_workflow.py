@@ -1,4 +1,4 @@
-"""The rules, run with a stand-in for `talker` that only makes the outputs it is asked for."""
+"""The rules, run with a stand-in for `talker` that only creates the outputs it is given."""
 
 import ast
 import dataclasses
@@ -53,7 +53,7 @@ AFTER_CHECK = {"train", "render", "evaluate", "report"}
 
 
 def changed(value, schema):
-    """Another value of the same type that fits the schema; None stays."""
+    """Return another value of the same type that fits the schema; None is kept."""
     if dataclasses.is_dataclass(value):
         fields = dataclasses.fields(value)
         return {
@@ -73,7 +73,7 @@ def changed(value, schema):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A workflow whose demo subject is done; tests put back what they change."""
+    """A workflow whose demo subject is complete; tests undo their changes."""
     workflow = Workflow(tmp_path_factory.mktemp("workflow"))
     workflow.run()
     return workflow
@@ -81,7 +81,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def edited(finished):
-    """Edit files of the finished workflow; they are as before when the test ends."""
+    """Edit files of the finished workflow, and restore them after the test."""
     before = {}
 
     def edit(file: str, old: str, new: str) -> None:
@@ -106,11 +106,11 @@ def test_environments_pin_what_is_tested():
         assert set(pip["pip"]) <= pinned, file
 
 
-@pytest.mark.parametrize("family", ["media", "face", "avatar"])
-def test_an_environment_has_what_its_stages_import(family):
-    """At the start of a stage; what a function imports when it needs it may be left out."""
+@pytest.mark.parametrize("group", ["media", "face", "avatar"])
+def test_an_environment_has_what_its_stages_import(group):
+    """Only imports at module level count; functions may import optional packages."""
     imported = set()
-    for stage in make_venvs.stages_of(family):
+    for stage in make_venvs.stages_of(group):
         for name in closure(f"talker.{stage}"):
             path = ROOT.joinpath(*name.split("."))
             source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
@@ -119,7 +119,7 @@ def test_an_environment_has_what_its_stages_import(family):
                     imported.update(alias.name.partition(".")[0] for alias in node.names)
                 elif isinstance(node, ast.ImportFrom) and node.module:
                     imported.add(node.module.partition(".")[0])
-    pinned = {package.partition("==")[0] for package in make_venvs.packages_of(family)}
+    pinned = {package.partition("==")[0] for package in make_venvs.packages_of(group)}
     homes = packages_distributions()
     for module in imported & set(homes) - {"talker"}:
         assert pinned & {name.lower().replace("_", "-") for name in homes[module]}, module
@@ -138,14 +138,14 @@ def test_every_job_is_logged_and_measured(finished):
 
 
 def test_another_encoder_reruns_speech_and_what_follows(finished):
-    """report shows the new numbers; nothing is seen anew, and the gate hears with its own ears."""
+    """No image is processed again, and `check` always uses the default encoder."""
     assert finished.planned("--config", "encoder=mel") == {"speech"} | AFTER_CHECK
     commands = finished.run("-n", "-p", "--config", "encoder=mel")
     assert "--features data/demo/aud_mel.npy --encoder=mel" in commands
     assert re.search("talker train .* --encoder=mel", commands)
     assert "'mfcc' is not one of" in finished.refuse("-n", "--config", "encoder=mfcc")
     missing = finished.refuse("-n", "--config", "encoder=deepspeech")
-    assert "data/demo/aud_ds.npy: missing" in missing
+    assert "data/demo/aud_ds.npy does not exist" in missing
 
 
 def test_a_preset_reaches_its_stage(finished):
@@ -162,7 +162,7 @@ def test_every_command_of_the_rules_fits_its_stage(finished, tmp_path, monkeypat
     schemas = {stage: make_schema.schema_of(type(default)) for stage, default in defaults.items()}
     options = {
         stage: changed(defaults[stage], schemas[stage])
-        for stage in set(cli.COMMANDS) - make_schema.BY_HAND
+        for stage in set(cli.COMMANDS) - make_schema.NOT_IN_WORKFLOW
     }
     for stage in ("speech", "train"):
         del options[stage]["encoder"]
@@ -171,18 +171,18 @@ def test_every_command_of_the_rules_fits_its_stage(finished, tmp_path, monkeypat
     (finished.folder / "hello.wav").touch()
     output = finished.run("-n", "-p", "-F", "--configfile", str(overlay))
 
-    monkeypatch.chdir(tmp_path)  # for the locks of the outputs
-    seen = []
+    monkeypatch.chdir(tmp_path)  # the outputs have locks next to them
+    calls = []
     for stage, main in mains.items():
-        capture = functools.update_wrapper(lambda **given: seen.append(given), main)
+        capture = functools.update_wrapper(lambda **given: calls.append(given), main)
         monkeypatch.setattr(f"talker.{stage}.main", capture)
     commands = re.findall(r"^Shell command: talker (.*) > \S+ 2>&1", output, flags=re.MULTILINE)
     for command in commands:
         monkeypatch.setattr(sys, "argv", ["talker", *shlex.split(command)])
         cli.main()
         stage = shlex.split(command)[0]
-        wanted = from_mapping(type(defaults[stage]), options[stage], stage)
-        assert seen.pop()["config"] == wanted
+        expected = from_mapping(type(defaults[stage]), options[stage], stage)
+        assert calls.pop()["config"] == expected
     assert {command.split()[0] for command in commands} == set(options)
 
 
@@ -226,8 +226,8 @@ def test_every_missing_file_is_listed_at_once(finished, tmp_path):
     table = tmp_path / "subjects.tsv"
     table.write_text("subject\tvideo\nada\tnone.mp4\nbob\tnone too.mp4\n")
     output = finished.refuse("-n", "--config", f"subjects={table}")
-    assert "ada: no file none.mp4\n" in output
-    assert "bob: no file none too.mp4\n" in output
+    assert "ada: none.mp4 does not exist\n" in output
+    assert "bob: none too.mp4 does not exist\n" in output
 
 
 def test_a_video_on_the_command_line_is_the_only_subject_and_remembered(finished, tmp_path):
@@ -263,7 +263,7 @@ def test_a_speech_in_the_dataset_folder_is_spoken(finished):
     (folder / "hello.wav").mkdir()
     assert finished.planned() == NOVEL
     (folder / "{hello}.wav").touch()
-    assert "novel/{hello}.wav: rename it" in finished.refuse("-n")
+    assert "novel/{hello}.wav: the name contains" in finished.refuse("-n")
     (folder / "{hello}.wav").unlink()
     finished.run()
     assert (finished.folder / "results/demo/novel/hello.mp4").exists()

@@ -16,14 +16,14 @@ import pytest
 from fake_workflow import ROOT, Workflow
 
 CLOUD = os.environ.get("TALKER_CLOUD_PLUGINS")
-"""A folder with the executors of clouds; in the environment they slow every snakemake."""
+"""Folder with the cloud executors, which would slow down every start of Snakemake."""
 
 MODULES = Path("/usr/share/modules/init/bash")
 
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Workflow:
-    """Nothing is made yet."""
+    """A workflow in which nothing has run yet."""
     return Workflow(tmp_path_factory.mktemp("fresh"))
 
 
@@ -43,7 +43,7 @@ def test_a_profile_plans_everything(fresh: Workflow, profile: str) -> None:
 
 
 class Bucket(BaseHTTPRequestHandler):
-    """A bucket with the demo's speech and nothing else."""
+    """A bucket that contains only the speech of the demo."""
 
     def do_HEAD(self) -> None:
         there = self.path.endswith(("demo/speech.wav", "demo/timings.json", "my-bucket"))
@@ -104,7 +104,7 @@ def test_a_cloud_profile_plans_everything(fresh: Workflow, bucket: str, profile:
 def test_this_machine_does_not_choose_the_preset_of_a_cluster(fresh: Workflow) -> None:
     profile = ("--workflow-profile", "profiles/cluster-generic")
     output = fresh.refuse(*profile, "--config", "encoder=mel")
-    assert "config: preset: name it where jobs run elsewhere" in output
+    assert "config: preset: 'auto' depends on the machine" in output
     assert "Submitted" not in output
 
 
@@ -176,20 +176,20 @@ def test_the_report_has_captions(tmp_path: Path) -> None:
     workflow.run()
     workflow.run("--report", "report.html")
     page = (tmp_path / "report.html").read_text()
-    for words in ("The avatar of demo says the val part", "fitted and measured for demo"):
-        assert words in page
+    for caption in ("The avatar of demo rendered with", "Report on demo: tracking"):
+        assert caption in page
 
 
-def fake_install(venv: Path, family: str, diary: Path) -> None:
-    """An environment with the stand-in alone; it notes who was asked."""
+def fake_install(venv: Path, group: str, diary: Path) -> None:
+    """Create an environment with the stand-in only, which records each stage that it runs."""
     (venv / "bin").mkdir(parents=True)
     script = venv / "bin" / "talker"
-    script.write_text(f'#!/bin/sh\necho "$1 {family}" >> {diary}\nexec {venv.parent}/talker "$@"\n')
+    script.write_text(f'#!/bin/sh\necho "$1 {group}" >> {diary}\nexec {venv.parent}/talker "$@"\n')
     script.chmod(0o755)
 
 
 @pytest.mark.parametrize("way", ["venvs", "modules"])
-def test_every_family_of_rules_has_its_environment(
+def test_every_group_of_rules_has_its_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     if way == "modules" and not shutil.which(
@@ -215,7 +215,7 @@ def test_every_family_of_rules_has_its_environment(
             text=True,
         )
         assert done.returncode == 0, done.stdout + done.stderr
-    asked = {tuple(line.split()) for line in diary.read_text().splitlines()}
-    assert {family for _, family in asked} == {"media", "face", "avatar"}
-    assert {("frames", "media"), ("track", "face"), ("report", "avatar")} <= asked
-    assert len(asked) == len({stage for stage, _ in asked})
+    calls = {tuple(line.split()) for line in diary.read_text().splitlines()}
+    assert {group for _, group in calls} == {"media", "face", "avatar"}
+    assert {("frames", "media"), ("track", "face"), ("report", "avatar")} <= calls
+    assert len(calls) == len({stage for stage, _ in calls})

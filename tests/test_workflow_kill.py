@@ -1,4 +1,4 @@
-"""kill -9 of a job, of Snakemake, of the session, at any moment: the same outputs after."""
+"""A kill of a job, of Snakemake or of the session at any moment leads to the same outputs."""
 
 import os
 import random
@@ -47,7 +47,7 @@ with making(targets, stage) as needed:
                             half.flush()
                             time.sleep(0.01)
 """
-"""A stage that takes its time to write, with the locks of the real ones."""
+"""A stage that writes slowly, with the locks of the real stages."""
 MOMENTS = int(os.environ.get("TALKER_KILL_MOMENTS", "4"))
 
 
@@ -63,7 +63,7 @@ def start(workflow: Workflow) -> subprocess.Popen[bytes]:
 
 
 def jobs(workflow: Workflow) -> list[int]:
-    """Processes of the stand-in that run now."""
+    """Return the running processes of the stand-in."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -77,7 +77,7 @@ def jobs(workflow: Workflow) -> list[int]:
 
 
 def contents(workflow: Workflow) -> dict[str, bytes]:
-    """Everything below data/ and results/, but for the locks."""
+    """Return the content of all files in data/ and results/, except locks and the batch table."""
     return {
         str(path.relative_to(workflow.folder)): path.read_bytes()
         for outer in ("data", "results")
@@ -87,7 +87,7 @@ def contents(workflow: Workflow) -> dict[str, bytes]:
 
 
 def recover(workflow: Workflow) -> None:
-    """Do what a user does, and nothing but what the messages say."""
+    """Do only what the messages tell the user to do."""
     again = workflow.snakemake()
     if "--unlock" in again.output:
         workflow.run("--unlock")
@@ -96,7 +96,7 @@ def recover(workflow: Workflow) -> None:
 
 
 def journal_is_sane(workflow: Workflow) -> None:
-    """No process noted its end between another's start and end."""
+    """Check that no process recorded its end between the start and the end of another one."""
     for path in (workflow.folder).rglob(".*.lock"):
         running = None
         for line in path.read_text().splitlines():
@@ -112,7 +112,7 @@ def workflow(tmp_path_factory: pytest.TempPathFactory) -> Workflow:
 
 @pytest.fixture(scope="module")
 def whole(workflow: Workflow) -> dict[str, bytes]:
-    """What an undisturbed run makes."""
+    """The files that an undisturbed run creates."""
     workflow.run()
     return contents(workflow)
 
@@ -149,10 +149,10 @@ def test_any_moment(workflow: Workflow, whole: dict[str, bytes]) -> None:
     assert sum(count for (_, running), count in ways.items() if running) > MOMENTS / 2, ways
 
 
-def test_the_next_run_waits_for_an_orphan_and_takes_what_it_made(
+def test_the_next_run_waits_for_an_orphan_and_uses_its_outputs(
     workflow: Workflow, whole: dict[str, bytes]
 ) -> None:
-    """A training that outlives its Snakemake is not done twice."""
+    """A training that outlives its Snakemake process does not run twice."""
     for outer in ("results", "logs", ".snakemake/locks", ".snakemake/incomplete"):
         shutil.rmtree(workflow.folder / outer, ignore_errors=True)
     driver = start(workflow)

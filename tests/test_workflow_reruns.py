@@ -1,6 +1,7 @@
-"""What runs again: for every file of the package and every option, and for what must not matter.
+"""Which stages rerun after an edit of any file of the package, or a change of any option.
 
-`reruns.tsv` says by hand which stages run a file's code. A new module needs a row there.
+`reruns.tsv` lists, independently of the code, which stages run the code of a file. A new module
+needs a row there.
 """
 
 import ast
@@ -27,7 +28,7 @@ RULES = {stage: {stage} & set(GRAPH) for stage in COMMANDS} | {
     "render": {"render", "render_novel"},
     "evaluate": {"evaluate", "evaluate_novel"},
 }
-"""The rules that run a stage's code with a stage's options; some stages are for hands alone."""
+"""The rules that run a stage. Some stages are used on the command line only and have none."""
 TABLE = dict(
     csv.reader((ROOT / "tests" / "reruns.tsv").read_text().splitlines()[1:], delimiter="\t")
 )
@@ -43,7 +44,7 @@ MODES = {
 
 
 def followers(stages: set[str]) -> set[str]:
-    """The rules of these stages and every rule that uses what they make, directly or not."""
+    """Return the rules of these stages and all rules that depend on them."""
     found = set().union(*(RULES[stage] for stage in stages))
     while more := {rule for rule in GRAPH if GRAPH[rule] & found} - found:
         found |= more
@@ -51,7 +52,7 @@ def followers(stages: set[str]) -> set[str]:
 
 
 def options(schema: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
-    """(dotted key, another value of its type) of every option in the schema."""
+    """Yield (dotted key, another value of its type) for every option in the schema."""
     for key, value in schema.get("properties", {}).items():
         if "properties" in value:
             yield from options(value, (*path, key))
@@ -60,7 +61,7 @@ def options(schema: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tupl
 
 
 def example(schema: dict[str, Any]) -> Any:
-    """A value that fits the schema and is no default."""
+    """Return a value that fits the schema and is not the default."""
     if "enum" in schema:
         return schema["enum"][-1]
     if "anyOf" in schema:
@@ -74,7 +75,7 @@ def example(schema: dict[str, Any]) -> Any:
 
 
 def graph(text: str) -> dict[str, set[str]]:
-    """{rule: rules it takes from} of `--rulegraph mermaid-js`."""
+    """Return {rule: rules it depends on} from the output of `--rulegraph mermaid-js`."""
     names = dict(re.findall(r"^\s*(id\d+)\[(\w+)\]$", text, flags=re.MULTILINE))
     producers: dict[str, set[str]] = {name: set() for name in names.values()}
     for producer, consumer in re.findall(r"^\s*(id\d+) --> (id\d+)$", text, flags=re.MULTILINE):
@@ -84,7 +85,7 @@ def graph(text: str) -> dict[str, set[str]]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Workflow:
-    """The demo and a speech, done."""
+    """A workflow in which the demo and a new speech are complete."""
     workflow = Workflow(tmp_path_factory.mktemp("reruns"))
     speech = workflow.folder / "data/demo/novel/hello.wav"
     speech.parent.mkdir(parents=True)
@@ -119,7 +120,7 @@ def test_an_edit_reruns_the_stages_of_its_row_and_what_follows(
 
 
 def write_subjects(workflow: Workflow, cells: dict[str, dict[str, Any]]) -> None:
-    """Write the table of subjects with {subject: {option: value}}."""
+    """Write a table of subjects from {subject: {option: value}}."""
     columns = sorted({key for chosen in cells.values() for key in chosen})
     lines = [["subject", "video", *columns]]
     for name, chosen in cells.items():
@@ -130,11 +131,11 @@ def write_subjects(workflow: Workflow, cells: dict[str, dict[str, Any]]) -> None
 
 
 def test_every_option_reruns_its_stage_and_what_follows(tmp_path: Path) -> None:
-    """A subject for every option, all in one run: first none has it, then each its own."""
+    """One subject per option: first all have the defaults, then each sets its option."""
     keys = [
         (key, value)
         for key, value in options(SCHEMA["properties"]["options"])
-        if not key.startswith("synthesize.")  # those are the demo's, below
+        if not key.startswith("synthesize.")  # options of the demo, tested below
     ]
     cells = {f"s{i}": {key: value} for i, (key, value) in enumerate(keys)}
     workflow = Workflow(tmp_path)
@@ -200,7 +201,7 @@ def test_the_other_preset_checks_and_trains_again(finished: Workflow) -> None:
 
 
 def test_what_does_not_matter_reruns_nothing(finished: Workflow, edited: Any) -> None:
-    """Comments and layout of every module, threads, file times, a fresh checkout."""
+    """Comments and layout of every module, threads, and file times."""
     for path in (finished.folder / "talker").rglob("*.py"):
         text = path.read_text()
         edited(path, f"# a comment\n\n{ast.unparse(ast.parse(text))}\n")
@@ -211,14 +212,14 @@ def test_what_does_not_matter_reruns_nothing(finished: Workflow, edited: Any) ->
     assert finished.planned() == set()
 
 
-def test_a_docstring_is_no_code(finished: Workflow, edited: Any) -> None:
+def test_docstrings_do_not_count_as_code(finished: Workflow, edited: Any) -> None:
     for path in (finished.folder / "talker").glob("*.py"):
-        edited(path, path.read_text().replace('"""', '"""Well, ', 1))
+        edited(path, path.read_text().replace('"""', '"""Now, ', 1))
     assert finished.planned() == set()
 
 
-def test_a_checkout_is_no_edit(finished: Workflow) -> None:
-    """git writes the files anew; they are newer than the outputs then."""
+def test_a_fresh_checkout_does_not_count_as_an_edit(finished: Workflow) -> None:
+    """Git writes the files again, so they are newer than the outputs."""
 
     def git(*words: str) -> None:
         subprocess.run(["git", "-C", finished.folder, *words], check=True, capture_output=True)
@@ -234,7 +235,7 @@ def test_a_checkout_is_no_edit(finished: Workflow) -> None:
 
 @pytest.fixture
 def edited(finished: Workflow) -> Iterator[Any]:
-    """Write files of the finished workflow; they are as before when the test ends."""
+    """Write files of the finished workflow, and restore them after the test."""
     before: dict[Path, str] = {}
 
     def edit(path: Path, text: str) -> None:
