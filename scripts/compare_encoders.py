@@ -1,10 +1,10 @@
-"""How well speech encoders tell a subject's mouth, without training an avatar: seconds each.
+"""Compare how well speech encoders predict the mouth of a subject, without training an avatar.
 
     python scripts/compare_encoders.py data/me hama mel hubert:/models/hubert-base
 
-For each: the correlation of the ridge prediction with the first component of the tracked expression
-on five left-out stretches of the training frames, and with the mouth's opening on the held-out
-frames; both as `talker train` fits them.
+For each encoder it prints two correlations of the ridge prediction, fitted as in `talker train`:
+with the first component of the tracked expression on five left-out stretches of the training
+frames, and with the lip opening on the held-out frames. Each encoder takes a few seconds.
 """
 
 import sys
@@ -29,8 +29,8 @@ from talker.measure.metrics import correlation
 
 
 def compare(data: Dataset, name: str, model: str) -> tuple[float, float]:
-    """Correlation on left-out training stretches and on the held-out frames."""
-    assert isinstance(data.folder, Path), "a folder, not a pack"
+    """Return the correlations on left-out training stretches and on the held-out frames."""
+    assert isinstance(data.folder, Path), "expected a dataset folder, not a packed file"
     with tempfile.TemporaryDirectory() as folder:
         features, statistics = Path(folder, "aud.npy"), Path(folder, "aud.npz")
         speech.main(
@@ -50,10 +50,10 @@ def compare(data: Dataset, name: str, model: str) -> tuple[float, float]:
     rest = rest_expression(targets, opening[ids])
     _, left_out = fit_speech_encoder(encoder, windows[ids], targets, silence, rest)
     with torch.no_grad():
-        told = encoder(speech_context(windows, torch.from_numpy(held_out))).numpy()
+        predicted = encoder(speech_context(windows, torch.from_numpy(held_out))).numpy()
     constant = np.ones((len(ids), 1))
     weight = np.linalg.lstsq(np.hstack([targets, constant]), opening[ids], rcond=None)[0]
-    return left_out, correlation(told @ weight[:-1], opening[held_out])
+    return left_out, correlation(predicted @ weight[:-1], opening[held_out])
 
 
 if __name__ == "__main__":

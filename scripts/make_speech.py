@@ -1,8 +1,10 @@
-"""Make demo/speech.wav and demo/timings.json with espeak-ng (`apt-get install espeak-ng`).
+"""Synthesize demo/speech.wav and demo/timings.json with espeak-ng.
 
+    apt-get install espeak-ng
     python scripts/make_speech.py
 
-The library is asked for its phoneme events, so the timings are exact. Users never need espeak-ng.
+The timings are exact because they come from the library's phoneme events. The results are part of
+the repository, so users do not need espeak-ng.
 """
 
 import ctypes
@@ -25,19 +27,23 @@ TEXT = (
 )
 WORDS_PER_MINUTE, PITCH = 163, 35
 FRAMES = 12 * FPS
-LEAD = 0.24  # seconds of silence before the first word
+LEADING_SILENCE = 0.24
+"""Silence before the first word, in seconds."""
 PEAK = 0.5
+"""Largest amplitude, relative to full scale."""
 SYNCHRONOUS, PHONEME_EVENTS, UTF8 = 2, 1, 1
 END_OF_LIST, PHONEME = 0, 7
 RATE, PITCH_PARAMETER = 1, 3
 
 
 class Identifier(ctypes.Union):
+    """The union `id` of espeak_EVENT."""
+
     _fields_ = [("number", ctypes.c_int), ("name", ctypes.c_char_p), ("string", ctypes.c_char * 8)]
 
 
 class Event(ctypes.Structure):
-    """espeak_EVENT of speak_lib.h."""
+    """The struct espeak_EVENT of speak_lib.h."""
 
     _fields_ = [
         ("type", ctypes.c_int),
@@ -55,14 +61,21 @@ def main() -> None:
     samples, rate, starts = speak(TEXT)
     sound = resample_poly(samples / 32768, SAMPLE_RATE, rate)
     track = np.zeros(FRAMES * SAMPLES_PER_FRAME)
-    lead = round(LEAD * SAMPLE_RATE)
+    lead = round(LEADING_SILENCE * SAMPLE_RATE)
     if lead + len(sound) > len(track):
-        raise SystemExit(f"the speech lasts {len(sound) / SAMPLE_RATE:.2f} s: too long")
+        limit = FRAMES / FPS - LEADING_SILENCE
+        raise SystemExit(
+            f"The speech lasts {len(sound) / SAMPLE_RATE:.2f} s (limit: {limit:.2f} s)."
+        )
     track[lead : lead + len(sound)] = sound * (PEAK / np.abs(sound).max())
     write_wav(DEMO / "speech.wav", np.round(track * 32767).astype(np.int16))
     ends = [start for _, start in starts[1:]] + [len(samples) / rate]
     phonemes = [
-        {"phoneme": name, "start": round(LEAD + start, 4), "end": round(LEAD + end, 4)}
+        {
+            "phoneme": name,
+            "start": round(LEADING_SILENCE + start, 4),
+            "end": round(LEADING_SILENCE + end, 4),
+        }
         for (name, start), end in zip(starts, ends, strict=True)
         if end > start
     ]
@@ -74,7 +87,7 @@ def main() -> None:
 
 
 def speak(text: str) -> tuple[np.ndarray, int, list[tuple[str, float]]]:
-    """Samples int16 [S], their rate, and each phoneme with its start in seconds."""
+    """Return samples int16 [S], the sample rate in Hz, and phonemes with their start in seconds."""
     library = ctypes.CDLL(ctypes.util.find_library("espeak-ng"))
     rate = library.espeak_Initialize(SYNCHRONOUS, 0, None, PHONEME_EVENTS)
     samples: list[np.ndarray] = []
@@ -83,7 +96,7 @@ def speak(text: str) -> tuple[np.ndarray, int, list[tuple[str, float]]]:
     @ctypes.CFUNCTYPE(
         ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(Event)
     )
-    def take(wav, count, events):
+    def receive(wav, count, events):
         if wav and count > 0:
             samples.append(np.ctypeslib.as_array(wav, (count,)).copy())
         for i in range(10_000):
@@ -93,7 +106,7 @@ def speak(text: str) -> tuple[np.ndarray, int, list[tuple[str, float]]]:
                 phonemes.append((events[i].id.string.decode(), events[i].sample / rate))
         return 0
 
-    library.espeak_SetSynthCallback(take)
+    library.espeak_SetSynthCallback(receive)
     library.espeak_SetVoiceByName(VOICE.encode())
     library.espeak_SetParameter(RATE, WORDS_PER_MINUTE, 0)
     library.espeak_SetParameter(PITCH_PARAMETER, PITCH, 0)

@@ -1,7 +1,7 @@
-"""Measure what the workflow costs: the tables of docs/scaling.md.
+"""Measure the overhead of the workflow for many subjects, as reported in docs/scaling.md.
 
-python scripts/measure_scaling.py 1 10 100 --dry 1000     the workflow itself, with empty stages
-python scripts/measure_scaling.py --real 100              with real ones, on two seconds of video
+python scripts/measure_scaling.py 1 10 100 --dry 1000     with stages that do nothing
+python scripts/measure_scaling.py --real 100              with real stages on two seconds of video
 """
 
 import argparse
@@ -26,7 +26,7 @@ done
 
 
 def workflow(folder: Path, subjects: int) -> None:
-    """Copy the workflow, with a table of this many subjects and an empty video for each."""
+    """Copy the workflow and write a table of `subjects` subjects with an empty video each."""
     for part in PARTS:
         copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
         copy(ROOT / part, folder / part)
@@ -38,7 +38,7 @@ def workflow(folder: Path, subjects: int) -> None:
 
 
 def empty_stages(folder: Path) -> None:
-    """Put a `talker` on the PATH that makes its outputs and nothing else."""
+    """Write a `talker` command that only creates its outputs."""
     stage = folder / "bin/talker"
     stage.parent.mkdir()
     stage.write_text(STAGE)
@@ -46,7 +46,7 @@ def empty_stages(folder: Path) -> None:
 
 
 def snakemake(folder: Path, *args: str) -> tuple[float, float, float]:
-    """Run snakemake; return wall and CPU seconds, its jobs' too, and the highest memory in MB."""
+    """Run snakemake; return wall time and CPU time with its jobs in seconds, peak memory in MB."""
     path = f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     start = time.monotonic()
     process = subprocess.Popen(
@@ -62,13 +62,14 @@ def snakemake(folder: Path, *args: str) -> tuple[float, float, float]:
 
 
 def measure(folder: Path, subjects: int, runs: dict[str, list[str]]) -> None:
-    for what, args in runs.items():
+    """Run snakemake for each entry of `runs` (name: arguments) and print a row of the table."""
+    for name, args in runs.items():
         wall, cpu, memory = snakemake(folder, *args)
-        print(f"{subjects:8}  {what:16}{wall:8.1f}{cpu:8.1f}{memory:11.0f}", flush=True)
+        print(f"{subjects:8}  {name:16}{wall:8.1f}{cpu:8.1f}{memory:11.0f}", flush=True)
 
 
 def real_subjects(folder: Path, subjects: int) -> None:
-    """Give every subject the same two seconds of a synthetic person."""
+    """Give every subject the same synthetic video of two seconds."""
     shutil.copy(ROOT / "tests/smallest.yaml", folder / "config/config.yaml")
     shutil.move(folder / "config/subjects.tsv", folder / "subjects.tsv")
     clip = folder / "clip.mp4"
@@ -83,8 +84,8 @@ def real_subjects(folder: Path, subjects: int) -> None:
 
 
 def main(empty: list[int], dry: list[int], real: list[int]) -> None:
-    print("subjects  what              wall s   CPU s  memory MB")
-    plan, everything = {"dry run": ["--dry-run"]}, {"everything": [], "no-op": []}
+    print("subjects  run               wall s   CPU s  memory MB")
+    plan, everything = {"dry run": ["--dry-run"]}, {"all jobs": [], "nothing to do": []}
     for subjects in sorted({*empty, *dry}):
         with tempfile.TemporaryDirectory() as folder:
             workflow(Path(folder), subjects)
@@ -94,15 +95,26 @@ def main(empty: list[int], dry: list[int], real: list[int]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             workflow(Path(folder), subjects)
             real_subjects(Path(folder), subjects)
-            measure(Path(folder), subjects, {"real stages": [], "real, no-op": []})
+            measure(Path(folder), subjects, {"real stages": [], "nothing to do": []})
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("subjects", type=int, nargs="*", help="run them and then again")
-    parser.add_argument("--dry", type=int, nargs="*", default=[], help="only plan these")
     parser.add_argument(
-        "--real", type=int, nargs="*", default=[], help="with the stages as they are"
+        "subjects",
+        type=int,
+        nargs="*",
+        help="run these numbers of subjects, then run again with nothing to do",
+    )
+    parser.add_argument(
+        "--dry", type=int, nargs="*", default=[], help="only plan these numbers of subjects"
+    )
+    parser.add_argument(
+        "--real",
+        type=int,
+        nargs="*",
+        default=[],
+        help="run the real stages for these numbers of subjects",
     )
     given = parser.parse_args()
     main(given.subjects, given.dry, given.real)
