@@ -1,6 +1,6 @@
-"""Follow the head: its pose in every frame, one focal length, the subject's head and expressions.
+"""Track the head: its pose in every frame, one focal length, the subject's head and expressions.
 
-Frames without a usable face are marked and their poses interpolated; nothing is renumbered.
+Frames without a usable face are rejected and their poses interpolated; frames keep their numbers.
 `talker track --clip clip.json --images ori_imgs --landmarks landmarks.npz --params track_params.pt
 --train transforms_train.json --val transforms_val.json --report track_report.json`
 """
@@ -10,49 +10,45 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import cv2
 import numpy as np
-import scipy
+from pydantic import Field
 
-from talker import __version__
-from talker.clip import Clip, load_per_frame, runs
-from talker.core.config import validated
+from talker.clip import Clip, load_per_frame
+from talker.core.config import AtLeast0, AtLeast1, NonNegative, Positive, validated
 from talker.core.files import Output, replacing
+from talker.core.pca import pca
 from talker.core.progress import progress
 from talker.errors import UserError
-from talker.head.camera import intrinsics, pose_from_viewmats, project, transforms_file
+from talker.head.camera import pose_from_viewmats, project, transforms_file
 from talker.head.dense import fit_head, head_surface, with_hair
-from talker.head.fitting import HUBER, fill_poses, fit_rigid, lift, low_rank, outliers
+from talker.head.fitting import RigidFit, fit_rigid, outliers
 from talker.head.flow import Flow, follow_points
-from talker.head.fusion import FOLLOWED, fuse, motion_errors
+from talker.head.fusion import fuse, motion_errors
 from talker.head.models import load_head
 from talker.head.morphable import MorphableHead
 from talker.head.occlusion import FACE, covered_frames, face_patch
+from talker.head.overlay import write_overlay
+from talker.head.poses import HUBER, fill_poses, move_origin, unproject
+from talker.head.shots import find_cuts, still_frames
+from talker.head.track_result import Track, summarize
 from talker.media.images import read_numbered
-from talker.media.video_writer import video_writer
 
 logger = logging.getLogger(__name__)
 
-IDENTITIES, EXPRESSIONS = 100, 79
-"""Columns of `id` and `exp` in published files."""
+IDENTITIES = 100
+"""Number of columns of `id` in published track_params.pt files."""
+
+EXPRESSIONS = 79
+"""Number of columns of `exp` in published track_params.pt files."""
 
 FLOW_PLACES = 160
-"""Points that are followed from frame to frame: the most reliable ones."""
+"""Number of rigid points that optical flow follows; the points with the largest weights."""
 
 STEPS = 1, 5
-"""Frames over which poses are compared with the images' own motion; only the first enters them."""
-
-CUT_JUMP, CUT_CHANGE = 0.08, 0.03
-"""There may be a cut where the face jumps, or its mesh changes, by more than this part of its
-width (within a shot: up to 0.06 and 0.027),"""
-CUT_COLOURS, CUT_FOLLOWED = 0.2, 0.1
-"""and there is one if grey levels differ by more than this (Bhattacharyya distance) or fewer points
-than this can be followed."""
-
-STILL = 0.02
-"""Pixels: a face that moves less from one frame to the next is a picture that stands still."""
+"""Frame distances over which the poses are compared with optical flow; only the first one enters
+the poses."""
 
 
 @validated
@@ -60,77 +56,77 @@ class Config:
     """How the head is tracked."""
 
     model: str = "anny"
-    """the head: anny (comes with talker), bfm2009 or ict (from files of yours)"""
+    """Head model: `anny` (part of talker), `bfm2009` or `ict` (from your own files)."""
     model_files: str | None = None
-    """folder with 01_MorphableModel.mat (bfm2009) or the clone of ICT-FaceKit (ict)"""
-    focal_px: float | None = None
-    """focal length in pixels of the clip's frames; None estimates it"""
-    focal_range: tuple[float, float] = (0.8, 6.0)
-    """bounds of an estimated focal length, in longer image sides"""
-    distance: float = 8.0
-    """expected distance from camera to head in dm: it decides the focal length, which a talking
-    head hardly shows"""
-    distance_sigma: float = 0.1
-    """how far the logarithm of the distance may be off (standard deviation)"""
-    keyframes: int = 40
-    """frames from which shape and focal length are found"""
-    flow_points: float = 60.0
-    """how many independent points the optical flow counts as; 0: poses from landmarks alone"""
-    expressions: int = 32
-    """components of the expression basis; no more than 79 are kept"""
+    """Folder with 01_MorphableModel.mat (bfm2009) or a clone of ICT-FaceKit (ict). Not needed for
+    `anny`."""
+    focal_px: Positive | None = None
+    """Focal length in pixels of the clip's frames. By default it is estimated."""
+    focal_range: tuple[Positive, Positive] = (0.8, 6.0)
+    """Bounds of an estimated focal length, in multiples of the longer image side."""
+    distance: Positive = 8.0
+    """Expected distance from camera to head in dm. It determines the focal length, which the motion
+    of a talking head hardly constrains."""
+    distance_sigma: Positive = 0.1
+    """Standard deviation of the logarithm of the distance."""
+    keyframes: AtLeast1 = 40
+    """Number of frames from which the head shape and the focal length are estimated."""
+    flow_points: NonNegative = 60.0
+    """Number of independent points that the optical flow of a frame counts as; 0 estimates the
+    poses from landmarks alone."""
+    expressions: Annotated[int, Field(ge=1, le=EXPRESSIONS)] = 32
+    """Number of components of the expression basis."""
     all_segments: bool = False
-    """use all shots of a clip with cuts; otherwise the longest alone"""
-    min_face: float = 64.0
-    """least width of a usable face in pixels"""
-    max_yaw: float = 45.0
-    """degrees to the side beyond which the mesh is not to be trusted"""
-    max_pitch: float = 35.0
-    """the same, up and down"""
-    max_still: int = 12
-    """frames of a picture that stands still before they are rejected"""
-    min_frames: int = 25
-    """least usable frames"""
+    """Use all shots of a clip with cuts; by default only the longest shot is used."""
+    min_face: NonNegative = 64.0
+    """Minimum width of a usable face in pixels."""
+    max_yaw: NonNegative = 45.0
+    """Maximum rotation of the head to the side in degrees; frames beyond it are rejected."""
+    max_pitch: NonNegative = 35.0
+    """Maximum rotation of the head up or down in degrees; frames beyond it are rejected."""
+    max_still: AtLeast0 = 12
+    """Number of frames for which the picture may freeze before its frames are rejected."""
+    min_frames: AtLeast1 = 25
+    """Minimum number of usable frames."""
+
+    def __post_init__(self) -> None:
+        low, high = self.focal_range
+        if low >= high:
+            raise ValueError(f"focal_range: expected 0 < low < high, found {low:g} {high:g}")
+
+
+class Selection:
+    """The frames of a clip that are still used, and why the others were rejected."""
+
+    def __init__(self, frames: int, reasons: dict[int, str]) -> None:
+        self.frames = frames
+        self.reasons = reasons
+
+    @property
+    def accepted_frames(self) -> np.ndarray:
+        """Sorted indices of the frames that are not rejected."""
+        return np.setdiff1d(np.arange(self.frames), list(self.reasons))
+
+    @property
+    def usable(self) -> np.ndarray:
+        """Whether each frame is accepted, bool [T]."""
+        return ~np.isin(np.arange(self.frames), list(self.reasons))
+
+    def reject(self, ids: np.ndarray, reason: str) -> None:
+        """Reject the frames `ids`."""
+        self.reasons |= {int(i): reason for i in ids}
 
 
 @dataclass(frozen=True)
-class Track:
-    """A tracked clip of T frames; the world is the head, its origin the middle of `mesh`."""
+class FusedPoses:
+    """Poses [T, 4, 4] before and after fusion with optical flow, and what fusion measured."""
 
-    viewmats: np.ndarray
-    """[T, 4, 4] OpenCV world to camera, dm"""
-    focal: float
-    """pixels"""
-    rejected: dict[int, str]
-    """frames whose pose is interpolated, and why"""
-    cuts: list[int]
-    """first frames of new shots"""
-    residual: np.ndarray
-    """[T] pixels, median distance of the stable points from the landmarks; nan where no face was
-    usable"""
-    motion: dict[str, dict[int, float]]
-    """of poses from landmarks alone and of the final ones: {frames: pixels}, RMS difference of the
-    head's motion over 1 and 5 frames from the images' (nan: never seen)"""
-    followed: np.ndarray
-    """[T - 1], part of the points that optical flow followed to the next frame"""
-    focal_curve: dict[float, float]
-    """pixels, residual with the focal length multiplied by the key"""
-    mesh: np.ndarray
-    """[478, 3] dm, mean of the clip"""
-    expression: np.ndarray
-    """[T, E] dm, weights of `basis`; 0 in rejected frames"""
-    basis: np.ndarray
-    """[E, 478, 3], orthonormal deviations from `mesh`"""
-    identity: np.ndarray
-    """[I], weights of the head model's identities"""
-    vertices: np.ndarray
-    """[V, 3] dm, head with a little hair, and upper neck"""
-    faces: np.ndarray
-    """[F, 3]"""
-
-    @property
-    def valid(self) -> np.ndarray:
-        """bool [T]"""
-        return ~np.isin(np.arange(len(self.viewmats)), list(self.rejected))
+    from_landmarks: np.ndarray
+    final: np.ndarray
+    points: np.ndarray
+    """[Q, 3] dm, the points that were followed."""
+    flows: dict[int, Flow]
+    """Optical flow of these points over each of `STEPS` frames."""
 
 
 def track(
@@ -141,162 +137,78 @@ def track(
     head: MorphableHead,
     config: Config,
 ) -> Track:
-    """Track the head of a clip from its frames and face meshes [T, 478, 3] (px), `valid` [T].
+    """Track the head of a clip.
+
+    Args:
+        clip: the clip.
+        images: folder of its frames.
+        points: face meshes [T, 478, 3] in pixels.
+        valid: bool [T], frames in which a face was detected.
+        head: head model.
+        config: options.
 
     Raises:
-        UserError: too few frames show a face that is large enough.
+        UserError: too few frames show a usable face.
     """
     points = points.astype(float)
-    rejected = unusable(clip, points, valid, config)
-    ids = others(clip, rejected)
-    cuts = find_cuts(clip, images, points, ids)
+    selection = Selection(clip.frames, reject_reasons(clip, points, valid, config))
+    cuts = find_cuts(clip, images, points, selection.accepted_frames)
     if cuts and not config.all_segments:
-        longest = max(np.split(ids, np.searchsorted(ids, cuts)), key=len)
-        reject(rejected, np.setdiff1d(ids, longest), "another shot")
-        ids = longest
-    if len(ids) < config.min_frames:
-        width = np.ptp(points[valid][..., 0], axis=1) if valid.any() else np.zeros(1)
-        raise UserError(
-            f"{images}: a whole face at least {config.min_face:g} pixels wide is needed in "
-            f"{config.min_frames} frames without a cut, found in {len(ids)} of {clip.frames} "
-            f"(faces are {np.median(width):.0f} pixels wide); use a longer clip or one in which "
-            "the face is larger"
-        )
-    rigid = fit_rigid(
-        points[ids],
-        head.landmarks(head.vertices.astype(float)),
-        clip.width,
-        clip.height,
-        focal_range=focal_range(clip, config),
-        distance=config.distance,
-        distance_sigma=config.distance_sigma,
-        keyframes=config.keyframes,
-    )
-    bad = outliers(rigid.residual, floor=HUBER * rigid.unit)
-    pitch, yaw, _ = np.abs(np.degrees(pose_from_viewmats(rigid.viewmats)[0])).T
-    turned = ~bad & ((yaw > config.max_yaw) | (pitch > config.max_pitch))
-    reject(rejected, ids[bad], "landmarks do not fit the head")
-    reject(rejected, ids[turned], "the head is turned away")
-    ids, viewmats = ids[~(bad | turned)], rigid.viewmats[~(bad | turned)]
-    if len(ids) < config.min_frames:
-        raise UserError(
-            f"{images}: only {len(ids)} of {clip.frames} frames show a face from the front, at "
-            f"least {config.min_frames} are needed; use a clip of one person who looks towards the "
-            "camera"
-        )
+        keep_longest_shot(selection, cuts)
+    require_faces(images, points[valid], selection, config)
+    rigid = fit_poses(clip, points[selection.accepted_frames], head, config)
+    viewmats = rigid.viewmats[reject_misfits(selection, rigid, config)]
+    require_frontal_faces(images, selection, config)
 
-    # Before poses are fused, or the landmarks' jitter would be taken for expression.
-    deviation = lift(viewmats, points[ids, :, :2], rigid.mesh, rigid.K) - rigid.mesh
-    weights, basis = low_rank(deviation, min(config.expressions, EXPRESSIONS))
-    expression = np.zeros((clip.frames, len(basis)))
+    # Expressions are computed before fusion, which moves the poses away from the landmarks: the
+    # landmarks' jitter would otherwise appear as expression.
+    ids = selection.accepted_frames
+    deviations = unproject(viewmats, points[ids, :, :2], rigid.mesh, rigid.K) - rigid.mesh
+    weights, directions = pca(deviations.reshape(len(ids), -1), config.expressions)
+    expression = np.zeros((clip.frames, len(directions)))
     expression[ids] = weights
 
-    followed = np.sort(np.argsort(-rigid.weights, kind="stable")[:FLOW_PLACES])
-    stable, observed = rigid.mesh[rigid.stable], points[:, rigid.stable, :2]
-    alone = fill_poses(viewmats, ids, clip.frames)
-    places = project(stable[followed], alone, rigid.K)
-    flows, patches = watch(clip, images, points, places)
     shot = np.searchsorted(cuts, np.arange(clip.frames), side="right")
-    usable = np.isin(np.arange(clip.frames), ids)
-    viewmats = fuse(
-        alone,
-        observed / rigid.unit,
-        stable,
-        rigid.weights * usable[:, None],
-        rigid.K / [[rigid.unit], [rigid.unit], [1.0]],
-        flows[1],
-        followed,
-        usable[1:] & usable[:-1] & (shot[1:] == shot[:-1]),
-        rigid.unit,
-        config.flow_points,
-    )
-    still = np.intersect1d(ids, still_frames(flows[1], config.max_still))
-    ids = np.setdiff1d(ids, still)
-    covered = ids[covered_frames(patches[ids])] if len(ids) else ids
-    ids = np.setdiff1d(ids, covered)
-    reject(rejected, still, "the picture stands still")
-    reject(rejected, covered, "something covers the face")
-    if not len(ids):
-        raise UserError(
-            f"{images}: the picture stands still, or something covers the face, all through; "
-            "expected a video of a talking head"
-        )
-    viewmats = fill_poses(viewmats[ids], ids, clip.frames)
-    usable = np.isin(np.arange(clip.frames), ids)
-    expression[~usable] = 0.0
+    poses = fuse_with_flow(clip, images, points, viewmats, rigid, selection, shot, config)
+    ids = selection.accepted_frames
+    viewmats = fill_poses(poses.final[ids], ids, clip.frames)
+    expression[~selection.usable] = 0.0
+    stable, observed = rigid.mesh[rigid.stable], points[ids][:, rigid.stable, :2]
     residual = np.full(clip.frames, np.nan)
-    off = np.linalg.norm(project(stable, viewmats[ids], rigid.K) - observed[ids], axis=-1)
-    residual[ids] = np.median(off, axis=1)
+    errors = np.linalg.norm(project(stable, viewmats[ids], rigid.K) - observed, axis=-1)
+    residual[ids] = np.median(errors, axis=1)
 
     fitted, identity = fit_head(head, rigid.mesh)
     vertices, faces = head_surface(head, with_hair(head, fitted))
     origin = rigid.mesh.mean(axis=0)
     return Track(
-        viewmats=moved_origin(viewmats, origin),
+        viewmats=move_origin(viewmats, origin),
         focal=float(rigid.K[0, 0]),
-        rejected=dict(sorted(rejected.items())),
+        rejected=dict(sorted(selection.reasons.items())),
         cuts=cuts,
         residual=residual,
         motion={
             name: {
-                step: common_motion(poses, stable[followed], rigid.K, flow, step, usable, shot)
-                for step, flow in flows.items()
+                step: common_motion(each, poses.points, rigid.K, flow, step, selection.usable, shot)
+                for step, flow in poses.flows.items()
             }
-            for name, poses in (("landmarks", alone), ("final", viewmats))
+            for name, each in (("landmarks", poses.from_landmarks), ("final", viewmats))
         },
-        followed=flows[1].share,
+        followed=poses.flows[1].share,
         focal_curve=rigid.focal_curve,
         mesh=rigid.mesh - origin,
         expression=expression,
-        basis=basis,
+        basis=directions.reshape(-1, *rigid.mesh.shape),
         identity=identity,
         vertices=vertices - origin,
         faces=faces,
     )
 
 
-def focal_range(clip: Clip, config: Config) -> tuple[float, float]:
-    """Least and greatest focal length, pixels; equal if it is given."""
-    if config.focal_px is not None:
-        return config.focal_px, config.focal_px
-    low, high = config.focal_range
-    side = max(clip.width, clip.height)
-    return low * side, high * side
-
-
-def moved_origin(viewmats: np.ndarray, origin: np.ndarray) -> np.ndarray:
-    """The same cameras [T, 4, 4] for a world whose origin [3] lies there."""
-    moved = viewmats.copy()
-    moved[:, :3, 3] += viewmats[:, :3, :3] @ origin
-    return moved
-
-
-def reject(rejected: dict[int, str], ids: np.ndarray, reason: str) -> None:
-    """Note why the frames `ids` are of no use."""
-    rejected |= {int(i): reason for i in ids}
-
-
-def watch(
-    clip: Clip, images: Path, points: np.ndarray, places: np.ndarray
-) -> tuple[dict[int, Flow], np.ndarray]:
-    """See all frames once: flow of `places` [T, P, 2] over `STEPS`, patches of the faces `points`.
-
-    Returns:
-        {step: Flow}, and patches uint8 [T, 64, 64] (`talker.head.occlusion`).
-    """
-    patches = np.zeros((clip.frames, *FACE.shape), np.uint8)
-
-    def look() -> Iterator[np.ndarray]:
-        frames = progress(read_numbered(images, clip), "flow", clip.frames)
-        for i, image in enumerate(frames):
-            patches[i] = face_patch(image, points[i])
-            yield image
-
-    return follow_points(look(), places, STEPS), patches
-
-
-def unusable(clip: Clip, points: np.ndarray, valid: np.ndarray, config: Config) -> dict[int, str]:
-    """Frames whose mesh [T, 478, 3] says by itself that it is of no use, and why."""
+def reject_reasons(
+    clip: Clip, points: np.ndarray, valid: np.ndarray, config: Config
+) -> dict[int, str]:
+    """Return {frame: reason} for the frames whose face mesh [T, 478, 3] alone rules them out."""
     width = np.ptp(points[..., 0], axis=1)
     inside = (points[..., :2] >= 0).all(axis=-1)
     inside &= (points[..., :2] <= [clip.width, clip.height]).all(axis=-1)
@@ -308,48 +220,140 @@ def unusable(clip: Clip, points: np.ndarray, valid: np.ndarray, config: Config) 
     return {int(i): reason for reason, bad in reasons.items() for i in np.flatnonzero(bad)}
 
 
-def others(clip: Clip, rejected: dict[int, str]) -> np.ndarray:
-    """The frames that are not rejected."""
-    return np.setdiff1d(np.arange(clip.frames), list(rejected))
+def keep_longest_shot(selection: Selection, cuts: list[int]) -> None:
+    """Reject the frames of all shots but the one with the most accepted frames."""
+    ids = selection.accepted_frames
+    longest = max(np.split(ids, np.searchsorted(ids, cuts)), key=len)
+    selection.reject(np.setdiff1d(ids, longest), "another shot")
 
 
-def find_cuts(clip: Clip, images: Path, points: np.ndarray, ids: np.ndarray) -> list[int]:
-    """The first frames of new shots among the frames `ids`, which show faces [T, 478, 3]."""
-    if not len(ids):
-        return []
-    faces = points[ids, :, :2]
-    centres = faces.mean(axis=1)
-    width = np.ptp(faces[..., 0], axis=1)
-    width = np.minimum(width[1:], width[:-1])
-    jump = np.linalg.norm(np.diff(centres, axis=0), axis=1) / width
-    change = np.linalg.norm(np.diff(faces - centres[:, None], axis=0), axis=-1).mean(axis=1) / width
-    cuts = []
-    for row in np.flatnonzero((jump > CUT_JUMP) | (change > CUT_CHANGE)):
-        pair = list(read_numbered(images, clip, ids=ids[row : row + 2]))
-        first, second = (histogram(image) for image in pair)
-        differ = cv2.compareHist(first, second, cv2.HISTCMP_BHATTACHARYYA) > CUT_COLOURS
-        # Where landmarks jump but nothing moves, they err.
-        goals = faces[row : row + 2], faces[[row, row]]
-        followed = max(follow_points(pair, goal, [1])[1].share[0] for goal in goals)
-        if differ or followed < CUT_FOLLOWED:
-            cuts.append(int(ids[row + 1]))
-    return cuts
+def require_faces(images: Path, points: np.ndarray, selection: Selection, config: Config) -> None:
+    """Raise a UserError if too few frames show a whole face that is large enough."""
+    count = len(selection.accepted_frames)
+    if count < config.min_frames:
+        width = np.ptp(points[..., 0], axis=1) if len(points) else np.zeros(1)
+        raise UserError(
+            f"{images}: expected a whole face at least {config.min_face:g} pixels wide in at least "
+            f"{config.min_frames} frames without a cut, found {count} of {selection.frames} frames "
+            f"(the median face is {np.median(width):.0f} pixels wide); use a longer clip or one in "
+            "which the face is larger"
+        )
 
 
-def histogram(image: np.ndarray) -> np.ndarray:
-    """How often each of 64 grey levels occurs in RGB uint8 [H, W, 3]: float32 [64, 1]."""
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    return cv2.calcHist([grey], [0], None, [64], [0, 256])
+def fit_poses(clip: Clip, points: np.ndarray, head: MorphableHead, config: Config) -> RigidFit:
+    """Fit rigid poses and the focal length to the meshes [N, 478, 3] of the accepted frames."""
+    side = max(clip.width, clip.height)
+    low, high = (bound * side for bound in config.focal_range)
+    return fit_rigid(
+        points,
+        head.landmarks(head.vertices.astype(float)),
+        clip.width,
+        clip.height,
+        focal_range=(config.focal_px or low, config.focal_px or high),
+        distance=config.distance,
+        distance_sigma=config.distance_sigma,
+        keyframes=config.keyframes,
+    )
 
 
-def still_frames(flow: Flow, longest: int) -> np.ndarray:
-    """Frames in which nothing has moved for more than `longest` frames."""
-    size = np.linalg.norm(flow.moved, axis=-1)
-    count = flow.good.sum(axis=1)
-    mean = (size * flow.good).sum(axis=1) / np.maximum(count, 1)
-    bounds = zip(*runs((mean < STILL) & (flow.share > FOLLOWED)), strict=True)
-    still = [np.arange(a + 1, b + 1) for a, b in bounds if b - a > longest]
-    return np.concatenate(still) if still else np.zeros(0, int)
+def reject_misfits(selection: Selection, rigid: RigidFit, config: Config) -> np.ndarray:
+    """Reject frames whose landmarks do not fit the head or whose head is turned too far.
+
+    Returns:
+        bool [N], which of the frames in `rigid` remain accepted.
+    """
+    ids = selection.accepted_frames
+    bad = outliers(rigid.residual, floor=HUBER * rigid.unit)
+    pitch, yaw, _ = np.abs(np.degrees(pose_from_viewmats(rigid.viewmats)[0])).T
+    turned = ~bad & ((yaw > config.max_yaw) | (pitch > config.max_pitch))
+    selection.reject(ids[bad], "landmarks do not fit the head")
+    selection.reject(ids[turned], "the head is turned away")
+    return ~(bad | turned)
+
+
+def require_frontal_faces(images: Path, selection: Selection, config: Config) -> None:
+    """Raise a UserError if too few frames show a face from the front."""
+    count = len(selection.accepted_frames)
+    if count < config.min_frames:
+        raise UserError(
+            f"{images}: only {count} of {selection.frames} frames show a face from the front, "
+            f"expected at least {config.min_frames}; use a clip of one person who looks towards "
+            "the camera"
+        )
+
+
+def fuse_with_flow(
+    clip: Clip,
+    images: Path,
+    points: np.ndarray,
+    viewmats: np.ndarray,
+    rigid: RigidFit,
+    selection: Selection,
+    shot: np.ndarray,
+    config: Config,
+) -> FusedPoses:
+    """Fuse the landmark poses with optical flow; reject frozen and occluded frames.
+
+    Args:
+        points: meshes [T, 478, 3] in pixels.
+        viewmats: [N, 4, 4], landmark poses of the accepted frames.
+        shot: int [T], index of each frame's shot.
+
+    Raises:
+        UserError: no frame remains.
+    """
+    followed = np.sort(np.argsort(-rigid.weights, kind="stable")[:FLOW_PLACES])
+    stable = rigid.mesh[rigid.stable]
+    from_landmarks = fill_poses(viewmats, selection.accepted_frames, clip.frames)
+    expected = project(stable[followed], from_landmarks, rigid.K)
+    flows, patches = compute_flow(clip, images, points, expected)
+    usable = selection.usable
+    final = fuse(
+        from_landmarks,
+        points[:, rigid.stable, :2] / rigid.unit,
+        stable,
+        rigid.weights * usable[:, None],
+        rigid.K / [[rigid.unit], [rigid.unit], [1.0]],
+        flows[1],
+        followed,
+        usable[1:] & usable[:-1] & (shot[1:] == shot[:-1]),
+        rigid.unit,
+        config.flow_points,
+    )
+    ids = selection.accepted_frames
+    still = np.intersect1d(ids, still_frames(flows[1], config.max_still))
+    selection.reject(still, "the picture stands still")
+    ids = selection.accepted_frames
+    covered = ids[covered_frames(patches[ids])] if len(ids) else ids
+    selection.reject(covered, "something covers the face")
+    if not len(selection.accepted_frames):
+        raise UserError(
+            f"{images}: the picture is frozen or something covers the face in every frame; "
+            "expected a video of a talking head"
+        )
+    return FusedPoses(from_landmarks, final, stable[followed], flows)
+
+
+def compute_flow(
+    clip: Clip, images: Path, points: np.ndarray, expected: np.ndarray
+) -> tuple[dict[int, Flow], np.ndarray]:
+    """Read all frames once and compute the optical flow and the face patches.
+
+    Args:
+        points: meshes [T, 478, 3] in pixels, which align the patches.
+        expected: [T, Q, 2], expected pixels of the followed points.
+
+    Returns:
+        {step: Flow} over `STEPS`, and patches uint8 [T, 64, 64] (`talker.head.occlusion`).
+    """
+    patches = np.zeros((clip.frames, *FACE.shape), np.uint8)
+
+    def frames() -> Iterator[np.ndarray]:
+        for i, image in enumerate(progress(read_numbered(images, clip), "flow", clip.frames)):
+            patches[i] = face_patch(image, points[i])
+            yield image
+
+    return follow_points(frames(), expected, STEPS), patches
 
 
 def common_motion(
@@ -358,161 +362,68 @@ def common_motion(
     K: np.ndarray,
     flow: Flow,
     step: int,
-    valid: np.ndarray,
+    usable: np.ndarray,
     shot: np.ndarray,
 ) -> float:
-    """RMS difference of the head's motion over `step` frames of a shot from the images', pixels."""
+    """Return the RMS difference in pixels between head motion and flow within shots."""
     error = motion_errors(viewmats, points, K, flow, step)
-    seen = valid[step:] & valid[:-step] & (shot[step:] == shot[:-step]) & np.isfinite(error)
-    return float(np.sqrt((error[seen] ** 2).mean())) if seen.any() else float("nan")
+    measured = usable[step:] & usable[:-step] & (shot[step:] == shot[:-step]) & np.isfinite(error)
+    return float(np.sqrt((error[measured] ** 2).mean())) if measured.any() else float("nan")
 
 
-def save_params(path: Path, found: Track, model: str) -> None:
+def describe_focal(clip: Clip, tracked: Track, config: Config) -> dict[str, Any]:
+    """Return what track_report.json says about the focal length."""
+    per_side = tracked.focal / max(clip.width, clip.height)
+    _, trans = pose_from_viewmats(tracked.viewmats[tracked.valid])
+    return {
+        "px": tracked.focal,
+        "per_longer_side": per_side,
+        "given": config.focal_px is not None,
+        "at_bound": config.focal_px is None
+        and bool(np.isclose(per_side, config.focal_range).any()),
+        "distance_dm": float(-trans[:, 2].mean()),
+        "prior_distance_dm": config.distance,
+        "prior_sigma": config.distance_sigma,
+        "residual_px": {f"x{factor:g}": rms for factor, rms in tracked.focal_curve.items()},
+    }
+
+
+def save_params(path: Path, tracked: Track, model: str) -> None:
     """Write track_params.pt: the published keys, one row a frame, and what makes it complete.
 
     `id` stays 0 where the model has more identities than the published 100; `identity` has all.
     """
     import torch
 
-    euler, trans = pose_from_viewmats(found.viewmats)
-    rank = len(found.basis)
+    euler, trans = pose_from_viewmats(tracked.viewmats)
+    rank = len(tracked.basis)
     exp = np.zeros((len(euler), EXPRESSIONS))
-    exp[:, :rank] = found.expression
+    exp[:, :rank] = tracked.expression
     published = np.zeros(IDENTITIES)
-    if len(found.identity) <= IDENTITIES:
-        published[: len(found.identity)] = found.identity
-    exp_basis = np.zeros((EXPRESSIONS, *found.mesh.shape))
-    exp_basis[:rank] = found.basis
+    if len(tracked.identity) <= IDENTITIES:
+        published[: len(tracked.identity)] = tracked.identity
+    exp_basis = np.zeros((EXPRESSIONS, *tracked.mesh.shape))
+    exp_basis[:rank] = tracked.basis
     arrays = {
         "id": published[None],
-        "identity": found.identity,
+        "identity": tracked.identity,
         "exp": exp,
         "euler": euler,
         "trans": trans,
-        "focal": np.array([found.focal]),
-        "vertices": found.vertices[None],
+        "focal": np.array([tracked.focal]),
+        "vertices": tracked.vertices[None],
         "exp_basis": exp_basis,
-        "mesh478": found.mesh,
+        "mesh478": tracked.mesh,
     }
     params = {name: torch.from_numpy(array.astype(np.float32)) for name, array in arrays.items()}
     params |= {
         "frame_ids": torch.arange(len(euler)),
-        "valid": torch.from_numpy(found.valid),
-        "faces": torch.from_numpy(found.faces.astype(np.int64)),
+        "valid": torch.from_numpy(tracked.valid),
+        "faces": torch.from_numpy(tracked.faces.astype(np.int64)),
         "model": model,
         "units": "dm",
     }
     torch.save(params, path)
-
-
-def segments(found: Track) -> list[dict[str, Any]]:
-    """The shots of a clip and how well the head fits in each: of another person it does not."""
-    frames = len(found.viewmats)
-    starts = [0, *found.cuts]
-    return [
-        {
-            "first": start,
-            "last": end - 1,
-            "valid": int(found.valid[start:end].sum()),
-            "residual_px": _number(_median(found.residual[start:end])),
-        }
-        for start, end in zip(starts, [*found.cuts, frames], strict=True)
-    ]
-
-
-def summary(clip: Clip, found: Track, config: Config) -> dict[str, Any]:
-    """What is worth knowing about a track, as JSON values."""
-    valid = found.valid
-    pixels = project(found.mesh, found.viewmats, intrinsics(found.focal, clip.width, clip.height))
-    face = float(np.median(np.ptp(pixels[valid, :, 0], axis=1)))
-    whole = valid[:-2] & valid[1:-1] & valid[2:]
-    shake = (pixels[2:] - 2 * pixels[1:-1] + pixels[:-2])[whole]
-    middle = float(_median(found.residual))
-    euler, trans = pose_from_viewmats(found.viewmats[valid])
-    pitch, yaw, roll = np.degrees(euler).T
-    per_side = found.focal / max(clip.width, clip.height)
-    return {
-        "frames": clip.frames,
-        "valid": int(valid.sum()),
-        "face_width_px": face,
-        "focal": {
-            "px": found.focal,
-            "per_longer_side": per_side,
-            "given": config.focal_px is not None,
-            "at_bound": config.focal_px is None
-            and bool(np.isclose(per_side, config.focal_range).any()),
-            "distance_dm": float(-trans[:, 2].mean()),
-            "prior_distance_dm": config.distance,
-            "prior_sigma": config.distance_sigma,
-            "residual_px": {f"x{factor:g}": rms for factor, rms in found.focal_curve.items()},
-        },
-        "residual": {"px": middle, "percent_of_face": 100 * middle / face},
-        "motion_px": {
-            name: {f"c{step}": _number(value) for step, value in errors.items()}
-            for name, errors in found.motion.items()
-        },
-        "followed_percent": 100 * float(found.followed.mean()),
-        "jitter_px": float(np.sqrt((shake**2).sum(axis=-1).mean())) if whole.any() else None,
-        "degrees": {
-            f"{name}_{end}": float(np.percentile(angle, percentile))
-            for name, angle in (("pitch", pitch), ("yaw", yaw), ("roll", roll))
-            for end, percentile in (("low", 2), ("high", 98))
-        },
-        "segments": segments(found),
-        "rejected": [{"frame": i, "reason": reason} for i, reason in found.rejected.items()],
-        "versions": {
-            "talker": __version__,
-            "numpy": np.__version__,
-            "scipy": scipy.__version__,
-            "opencv": cv2.__version__,
-        },
-    }
-
-
-def _median(values: np.ndarray) -> float:
-    known = values[np.isfinite(values)]
-    return float(np.median(known)) if len(known) else float("nan")
-
-
-def _number(value: float) -> float | None:
-    return value if np.isfinite(value) else None
-
-
-def draw_overlay(image: np.ndarray, found: Track, frame: int, K: np.ndarray) -> np.ndarray:
-    """A frame, RGB uint8 [H, W, 3], with the head's mesh and the face's points drawn over it."""
-    view = found.viewmats[frame : frame + 1]
-    bits = 4
-    corners = project(found.vertices, view, K)[0][found.faces]
-    a, b = np.moveaxis(corners[:, 1:] - corners[:, :1], 1, 0)
-    front = a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0] < 0
-    lines = np.round((corners[front] - 0.5) * 2**bits).astype(np.int32)
-    canvas = image.copy()
-    colour = (255, 80, 80) if frame in found.rejected else (120, 220, 255)
-    cv2.polylines(canvas, list(lines), True, colour, 1, cv2.LINE_AA, bits)
-    drawn = cv2.addWeighted(image, 0.65, canvas, 0.35, 0)
-    shape = found.mesh + np.tensordot(found.expression[frame], found.basis, 1)
-    for x, y in np.round((project(shape, view, K)[0] - 0.5) * 2**bits).astype(int).tolist():
-        cv2.circle(drawn, (x, y), 2**bits, (90, 255, 90), -1, cv2.LINE_AA, bits)
-    return drawn
-
-
-def write_overlay(path: Path, clip: Clip, images: Path, found: Track) -> None:
-    """Write a video of every frame with what was tracked; red where a frame was rejected."""
-    K = intrinsics(found.focal, clip.width, clip.height)
-    with video_writer(path, crf=20) as write:
-        frames = progress(read_numbered(images, clip), "overlay", clip.frames)
-        for i, image in enumerate(frames):
-            write(draw_overlay(image, found, i, K))
-
-
-def _refuse_unfit(config: Config) -> None:
-    for name in ("focal_px", "distance", "distance_sigma", "keyframes"):
-        value = getattr(config, name)
-        if value is not None and not value > 0:
-            raise UserError(f"{name}: expected more than 0, found {value}")
-    low, high = config.focal_range
-    if not 0 < low < high:
-        raise UserError(f"focal_range: expected 0 < low < high, found {low:g} {high:g}")
 
 
 def main(
@@ -527,7 +438,7 @@ def main(
     overlay: Output | None = None,
     config: Config = Config(),
 ) -> None:
-    """Find the head's pose in every frame, the focal length, the subject's head and expressions.
+    """Estimate the head pose of every frame, the focal length, the head shape and expressions.
 
     Args:
         clip: clip.json of the dataset.
@@ -537,34 +448,33 @@ def main(
         train: transforms_train.json to write: cameras of the training frames.
         val: transforms_val.json to write: cameras of the held-out frames.
         report: track_report.json to write: focal length, residuals, rejected frames.
-        overlay: video to write, if wanted: the frames with the tracked mesh over them.
+        overlay: optional video to write: the frames with the tracked mesh drawn over them.
         config: options.
     """
-    _refuse_unfit(config)
     described = Clip.load(clip)
     head = load_head(config.model, Path(config.model_files) if config.model_files else None)
     faces = load_per_frame(landmarks, described.frames, "points")
-    found = track(described, images, faces["points"], faces["valid"], head, config)
-    facts = summary(described, found, config)
-    euler, trans = pose_from_viewmats(found.viewmats)
+    tracked = track(described, images, faces["points"], faces["valid"], head, config)
+    facts = summarize(described, tracked, describe_focal(described, tracked, config))
+    euler, trans = pose_from_viewmats(tracked.viewmats)
     split = described.train_frames
     size = described.height, described.width
-    kept = others(described, found.rejected)
+    kept = np.flatnonzero(tracked.valid)
     halves = kept[kept < split].tolist(), kept[kept >= split].tolist()
-    transforms = [transforms_file(euler, trans, found.focal, size, ids) for ids in halves]
+    transforms = [transforms_file(euler, trans, tracked.focal, size, ids) for ids in halves]
     with replacing(params, train, val, report) as scratch:
-        save_params(scratch[0], found, config.model)
+        save_params(scratch[0], tracked, config.model)
         for path, content in zip(scratch[1:], (*transforms, facts), strict=True):
             path.write_text(json.dumps(content, indent=2) + "\n")
     if overlay is not None:
-        write_overlay(overlay, described, images, found)
-    motion = facts["motion_px"]["final"]
+        write_overlay(overlay, described, images, tracked)
+    motion = facts["motion_px"]["final"]["c1"]
     logger.info(
-        "head followed in %d of %d frames, off by %.2f px (median), its motion by %s px from one "
-        "frame to the next, focal length %.0f px",
+        "head tracked in %d of %d frames; reprojection error (median): %.2f px; motion error from "
+        "frame to frame: %s px; focal length: %.0f px",
         facts["valid"],
         described.frames,
         facts["residual"]["px"],
-        "unknown" if motion["c1"] is None else f"{motion['c1']:.3f}",
-        found.focal,
+        "unknown" if motion is None else f"{motion:.3f}",
+        tracked.focal,
     )

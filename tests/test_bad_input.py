@@ -124,8 +124,8 @@ def profile(synthetic: Synthetic) -> np.ndarray:
 CASES = {
     "no face": (without_a_face, ["a face was found in 0 of 100 frames", "one person looks"]),
     "all black": (black, ["a face was found in 0 of 100 frames"]),
-    "20 frames": (twenty_frames, ["needed in 25 frames", "found in 20 of 20", "longer clip"]),
-    "face of 40 pixels": (small_face, ["64 pixels wide", "found in 0 of 100", "4", "pixels wide)"]),
+    "20 frames": (twenty_frames, ["at least 25 frames", "found 20 of 20", "longer clip"]),
+    "face of 40 pixels": (small_face, ["64 pixels wide", "found 0 of 100", "median face is"]),
     "two faces": (two_faces, ["another face", "crop the video to one person"]),
     "cut": (cut, ["only 2.2 s of the clip are tracked", "all_segments"]),
     "leaving": (leaving, ["of the frames: ", "times the face leaves the image"]),

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from talker.head.dense import HAIR, fit_head, head_surface, with_hair
-from talker.head.fitting import procrustes, stable_points
+from talker.head.fitting import stable_points
 from talker.head.morphable import PARTS, MorphableHead
+from talker.head.poses import procrustes
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ import pytest
 from scipy.ndimage import gaussian_filter1d
 from scipy.spatial.transform import Rotation
 
-from talker.head import fitting
+from talker.core.pca import pca
+from talker.head import bundle, fitting, poses
 from talker.head.camera import intrinsics, project, viewmats_from_pose
 from talker.head.morphable import MorphableHead
 
@@ -48,7 +49,7 @@ def make_scene(shape: np.ndarray, seed: int, frames: int = 200, noise: float = 0
 
 def solve(
     scene: Scene, template: np.ndarray, focal_range: tuple[float, float] = (0.8 * SIZE, 6.0 * SIZE)
-) -> fitting.Rigid:
+) -> fitting.RigidFit:
     return fitting.fit_rigid(scene.meshes, template, SIZE, SIZE, focal_range=focal_range)
 
 
@@ -72,7 +73,7 @@ def person(template: np.ndarray, seed: int) -> np.ndarray:
     weights = rng.normal(0, 0.08, len(head.identities))
     shape = template + np.tensordot(weights, head.landmarks(head.identities), 1)
     stable = fitting.stable_points(template)
-    scale, rotation, shift = fitting.procrustes(shape[None, stable], template[stable])
+    scale, rotation, shift = poses.procrustes(shape[None, stable], template[stable])
     return (shape - shift[0]) @ rotation[0] / scale[0]
 
 
@@ -89,7 +90,7 @@ def test_procrustes_finds_the_similarity(template: np.ndarray):
     rotation = Rotation.from_rotvec([[0.3, -0.5, 0.2], [0.0, 2.0, 0.1]]).as_matrix()
     scale, shift = np.array([140.0, 0.3]), np.array([[5.0, 2, 1], [-3, 0, 7]])
     shapes = scale[:, None, None] * (template @ rotation.transpose(0, 2, 1)) + shift[:, None]
-    found = fitting.procrustes(shapes, template)
+    found = poses.procrustes(shapes, template)
     for value, expected in zip(found, (scale, rotation, shift), strict=True):
         np.testing.assert_allclose(value, expected, atol=1e-9)
 
@@ -97,10 +98,10 @@ def test_procrustes_finds_the_similarity(template: np.ndarray):
 def test_poses_are_exact_for_exact_points(template: np.ndarray):
     scene = make_scene(template, 0)
     K = intrinsics(scene.focal, SIZE, SIZE)
-    start = fitting.initial_viewmats(scene.meshes, template, K)
+    start = poses.initial_viewmats(scene.meshes, template, K)
     assert rotation_error(start, scene.viewmats) > 0.2
     weights = np.ones(len(template))
-    found = fitting.refine_poses(start, scene.meshes[..., :2], template, weights, K)
+    found = poses.refine_poses(start, scene.meshes[..., :2], template, weights, K)
     np.testing.assert_allclose(found, scene.viewmats, atol=1e-7)
 
 
@@ -109,22 +110,22 @@ def test_equations_are_the_derivatives_of_the_cost(template: np.ndarray):
     scene = make_scene(template, 1, noise=0.5)
     K = intrinsics(scene.focal, SIZE, SIZE)
     points = template[::40] + 0.01
-    prior = fitting.Prior(template[::40], 0.05, 8.0, 0.1, (100.0, 9000.0))
+    prior = bundle.Prior(template[::40], 0.05, 8.0, 0.1, (100.0, 9000.0))
     state = scene.viewmats[:4], points, K
     observed = scene.meshes[:4, ::40, :2]
     weights = np.linspace(0.5, 1, len(points))
 
     def cost(viewmats: np.ndarray, points: np.ndarray, K: np.ndarray) -> float:
-        return fitting._adjustment_cost(viewmats, observed, points, weights, K, prior)
+        return bundle.adjustment_cost(viewmats, observed, points, weights, K, prior)
 
-    equations = fitting._adjustment_equations(state[0], observed, points, weights, K, prior)
+    equations = bundle.adjustment_equations(state[0], observed, points, weights, K, prior)
     step = 1e-6
     for unknown in range(6):
         ends = []
         for sign in (1, -1):
             move = np.zeros((4, 6))
             move[2, unknown] = sign * step
-            ends.append(cost(fitting.moved_by(state[0], move), points, K))
+            ends.append(cost(poses.se3_retract(state[0], move), points, K))
         slope = (ends[0] - ends[1]) / (2 * step)
         np.testing.assert_allclose(2 * equations.gradient[12 + unknown], slope, rtol=1e-4)
     ends = [cost(state[0], points + sign * step * np.eye(len(points), 3), K) for sign in (1, -1)]
@@ -211,10 +212,10 @@ def test_blinks_are_no_outliers():
     assert np.flatnonzero(fitting.outliers(residual)).tolist() == [120]
 
 
-def test_lifted_points_project_where_they_were_seen(template: np.ndarray):
+def test_unprojected_points_project_where_they_were_seen(template: np.ndarray):
     scene = make_scene(template, 7, frames=10, noise=2.0)
     K = intrinsics(scene.focal, SIZE, SIZE)
-    lifted = fitting.lift(scene.viewmats, scene.meshes[..., :2], template, K)
+    lifted = poses.unproject(scene.viewmats, scene.meshes[..., :2], template, K)
     np.testing.assert_allclose(project(lifted, scene.viewmats, K), scene.meshes[..., :2], atol=1e-9)
     depths = [
         (points @ scene.viewmats[:, :3, :3].transpose(0, 2, 1))[..., 2]
@@ -223,21 +224,21 @@ def test_lifted_points_project_where_they_were_seen(template: np.ndarray):
     np.testing.assert_allclose(*depths, atol=1e-9)
 
 
-def test_low_rank_motion_is_recovered():
+def test_pca_recovers_low_rank_motion():
     rng = np.random.default_rng(8)
     basis = np.linalg.qr(rng.normal(size=(60, 3)))[0].T.reshape(3, 20, 3)
     shapes = np.tensordot(rng.normal(size=(40, 3)) * [3, 2, 1], basis, 1)
-    weights, found = fitting.low_rank(shapes, 5)
+    weights, flat = pca(shapes.reshape(40, -1), 5)
+    found = flat.reshape(-1, 20, 3)
     np.testing.assert_allclose(np.tensordot(weights[:, :3], found[:3], 1), shapes, atol=1e-9)
     np.testing.assert_allclose(weights[:, 3:], 0, atol=1e-6)
-    flat = found.reshape(5, -1)
     np.testing.assert_allclose(flat @ flat.T, np.eye(5), atol=1e-9)
 
 
 def test_gaps_are_filled_along_the_shortest_turn():
     euler = np.radians([[0, 10, 0], [0, 30, 0]])
     viewmats = viewmats_from_pose(euler, np.array([[0.0, 0, -8], [1, 0, -8]]))
-    filled = fitting.fill_poses(viewmats, np.array([2, 6]), 9)
+    filled = poses.fill_poses(viewmats, np.array([2, 6]), 9)
     expected = viewmats_from_pose(
         np.radians([[0, y, 0] for y in (10, 10, 10, 15, 20, 25, 30, 30, 30)]),
         np.array([[x, 0, -8] for x in (0, 0, 0, 0.25, 0.5, 0.75, 1, 1, 1)]),

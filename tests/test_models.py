@@ -71,7 +71,7 @@ def test_landmarks_are_embedded_on_any_head(ours: MorphableHead):
 def test_what_is_no_face_is_refused():
     cube = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], float)
     faces = np.array([[1, 5, 7], [1, 7, 3]])
-    with pytest.raises(UserError, match="no face is seen"):
+    with pytest.raises(UserError, match="no face was detected"):
         embed(cube, faces)
 
 

@@ -1,7 +1,7 @@
-"""How long tracking takes and what memory it needs: a long clip made by repeating a short one.
+"""Measure the time and memory of tracking on a long clip made by repeating a short one.
 
-`python -m talker.head.bench DATA [--frames 6000]` prints CPU milliseconds a frame by part, and
-the peak memory; DATA is a folder with clip.json, landmarks.npz and ori_imgs.
+`python -m talker.head.bench DATA [--frames 6000]` prints CPU milliseconds per frame for each
+part, and the peak memory; DATA is a folder with clip.json, landmarks.npz and ori_imgs.
 """
 
 import argparse
@@ -17,23 +17,25 @@ from pathlib import Path
 import numpy as np
 
 from talker.clip import Clip, load_per_frame
+from talker.core.pca import pca
 from talker.head.camera import project
-from talker.head.fitting import fit_rigid, lift, low_rank
+from talker.head.fitting import fit_rigid
 from talker.head.flow import follow_points
 from talker.head.fusion import fuse
 from talker.head.morphable import MorphableHead
+from talker.head.poses import unproject
 from talker.media.images import read_numbered
 
 
 def measure(data: Path, frames: int, expressions: int = 32) -> dict[str, float]:
-    """CPU seconds of each part of tracking a clip of `frames`, which swings to and fro in `data`.
+    """Measure each part of tracking a clip of `frames` that plays `data` forward and backward.
 
     Returns:
-        {part: CPU seconds}, `peak_gb` among them: the most memory the process ever had.
+        {part: CPU seconds}, and under `peak_gb` the peak memory of the process in GB.
     """
     clip = Clip.load(data / "clip.json")
-    swing = np.concatenate([np.arange(clip.frames), np.arange(clip.frames)[-2:0:-1]])
-    ids = np.resize(swing, frames)
+    bounce = np.concatenate([np.arange(clip.frames), np.arange(clip.frames)[-2:0:-1]])
+    ids = np.resize(bounce, frames)
     faces = load_per_frame(data / "landmarks.npz", clip.frames, "points")
     points = faces["points"][ids].astype(float)
     clip = dataclasses.replace(clip, frames=frames)
@@ -52,16 +54,16 @@ def measure(data: Path, frames: int, expressions: int = 32) -> dict[str, float]:
         bounds = 0.8 * side, 6.0 * side
         rigid = fit_rigid(points, template, clip.width, clip.height, focal_range=bounds)
     with timed("expressions"):
-        lifted = lift(rigid.viewmats, points[..., :2], rigid.mesh, rigid.K)
-        low_rank(lifted - rigid.mesh, expressions)
-        del lifted
+        meshes = unproject(rigid.viewmats, points[..., :2], rigid.mesh, rigid.K)
+        pca((meshes - rigid.mesh).reshape(frames, -1), expressions)
+        del meshes
     stable = rigid.mesh[rigid.stable]
     followed = np.sort(np.argsort(-rigid.weights, kind="stable")[:160])
     with timed("frames and flow"), tempfile.TemporaryDirectory() as folder:
         for i, source in enumerate(ids):
             (Path(folder) / f"{i}.jpg").symlink_to(data.resolve() / "ori_imgs" / f"{source}.jpg")
-        places = project(stable[followed], rigid.viewmats, rigid.K)
-        flows = follow_points(read_numbered(Path(folder), clip), places, (1, 5))
+        expected = project(stable[followed], rigid.viewmats, rigid.K)
+        flows = follow_points(read_numbered(Path(folder), clip), expected, (1, 5))
     with timed("fusion"):
         fuse(
             rigid.viewmats,
@@ -82,10 +84,10 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--frames", type=int, default=6000)
     arguments = parser.parse_args()
-    found = measure(arguments.data, arguments.frames)
-    peak = found.pop("peak_gb")
-    found["all"] = sum(found.values())
-    rows = [f"{part:<22}{1000 * s / arguments.frames:8.2f} ms a frame" for part, s in found.items()]
+    times = measure(arguments.data, arguments.frames)
+    peak = times.pop("peak_gb")
+    times["all"] = sum(times.values())
+    rows = [f"{part:<22}{1000 * s / arguments.frames:8.2f} ms/frame" for part, s in times.items()]
     sys.stdout.write("\n".join([*rows, f"{'peak memory':<22}{peak:8.2f} GB"]) + "\n")
 
 

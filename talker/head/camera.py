@@ -1,9 +1,9 @@
-"""The one camera convention: published euler angles and translations, OpenCV cameras, pixels.
+"""The camera convention: published Euler angles and translations, OpenCV cameras, pixels.
 
-The published (AD-NeRF) tracker puts a head point p at R p + t in a camera that looks along -z with
-y up; `euler` and `trans` follow it, so that its files and ours are the same. Everything else in
-talker uses OpenCV world-to-camera matrices ("viewmats": x right, y down, z forward) of a head that
-is fixed in the world. Unit: dm. Pixel centres lie at +0.5.
+The published (AD-NeRF) tracker maps a head point p to R p + t in a camera that looks along -z with
+y up; `euler` and `trans` follow it, so that published files and ours have the same meaning.
+Everything else in talker uses OpenCV world-to-camera matrices ("viewmats": x right, y down, z
+forward) of a head that is fixed in the world. The unit is dm. Pixel centers are at +0.5.
 """
 
 from collections.abc import Iterable
@@ -18,10 +18,10 @@ _FLIP = np.array([1.0, -1.0, -1.0])
 
 
 def rotation_from_euler(euler: np.ndarray) -> np.ndarray:
-    """Rotations [N, 3, 3] of published euler angles [N, 3] (radians).
+    """Return the rotations [N, 3, 3] of published Euler angles [N, 3] (radians).
 
     R = Rx(theta) Ry(phi) Rz(-psi) with the usual right-handed factors. The published routine
-    stacks columns, so its factors are the transposes of how its source reads.
+    stacks columns, so its factors are the transposes of what its source suggests.
     """
     (sx, sy, sz), (cx, cy, cz) = np.sin(euler).T, np.cos(euler).T
     return np.stack(
@@ -35,7 +35,7 @@ def rotation_from_euler(euler: np.ndarray) -> np.ndarray:
 
 
 def euler_from_rotation(rotation: np.ndarray) -> np.ndarray:
-    """Published euler angles [N, 3] of rotations [N, 3, 3]; |phi| <= pi/2."""
+    """Return the published Euler angles [N, 3] of rotations [N, 3, 3]; |phi| <= pi/2."""
     theta = np.arctan2(-rotation[:, 1, 2], rotation[:, 2, 2])
     phi = np.arcsin(np.clip(rotation[:, 0, 2], -1.0, 1.0))
     psi = np.arctan2(rotation[:, 0, 1], rotation[:, 0, 0])
@@ -51,12 +51,12 @@ def _rigid(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
 
 
 def viewmats_from_pose(euler: np.ndarray, trans: np.ndarray) -> np.ndarray:
-    """OpenCV world-to-camera matrices [N, 4, 4]: diag(1, -1, -1) [R | t] (AD-NeRF)."""
+    """Return OpenCV world-to-camera matrices [N, 4, 4]: diag(1, -1, -1) [R | t] (AD-NeRF)."""
     return _rigid(_FLIP[:, None] * rotation_from_euler(euler), _FLIP * trans)
 
 
 def pose_from_viewmats(viewmats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The inverse of `viewmats_from_pose`: (euler [N, 3], trans [N, 3])."""
+    """Invert `viewmats_from_pose`: return euler [N, 3] and trans [N, 3]."""
     return (
         euler_from_rotation(_FLIP[:, None] * viewmats[:, :3, :3]),
         _FLIP * viewmats[:, :3, 3],
@@ -64,7 +64,7 @@ def pose_from_viewmats(viewmats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def transform_matrices(euler: np.ndarray, trans: np.ndarray) -> np.ndarray:
-    """The matrices [N, 4, 4] of a transforms file: the inverse of [R | t / 10] (AD-NeRF)."""
+    """Return the matrices [N, 4, 4] of a transforms file: the inverse of [R | t / 10] (AD-NeRF)."""
     inverse = rotation_from_euler(euler).transpose(0, 2, 1)
     return _rigid(inverse, -np.einsum("nij,nj->ni", inverse, JSON_SCALE * np.asarray(trans)))
 
@@ -101,12 +101,12 @@ def transforms_file(
 
 
 def intrinsics(focal: float, width: int, height: int) -> np.ndarray:
-    """K [3, 3] in pixels with the principal point at the image centre."""
+    """Return K [3, 3] in pixels with the principal point at the image center."""
     return np.array([[focal, 0.0, width / 2], [0.0, focal, height / 2], [0.0, 0.0, 1.0]])
 
 
 def project(points: np.ndarray, viewmats: np.ndarray, K: np.ndarray) -> np.ndarray:
-    """Pixels [N, P, 2] of world points [P, 3] (or [N, P, 3]) seen by viewmats [N, 4, 4]."""
+    """Project world points [P, 3] or [N, P, 3] with viewmats [N, 4, 4] to pixels [N, P, 2]."""
     rotation, translation = viewmats[:, :3, :3], viewmats[:, :3, 3]
     camera = points @ rotation.transpose(0, 2, 1) + translation[:, None]
     pixels = camera @ K.T

@@ -1,4 +1,4 @@
-"""Whole heads from face meshes: the morphable head bent to a subject's 478 mean points."""
+"""Fit the whole morphable head to the 478 mean mesh points of a subject."""
 
 import numpy as np
 from scipy.interpolate import RBFInterpolator
@@ -8,26 +8,29 @@ from talker.head.fitting import stable_points
 from talker.head.morphable import PARTS, MorphableHead, vertex_normals
 
 POINT_SIGMA = 0.1
-"""Expected error of a point in dm; large, as neighbours err alike."""
+"""Expected error of a mesh point in dm; large because errors of neighboring points correlate."""
 
-REACH, SMOOTHING = 0.25, 1.0
-"""How far from the points the warp fades, dm, and its smoothing: less crumples the eyelids."""
+WARP_RADIUS = 0.25
+"""Distance from the mesh points over which the thin-plate warp fades out, in dm."""
+
+WARP_SMOOTHING = 1.0
+"""Smoothing of the thin-plate warp; smaller values crumple the eyelids."""
 
 HAIR = 0.18
-"""Thickness of hair on the top and back of the head, dm: the model is bald, few people are."""
+"""Thickness of the hair that is added to the bald model on the top and back of the head, in dm."""
 
 NECK_CUT = -1.1
-"""The head ends here, in the middle of the neck: y in dm from the middle of the mean face."""
+"""Height at which the head surface is cut through the neck: y in dm from the center of the face."""
 
 
 def fit_head(head: MorphableHead, mesh: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Bend `head` until its landmarks lie at `mesh` [478, 3], dm, in the head's frame.
+    """Deform `head` so that its landmarks match `mesh` [478, 3] (dm, in the frame of the head).
 
-    Ridge regression on identities and expressions carries the face's shape over to skull, ears
-    and neck; a thin-plate warp takes up the rest of the face and fades out around it.
+    Ridge regression on identities and expressions extends the shape of the face to skull, ears and
+    neck; a thin-plate warp removes the remaining error of the face and fades out around it.
 
     Returns:
-        the vertices [V, 3] and the weights [I] of the identities.
+        Vertices [V, 3] in dm and identity weights [I].
     """
     bases = np.concatenate([_without_motion(head), head.expressions])
     sigmas = np.repeat(
@@ -41,16 +44,16 @@ def fit_head(head: MorphableHead, mesh: np.ndarray) -> tuple[np.ndarray, np.ndar
     vertices = mean + np.tensordot(weights, bases, 1)
 
     points = head.landmarks(vertices)
-    warp = RBFInterpolator(points, mesh - points, smoothing=SMOOTHING)
+    warp = RBFInterpolator(points, mesh - points, smoothing=WARP_SMOOTHING)
     distance, _ = KDTree(points).query(vertices)
-    near = distance < 3 * REACH
-    fade = np.exp(-((distance[near] / REACH) ** 2))
+    near = distance < 3 * WARP_RADIUS
+    fade = np.exp(-((distance[near] / WARP_RADIUS) ** 2))
     vertices[near] += fade[:, None] * warp(vertices[near])
     return vertices, weights[: len(head.identities)]
 
 
 def with_hair(head: MorphableHead, vertices: np.ndarray) -> np.ndarray:
-    """Fitted `vertices` [V, 3] with the scalp raised, from nothing at temples and ears."""
+    """Raise the scalp of fitted `vertices` [V, 3]; the offset is zero at temples and ears."""
     _, height, front = head.vertices.T
     scalp = np.clip(height / 0.6, 0, 1) * np.clip((0.1 - front) / 0.5, 0, 1)
     scalp *= 1 - head.masks["ears"]
@@ -58,7 +61,11 @@ def with_hair(head: MorphableHead, vertices: np.ndarray) -> np.ndarray:
 
 
 def head_surface(head: MorphableHead, vertices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Head and upper neck of fitted `vertices` [V, 3], without lashes: [V', 3], faces [F', 3]."""
+    """Cut head and upper neck without lashes out of fitted vertices [V, 3].
+
+    Returns:
+        Vertices [V', 3] and faces int [F', 3].
+    """
     kept = (head.vertices[head.faces, 1] > NECK_CUT).all(axis=1)
     kept &= head.parts != PARTS.index("lashes")
     used, faces = np.unique(head.faces[kept], return_inverse=True)
@@ -66,21 +73,21 @@ def head_surface(head: MorphableHead, vertices: np.ndarray) -> tuple[np.ndarray,
 
 
 def _without_motion(head: MorphableHead) -> np.ndarray:
-    """The identities [I, V, 3] less the motion and growth of the skull that each contains.
+    """Return the identities [I, V, 3] without the rigid motion and scaling that each contains.
 
-    Artists' targets move the whole head (taller body, longer neck), but a mesh in the head's
-    frame has been laid over the mean face already.
+    Some identities also move or scale the whole head (taller body, longer neck), but the mesh to
+    fit is already aligned with the mean face.
     """
     vertices = head.vertices.astype(float)
     points = head.landmarks(vertices)
     stable = stable_points(points)
 
-    def motions(places: np.ndarray) -> np.ndarray:
-        turns = [np.cross(axis, places) for axis in np.eye(3)]
-        shifts = [np.broadcast_to(axis, places.shape) for axis in np.eye(3)]
-        return np.stack([*turns, *shifts, places])
+    def motions(positions: np.ndarray) -> np.ndarray:
+        turns = [np.cross(axis, positions) for axis in np.eye(3)]
+        shifts = [np.broadcast_to(axis, positions.shape) for axis in np.eye(3)]
+        return np.stack([*turns, *shifts, positions])
 
-    seen = motions(points)[:, stable].reshape(7, -1).T
+    design = motions(points)[:, stable].reshape(7, -1).T
     offsets = head.landmarks(head.identities)[:, stable].reshape(len(head.identities), -1).T
-    amounts = np.linalg.lstsq(seen, offsets, rcond=None)[0]
+    amounts = np.linalg.lstsq(design, offsets, rcond=None)[0]
     return head.identities - np.tensordot(amounts.T, motions(vertices), 1)

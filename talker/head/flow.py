@@ -1,4 +1,4 @@
-"""Sparse optical flow of the face: where its points went, as the images themselves show it."""
+"""Sparse optical flow of face points (pyramidal Lucas-Kanade)."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,39 +9,46 @@ import numpy as np
 
 from talker.core.parallel import ordered_map
 
-WINDOW, LEVELS = (17, 17), 1
-RETURN = 0.35
-"""A point counts that is found again from its goal to within this, px."""
-REACH = 8.0
-"""And that went no farther than this from where it was expected, px."""
+WINDOW = (17, 17)
+"""Window of the Lucas-Kanade tracker in pixels."""
+
+LEVELS = 1
+"""Pyramid levels above full resolution in the Lucas-Kanade tracker."""
+
+FB_THRESHOLD = 0.35
+"""Maximum forward-backward error of a followed point, in pixels."""
+
+MAX_SURPRISE = 8.0
+"""Maximum distance of a followed point from its expected position, in pixels."""
+
 MARGIN = 48
-"""Pixels around the face that are looked at."""
+"""Width of the border around the face points that the tracker reads, in pixels."""
 
 
 @dataclass(frozen=True)
 class Flow:
-    """How P points went from frame i to frame i + step, for i in 0..T-step-1."""
+    """Displacement of P points from frame i to frame i + step, for i in 0..T-step-1."""
 
     moved: np.ndarray
-    """float32 [T - step, P, 2] pixels"""
+    """float32 [T - step, P, 2], displacements in pixels."""
     good: np.ndarray
-    """bool [T - step, P]"""
+    """bool [T - step, P], whether the point was followed reliably."""
 
     @property
     def share(self) -> np.ndarray:
-        """float [T - step], how many of the points were followed."""
+        """Fraction of the points that were followed, float [T - step]."""
         return self.good.mean(axis=1)
 
 
 def follow_points(
     images: Iterable[np.ndarray], places: np.ndarray, steps: Sequence[int]
 ) -> dict[int, Flow]:
-    """Follow points over some numbers of frames (Lucas-Kanade in OpenCV, Bouguet 2001).
+    """Follow points over one or several frame distances (Lucas-Kanade in OpenCV, Bouguet 2001).
 
     Args:
         images: T frames, RGB uint8 [H, W, 3].
-        places: [T, P, 2], where the points are expected, pixels (centres at +0.5).
-        steps: over how many frames; no rows for those of T and more.
+        places: [T, P, 2], expected positions in pixels (pixel centers at +0.5).
+        steps: frame distances; a distance of T or more gives a flow without rows.
 
     Returns:
         {step: Flow}.
@@ -58,50 +65,51 @@ def follow_points(
             recent.append(cv2.cvtColor(np.ascontiguousarray(crop), cv2.COLOR_RGB2GRAY))
             yield i, list(recent)
 
-    def look(window: tuple[int, list[np.ndarray]]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    def follow(window: tuple[int, list[np.ndarray]]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         i, recent = window
         return {
-            step: between(recent[-1 - step], recent[-1], local[i - step], local[i])
+            step: track_forward_backward(recent[-1 - step], recent[-1], local[i - step], local[i])
             for step in steps
             if step < len(recent)
         }
 
-    found: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {step: [] for step in steps}
-    for looked in ordered_map(look, windows()):
-        for step, pair in looked.items():
-            found[step].append(pair)
+    pairs_of: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {step: [] for step in steps}
+    for tracked in ordered_map(follow, windows()):
+        for step, pair in tracked.items():
+            pairs_of[step].append(pair)
     count = places.shape[1]
     return {
         step: Flow(
             np.array([moved for moved, _ in pairs], np.float32).reshape(-1, count, 2),
             np.array([good for _, good in pairs], bool).reshape(-1, count),
         )
-        for step, pairs in found.items()
+        for step, pairs in pairs_of.items()
     }
 
 
-def between(
+def track_forward_backward(
     first: np.ndarray, second: np.ndarray, start: np.ndarray, expected: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Follow points from one grey image to another, and back again.
+    """Track points from one gray image to another and back again.
 
     Args:
         first, second: uint8 [H, W].
-        start: float32 [P, 2], array coordinates (pixel centres at whole numbers).
-        expected: float32 [P, 2], where they may be in the second image.
+        start: float32 [P, 2], array coordinates (pixel centers at whole numbers).
+        expected: float32 [P, 2], expected positions in the second image.
 
     Returns:
-        how far they went, float32 [P, 2], and which of them were followed, bool [P].
+        Displacements float32 [P, 2], and bool [P]: whether the point returned to its start within
+        `FB_THRESHOLD` and ended within `MAX_SURPRISE` of its expected position.
     """
 
-    def follow(a: np.ndarray, b: np.ndarray, p: np.ndarray, q: np.ndarray) -> Iterator[np.ndarray]:
+    def track(a: np.ndarray, b: np.ndarray, p: np.ndarray, q: np.ndarray) -> Iterator[np.ndarray]:
         goal, status, _ = cv2.calcOpticalFlowPyrLK(
             a, b, p, q.copy(), winSize=WINDOW, maxLevel=LEVELS, flags=cv2.OPTFLOW_USE_INITIAL_FLOW
         )
         yield goal
         yield status[:, 0] > 0
 
-    goal, found = follow(first, second, start, expected)
-    back, returned = follow(second, first, goal, start)
-    good = found & returned & (np.linalg.norm(back - start, axis=1) < RETURN)
-    return goal - start, good & (np.linalg.norm(goal - expected, axis=1) < REACH)
+    goal, tracked = track(first, second, start, expected)
+    back, returned = track(second, first, goal, start)
+    good = tracked & returned & (np.linalg.norm(back - start, axis=1) < FB_THRESHOLD)
+    return goal - start, good & (np.linalg.norm(goal - expected, axis=1) < MAX_SURPRISE)

@@ -1,8 +1,8 @@
-"""Poses that agree with the landmarks over seconds and with optical flow from frame to frame.
+"""Fuse landmark poses with optical flow in one least-squares problem over all frames.
 
-Landmarks place the head without drift, but shake; flow sees its motion to hundredths of a pixel,
-but drifts. One least-squares problem of all frames takes the best of both: it is banded, so
-6,000 frames take seconds. Units as in `talker.head.fitting`.
+Landmarks locate the head without drift but with jitter; optical flow measures its motion to
+hundredths of a pixel but drifts. The normal equations of the joint problem are banded, so 6,000
+frames take seconds. Units are those of `talker.head.poses`.
 """
 
 import numpy as np
@@ -10,18 +10,24 @@ from scipy.linalg import solveh_banded
 from scipy.spatial.transform import Rotation
 
 from talker.head.camera import project
-from talker.head.fitting import CHUNK, huber, linearised, moved_by, pose_equations
 from talker.head.flow import Flow
+from talker.head.poses import (
+    CHUNK,
+    huber_weights,
+    pose_equations,
+    project_with_jacobian,
+    se3_retract,
+)
 
 FLOW_NOISE = 0.15
-"""Expected error of a followed point, pixels."""
+"""Expected error of a followed point, in pixels."""
 
 ACCELERATION = np.repeat([np.radians(0.1), 0.003], 3)
-"""Expected change of a head's motion from one frame to the next: rad, dm. Flow overrules it, but
-hardly shows rotation and distance: there it calms the landmarks."""
+"""Standard deviation of the change of head motion between frames: three rotations in rad and three
+translations in dm. It smooths rotation and distance, which optical flow constrains weakly."""
 
 FOLLOWED = 0.3
-"""Two frames are linked if at least this part of the points was followed."""
+"""Minimum fraction of followed points for which the flow between two frames is used."""
 
 
 def fuse(
@@ -37,18 +43,20 @@ def fuse(
     flow_points: float = 60.0,
     steps: int = 5,
 ) -> np.ndarray:
-    """Poses [T, 4, 4] of all frames together (Gauss-Newton, banded Cholesky).
+    """Estimate the poses [T, 4, 4] of all frames jointly (Gauss-Newton, banded Cholesky).
 
     Args:
-        viewmats: [T, 4, 4], where to start.
-        observed: [T, P, 2].
-        points: [P, 3].
-        weights: [T, P], 0 in frames that show nothing.
+        viewmats: [T, 4, 4], initial poses.
+        observed: [T, P, 2], landmarks in detector units.
+        points: [P, 3] dm.
+        weights: [T, P], 0 in frames without a usable face.
         K: [3, 3].
-        flow: of the points `followed` [Q], from frame to frame, in pixels.
-        linked: bool [T - 1], whether frame i + 1 goes on from frame i.
+        flow: displacements from frame to frame, in pixels.
+        followed: int [Q], indices into `points` of the points in `flow`.
+        linked: bool [T - 1], whether frame i + 1 continues the shot of frame i.
         unit: pixels in a detector unit.
-        flow_points: all followed points of a frame count as this many, for neighbours err alike.
+        flow_points: number of independent points that all followed points of a frame count as.
+        steps: maximum number of iterations.
     """
     frames = len(viewmats)
     displacement = flow.moved / unit
@@ -78,7 +86,7 @@ def fuse(
             )
         _add_acceleration(blocks, gradient, viewmats, even)
         step = -_solve(blocks, gradient)
-        viewmats = moved_by(viewmats, step)
+        viewmats = se3_retract(viewmats, step)
         if np.abs(step).max() < 1e-5:
             break
     return viewmats
@@ -87,20 +95,24 @@ def fuse(
 def motion_errors(
     viewmats: np.ndarray, points: np.ndarray, K: np.ndarray, flow: Flow, step: int
 ) -> np.ndarray:
-    """How far [T - step] the head's common motion is off the images', pixels; nan: not seen.
+    """Return the difference between the mean motion of the poses and that of the flow.
 
     Args:
         viewmats: [T, 4, 4].
-        points: [Q, 3], those of the flow.
+        points: [Q, 3] dm, the points of the flow.
         K: [3, 3], pixels.
-        flow: over `step` frames.
+        flow: displacements over `step` frames.
+        step: frame distance.
+
+    Returns:
+        Pixels [T - step]; nan where too few points were followed.
     """
     places = project(points, viewmats, K)
     off = places[step:] - places[:-step] - flow.moved
     count = flow.good.sum(axis=1)
-    seen = flow.share >= FOLLOWED
+    reliable = flow.share >= FOLLOWED
     mean = (off * flow.good[..., None]).sum(axis=1) / np.maximum(count, 1)[:, None]
-    return np.where(seen, np.linalg.norm(mean, axis=1), np.nan)
+    return np.where(reliable, np.linalg.norm(mean, axis=1), np.nan)
 
 
 def _add_flow(
@@ -113,11 +125,11 @@ def _add_flow(
     trust: np.ndarray,
     sigma: float,
 ) -> None:
-    """Add the equations of n links between n + 1 frames."""
-    pixels, by_pose, _ = linearised(viewmats, points, K)
+    """Add the normal equations of the flow between n + 1 consecutive frames."""
+    pixels, by_pose, _ = project_with_jacobian(viewmats, points, K)
     count = len(viewmats) - 1
     error = pixels[1:] - pixels[:-1] - displacement[:count]
-    weight = (trust[:count] * huber(error / sigma))[..., None]
+    weight = (trust[:count] * huber_weights(error / sigma))[..., None]
     values = 2 * len(points)
     rows = by_pose.reshape(count + 1, values, 6)
     before = (weight[..., None] * by_pose[:-1]).reshape(count, values, 6).transpose(0, 2, 1)
@@ -133,7 +145,7 @@ def _add_flow(
 def _add_acceleration(
     blocks: np.ndarray, gradient: np.ndarray, viewmats: np.ndarray, even: np.ndarray
 ) -> None:
-    """Add the equations of a motion that hardly changes, where three frames follow each other."""
+    """Add the normal equations of a small change of motion over each three linked frames."""
     rotation = viewmats[:, :3, :3]
     turn = Rotation.from_matrix(rotation[1:] @ rotation[:-1].transpose(0, 2, 1)).as_rotvec()
     motion = np.concatenate([turn, np.diff(viewmats[:, :3, 3], axis=0)], axis=1)
@@ -148,7 +160,7 @@ def _add_acceleration(
 
 
 def _solve(blocks: np.ndarray, gradient: np.ndarray) -> np.ndarray:
-    """Solve the symmetric system with blocks [d, t] in row t + d, column t, of 6 x 6 each."""
+    """Solve the symmetric banded system whose 6 x 6 block [d, t] is at row t + d, column t."""
     frames = len(gradient)
     empty = ~blocks[0].any(axis=(1, 2))
     blocks[0, empty] = np.eye(6)

@@ -1,6 +1,7 @@
-"""The 68 iBUG landmarks as points of the 478-point face mesh, and their groups.
+"""The 68 iBUG landmarks as points of the 478-point face mesh, and measures of eyes and mouth.
 
-The map was fitted to an annotated detector (normalised error 3.4 % of the eye distance).
+The map was fitted to a detector with 68 annotated landmarks; its normalized error is 3.4 % of the
+eye distance.
 """
 
 from pathlib import Path
@@ -17,6 +18,7 @@ MESH_INDICES = np.array([
     78, 82, 13, 312, 308, 317, 14, 87,
 ])
 # fmt: on
+"""Index of the mesh point of each of the 68 landmarks."""
 
 JAW = slice(0, 17)
 NOSE = slice(27, 36)
@@ -31,16 +33,20 @@ NOSE_TO_CHIN = 27, 8
 
 
 def landmarks68(mesh: np.ndarray) -> np.ndarray:
-    """The 68 landmarks [..., 68, 2] in pixels of meshes [..., 478, 2 or 3]."""
+    """Return the 68 landmarks [..., 68, 2] of meshes [..., 478, 2 or 3]."""
     return mesh[..., MESH_INDICES, :2]
 
 
 def eye_aspect_ratio(landmarks: np.ndarray) -> np.ndarray:
-    """Lid opening over eye width, mean of both eyes (Soukupova and Cech 2016).
+    """Return the ratio of lid opening to eye width, averaged over both eyes (Soukupova, Cech 2016).
 
-    Landmarks [..., 68, 2] give ratios [...].
+    The ratio is about 0.3 for open eyes and independent of the size of the face.
 
-    About 0.3 for an open eye, whatever the size of the face.
+    Args:
+        landmarks: [..., 68, 2].
+
+    Returns:
+        Ratios [...].
     """
     ratios = []
     for eye in (RIGHT_EYE, LEFT_EYE):
@@ -54,24 +60,38 @@ def eye_aspect_ratio(landmarks: np.ndarray) -> np.ndarray:
 
 
 def mouth_opening(landmarks: np.ndarray) -> np.ndarray:
-    """Distance between the inner lips over that of the outer eye corners: [T, 68, 2] -> [T]."""
+    """Return the distance between the inner lips over that of the outer eye corners.
+
+    Args:
+        landmarks: [T, 68, 2].
+
+    Returns:
+        Ratios [T].
+    """
     return _distance(landmarks, *INNER_LIPS_MIDDLE) / outer_eye_distance(landmarks)
 
 
 def mouth_shape(landmarks: np.ndarray) -> np.ndarray:
-    """Opening, width and drop of the jaw over the distance of the outer eye corners: [T, 3]."""
+    """Return mouth opening, mouth width and jaw drop over the distance of the outer eye corners.
+
+    Args:
+        landmarks: [T, 68, 2].
+
+    Returns:
+        Ratios [T, 3].
+    """
     parts = (INNER_LIPS_MIDDLE, MOUTH_CORNERS, NOSE_TO_CHIN)
     lengths = np.stack([_distance(landmarks, *part) for part in parts], axis=1)
     return lengths / outer_eye_distance(landmarks)[:, None]
 
 
 def outer_eye_distance(landmarks: np.ndarray) -> np.ndarray:
-    """Pixels between the outer corners of the eyes: [T, 68, 2] -> [T]."""
+    """Return the distance [T] between the outer eye corners of landmarks [T, 68, 2], in pixels."""
     return _distance(landmarks, *OUTER_EYE_CORNERS)
 
 
 def write_lms(path: Path, landmarks: np.ndarray) -> None:
-    """Write landmarks [68, 2] as the AD-NeRF family reads them: a line "x y" each."""
+    """Write landmarks [68, 2] in the format of AD-NeRF: one line "x y" per landmark."""
     np.savetxt(path, landmarks, fmt="%f")
 
 

@@ -19,8 +19,9 @@ from scipy.spatial import KDTree
 
 from talker.errors import UserError
 from talker.head.embedding import embed
-from talker.head.fitting import procrustes, stable_points
+from talker.head.fitting import stable_points
 from talker.head.morphable import PARTS, MorphableHead
+from talker.head.poses import procrustes
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""A z-buffer for triangle meshes: which triangle each pixel sees, and where in it."""
+"""A z-buffer for triangle meshes: the visible triangle of each pixel, and where it is hit."""
 
 from dataclasses import dataclass
 
@@ -8,19 +8,19 @@ from numba import njit
 
 @dataclass(frozen=True)
 class Cutouts:
-    """Holes in triangles: a pixel is kept where the texture's opacity reaches the cutoff."""
+    """Holes in triangles: a pixel is kept where the opacity of the texture reaches the cutoff."""
 
     uvs: np.ndarray
-    """float32 [F, 3, 2] in 0..1, v down, at the triangles' corners"""
+    """float32 [F, 3, 2] in 0..1, v down, texture coordinates of the corners."""
     cutoff: np.ndarray
-    """float32 [F, 3] in 0..255 at the corners; all three <= 0: no holes"""
+    """float32 [F, 3] in 0..255, cutoff at the corners; no holes where all three are <= 0."""
     texture: np.ndarray
-    """int [F], index into `textures`"""
+    """int [F], index into `textures`."""
     textures: tuple[np.ndarray, ...]
-    """uint8 [h, w, 4] each; the last channel is the opacity"""
+    """uint8 [h, w, 4] each; the last channel is the opacity."""
 
     def only(self, faces: np.ndarray | slice) -> "Cutouts":
-        """The same for some of the triangles."""
+        """Return the cutouts of some of the triangles."""
         return Cutouts(self.uvs[faces], self.cutoff[faces], self.texture[faces], self.textures)
 
 
@@ -33,14 +33,15 @@ def zbuffer(
     """Find the nearest triangle of every pixel.
 
     Args:
-        points: float32 [V, 3], pixel coordinates x, y (pixel centres at +0.5) and depth > 0.
+        points: float32 [V, 3], pixel coordinates x, y (pixel centers at +0.5) and depth > 0.
         faces: int [F, 3].
         height, width: size of the image in pixels.
-        cutouts: where the triangles have holes.
+        cutouts: holes of the triangles, if any.
 
     Returns:
-        face int32 [height, width] (-1: none), perspective-correct barycentric weights of the
-        face's second and third corner float32 [height, width, 2], depth float32 [height, width].
+        The face of each pixel int32 [height, width], -1 where there is none; perspective-correct
+        barycentric weights of its second and third corner float32 [height, width, 2]; and the
+        depth float32 [height, width].
     """
     if cutouts is None:
         nothing = np.zeros((len(faces), 3), np.float32)
