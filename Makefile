@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 comma := ,
 install = pip install --quiet -c constraints.txt -e
 
-.PHONY: help demo run video-exists test test-cluster lint clean
+.PHONY: help demo run video-exists test test-cluster lint docs clean
 
 help:
 	@echo 'make demo               run the whole pipeline on the demo subject'
@@ -16,6 +16,7 @@ help:
 	@echo 'make test               run the tests; ARGS="-k track" selects some'
 	@echo 'make test-cluster       run many subjects on a real Slurm, if there is one (SUBJECTS=20)'
 	@echo 'make lint               check style, types, workflow and import contracts'
+	@echo 'make docs               build the documentation site in build/site'
 	@echo 'make clean              remove the environment and the files of the demo'
 
 demo: .venv/installed
@@ -45,6 +46,9 @@ lint: .venv/installed-dev
 	snakemake --lint
 	lint-imports --no-cache
 
+docs: .venv/installed-docs
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
+
 clean:
 	rm -rf .venv {data,results,logs,benchmarks}/demo
 
@@ -60,4 +64,8 @@ clean:
 
 .venv/installed-dev: .venv/installed
 	$(install) '.[cluster,dev$(if $(GPU),$(comma)$(GPU))]'
+	@touch $@
+
+.venv/installed-docs: .venv/installed
+	$(install) '.[docs]'
 	@touch $@
