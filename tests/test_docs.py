@@ -1,0 +1,80 @@
+"""The documentation: paths, links, commands and options that it names exist."""
+
+import importlib
+import inspect
+import re
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+import pytest
+
+from talker.__main__ import COMMANDS
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "config/README.md"])
+FOLDERS = "config|demo|docs|envs|examples|profiles|rules|scripts|talker|tests|workflow"
+PLACEHOLDER = re.compile(r"[A-Z]{3,}|[*{}<>]")
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def code_spans(text: str) -> list[str]:
+    """Return the inline code of a page, without its code blocks."""
+    return re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_paths_in_the_documentation_exist(page: Path) -> None:
+    paths = [
+        span
+        for span in code_spans(page.read_text())
+        if re.fullmatch(rf"({FOLDERS})/[\w./*-]+", span) and not PLACEHOLDER.search(span)
+    ]
+    missing = [path for path in paths if not (ROOT / path).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_in_the_documentation_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+    files = [link.partition("#")[0] for link in links if "://" not in link]
+    missing = [file for file in files if file and not (page.parent / file).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_in_the_documentation_exist(page: Path) -> None:
+    words = re.findall(r"(?:^|[`|] ?)talker ([a-z]+)\b", page.read_text(), flags=re.MULTILINE)
+    assert set(words) <= {*COMMANDS}
+
+
+def option_names(stage: str) -> set[str]:
+    """Return the flags of a stage, including those of groups, with dashes."""
+
+    def names(cls: type, prefix: str = "") -> set[str]:
+        found = set()
+        for field in fields(cls):
+            kind, name = field.type, f"{prefix}{field.name}".replace("_", "-")
+            found |= names(kind, f"{name}.") if is_dataclass(kind) else {f"--{name}"}
+        return found
+
+    main = importlib.import_module(f"talker.{stage}").main
+    parameters = inspect.signature(main).parameters
+    arguments = {f"--{name.replace('_', '-')}" for name in parameters}
+    return arguments | names(type(parameters["config"].default))
+
+
+def test_the_table_of_stages_names_every_command_and_existing_options() -> None:
+    page = (ROOT / "docs/pipeline.md").read_text()
+    table = dict(re.findall(r"^\| `(\w+)` \|(.*)$", page, flags=re.MULTILINE))
+    assert set(COMMANDS) - set(table) <= {"pack", "bench"}
+    for stage, row in table.items():
+        flags = set(re.findall(r"`(--[\w.-]+)`", row))
+        assert flags <= option_names(stage), stage
+
+
+def test_every_stage_has_an_entry_in_the_api_reference() -> None:
+    page = (ROOT / "docs/api/stages.md").read_text()
+    assert set(re.findall(r"^::: talker\.(\w+)$", page, flags=re.MULTILINE)) == set(COMMANDS)
