@@ -6,7 +6,9 @@ import re
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
+import jsonschema
 import pytest
+import yaml
 
 from talker.__main__ import COMMANDS
 
@@ -48,6 +50,14 @@ def test_links_in_the_documentation_lead_somewhere(page: Path) -> None:
 def test_commands_in_the_documentation_exist(page: Path) -> None:
     words = re.findall(r"(?:^|[`|] ?)talker ([a-z]+)\b", page.read_text(), flags=re.MULTILINE)
     assert set(words) <= {*COMMANDS}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_configurations_in_the_documentation_are_valid(page: Path) -> None:
+    schema = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
+    schema.pop("required", None)  # the examples show only what differs from the defaults
+    for block in re.findall(r"```yaml\n(.*?)```", page.read_text(), flags=re.DOTALL):
+        jsonschema.validate(yaml.safe_load(block.replace("sha256: ...", 'sha256: ""')), schema)
 
 
 def option_names(stage: str) -> set[str]:
