@@ -5,12 +5,15 @@ import inspect
 import re
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 import yaml
 
 from talker.__main__ import COMMANDS
+from talker.clip import SAMPLE_RATE
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "config/README.md"])
@@ -88,3 +91,17 @@ def test_the_table_of_stages_names_every_command_and_existing_options() -> None:
 def test_every_stage_has_an_entry_in_the_api_reference() -> None:
     page = (ROOT / "docs/api/stages.md").read_text()
     assert set(re.findall(r"^::: talker\.(\w+)$", page, flags=re.MULTILINE)) == set(COMMANDS)
+
+
+def test_the_encoder_of_the_tutorial_describes_the_right_time() -> None:
+    page = (ROOT / "docs/tutorials/own-encoder.md").read_text()
+    names: dict[str, Any] = {}
+    exec(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)[0], names)
+    encoder = names["load"]()
+    rng = np.random.default_rng(0)
+    sound = 1e-3 * rng.standard_normal(2 * SAMPLE_RATE).astype(np.float32)
+    sound[SAMPLE_RATE - 160 : SAMPLE_RATE + 160] += rng.standard_normal(320).astype(np.float32)
+    rows = encoder.describe(sound, 0)
+    assert rows.shape[1] == encoder.dims
+    loudest = encoder.first_centre + rows[:, 1].argmax() / encoder.rate
+    assert loudest == pytest.approx(1.0, abs=0.011)
