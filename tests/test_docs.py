@@ -18,6 +18,7 @@ from talker.clip import SAMPLE_RATE
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "config/README.md"])
 FOLDERS = "config|demo|docs|envs|examples|profiles|rules|scripts|talker|tests|workflow"
+WRITTEN_BY_THE_READER = {"talker/encoders/centroid.py"}
 PLACEHOLDER = re.compile(r"[A-Z]{3,}|[*{}<>]")
 
 
@@ -38,7 +39,7 @@ def test_paths_in_the_documentation_exist(page: Path) -> None:
         if re.fullmatch(rf"({FOLDERS})/[\w./*-]+", span) and not PLACEHOLDER.search(span)
     ]
     missing = [path for path in paths if not (ROOT / path).exists()]
-    assert not missing
+    assert set(missing) <= WRITTEN_BY_THE_READER
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
