@@ -1,7 +1,7 @@
-"""Recover the plate behind the person from the moments at which it was visible (as AD-NeRF does).
+"""Recover the background plate behind the person from the frames that show it (as in AD-NeRF).
 
-Each pixel comes from the frame in which the person was farthest from it; what was never visible is
-filled from its nearest neighbours.
+Each pixel comes from the frame in which the person is farthest from it; pixels that are never
+visible are filled from their nearest neighbors.
 `talker background --clip clip.json --images ori_imgs --masks parsing --plate bc.jpg`
 """
 
@@ -14,9 +14,10 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt
 
 from talker.clip import Clip
-from talker.core.config import validated
+from talker.core.config import AtLeast1, NonNegative, validated
 from talker.core.files import Output, replacing
 from talker.core.progress import progress
+from talker.data.layout import MASKS
 from talker.data.masks import BACKGROUND, to_classes
 from talker.errors import UserError
 from talker.media.images import read_numbered, write_image
@@ -26,50 +27,54 @@ logger = logging.getLogger(__name__)
 
 @validated
 class Config:
-    every: int = 20
-    """every n-th frame is looked at; more of them in clips with fewer than `least` such frames"""
-    least: int = 50
-    """frames to look at, at least (all of a shorter clip)"""
-    clearance: float = 5.0
-    """a pixel was visible if the person was farther than this, in pixels of a 512-pixel image"""
+    """How the background plate is made."""
+
+    every: AtLeast1 = 20
+    """Distance between the frames that are read; shorter clips are read more densely."""
+    least: AtLeast1 = 50
+    """Minimum number of frames to read; all frames of a clip that has fewer."""
+    clearance: NonNegative = 5.0
+    """Minimum distance from the person at which a background pixel counts as visible, in pixels of
+    a 512-pixel image."""
 
 
 def clean_plate(
     frames: Iterable[tuple[np.ndarray, np.ndarray]], size: tuple[int, int], clearance: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Take each pixel from the frame in which the foreground was farthest away.
+    """Take each pixel from the frame in which the foreground is farthest away.
 
     Args:
         frames: pairs of an image, RGB uint8 [H, W, 3], and its mask, uint8 [H, W] of classes.
         size: H and W.
-        clearance: distance in pixels above which a pixel counts as seen.
+        clearance: distance in pixels above which a pixel counts as visible.
 
     Returns:
-        plate uint8 [H, W, 3] and seen bool [H, W]; the plate is black where nothing was seen.
+        The plate uint8 [H, W, 3], black where the background was never visible, and bool [H, W]:
+        where it was visible.
     """
     plate = np.zeros((*size, 3), np.uint8)
     farthest = np.full(size, clearance, np.float32)
     for image, mask in frames:
-        visible = (mask == BACKGROUND).astype(np.uint8)
-        distance = cv2.distanceTransform(visible, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+        clear = (mask == BACKGROUND).astype(np.uint8)
+        distance = cv2.distanceTransform(clear, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
         better = distance > farthest
         farthest[better] = distance[better]
         plate[better] = image[better]
     return plate, farthest > clearance
 
 
-def fill(plate: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """Give unseen pixels the colour of the nearest seen one, ever smoother away from the seen part.
+def fill(plate: np.ndarray, visible: np.ndarray) -> np.ndarray:
+    """Fill invisible pixels with the color of the nearest visible one, blurred with its distance.
 
     Args:
         plate: uint8 [H, W, 3].
-        seen: bool [H, W], somewhere true.
+        visible: bool [H, W], true for at least one pixel.
     """
-    nearest = np.empty((2, *seen.shape), np.int32)
-    distance = np.empty(seen.shape)
-    distance_transform_edt(~seen, return_indices=True, distances=distance, indices=nearest)
+    nearest = np.empty((2, *visible.shape), np.int32)
+    distance = np.empty(visible.shape)
+    distance_transform_edt(~visible, return_indices=True, distances=distance, indices=nearest)
     filled = plate[nearest[0], nearest[1]]
-    sigma = max(seen.shape) / 64
+    sigma = max(visible.shape) / 64
     weight = np.clip(distance / (2 * sigma), 0, 1)[..., None]
     smooth = cv2.GaussianBlur(filled.astype(np.float32), (0, 0), sigma)
     return np.round(filled * (1 - weight) + smooth * weight).astype(np.uint8)
@@ -78,31 +83,33 @@ def fill(plate: np.ndarray, seen: np.ndarray) -> np.ndarray:
 def main(
     *, clip: Path, images: Path, masks: Path, plate: Output, config: Config = Config()
 ) -> None:
-    """Write the background without the person.
+    """Write the background plate, the scene without the person.
 
     Args:
         clip: clip.json of the dataset.
         images: folder of the frames, %d.jpg.
         masks: folder of the parsing masks, %d.png.
-        plate: image to write (.jpg).
+        plate: image to write, bc.jpg.
         config: options.
     """
-    about = Clip.load(clip)
-    step = max(1, min(config.every, about.frames // config.least))
-    ids = range(0, about.frames, step)
+    described = Clip.load(clip)
+    step = max(1, min(config.every, described.frames // config.least))
+    ids = range(0, described.frames, step)
     classes = (
-        to_classes(colours, masks / f"{i}.png")
-        for i, colours in zip(ids, read_numbered(masks, about, ".png", ids), strict=True)
+        to_classes(colors, masks / MASKS.file_name(i))
+        for i, colors in zip(ids, read_numbered(masks, described, ".png", ids), strict=True)
     )
-    pairs = zip(read_numbered(images, about, ids=ids), classes, strict=True)
-    size = about.height, about.width
+    pairs = zip(read_numbered(images, described, ids=ids), classes, strict=True)
+    size = described.height, described.width
     clearance = config.clearance * max(size) / 512
-    found, seen = clean_plate(progress(pairs, "background", len(ids)), size, clearance)
-    if not seen.any():
+    pixels, visible = clean_plate(progress(pairs, "background", len(ids)), size, clearance)
+    if not visible.any():
         raise UserError(
-            f"{masks}: no frame shows any background; expected a person in front of a background "
-            "that stays the same, with some of it visible around the head"
+            f"{masks}: no frame shows any background; expected a person in front of a static "
+            "background, parts of which are visible around the head"
         )
-    logger.info("%.0f %% of the background was visible", 100 * seen.mean())
+    logger.info(
+        "background: %.0f %% of the pixels were visible in some frame", 100 * visible.mean()
+    )
     with replacing(plate) as (scratch,):
-        write_image(scratch, fill(found, seen), quality=98)
+        write_image(scratch, fill(pixels, visible), quality=98)

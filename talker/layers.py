@@ -1,21 +1,24 @@
-"""Split every frame into what the avatar must match and what lies behind it (as AD-NeRF does).
+"""Split every frame into the layers that training composes (as in AD-NeRF).
 
-gt_imgs are the frames on the clean plate; torso_imgs (RGBA) are neck and clothes, continued upward
-behind the chin so that a moving jaw uncovers no hole.
+gt_imgs are the frames with the background replaced by the plate; torso_imgs (RGBA) are neck and
+clothes, continued upward behind the chin so that a moving jaw does not uncover a hole.
 `talker layers --clip clip.json --images ori_imgs --masks parsing --plate bc.jpg --truth gt_imgs
 --torso torso_imgs`
 """
 
 from pathlib import Path
+from typing import Annotated
 
 import cv2
 import numpy as np
+from pydantic import Field
 
 from talker.clip import Clip
-from talker.core.config import validated
+from talker.core.config import NonNegative, validated
 from talker.core.files import Output, replacing
 from talker.core.parallel import ordered_map
 from talker.core.progress import progress
+from talker.data.layout import COMPOSITES, MASKS, TORSOS
 from talker.data.masks import BACKGROUND, HEAD, NECK, TORSO, to_classes
 from talker.errors import UserError
 from talker.media.images import read_image, read_numbered, write_image
@@ -23,20 +26,21 @@ from talker.media.images import read_image, read_numbered, write_image
 
 @validated
 class Config:
-    """Lengths are in pixels of a 512-pixel image (longer side) and follow the image's size."""
+    """How the layers are made. Lengths are in pixels of an image whose longer side is 512 pixels,
+    and are scaled to the size of the image."""
 
-    clothes_up: float = 9.0
-    """how far clothes go on under the head"""
-    neck_up: float = 53.0
-    """how far the neck goes on under the head"""
-    neck_grow: float = 3.0
-    """how far the neck first grows up, over the soft edge of the chin"""
-    neck_sample: float = 4.0
-    """how far below the grown neck's top its colour is taken"""
-    blur: float = 5.0
-    """window of the Gaussian blur over the continued neck"""
-    darkening: float = 0.98
-    """factor on the colour for each pixel up"""
+    clothes_up: NonNegative = 9.0
+    """Length by which the clothes are continued upward behind the head."""
+    neck_up: NonNegative = 53.0
+    """Length by which the neck is continued upward behind the head."""
+    neck_grow: NonNegative = 3.0
+    """Length by which the neck is first grown upward, over the soft edge of the chin."""
+    neck_sample: NonNegative = 4.0
+    """Distance below the top of the grown neck at which its color is sampled."""
+    blur: NonNegative = 5.0
+    """Window of the Gaussian blur over the continued neck."""
+    darkening: Annotated[float, Field(gt=0, le=1)] = 0.98
+    """Factor on the color for each pixel upward."""
 
 
 def split(
@@ -47,10 +51,12 @@ def split(
     Args:
         image: RGB uint8 [H, W, 3].
         mask: uint8 [H, W], classes of talker.data.masks.
-        plate: background, RGB uint8 [H, W, 3].
+        plate: background plate, RGB uint8 [H, W, 3].
+        config: options.
 
     Returns:
-        truth uint8 [H, W, 3] and torso RGBA uint8 [H, W, 4], black where it is transparent.
+        The frame on the plate, uint8 [H, W, 3], and the torso layer, RGBA uint8 [H, W, 4], black
+        where it is transparent.
     """
     scale = max(mask.shape) / 512
     shade = config.darkening ** (1 / scale)
@@ -75,13 +81,14 @@ def split(
 def _continue_up(
     image: np.ndarray, part: np.ndarray, head: np.ndarray, length: int, down: int, shade: float
 ) -> np.ndarray:
-    """Continue the part's upper edge under the head, column by column; changes `image`.
+    """Continue the upper edge of a part behind the head, column by column, in place.
 
-    A column takes part where the pixel above the topmost one of `part` is head. Its colour, taken
-    `down` pixels lower inside the part, goes up `length` pixels, times `shade` for each.
+    A column is continued if the pixel above its topmost pixel of `part` is head. The color is
+    sampled `down` pixels below that pixel and copied `length` pixels upward, multiplied by `shade`
+    for each pixel.
 
     Returns:
-        the pixels that were written, bool [H, W]: they belong to the part or the head.
+        The written pixels, bool [H, W]; all of them belong to the part or the head.
     """
     top = part.argmax(0)
     above_is_head = head[top - 1, np.arange(part.shape[1])]
@@ -89,12 +96,12 @@ def _continue_up(
     start = top[columns] + np.minimum(down, part.sum(0)[columns] - 1)
     steps = np.arange(length)[:, None]
     rows = start - steps
-    colours = image[start, columns] * (shade**steps)[..., None]
+    colors = image[start, columns] * (shade**steps)[..., None]
     ok = (rows >= 0) & (head | part)[rows, columns]
     columns = np.broadcast_to(columns, rows.shape)
     written = np.zeros(part.shape, bool)
     written[rows[ok], columns[ok]] = True
-    image[rows[ok], columns[ok]] = colours[ok].astype(np.uint8)
+    image[rows[ok], columns[ok]] = colors[ok].astype(np.uint8)
     return written
 
 
@@ -108,39 +115,41 @@ def main(
     torso: Output,
     config: Config = Config(),
 ) -> None:
-    """Write the ground truth and the torso layer of every frame.
+    """Write every frame on the background plate, and its torso layer.
 
     Args:
         clip: clip.json of the dataset.
         images: folder of the frames, %d.jpg.
         masks: folder of the parsing masks, %d.png.
-        plate: the background without the person.
-        truth: folder to write: frames on the clean background, %d.jpg.
+        plate: background plate, bc.jpg.
+        truth: folder to write: frames on the background plate, %d.jpg.
         torso: folder to write: neck and clothes, %d.png with alpha.
         config: options.
     """
-    about = Clip.load(clip)
+    described = Clip.load(clip)
     background = read_image(plate)
-    if background.shape != (about.height, about.width, 3):
+    if background.shape != (described.height, described.width, 3):
         raise UserError(
-            f"{plate}: expected {about.width}x{about.height} pixels as clip.json says, found "
-            f"{background.shape[1]}x{background.shape[0]}; make the background again"
+            f"{plate}: expected {described.width}x{described.height} pixels as in clip.json, found "
+            f"{background.shape[1]}x{background.shape[0]}; run `talker background` again"
         )
     with replacing(truth, torso) as (truth_folder, torso_folder):
         truth_folder.mkdir()
         torso_folder.mkdir()
 
-        def write(i: int, image: np.ndarray, colours: np.ndarray) -> None:
-            classes = to_classes(colours, masks / f"{i}.png")
-            made_truth, made_torso = split(image, classes, background, config)
-            write_image(truth_folder / f"{i}.jpg", made_truth)
-            write_image(torso_folder / f"{i}.png", made_torso)
+        def write(i: int, image: np.ndarray, colors: np.ndarray) -> None:
+            classes = to_classes(colors, masks / MASKS.file_name(i))
+            composite, layer = split(image, classes, background, config)
+            write_image(truth_folder / COMPOSITES.file_name(i), composite)
+            write_image(torso_folder / TORSOS.file_name(i), layer)
 
         frames = zip(
-            range(about.frames),
-            read_numbered(images, about),
-            read_numbered(masks, about, ".png"),
+            range(described.frames),
+            read_numbered(images, described),
+            read_numbered(masks, described, ".png"),
             strict=True,
         )
-        for _ in progress(ordered_map(lambda frame: write(*frame), frames), "layers", about.frames):
+        for _ in progress(
+            ordered_map(lambda frame: write(*frame), frames), "layers", described.frames
+        ):
             pass

@@ -1,454 +1,37 @@
-"""Colour every pixel head, neck, torso or background.
+"""Classify every pixel as head, neck, torso or background.
 
-A person network finds the silhouette; inside it a mixture model of this very video decides: one
-colour histogram and one spatial prior (which moves with the head) for hair, face, neck and
-clothes, learned from the video itself, with the mesh's face oval and jaw as certain evidence.
 `talker parsing --clip clip.json --images ori_imgs --landmarks landmarks.npz --masks parsing`
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from itertools import tee
 from pathlib import Path
+from typing import Annotated, Literal
 
-import cv2
 import numpy as np
-from scipy.ndimage import gaussian_filter
+from pydantic import Field
 
+from talker.backends import load_backend
 from talker.clip import Clip, load_per_frame
-from talker.core.config import validated
+from talker.core.config import AtLeast1, validated
 from talker.core.files import Output, replacing
 from talker.core.parallel import ordered_map
 from talker.core.progress import progress
-from talker.data.masks import BACKGROUND, HEAD, NECK, TORSO, write_mask
-from talker.media.images import read_numbered
-from talker.media.mediapipe import segment_person
-
-# fmt: off
-FACE_OVAL = np.array([
-    10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377,
-    152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109,
-])
-RIGID = np.array([168, 6, 197, 195, 4, 33, 133, 362, 263, 8, 9, 151, 10, 127, 356, 234, 454])
-BARE_SKIN = (
-    np.array([117, 118, 101, 36, 205, 187, 123]),
-    np.array([346, 347, 330, 266, 425, 411, 352]),
-    np.array([151, 108, 69, 104, 67, 109, 10, 338, 297, 333, 299, 337]),
-)
-# fmt: on
-TOP, LEFT, CHIN, RIGHT = 0, 8, 18, 28
-"""Positions in the face oval, which runs from the forehead's top over the person's left."""
-JAW, CHIN_LINE = slice(11, 26), slice(13, 24)
-
-HAIR, FACE, THROAT, CLOTHES = range(4)
-"""What the mixture tells apart; hair and face make the head."""
-L_BITS, AB_BITS = 4, 6
-CUBE = (1 << L_BITS, 1 << AB_BITS, 1 << AB_BITS)
-BINS = 1 << (L_BITS + 2 * AB_BITS)
-LOG_2PI = np.log(2 * np.pi).astype(np.float32)
-EVIDENCE = np.float32(3)
-"""The plate may move the network's log odds by this much."""
-SHADES = (1.05, 0.9, 0.75, 0.6, 0.45)
-"""The throat has the face's skin under these parts of its light; how often each is learned
-straight under the jaw, where no hair can be mistaken for skin in the dark."""
-
-MOUTH_LEVEL = 0.65
-"""of the height of what shows skin, from its top"""
+from talker.data.layout import MASKS
+from talker.data.masks import write_mask
 
 
 @validated
 class Config:
-    samples: int = 24
-    """frames, spread over the clip, that the colours and priors are learned from"""
-    rounds: int = 4
-    """rounds of expectation and maximisation"""
-    decision_size: int = 256
-    """hair, face, neck and clothes are told apart at this size (longer side); outlines are full"""
-
-
-@dataclass(frozen=True)
-class Pose:
-    """Where the head is in one frame, in pixels of the decision size."""
-
-    to_frame: np.ndarray
-    """[2, 3] similarity from the mean head's pixels to the frame's"""
-    oval: np.ndarray
-    """[36, 2]"""
-    skin: tuple[np.ndarray, ...]
-    """polygons [K, 2] on cheeks and forehead"""
-
-
-@dataclass(frozen=True)
-class Model:
-    """The mixture: p(class | pixel) is proportional to prior * likelihood of the colour."""
-
-    prior: np.ndarray
-    """float32 [4, h, w] on the mean head's pixels"""
-    likelihood: np.ndarray
-    """float32 [BINS, 4] of Lab colours"""
-
-
-@dataclass(frozen=True)
-class Backdrop:
-    """What the static camera sees behind the person, and the colours of the person."""
-
-    plate: np.ndarray
-    """float32 [h, w, 3], RGB"""
-    noise: np.ndarray
-    """float32 [h, w], standard deviation of a channel; infinite where the plate was never seen"""
-    person: np.ndarray
-    """float32 [BINS], log density of the person's RGB colours"""
-
-
-def poses(points: np.ndarray, scale: float) -> list[Pose]:
-    """Align the head of each frame with the mean head.
-
-    Args:
-        points: meshes [T, 478, 2 or 3] in pixels.
-        scale: decision pixels in a pixel.
-    """
-    points = points[..., :2].astype(np.float64) * scale
-    rigid = points[:, RIGID, 0] + 1j * points[:, RIGID, 1]
-    centres = rigid.mean(1)
-    shapes = rigid - centres[:, None]
-    mean = shapes[len(shapes) // 2]
-    for _ in range(3):
-        turns = (shapes * mean.conj()).sum(1) / (abs(mean) ** 2).sum()
-        mean = (shapes / turns[:, None]).mean(0)
-    shifts = centres - turns * centres.mean()
-    smooth = cv2.sepFilter2D(
-        points.reshape(len(points), -1), -1, np.ones(1), np.array([0.25, 0.5, 0.25])
-    ).reshape(points.shape)
-    return [
-        Pose(
-            np.array([[turn.real, -turn.imag, shift.real], [turn.imag, turn.real, shift.imag]]),
-            mesh[FACE_OVAL],
-            tuple(mesh[patch] for patch in BARE_SKIN),
-        )
-        for turn, shift, mesh in zip(turns, shifts, smooth, strict=True)
-    ]
-
-
-def _polygon(points: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Draw a filled polygon [K, 2] with soft edges: float32 [h, w] in 0..1."""
-    canvas = np.zeros((height, width), np.uint8)
-    bits = 4
-    corners = np.round((points - 0.5) * 2**bits).astype(np.int32)
-    cv2.fillPoly(canvas, [corners], (255,), cv2.LINE_AA, bits)
-    return cv2.GaussianBlur(canvas, (0, 0), max(height, width) / 400).astype(np.float32) / 255
-
-
-def _warp(planes: np.ndarray, to_frame: np.ndarray, inverse: bool = False) -> np.ndarray:
-    """Move planes [4, h, w] from the mean head to the frame, or back."""
-    flags = cv2.INTER_LINEAR | (cv2.WARP_INVERSE_MAP if inverse else 0)
-    size = planes.shape[:0:-1]
-    border = cv2.BORDER_CONSTANT if inverse else cv2.BORDER_REPLICATE
-    return np.stack(
-        [cv2.warpAffine(plane, to_frame, size, flags=flags, borderMode=border) for plane in planes]
-    )
-
-
-def _below(oval: np.ndarray, part: slice) -> np.ndarray:
-    """The polygon of a face's height below some points of a face oval [36, 2]."""
-    edge = oval[part]
-    return np.concatenate([edge, (edge + oval[CHIN] - oval[TOP])[::-1]])
-
-
-def _ramp(values: np.ndarray, zero: float, one: float) -> np.ndarray:
-    return np.clip((values - zero) / (one - zero), 0, 1)
-
-
-def anatomical_prior(oval: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Where hair, face, throat and clothes may be around a face oval [36, 2]: [4, h, w], sums to 1.
-
-    Across, distances are in face widths from the middle line; down, in face heights from the chin.
-    """
-    y, x = np.mgrid[:height, :width].astype(np.float32) + 0.5
-    across = abs(x - oval[:, 0].mean()) / np.linalg.norm(oval[RIGHT] - oval[LEFT])
-    face_height = np.linalg.norm(oval[CHIN] - oval[TOP])
-    down = (y - oval[CHIN, 1]) / face_height
-    jaw = oval[JAW][np.argsort(oval[JAW, 0])]
-    under_jaw = y > np.interp(x, jaw[:, 0], jaw[:, 1])
-    hair = (0.5 - 0.48 * _ramp(down, -0.35, 0.05)) * _ramp(across, 1.3, 0.9)
-    hair *= 1 - 0.9 * under_jaw * _ramp(across, 0.6, 0.45)
-    face = 0.3 * _ramp(across, 0.8, 0.5) * _ramp(down, 0.05, -0.15)
-    throat = 0.8 * under_jaw * _ramp(across, 0.48, 0.33) * _ramp(down, 0.6, 0.3)
-    clothes = 0.7 * _ramp(down, -0.35, 0.1) * _ramp(across, 0.4, 0.6) + 0.3 * _ramp(down, 0, 0.35)
-    clothes += 0.002 * _ramp(down, -0.5, -0.3)
-    prior = np.stack([hair + 0.002, face + 0.002, throat + 0.002, clothes + 1e-5])
-    prior = prior.astype(np.float32)
-    return prior / prior.sum(0)
-
-
-def _bins(image: np.ndarray) -> np.ndarray:
-    """Lab histogram bin of each pixel of RGB uint8 [..., 3]."""
-    lab = cv2.cvtColor(image.reshape(-1, 1, 3), cv2.COLOR_RGB2LAB).astype(np.int32)
-    lightness, a, b = np.moveaxis(lab.reshape(image.shape), -1, 0)
-    ab_shift = 8 - AB_BITS
-    return (
-        (lightness >> (8 - L_BITS) << (2 * AB_BITS)) | (a >> ab_shift << AB_BITS) | (b >> ab_shift)
-    )
-
-
-def _smooth(counts: np.ndarray) -> np.ndarray:
-    """Counts of colours [BINS], spread to similar colours."""
-    return gaussian_filter(counts.astype(float).reshape(CUBE), 1.0).ravel()
-
-
-def _mixture(weights: np.ndarray, parts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """How much of each part [N, BINS] makes up the counts [BINS]: [N], by EM from `weights`."""
-    for _ in range(8):
-        joint = weights[:, None] * parts
-        weights = joint @ (counts / np.maximum(joint.sum(0), 1e-9)) + 1
-        weights /= weights.sum()
-    return weights
-
-
-def _likelihood(counts: np.ndarray) -> np.ndarray:
-    """Turn colour counts [4, BINS] into likelihoods [BINS, 4]; clothes may have any colour."""
-    surprise = np.array([0.02, 0.02, 0.01, 0.1])
-    rows = np.stack([_smooth(row) for row in counts])
-    rows /= np.maximum(rows.sum(1, keepdims=True), 1e-9)
-    rows = rows * (1 - surprise[:, None]) + surprise[:, None] / BINS
-    return np.ascontiguousarray((rows / rows.sum(0)).T, np.float32)
-
-
-def posterior(model: Model, image: np.ndarray, person: np.ndarray, pose: Pose) -> np.ndarray:
-    """p(hair, face, throat, clothes) of each pixel that shows the person.
-
-    Args:
-        image: RGB uint8 [h, w, 3] of the decision size.
-        person: how likely each pixel shows the person, float32 [h, w].
-
-    Returns:
-        float32 [4, h, w], sums to 1.
-    """
-    height, width = image.shape[:2]
-    oval = _polygon(pose.oval, height, width)
-    under, core = (
-        np.minimum(_polygon(_below(pose.oval, part), height, width), 1 - oval)
-        for part in (JAW, CHIN_LINE)
-    )
-    belief = _warp(model.prior, pose.to_frame) * (1 - oval)
-    belief[FACE] *= 1 - 0.95 * under
-    belief[HAIR] *= 1 - 0.95 * core
-    belief[[THROAT, CLOTHES]] *= np.where(_hanging(person), np.float32(0.05), 1)
-    belief *= np.moveaxis(model.likelihood[_bins(image)], -1, 0)
-    belief *= (1 - oval) / (belief.sum(0) + 1e-12)
-    belief[FACE] += oval
-    return belief
-
-
-def _hanging(person: np.ndarray) -> np.ndarray:
-    """Where there is background somewhere below, bool [h, w]: hair hangs so, clothes do not.
-
-    Rows without a person tell nothing: a caption may cover them.
-    """
-    gap = (person < 0.1) & (person > 0.5).any(1, keepdims=True)
-    return np.logical_or.accumulate(gap[::-1])[::-1]
-
-
-def learn(
-    images: list[np.ndarray], persons: list[np.ndarray], poses: list[Pose], config: Config
-) -> Model:
-    """Fit the mixture to some frames by expectation and maximisation.
-
-    Args:
-        images: RGB uint8 [h, w, 3] of the decision size.
-        persons: how likely each pixel shows the person, float32 [h, w].
-    """
-    height, width = persons[0].shape
-    to_mean = [cv2.invertAffineTransform(pose.to_frame) for pose in poses]
-    ovals = [
-        pose.oval @ back[:, :2].T + back[:, 2] for pose, back in zip(poses, to_mean, strict=True)
-    ]
-    anatomy = anatomical_prior(np.mean(ovals, 0), height, width)
-    skin = np.concatenate(
-        [
-            image[np.max([_polygon(patch, height, width) for patch in pose.skin], 0) > 0.5]
-            for image, pose in zip(images, poses, strict=True)
-        ]
-    )
-    shades = [_bins(np.clip(skin * shade, 0, 255).astype(np.uint8)) for shade in SHADES]
-    shades = np.stack([np.bincount(bins, minlength=BINS) for bins in shades])
-    often = np.ones(len(SHADES))
-    model = Model(anatomy, np.ones((BINS, 4), np.float32))
-    for _ in range(config.rounds):
-        counts = np.zeros((4, BINS))
-        throat = np.zeros(BINS)
-        seen = np.zeros((4, height, width), np.float32)
-        for image, person, pose in zip(images, persons, poses, strict=True):
-            belief = posterior(model, image, person, pose) * np.where(person > 0.8, person, 0)
-            bins = _bins(image).ravel()
-            counts += [np.bincount(bins, plane.ravel(), BINS) for plane in belief]
-            sure = belief[THROAT] * _polygon(_below(pose.oval, CHIN_LINE), height, width)
-            throat += np.bincount(bins, sure.ravel(), BINS)
-            seen += _warp(belief, pose.to_frame, inverse=True)
-        often = _mixture(often, np.stack([_smooth(row) for row in shades]), throat)
-        counts[THROAT] = often @ shades
-        seen = np.stack([cv2.GaussianBlur(plane, (0, 0), height / 128) for plane in seen])
-        prior = (seen + 2 * anatomy) / (seen.sum(0) + 2)
-        model = Model(prior, _likelihood(counts))
-    return model
-
-
-def learn_backdrop(images: list[np.ndarray], persons: list[np.ndarray]) -> Backdrop:
-    """Average what is clearly background; arguments as for `learn`."""
-    count = np.zeros(persons[0].shape, np.float32)
-    total = np.zeros(images[0].shape, np.float32)
-    squares = np.zeros_like(count)
-    colours = np.zeros(BINS)
-    for image, person in zip(images, persons, strict=True):
-        clear = (person < 0.1).astype(np.float32)
-        pixels = image * clear[..., None]
-        count += clear
-        total += pixels
-        squares += (pixels**2).sum(-1)
-        colours += np.bincount(_bins(image).ravel(), (person > 0.9).ravel(), BINS)
-    plate = total / np.maximum(count, 1)[..., None]
-    variance = (squares / np.maximum(count, 1) - (plate**2).sum(-1)).clip(0) / 3
-    noise = np.sqrt(variance + 5.0**2)
-    noise[count < 3] = np.inf
-    smooth = _smooth(colours)
-    density = 0.9 * smooth / max(smooth.sum(), 1e-9) + 0.1 / BINS
-    return Backdrop(plate, noise, np.log(density * BINS / 256**3).astype(np.float32))
-
-
-def reconsider(person: np.ndarray, image: np.ndarray, backdrop: Backdrop) -> np.ndarray:
-    """Correct the network where the pixel looks like the plate, or unlike it (Bayes' rule).
-
-    Args:
-        person: how likely each pixel shows the person, float32 [h, w].
-        image: RGB uint8 [h, w, 3].
-    """
-    distance = ((image - backdrop.plate) ** 2).sum(-1) / backdrop.noise**2
-    plate = -1.5 * LOG_2PI - 3 * np.log(backdrop.noise) - distance / 2
-    evidence = (backdrop.person[_bins(image)] - plate).clip(-EVIDENCE, EVIDENCE)
-    evidence[np.isinf(backdrop.noise)] = 0
-    prior = person.clip(0.002, 0.998)
-    return 1 / (1 + (1 / prior - 1) * np.exp(-evidence))
-
-
-def _parts(region: np.ndarray, enough: float = 1.0, at_the_bottom: bool = False) -> np.ndarray:
-    """Keep connected parts of bool [H, W]: those `enough` times as large as the largest one.
-
-    `at_the_bottom` also asks that they reach the lowest row that any of them reaches.
-    """
-    _, parts, statistics, _ = cv2.connectedComponentsWithStats(region.astype(np.uint8))
-    areas = statistics[:, cv2.CC_STAT_AREA].copy()
-    areas[0] = 0
-    keep = (areas > 0) & (areas >= enough * areas.max())
-    if at_the_bottom:
-        ends = statistics[:, cv2.CC_STAT_TOP] + statistics[:, cv2.CC_STAT_HEIGHT]
-        keep &= ends == np.max(ends, initial=0, where=keep)
-    return keep[parts]
-
-
-def _beside_the_mouth(hair: np.ndarray, face: np.ndarray) -> np.ndarray:
-    """The parts of hair, bool [H, W], that begin as low as the mouth of the face, bool [H, W].
-
-    Locks hang from above; what begins there is a dark collar that meets the cheek.
-    """
-    _, parts, statistics, _ = cv2.connectedComponentsWithStats(hair.astype(np.uint8))
-    rows = np.flatnonzero(face.any(1))
-    if len(rows) == 0:
-        return np.zeros_like(hair)
-    low = statistics[:, cv2.CC_STAT_TOP] > rows[0] + MOUTH_LEVEL * np.ptp(rows)
-    low[0] = False
-    return low[parts]
-
-
-def label(person: np.ndarray, belief: np.ndarray) -> np.ndarray:
-    """Decide the class of each pixel.
-
-    Person, head and neck are one part each, clothes reach the bottom; the rest joins what is near.
-
-    Args:
-        person: how likely each pixel shows the person, float32 [H, W].
-        belief: posterior of hair, face, throat and clothes, float32 [4, h, w].
-
-    Returns:
-        uint8 [H, W], classes of talker.data.masks.
-    """
-    height, width = person.shape
-    hair, face, neck, torso = (
-        cv2.resize(belief[part], (width, height)) for part in (HAIR, FACE, THROAT, CLOTHES)
-    )
-    inside = _parts(person >= 0.5)
-    is_head = inside & (hair + face >= np.maximum(neck, torso))
-    is_hair = is_head & (hair > face)
-    is_head &= ~_beside_the_mouth(is_hair, _parts(is_head & ~is_hair))
-    is_neck = inside & ~is_head & (neck >= torso)
-    mask = np.zeros(inside.shape, np.uint8)
-    mask[_parts(inside & ~is_head & ~is_neck, 0.01, at_the_bottom=True)] = TORSO
-    mask[_parts(is_neck)] = NECK
-    mask[_parts(is_head)] = HEAD
-    specks = inside & (mask == BACKGROUND)
-    if specks.any() and not specks.all():
-        to_fill = (mask == BACKGROUND).astype(np.uint8)
-        _, nearest = cv2.distanceTransformWithLabels(
-            to_fill, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
-        )
-        class_of = np.zeros(nearest.max() + 1, np.uint8)
-        class_of[nearest[to_fill == 0]] = mask[to_fill == 0]
-        mask[specks] = class_of[nearest[specks]]
-    return mask
-
-
-def outline(image: np.ndarray, person: np.ndarray) -> np.ndarray:
-    """Fit the person's soft outline [h, w] to the edges of the image [H, W] (He 2010): [H, W]."""
-    height, width = image.shape[:2]
-    person = cv2.resize(person, (width, height))
-    radius = max(2, round(max(height, width) / 64))
-    return cv2.ximgproc.guidedFilter(image, person, radius, 6.5, scale=0.5)
-
-
-def smooth_in_time(frames: Iterable[tuple[np.ndarray, ...]]) -> Iterator[tuple[np.ndarray, ...]]:
-    """Average each frame's arrays with its neighbours' (1/4, 1/2, 1/4): no lag, one frame later."""
-    before = now = None
-    for after in frames:
-        if now is not None:
-            yield _weighted(before or now, now, after)
-        before, now = now, after
-    if now is not None:
-        yield _weighted(before or now, now, now)
-
-
-def _weighted(*three: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
-    return tuple((a + c) / 4 + b / 2 for a, b, c in zip(*three, strict=True))
-
-
-def parse(clip: Clip, images: Path, points: np.ndarray, config: Config) -> Iterator[np.ndarray]:
-    """Yield the mask of each frame, uint8 [H, W] of the classes in talker.data.masks.
-
-    Args:
-        images: folder of the frames.
-        points: meshes [T, 478, 3] in pixels.
-    """
-    scale = min(1.0, config.decision_size / max(clip.height, clip.width))
-    size = round(clip.width * scale), round(clip.height * scale)
-    where = poses(points, scale)
-
-    def shrink(image: np.ndarray) -> np.ndarray:
-        return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-
-    ids = np.unique(np.linspace(0, clip.frames - 1, config.samples).round().astype(int))
-    samples = list(read_numbered(images, clip, ids=ids))
-    persons = [cv2.resize(person, size) for person in segment_person(samples)]
-    small = [shrink(image) for image in samples]
-    model = learn(small, persons, [where[i] for i in ids], config)
-    backdrop = learn_backdrop(small, persons)
-    del samples, persons, small
-
-    def score(frame: tuple[np.ndarray, np.ndarray, Pose]) -> tuple[np.ndarray, np.ndarray]:
-        image, person, pose = frame
-        small = shrink(image)
-        person = reconsider(cv2.resize(person, size), small, backdrop)
-        return outline(image, person), posterior(model, small, person, pose)
-
-    first, second = tee(read_numbered(images, clip))
-    scores = ordered_map(score, zip(first, segment_person(second), where, strict=True))
-    yield from ordered_map(lambda both: label(*both), smooth_in_time(scores))
+    """How the masks are made."""
+
+    backend: Literal["color"] = "color"
+    """Parsing method: `color` (a color model of this video, its networks come with the package)."""
+    samples: AtLeast1 = 24
+    """Number of frames, spread over the clip, from which `color` learns its model."""
+    rounds: AtLeast1 = 4
+    """Number of expectation-maximization rounds of `color`."""
+    decision_size: Annotated[int, Field(ge=32)] = 256
+    """Longer side in pixels at which `color` separates hair, face, neck and clothes; the outline of
+    the person has full resolution."""
 
 
 def main(
@@ -459,19 +42,20 @@ def main(
     Args:
         clip: clip.json of the dataset.
         images: folder of the frames, %d.jpg.
-        landmarks: the mesh points, per frame.
+        landmarks: landmarks.npz, the face mesh of every frame.
         masks: folder to write, %d.png.
         config: options.
     """
-    about = Clip.load(clip)
-    points = load_per_frame(landmarks, about.frames, "points")["points"]
+    described = Clip.load(clip)
+    points = load_per_frame(landmarks, described.frames, "points")["points"]
+    parse = load_backend("parsing", config.backend).parse
     with replacing(masks) as (scratch,):
         scratch.mkdir()
-        parsed = progress(parse(about, images, points, config), "masks", about.frames)
 
         def write(numbered: tuple[int, np.ndarray]) -> None:
             i, mask = numbered
-            write_mask(scratch / f"{i}.png", mask)
+            write_mask(scratch / MASKS.file_name(i), mask)
 
+        parsed = progress(parse(described, images, points, config), "masks", described.frames)
         for _ in ordered_map(write, enumerate(parsed)):
             pass

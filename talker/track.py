@@ -10,11 +10,12 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
+from talker.backends import load_backend
 from talker.clip import Clip, load_per_frame
 from talker.core.config import AtLeast0, AtLeast1, NonNegative, Positive, validated
 from talker.core.files import Output, replacing
@@ -26,7 +27,6 @@ from talker.head.dense import fit_head, head_surface, with_hair
 from talker.head.fitting import RigidFit, fit_rigid, outliers
 from talker.head.flow import Flow, follow_points
 from talker.head.fusion import fuse, motion_errors
-from talker.head.models import load_head
 from talker.head.morphable import MorphableHead
 from talker.head.occlusion import FACE, covered_frames, face_patch
 from talker.head.overlay import write_overlay
@@ -55,11 +55,11 @@ the poses."""
 class Config:
     """How the head is tracked."""
 
-    model: str = "anny"
+    model: Literal["anny", "bfm2009", "ict"] = "anny"
     """Head model: `anny` (part of talker), `bfm2009` or `ict` (from your own files)."""
     model_files: str | None = None
-    """Folder with 01_MorphableModel.mat (bfm2009) or a clone of ICT-FaceKit (ict). Not needed for
-    `anny`."""
+    """Folder with 01_MorphableModel.mat or 3DMM_info.npy (`bfm2009`), or a clone of ICT-FaceKit
+    (`ict`). Not needed for `anny`."""
     focal_px: Positive | None = None
     """Focal length in pixels of the clip's frames. By default it is estimated."""
     focal_range: tuple[Positive, Positive] = (0.8, 6.0)
@@ -452,7 +452,8 @@ def main(
         config: options.
     """
     described = Clip.load(clip)
-    head = load_head(config.model, Path(config.model_files) if config.model_files else None)
+    files = Path(config.model_files) if config.model_files else None
+    head = load_backend("head", config.model).load(files)
     faces = load_per_frame(landmarks, described.frames, "points")
     tracked = track(described, images, faces["points"], faces["valid"], head, config)
     facts = summarize(described, tracked, describe_focal(described, tracked, config))

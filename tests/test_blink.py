@@ -4,7 +4,8 @@ import av
 import numpy as np
 import pytest
 
-from talker.blink import Config, au45, main
+from talker.backends.blink_ear import measure
+from talker.blink import Config, main
 from talker.clip import Clip, Source, save_per_frame
 from talker.dataset import load_au45
 from talker.head.landmarks68 import LEFT_EYE, MESH_INDICES, RIGHT_EYE
@@ -12,6 +13,7 @@ from talker.media.mediapipe import track_meshes
 
 FRAMES = 200
 BLINKS = (30, 90, 150)
+SOURCE = Source("me.mp4", 64, 64, 25.0, False, 0, FRAMES / 25, 0.0, 0.0, "h264")
 
 
 def meshes(openness: np.ndarray, size: float = 60.0) -> np.ndarray:
@@ -32,6 +34,12 @@ def peaks(closure: np.ndarray, level: float = 2.5) -> np.ndarray:
     return np.array([stretch[closure[stretch].argmax()] for stretch in stretches if len(stretch)])
 
 
+def au45(points: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Measure the eye closure with the default options."""
+    clip = Clip(len(points), 64, 64, SOURCE)
+    return measure(clip, points, valid, Config())
+
+
 @pytest.fixture
 def blinking() -> np.ndarray:
     openness = np.full(FRAMES, 0.3) + np.random.default_rng(0).normal(0, 0.01, FRAMES)
@@ -41,7 +49,7 @@ def blinking() -> np.ndarray:
 
 
 def test_blinks_are_full_and_open_eyes_are_open(blinking: np.ndarray):
-    closure = au45(meshes(blinking), np.ones(FRAMES, bool), Config())
+    closure = au45(meshes(blinking), np.ones(FRAMES, bool))
     assert tuple(peaks(closure)) == BLINKS
     assert closure.max() == 5
     assert closure.min() == 0
@@ -53,18 +61,18 @@ def test_scale_place_and_angle_do_not_matter(blinking: np.ndarray):
     points = meshes(blinking)
     turn = np.array([[0.8, -0.6, 0], [0.6, 0.8, 0], [0, 0, 1]])
     moved = 0.3 * points @ turn + [50, -20, 3]
-    assert au45(moved, valid, Config()) == pytest.approx(au45(points, valid, Config()), abs=1e-9)
+    assert au45(moved, valid) == pytest.approx(au45(points, valid), abs=1e-9)
 
 
 def test_another_persons_eyes_give_the_same(blinking: np.ndarray):
     valid = np.ones(FRAMES, bool)
-    narrow = au45(meshes(0.7 * blinking), valid, Config())
-    assert narrow == pytest.approx(au45(meshes(blinking), valid, Config()), abs=1e-9)
+    narrow = au45(meshes(0.7 * blinking), valid)
+    assert narrow == pytest.approx(au45(meshes(blinking), valid), abs=1e-9)
 
 
 def test_noise_without_a_blink_is_not_stretched():
     openness = 0.3 + np.random.default_rng(0).normal(0, 0.015, FRAMES)
-    closure = au45(meshes(openness), np.ones(FRAMES, bool), Config())
+    closure = au45(meshes(openness), np.ones(FRAMES, bool))
     assert closure.max() < 1.5
 
 
@@ -74,7 +82,7 @@ def test_lost_frames_lie_between_their_neighbours(blinking: np.ndarray):
     points = meshes(blinking)
     points[60:63] = 0
     points[60:63, :, 0] = np.arange(478)
-    closure = au45(points, valid, Config())
+    closure = au45(points, valid)
     line = np.linspace(blinking[59], blinking[63], 5)
     opened = np.percentile(blinking[valid], Config().open_percentile)
     closed = min(np.percentile(blinking[valid], 0.5), 0.25 * opened)
@@ -83,8 +91,7 @@ def test_lost_frames_lie_between_their_neighbours(blinking: np.ndarray):
 
 
 def test_csv_is_openfaces(blinking: np.ndarray, tmp_path: Path):
-    source = Source("me.mp4", 64, 64, 25.0, False, 0, FRAMES / 25, 0.0, 0.0, "h264")
-    Clip(FRAMES, 64, 64, source).save(tmp_path / "clip.json")
+    Clip(FRAMES, 64, 64, SOURCE).save(tmp_path / "clip.json")
     valid = np.ones(FRAMES, bool)
     valid[7] = False
     points = meshes(blinking)
@@ -104,12 +111,12 @@ def test_csv_is_openfaces(blinking: np.ndarray, tmp_path: Path):
     assert len(rows) == FRAMES
     assert [float(cell) for cell in rows[7].split(",")[:4]] == [8, 0.28, 0, 0]
     written = load_au45(tmp_path / "au.csv")
-    assert written == pytest.approx(au45(points, valid, Config()), abs=1e-3)
+    assert written == pytest.approx(au45(points, valid), abs=1e-3)
 
 
 def test_blinks_of_the_synthetic_clip(synthetic):
     found = np.concatenate(list(track_meshes(synthetic.images)))
-    closure = au45(found, np.ones(len(found), bool), Config())
+    closure = au45(found, np.ones(len(found), bool))
     truth = 5 * synthetic.truth.blink
     real = peaks(truth)
     assert len(real) >= 2
@@ -124,4 +131,4 @@ def test_blinks_of_a_real_clip(clips: Path):
         images = (frame.to_ndarray(format="rgb24") for frame in video.decode(video=0))
         found = np.concatenate(list(track_meshes(images)))
     assert len(found) == 1129
-    assert len(peaks(au45(found, np.ones(1129, bool), Config()))) == pytest.approx(31, abs=1)
+    assert len(peaks(au45(found, np.ones(1129, bool)))) == pytest.approx(31, abs=1)

@@ -7,8 +7,9 @@ import pytest
 
 from talker.clip import Clip, Source, load_per_frame
 from talker.errors import UserError
+from talker.head.follow import follow_face, interpolate_frames, rival_area
 from talker.head.landmarks68 import landmarks68
-from talker.landmarks import Config, find, follow, interpolate, main, rival
+from talker.landmarks import Config, find_landmarks, main
 from talker.media.images import write_image
 from talker.media.mediapipe import detect_faces, segment_person, track_meshes
 
@@ -31,33 +32,38 @@ def boxes(*rows: tuple[float, float, float]) -> np.ndarray:
     return np.array([(x, y, x + size, y + size) for x, y, size in rows], float).reshape(-1, 4)
 
 
+def follow(candidates: list[np.ndarray]) -> np.ndarray:
+    """Follow a face with the default options."""
+    return follow_face(candidates, CONFIG.min_overlap, CONFIG.patience)
+
+
 def test_the_largest_face_is_followed_even_when_another_grows():
     candidates = [boxes((0, 0, 50), (100 + i, 0, 60 - i), (200, 0, 20 + 5 * i)) for i in range(20)]
-    assert (follow(candidates, CONFIG) == 1).all()
+    assert (follow(candidates) == 1).all()
 
 
 def test_order_of_the_candidates_does_not_matter():
     candidates = [boxes((0, 0, 50), (100, 0, 60))[:: 1 if i % 2 else -1] for i in range(6)]
-    assert follow(candidates, CONFIG).tolist() == [0, 1, 0, 1, 0, 1]
+    assert follow(candidates).tolist() == [0, 1, 0, 1, 0, 1]
 
 
 def test_a_lost_face_is_waited_for():
     both, other = boxes((0, 0, 50), (100, 0, 60)), boxes((0, 0, 50))
     short = [both, *[other] * (CONFIG.patience - 1), both]
-    assert follow(short, CONFIG).tolist() == [1, *[-1] * (CONFIG.patience - 1), 1]
+    assert follow(short).tolist() == [1, *[-1] * (CONFIG.patience - 1), 1]
     gone = [both, *[boxes()] * 5, *[other] * CONFIG.patience]
-    assert follow(gone, CONFIG).tolist() == [1, *[-1] * CONFIG.patience, *[0] * 5]
+    assert follow(gone).tolist() == [1, *[-1] * CONFIG.patience, *[0] * 5]
 
 
 def test_no_face_at_all_is_followed_nowhere():
-    assert (follow([boxes()] * 3, CONFIG) == -1).all()
+    assert (follow([boxes()] * 3) == -1).all()
 
 
 def test_rival_is_the_largest_other_face():
     boxes = np.array([[0, 0, 10, 10], [50, 0, 55, 10], [80, 0, 82, 2]], np.float32)
-    assert rival(boxes, 0) == pytest.approx(0.5)
-    assert rival(boxes, 1) == pytest.approx(2.0)
-    assert rival(boxes[:1], 0) == 0.0 and rival(boxes, -1) == 0.0
+    assert rival_area(boxes, 0) == pytest.approx(0.5)
+    assert rival_area(boxes, 1) == pytest.approx(2.0)
+    assert rival_area(boxes[:1], 0) == 0.0 and rival_area(boxes, -1) == 0.0
 
 
 def test_interpolation_is_linear_and_holds_the_ends():
@@ -65,7 +71,7 @@ def test_interpolation_is_linear_and_holds_the_ends():
     valid = np.array([0, 0, 1, 1, 0, 0, 0, 1, 1, 0], bool)
     damaged = np.where(valid[:, None, None], line, np.nan)
     damaged[~valid] = 999
-    filled = interpolate(damaged, valid)
+    filled = interpolate_frames(damaged, valid)
     assert filled[2:9] == pytest.approx(line[2:9])
     assert filled[0] == pytest.approx(line[2])
     assert filled[9] == pytest.approx(line[8])
@@ -148,7 +154,7 @@ def canvas(*faces: tuple[np.ndarray, int, int, int]) -> np.ndarray:
 def test_small_faces_are_found_where_they_are(synthetic, tmp_path: Path):
     size, x, y = 110, 400, 200
     clip = write_clip(tmp_path, [canvas((image, x, y, size)) for image in synthetic.images[:8]])
-    arrays = find(clip, tmp_path, CONFIG)
+    arrays = find_landmarks(clip, tmp_path, CONFIG)
     truth = synthetic.truth.landmarks[:8] * size / synthetic.images.shape[2] + [x, y]
     face_width = np.ptp(truth[0, :, 0])
     assert face_width < 64
@@ -162,7 +168,7 @@ def test_the_larger_of_two_faces_is_taken(synthetic, tmp_path: Path):
     clip = write_clip(
         tmp_path, [canvas((image, 20, 100, 200), (image, 300, 30, 320)) for image in images]
     )
-    arrays = find(clip, tmp_path, CONFIG)
+    arrays = find_landmarks(clip, tmp_path, CONFIG)
     assert arrays["valid"].all()
     assert (arrays["n_faces"] == 2).all()
     assert (arrays["box"][:, 0] > 300).all()
@@ -188,7 +194,7 @@ def test_a_frame_of_another_size_is_named(synthetic, tmp_path: Path):
 def test_a_real_clip(clips: Path, tmp_path: Path):
     with av.open(clips / "grid_3s.mpg") as video:
         images = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
-    arrays = find(write_clip(tmp_path, images), tmp_path, CONFIG)
+    arrays = find_landmarks(write_clip(tmp_path, images), tmp_path, CONFIG)
     assert arrays["valid"].all()
     steps = abs(np.diff(arrays["points"][..., :2], axis=0)).max((1, 2))
     assert steps.max() < 0.1 * np.ptp(arrays["points"][0, :, 0])

@@ -8,13 +8,18 @@ from scipy.io import savemat
 from scipy.spatial import KDTree
 from scipy.spatial.transform import Rotation
 
+from talker.backends import load_backend
 from talker.errors import UserError
 from talker.head.dense import fit_head, head_surface
 from talker.head.embedding import embed
-from talker.head.models import load_head
 from talker.head.morphable import PARTS, MorphableHead
 
 IDENTITIES, EXPRESSIONS = 6, 79
+
+
+def load_head(model: str, files: Path | None = None) -> MorphableHead:
+    """Load a head through its backend."""
+    return load_backend("head", model).load(files)
 
 
 @pytest.fixture(scope="module")
@@ -162,5 +167,3 @@ def test_wrong_files_are_refused(tmp_path: Path):
     (tmp_path / "01_MorphableModel.mat").write_bytes(b"no matrix")
     with pytest.raises(UserError, match=r"01_MorphableModel\.mat: is not the Basel Face Model"):
         load_head("bfm2009", tmp_path)
-    with pytest.raises(UserError, match="no head model 'flame'; expected anny, bfm2009, ict"):
-        load_head("flame")

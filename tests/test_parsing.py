@@ -6,23 +6,22 @@ import numpy as np
 import pytest
 from conftest import read_mask
 
+from talker.backends.parsing_color import (
+    Pose,
+    align_heads,
+    label,
+    learn,
+    parse,
+    posterior,
+    smooth_in_time,
+)
 from talker.clip import Clip, Source, load_per_frame
 from talker.data.masks import BACKGROUND, HEAD, NECK, TORSO, write_mask
 from talker.errors import UserError
 from talker.head.landmarks68 import landmarks68
 from talker.media.images import read_image, write_image
 from talker.media.mediapipe import track_meshes
-from talker.parsing import (
-    Config,
-    Pose,
-    label,
-    learn,
-    main,
-    parse,
-    poses,
-    posterior,
-    smooth_in_time,
-)
+from talker.parsing import Config, main
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:
@@ -101,13 +100,13 @@ def test_wrong_colour_is_named(tmp_path: Path):
         read_mask(tmp_path / "bad.png")
 
 
-def test_poses_map_the_mean_head_onto_each_head():
+def test_alignment_maps_the_mean_head_onto_each_head():
     random = np.random.default_rng(0)
     shape = random.uniform(0, 100, (478, 2))
     turns = 1.0 + 0.1 * random.standard_normal(20) + 0.1j * random.standard_normal(20)
     moved = turns[:, None] * (shape[:, 0] + 1j * shape[:, 1]) + 5 * random.standard_normal((20, 1))
     points = np.stack([moved.real, moved.imag], -1)
-    found = [pose.to_frame[:, :2] for pose in poses(points, 0.5)]
+    found = [pose.to_frame[:, :2] for pose in align_heads(points, 0.5)]
     scales = np.sqrt([np.linalg.det(turn) for turn in found])
     angles = np.array([np.arctan2(turn[1, 0], turn[0, 0]) for turn in found])
     assert np.ptp(scales / abs(turns)) < 1e-9
@@ -191,7 +190,7 @@ def test_locks_beside_the_neck_are_hair(caption: int):
     skin = oval.mean(0) + 12 * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
     pose = Pose(np.eye(2, 3), oval, (skin,))
     person = (classes > 0).astype(np.float32)
-    model = learn([image] * 8, [person] * 8, [pose] * 8, Config())
+    model = learn([image] * 8, [person] * 8, [pose] * 8, Config().rounds)
     found = label(person, posterior(model, image, person, pose))
     for part, least in ((HEAD, 0.98), (NECK, 0.95), (TORSO, 0.98)):
         assert overlap(found == part, classes == part) > least

@@ -1,1 +1,44 @@
-"""Backends of landmarks, parsing and blink: one adapter file for each model."""
+"""Interchangeable algorithms for landmarks, parsing, blinks and the head model, one module each.
+
+The module `talker.backends.STEP_NAME` implements one backend. Stages load it by name, so that the
+code of a backend that is not used belongs to no stage. docs/backends.md compares the backends.
+"""
+
+import importlib
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+BACKENDS = {
+    "landmarks": ("mediapipe",),
+    "parsing": ("color",),
+    "blink": ("ear",),
+    "head": ("anny", "bfm2009", "ict"),
+}
+"""Names of the backends of each step; the first one is the default."""
+
+OPTIONS = {
+    "landmarks": ("landmarks", "backend"),
+    "parsing": ("parsing", "backend"),
+    "blink": ("blink", "backend"),
+    "track": ("head", "model"),
+}
+"""Step and name of the option that chooses its backend, for each stage that has backends."""
+
+
+def backend_module(stage: str, options: Mapping[str, Any]) -> str | None:
+    """Return the dotted name of the module that a stage loads, or None if it has no backends.
+
+    Args:
+        stage: name of the stage, such as "track".
+        options: options of the stage as the configuration gives them; missing ones are defaults.
+    """
+    if stage not in OPTIONS:
+        return None
+    step, option = OPTIONS[stage]
+    return f"talker.backends.{step}_{options.get(option, BACKENDS[step][0])}"
+
+
+def load_backend(step: str, name: str) -> ModuleType:
+    """Import the backend `name` of a step; both are keys of `BACKENDS`."""
+    return importlib.import_module(f"talker.backends.{step}_{name}")

@@ -1,0 +1,38 @@
+"""Eye closure from the eye aspect ratio of the face mesh.
+
+The ratio is scaled by the subject's own open and closed eyes, because it differs between people.
+"""
+
+from typing import Protocol
+
+import numpy as np
+
+from talker.clip import Clip
+from talker.data.action_units import CLOSED
+from talker.head.landmarks68 import eye_aspect_ratio, landmarks68
+
+
+class Options(Protocol):
+    """The options of the stage that this backend reads."""
+
+    open_percentile: float
+    closed_percentile: float
+    closed_ratio: float
+
+
+def measure(clip: Clip, points: np.ndarray, valid: np.ndarray, options: Options) -> np.ndarray:
+    """Return the AU45 intensity of every frame, float64 [T] from 0 (open) to 5 (closed).
+
+    Args:
+        clip: the clip.
+        points: face meshes [T, 478, 3].
+        valid: bool [T]; the ratio of the other frames is interpolated.
+        options: options of the stage.
+    """
+    ratio = eye_aspect_ratio(landmarks68(points.astype(np.float64)))
+    frames = np.arange(clip.frames)
+    ratio = np.interp(frames, frames[valid], ratio[valid])
+    opened = np.percentile(ratio[valid], options.open_percentile)
+    closed = np.percentile(ratio[valid], options.closed_percentile)
+    closed = min(closed, options.closed_ratio * opened)
+    return CLOSED * np.clip((opened - ratio) / (opened - closed), 0, 1)
