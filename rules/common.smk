@@ -12,6 +12,7 @@ import yaml
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
+from talker.backends import backend_module
 from talker.core.batch import Subject, failures, faults, read_speeches, read_subjects, write_outcome
 from talker.core.presets import choose_preset, merge_options, update
 from talker.core.provenance import code_of
@@ -203,10 +204,10 @@ def stage_options(stage):
 def fingerprint(stage, after=()):
     """Return a parameter of a rule: a hash of everything but files that determines its outputs.
 
-    It covers the code and the options of the stage and of the rules in `after`. Snakemake reruns a
-    rule whose parameters changed. The earlier rules count because Snakemake does not rerun a rule
-    to replace a missing intermediate file: if an earlier rule changed and then failed, the outputs
-    of the later ones would be taken as up to date.
+    It covers the code and the options of the stage, the code of its backend, and the same of the
+    rules in `after`. Snakemake reruns a rule whose parameters changed. The earlier rules count
+    because Snakemake does not rerun a rule to replace a missing intermediate file: if an earlier
+    rule changed and then failed, the outputs of the later ones would be taken as up to date.
     """
     code = code_of(f"talker.{stage}")
     earlier = [rule.params.fingerprint.of_subject for rule in after]
@@ -214,6 +215,8 @@ def fingerprint(stage, after=()):
     @functools.cache
     def of_subject(subject):
         parts = [code, cli_flags(stage, subject)]
+        if module := backend_module(stage, options_of(stage, subject)):
+            parts.append(code_of(module))
         parts += [of_earlier(subject) for of_earlier in earlier]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
