@@ -13,10 +13,10 @@ import numpy as np
 from pydantic import Field
 
 from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Clip
-from talker.core.config import NonNegative, validated
+from talker.core.config import AtLeast1, NonNegative, validated
 from talker.core.files import Output, replacing
 from talker.errors import UserError
-from talker.media.audio import decode_audio, decode_audio_blocks, write_wav
+from talker.media.audio import audio_tracks, decode_audio, decode_audio_blocks, write_wav
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,9 @@ class Config:
     lag_frames: Annotated[int, Field(ge=-250, le=250)] = 0
     """Number of frames by which the sound lags the video; it is moved earlier by this amount.
     Negative values move it later."""
+    track: AtLeast1 | None = None
+    """Number of the audio track to use, counted from 1. By default it is the track that players
+    choose."""
 
 
 def clip_sound(source: Path, clip: Clip, config: Config) -> np.ndarray:
@@ -39,9 +42,14 @@ def clip_sound(source: Path, clip: Clip, config: Config) -> np.ndarray:
         UserError: `source` has no sound within the clip, or only silence.
     """
     start = clip.source.video_start + config.lag_frames / FPS
-    samples = decode_audio(source, start)[: clip.samples]
+    number, count = audio_tracks(source, config.track)
+    which = f"audio track {number} of {count}" if count > 1 else "audio track"
+    if count > 1:
+        logger.info("%s: uses %s", source, which)
+    samples = decode_audio(source, start, number, clip.samples)[: clip.samples]
     if not samples.any():
-        raise UserError(f"{source}: expected speech, but the whole audio track is silent")
+        others = " Choose another track with `audio: {track: N}`." if count > 1 else ""
+        raise UserError(f"{source}: expected speech, but its {which} is silent.{others}")
     missing = clip.samples - len(samples)
     if missing > config.warn_missing * SAMPLE_RATE:
         logger.warning(
@@ -83,7 +91,7 @@ def main(
     if clip is None:
         if train or novel:
             raise UserError("--train and --novel write the splits of a clip; give --clip as well")
-        outputs = {wav: pad_to_whole_frames(decode_audio_blocks(source))}
+        outputs = {wav: pad_to_whole_frames(decode_audio_blocks(source, track=config.track))}
     else:
         about = Clip.load(clip)
         samples = clip_sound(source, about, config)

@@ -10,6 +10,7 @@ import json
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.lib.format import read_array
@@ -25,11 +26,23 @@ VERSION = 1
 
 
 @validated
-class Source:
-    """What was found in the video file that the clip was made from.
+class Color:
+    """How the pictures of a video encode color (names of ITU-T H.273)."""
 
-    Sizes are those of the upright picture with square pixels; times are in seconds, the starts on
-    the file's own clock. The clip's zero is `video_start`, for its pictures and its sound.
+    matrix: str
+    transfer: str
+    primaries: str
+    full_range: bool
+    guessed: bool
+    """Whether the file does not say, so that the matrix was chosen by the size of the picture."""
+
+
+@validated
+class Source:
+    """What the video file contains that the clip was made from, and how it was read.
+
+    Sizes are those of the upright picture with square pixels. Times are in seconds on the clock of
+    the file; time zero of the clip is `video_start`, for its pictures and its sound.
     """
 
     name: str
@@ -42,6 +55,18 @@ class Source:
     video_start: float
     audio_start: float | None
     codec: str
+    mirrored: bool = False
+    """Whether the picture was mirrored left to right after its rotation."""
+    pixel_aspect: float = 1.0
+    """Width of a stored pixel divided by its height."""
+    interlaced: bool = False
+    """Whether fields were found at the start, and frames deinterlaced."""
+    timestamps: Literal["pts", "dts", "none"] = "pts"
+    """Times used: presentation times, decoding times where those do not rise, or frame numbers."""
+    color: Color | None = None
+    """Color description of the first frame; None in files of older versions."""
+    audio_tracks: int = 1
+    """Number of audio tracks of the file."""
 
 
 @validated

@@ -160,9 +160,7 @@ def test_silence_is_new_speech_but_no_clip(tmp_path):
     video = write_flashes(tmp_path / "a.mkv", times, [], codecs=("libx264", "pcm_s16le"))
     audio.main(source=video, wav=tmp_path / "out.wav")
     assert not read_wav(tmp_path / "out.wav").any()
-    with pytest.raises(
-        UserError, match=r"a\.mkv: expected speech, but the whole audio track is silent"
-    ):
+    with pytest.raises(UserError, match=r"a\.mkv: expected speech, but its audio track is silent"):
         audio.clip_sound(video, plan_clip(probe(video), None, 512), audio.Config())
 
 

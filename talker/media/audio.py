@@ -1,10 +1,15 @@
-"""Decode sound of any format through PyAV, and read and write 16 kHz mono 16-bit wav files."""
+"""Decode sound of any format through PyAV, and read and write 16 kHz mono 16-bit wav files.
 
-import io
+Sound is taken from the track that players choose by default, or from a given one. Its channels
+are averaged, unless they cancel each other: then the loudest channel is used alone. Work is
+bounded for any declared duration, see `talker.media.container`.
+"""
+
 import logging
 import wave
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Protocol
@@ -15,22 +20,40 @@ import av.filter
 import numpy as np
 from av.error import BlockingIOError as NotYetError
 from av.error import EOFError as DrainedError
-from av.error import FFmpegError, InvalidDataError
+from av.error import InvalidDataError
 
 from talker.clip import SAMPLE_RATE
 from talker.errors import UserError
+from talker.media.container import MAX_IDLE_SECONDS, MAX_SECONDS, open_media, seconds
 
-RESAMPLE = {
-    "sample_rate": str(SAMPLE_RATE),
-    "out_chlayout": "mono",
-    "out_sample_fmt": "s16",
+SYNC = {
     "first_pts": "0",  # cut samples before time zero, pad a late start with silence
     "async": "1",  # follow the timestamps: fill gaps and cut overlaps ...
     "min_hard_comp": "0.02",  # ... of more than 20 ms
 }
 """Options of FFmpeg's filter `aresample`."""
+SAMPLE_RATES = 4_000, 1_000_000
+"""Lowest and highest accepted sample rate in Hz."""
+MAX_JUMP_SECONDS = 1
+"""Largest accepted step backwards of the timestamps, in seconds."""
+CANCELLED = 0.05
+"""Channels cancel each other where their mean has less than this fraction of the energy of the
+loudest channel (for two channels: a correlation below -0.9)."""
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class AudioFormat:
+    """Sample rate in Hz, channel layout and sample format, in the words of FFmpeg."""
+
+    rate: int
+    layout: str
+    samples: str
+
+
+SPEECH = AudioFormat(SAMPLE_RATE, "mono", "s16")
+"""16 kHz mono 16 bit, the format of all sound inside the project."""
 
 
 class Waveform(Protocol):
@@ -40,40 +63,140 @@ class Waveform(Protocol):
     def __getitem__(self, part: slice, /) -> np.ndarray: ...
 
 
-def decode_audio(path: Path | zipfile.Path, start: float | None = None) -> np.ndarray:
+def decode_audio(
+    path: Path | zipfile.Path,
+    start: float | None = None,
+    track: int | None = None,
+    limit: int | None = None,
+) -> np.ndarray:
     """Return all blocks of `decode_audio_blocks` as int16 [S]."""
-    return np.concatenate(list(decode_audio_blocks(path, start)))
+    return np.concatenate(list(decode_audio_blocks(path, start, track, limit)))
 
 
 def decode_audio_blocks(
-    path: Path | zipfile.Path, start: float | None = None
+    path: Path | zipfile.Path,
+    start: float | None = None,
+    track: int | None = None,
+    limit: int | None = None,
 ) -> Iterator[np.ndarray]:
-    """Decode the first audio track of a file of any format, block by block.
+    """Decode one audio track of a file of any format, block by block.
 
     Sample n belongs to the time `start` + n / 16000 on the clock of the file: earlier samples are
     cut, a late start and gaps are filled with silence. Without `start`, sample 0 is the first one
-    of the track that is not before time zero. Channels are averaged, peaks above full scale are
-    clipped.
+    of the track that is not before time zero. Peaks above full scale are clipped.
+
+    Args:
+        path: file on disk or in a zip archive.
+        start: time of sample 0 in seconds.
+        track: number of the audio track, counted from 1; by default the one that players choose.
+        limit: stop after about this many samples.
 
     Yields:
         int16 [n] at 16 kHz, mono.
 
     Raises:
-        UserError: the file is missing, cannot be read or contains no sound.
+        UserError: the file is missing, cannot be read, contains no sound or not that track, or
+            its timestamps have gaps of more than a minute.
     """
-    try:
-        file = str(path) if isinstance(path, Path) else io.BytesIO(path.read_bytes())
-        with av.open(file, "r") as container:
-            if not container.streams.audio:
-                raise UserError(f"{path}: expected sound, but the file has no audio track")
-            samples = 0
-            for block in _resample(_decode_frames(container, path), start):
-                samples += len(block)
-                yield block
-    except (FFmpegError, OSError) as error:
-        raise UserError(f"{path}: cannot be read as sound: {error.strerror or error}") from error
+    channels = cancelling_channels(path, track)
+    samples = 0
+    with open_media(path, "sound") as container:
+        stream = audio_stream(container, path, track)
+        frames = _decode_frames(container, stream, path)
+        for block in _resample(frames, SPEECH, path, start, limit, channels):
+            samples += block.shape[1]
+            yield block[0]
     if not samples:
         raise UserError(f"{path}: contains no sound that can be decoded")
+
+
+def audio_stream(
+    container: av.container.InputContainer, path: Path | zipfile.Path, track: int | None = None
+) -> av.AudioStream:
+    """Return the audio track with this number, counted from 1, or the default one.
+
+    Raises:
+        UserError: there is no audio track, or none with this number.
+    """
+    streams = container.streams.audio
+    if not streams:
+        raise UserError(f"{path}: expected sound, but the file has no audio track")
+    if track is None:
+        best = container.streams.best("audio")
+        stream = next((stream for stream in streams if stream is best), streams[0])
+    elif 1 <= track <= len(streams):
+        stream = streams[track - 1]
+    else:
+        raise UserError(f"{path}: has no audio track {track}, only 1 to {len(streams)}")
+    if stream.codec_context is None:
+        raise UserError(f"{path}: cannot be read as sound: its codec is unknown")
+    return stream
+
+
+def audio_tracks(path: Path | zipfile.Path, track: int | None = None) -> tuple[int, int]:
+    """Return the number, counted from 1, of the track that would be decoded, and of all tracks."""
+    with open_media(path, "sound") as container:
+        stream = audio_stream(container, path, track)
+        return container.streams.audio.index(stream) + 1, len(container.streams.audio)
+
+
+def cancelling_channels(path: Path | zipfile.Path, track: int | None = None) -> dict[int, int]:
+    """Find out whether the channels of a track cancel each other, as those of opposite phase do.
+
+    Returns:
+        For each number of channels with this fault, the index of the loudest channel.
+    """
+    energies: dict[int, np.ndarray] = {}
+    means: dict[int, float] = {}
+    with open_media(path, "sound") as container:
+        stream = audio_stream(container, path, track)
+        if stream.channels == 1:
+            return {}
+        for frame in _decode_frames(container, stream, path, log=False):
+            samples = _channels(frame)
+            count = len(samples)
+            if count > 1:
+                energy = np.square(samples).sum(axis=1)
+                energies[count] = energies.get(count, np.zeros(count)) + energy
+                mean = float(np.square(samples.mean(axis=0)).sum())
+                means[count] = means.get(count, 0.0) + mean
+    cancelled = {
+        count: int(energy.argmax())
+        for count, energy in energies.items()
+        if means[count] < CANCELLED * energy.max()
+    }
+    for count, channel in cancelled.items():
+        logger.warning(
+            "%s: its %d channels cancel each other (opposite phase); channel %d is used alone",
+            *(path, count, channel + 1),
+        )
+    return cancelled
+
+
+def native_format(path: Path, track: int | None = None) -> AudioFormat:
+    """Return the rate and layout (mono or stereo) of an audio track, with float samples.
+
+    Raises:
+        UserError: the file cannot be read or contains no sound.
+    """
+    with open_media(path, "sound") as container:
+        stream = audio_stream(container, path, track)
+        _check_rate(stream.sample_rate, path)
+        layout = "mono" if stream.channels == 1 else "stereo"
+        return AudioFormat(stream.sample_rate, layout, "fltp")
+
+
+def decode_native(
+    path: Path, target: AudioFormat, start: float | None = None, track: int | None = None
+) -> Generator[np.ndarray]:
+    """Decode an audio track as blocks of the target format, timed as by `decode_audio_blocks`.
+
+    Yields:
+        [C, n] in a planar sample format, [1, C n] in a packed one.
+    """
+    with open_media(path, "sound") as container:
+        stream = audio_stream(container, path, track)
+        yield from _resample(_decode_frames(container, stream, path), target, path, start)
 
 
 class WavFile:
@@ -131,63 +254,143 @@ def write_wav(path: Path, samples: np.ndarray | Iterable[np.ndarray]) -> None:
 
 
 def _decode_frames(
-    container: av.container.InputContainer, path: Path | zipfile.Path
+    container: av.container.InputContainer,
+    stream: av.AudioStream,
+    path: Path | zipfile.Path,
+    log: bool = True,
 ) -> Iterator[av.AudioFrame]:
     """Yield the frames that can be decoded; damaged packets become gaps.
 
     Many sound files end in tags that do not decode, so damage is only logged.
     """
-    stream = container.streams.audio[0]
     damaged = 0
     for packet in container.demux(stream):
         try:
             yield from stream.decode(packet)
         except InvalidDataError:
             damaged += 1
-    if damaged:
+    if damaged and log:
         logger.warning("%s: skipped %d damaged audio packet(s)", path, damaged)
 
 
-def _resample(frames: Iterator[av.AudioFrame], start: float | None) -> Iterator[np.ndarray]:
+def _channels(frame: av.AudioFrame) -> np.ndarray:
+    """Return the samples of a frame as float64 [C, n], of any scale."""
+    values = frame.to_ndarray()
+    samples = values.astype(np.float64) - (128.0 if values.dtype == np.uint8 else 0.0)
+    if frame.format.is_planar:
+        return samples
+    return samples.reshape(-1, frame.layout.nb_channels).T
+
+
+def _resample(
+    frames: Iterator[av.AudioFrame],
+    target: AudioFormat,
+    path: Path | zipfile.Path,
+    start: float | None,
+    limit: int | None = None,
+    channels: dict[int, int] | None = None,
+) -> Iterator[np.ndarray]:
+    """Yield blocks [C, n] of the target format; joined files may change format on the way."""
     graph, current = None, None
-    zero, samples = Fraction(start or 0), 0
+    zero, samples, clock, heard = Fraction(start or 0), 0, _Clock(path), Fraction(0)
     for frame in frames:
+        _check_rate(frame.sample_rate, path)
         tick = frame.time_base or Fraction(1, frame.sample_rate)
         if graph is None and start is None:
             # samples before time zero are the delay of an encoder, not sound
             zero = max(frame.pts or 0, 0) * tick
-        audio_format = frame.sample_rate, frame.format.name, frame.layout.name
-        if graph is not None and audio_format != current:  # joined files
+        time = clock.advance(seconds(frame.pts, tick), zero, frame)
+        heard += Fraction(frame.samples, frame.sample_rate)
+        if limit is not None and (samples >= limit or time * target.rate >= limit):
+            break
+        found = frame.sample_rate, frame.format.name, frame.layout.name
+        if graph is not None and found != current:
             for block in _flush(graph):
-                samples += len(block)
+                samples += block.shape[1]
                 yield block
             graph = None
         if graph is None:
-            graph, current = _resampler(frame), audio_format
-            origin = round((zero + Fraction(samples, SAMPLE_RATE)) / tick)
+            channel = (channels or {}).get(frame.layout.nb_channels)
+            graph, current = _resampler(frame, target, channel), found
+            origin = round((zero + Fraction(samples, target.rate)) / tick)
         if frame.pts is not None:
             frame.pts -= origin
         graph.push(frame)
         for block in _pull(graph):
-            samples += len(block)
+            samples += block.shape[1]
             yield block
-    if graph is not None:
-        yield from _flush(graph)
+    for block in [] if graph is None else _flush(graph):
+        samples += block.shape[1]
+        yield block
+    if heard and not samples and start is None:  # too few samples for the resampler
+        rows = 1 if target.layout == "mono" else 2
+        dtype = np.int16 if target.samples.startswith("s16") else np.float32
+        yield np.zeros((rows, -int(-heard * target.rate // 1)), dtype)
 
 
-def _resampler(frame: av.AudioFrame) -> av.filter.Graph:
-    """Return a filter graph that converts frames of this format as defined by `RESAMPLE`."""
+class _Clock:
+    """Check that the timestamps of a track neither jump back nor leave long gaps."""
+
+    def __init__(self, path: Path | zipfile.Path) -> None:
+        self.path, self.end, self.idle = path, Fraction(0), Fraction(0)
+
+    def advance(self, stamp: Fraction | None, zero: Fraction, frame: av.AudioFrame) -> Fraction:
+        """Return the start of a frame in seconds after `zero`.
+
+        Raises:
+            UserError: the track jumps back, pauses too long or lasts too long.
+        """
+        time = self.end if stamp is None else stamp - zero
+        self.idle += max(time - self.end - 1, Fraction(0))
+        if self.idle > MAX_IDLE_SECONDS:
+            raise UserError(
+                f"{self.path}: its sound has a gap of {float(time - self.end):.0f} s after "
+                f"{float(self.end):.2f} s. Cut the file there, or convert it to wav."
+            )
+        if self.end > 0 and time < self.end - MAX_JUMP_SECONDS:
+            raise UserError(
+                f"{self.path}: the timestamps of its sound jump back by "
+                f"{float(self.end - time):.1f} s after {float(self.end):.2f} s. Cut the file "
+                "there, or convert it to wav."
+            )
+        if time > MAX_SECONDS:
+            raise UserError(
+                f"{self.path}: expected at most {MAX_SECONDS // 3600} hours of sound. Cut the file."
+            )
+        self.end = max(self.end, time + Fraction(frame.samples, frame.sample_rate))
+        return time
+
+
+def _check_rate(rate: int, path: Path | zipfile.Path) -> None:
+    lowest, highest = SAMPLE_RATES
+    if not lowest <= rate <= highest:
+        raise UserError(
+            f"{path}: its sample rate is {rate} Hz, expected one from {lowest} to {highest} Hz"
+        )
+
+
+def _resampler(frame: av.AudioFrame, target: AudioFormat, channel: int | None) -> av.filter.Graph:
+    """Return a filter graph that converts frames of this format to the target format.
+
+    Args:
+        channel: index of the only channel to use; None mixes all of them.
+    """
     graph = av.filter.Graph()
-    graph.link_nodes(
-        graph.add_abuffer(
-            sample_rate=frame.sample_rate,
-            format=frame.format.name,
-            layout=frame.layout.name,
-            time_base=frame.time_base,
-        ),
-        graph.add("aresample", **RESAMPLE),
-        graph.add("abuffersink"),
-    ).configure()
+    buffer = graph.add_abuffer(
+        sample_rate=frame.sample_rate,
+        format=frame.format.name,
+        layout=frame.layout.name,
+        time_base=frame.time_base,
+    )
+    pan = [] if channel is None else [graph.add("pan", f"mono|c0=c{channel}")]
+    resample = graph.add(
+        "aresample",
+        sample_rate=str(target.rate),
+        out_chlayout=target.layout,
+        out_sample_fmt=target.samples,
+        **SYNC,
+    )
+    graph.link_nodes(buffer, *pan, resample, graph.add("abuffersink")).configure()
     return graph
 
 
@@ -199,6 +402,6 @@ def _flush(graph: av.filter.Graph) -> Iterator[np.ndarray]:
 def _pull(graph: av.filter.Graph) -> Iterator[np.ndarray]:
     while True:
         try:
-            yield graph.pull().to_ndarray()[0]
+            yield graph.pull().to_ndarray()
         except (NotYetError, DrainedError):
             return

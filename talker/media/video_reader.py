@@ -1,81 +1,161 @@
-"""Read video files through PyAV: what a file contains, and its frames resampled to 25 fps."""
+"""Read video files through PyAV, under one contract for every frame that is decoded.
 
+Whatever the file contains, `read_frames` yields frames that are
+
+- upright: the whole display matrix is applied, rotation as well as mirroring and flipping;
+- of one size, that of the first frame with square pixels. Frames of another size but the same
+  aspect, as in recordings of video calls, are scaled to it; another aspect is refused;
+- progressive: interlaced frames are deinterlaced by FFmpeg's filter bwdif;
+- 8-bit RGB with BT.709 primaries and SDR range (see `talker.media.color`);
+- at 25 fps by their timestamps, which rise: where presentation times go backwards (B-frames in
+  AVI), decoding times are used.
+
+Work is bounded for any declared duration: gaps of more than a minute, more than 12 hours and
+pictures of more than 8K are refused. What cannot be read under this contract is refused by name.
+"""
+
+import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import islice, pairwise
 from pathlib import Path
 from statistics import median
+from typing import Any, Literal
 
 import av
 import av.container
+import av.filter
 import av.stream
-import cv2
 import numpy as np
-from av.error import FFmpegError, InvalidDataError
+from av.error import BlockingIOError as NotYetError
+from av.error import EOFError as DrainedError
+from av.error import InvalidDataError
+from av.sidedata.sidedata import Type as SideDataType
 
 from talker.clip import FPS, Source
 from talker.errors import UserError
+from talker.media.color import RgbConverter, check_color, describe_color
+from talker.media.container import (
+    MAX_IDLE_SECONDS,
+    MAX_PIXELS,
+    MAX_SECONDS,
+    open_media,
+    seconds,
+)
 
 MAX_MISSING_SECONDS = 0.5
 """A file whose content ends this many seconds before its declared duration counts as damaged."""
-SCALER_THREADS = 1
-"""Threads of swscale for one frame; its own default starts one per core for every frame."""
-QUARTER_TURNS = {
-    90: cv2.ROTATE_90_COUNTERCLOCKWISE,
-    180: cv2.ROTATE_180,
-    270: cv2.ROTATE_90_CLOCKWISE,
-}
-"""OpenCV's code for each counterclockwise rotation in degrees."""
+PROBED_FRAMES = 16
+"""Frames that `probe` decodes to find out about timestamps and interlacing."""
+MAX_JUMP_SECONDS = 1
+"""Largest accepted step backwards of the timestamps, in seconds; smaller ones are smoothed."""
+MAX_PIXEL_ASPECT = 4
+"""Largest accepted ratio between the sides of a stored pixel."""
+MAX_ASPECT_CHANGE = 0.02
+"""Relative change of the picture's aspect that still counts as the same."""
+
+logger = logging.getLogger(__name__)
+
+Timed = tuple[Fraction, av.VideoFrame]
+"""A frame and its time in seconds after the first frame."""
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """One of the eight ways to turn a stored picture: transpose it, then flip its axes."""
+
+    transpose: bool = False
+    flip_x: bool = False
+    flip_y: bool = False
+
+    @classmethod
+    def of(cls, frame: av.VideoFrame) -> "Orientation":
+        """Read the display matrix of a frame; a missing or singular one leaves it as it is."""
+        side_data: Any = frame.side_data  # its type stub lacks this key
+        found = side_data.get(SideDataType.DISPLAYMATRIX)
+        values = np.frombuffer(bytes(found or b""), np.int32)
+        if len(values) != 9:
+            return cls()
+        a, b, c, d = (int(values[i]) for i in (0, 1, 3, 4))
+        if abs(a * d) >= abs(b * c):
+            return cls(False, a < 0, d < 0) if a * d else cls()
+        return cls(True, c < 0, b < 0)
+
+    @classmethod
+    def of_source(cls, source: Source) -> "Orientation":
+        """Return the orientation that `rotation` and `mirrored` describe."""
+        quarters = source.rotation // 90 % 4
+        transpose = quarters in (1, 3)
+        flip_x, flip_y = quarters in (2, 3), quarters in (1, 2)
+        return cls(transpose, flip_x != source.mirrored, flip_y)
+
+    @property
+    def mirrored(self) -> bool:
+        return self.transpose == (self.flip_x == self.flip_y)
+
+    @property
+    def rotation(self) -> int:
+        """Counterclockwise rotation in degrees, from -90 to 180, before any mirroring."""
+        if self.transpose:
+            return 90 if self.flip_y else -90
+        return 180 if self.flip_y else 0
+
+    def apply(self, pixels: np.ndarray) -> np.ndarray:
+        """Return the upright picture of a stored one [H, W, 3]."""
+        if self == Orientation():
+            return pixels
+        upright = pixels.swapaxes(0, 1) if self.transpose else pixels
+        upright = upright[:, ::-1] if self.flip_x else upright
+        return np.ascontiguousarray(upright[::-1] if self.flip_y else upright)
 
 
 def probe(path: Path) -> Source:
-    """Describe a video file by reading all of its packets and decoding one frame.
+    """Describe a video file by reading all of its packets and decoding its first frames.
 
     Raises:
-        UserError: the file is missing, contains no video, or ends before its declared duration.
+        UserError: the file is missing, contains no video, ends before its declared duration, or
+            cannot be read under the contract of this module.
     """
-    first: av.VideoFrame | None = None
-    times: list[Fraction] = []
-    end = Fraction(0)
-    with _opened(path) as container:
-        stream = _video_stream(container, path)
-        for packet in container.demux():
-            if packet.stream is stream and first is None:
-                first = next(iter(stream.decode(packet)), None)
-            if packet.pts is None or packet.is_discard:
-                continue
-            time = packet.pts * packet.time_base
-            end = max(end, time + (packet.duration or 0) * packet.time_base)
-            if packet.stream is stream:
-                times.append(time)
-        if first is None:
+    with open_media(path, "a video") as container:
+        stream = video_stream(container, path)
+        index = _read_index(container, stream)
+        if not index.frames:
             raise UserError(f"{path}: contains no video frame that can be decoded")
         declared = Fraction((container.start_time or 0) + (container.duration or 0), av.time_base)
-        if declared - end > MAX_MISSING_SECONDS:
+        if declared - index.end > MAX_MISSING_SECONDS:
             raise UserError(
                 f"{path}: is damaged: it declares a duration of {float(declared):.1f} s, but its "
-                f"content ends at {float(end):.1f} s. Copy the file again from its origin."
+                f"content ends at {float(index.end):.1f} s. Copy the file again from its origin."
             )
-        start = _time(first, path)
-        steps = [b - a for a, b in pairwise(sorted({time for time in times if time >= start}))]
-        period = median(steps) if steps else 1 / (stream.average_rate or Fraction(FPS))
-        uneven = any(abs(step - period) > period / 4 for step in steps)
-        if steps and not uneven:
-            period = sum(steps) / len(steps)  # many containers round times to milliseconds
-        height, width = _upright(first, stream).shape[:2]
+        first = index.frames[0]
+        orientation = Orientation.of(first)
+        height, width = _square_size(first, stream, path)
+        if orientation.transpose:
+            height, width = width, height
+        color = describe_color(first)
+        check_color(color, path)
+        kind, times, start = _choose_times(index, stream)
+        period, uneven = _frame_period(times, stream, path)
         sounds = container.streams.audio
+        best = container.streams.best("audio")
         return Source(
             name=path.name,
             width=width,
             height=height,
             fps=round(float(1 / period), 3),
             variable_rate=uneven,
-            rotation=first.rotation,
-            duration=float(max(times) + period - start),
+            rotation=orientation.rotation,
+            duration=float(times[-1] + period - times[0]),
             video_start=float(start),
-            audio_start=_start(sounds[0]) if sounds else None,
+            audio_start=float(seconds(best.start_time, best.time_base) or 0) if best else None,
             codec=stream.codec_context.name,
+            mirrored=orientation.mirrored,
+            pixel_aspect=float(stream.sample_aspect_ratio or 1),
+            interlaced=any(frame.interlaced_frame for frame in index.frames),
+            timestamps=kind,
+            color=color,
+            audio_tracks=len(sounds),
         )
 
 
@@ -92,62 +172,169 @@ def read_frames(path: Path, source: Source, every: int = 1) -> Iterator[np.ndarr
     variable rate repeats the frame before the gap.
 
     Yields:
-        Upright RGB uint8 [H, W, 3] with square pixels, `source.height` x `source.width`; the same
-        array object again where the video repeats a frame.
+        RGB uint8 [H, W, 3] under the contract of this module, `source.height` x `source.width`;
+        the same array object again where the video repeats a frame.
 
     Raises:
         UserError: a frame cannot be decoded, or the video ends too early.
     """
     early = min(Fraction(1, FPS), 1 / Fraction(source.fps)) / 2
-    with _opened(path) as container:
-        stream = _video_stream(container, path)
+    orientation = Orientation.of_source(source)
+    stored = source.height, source.width
+    height, width = stored[::-1] if orientation.transpose else stored
+    converter = RgbConverter(height, width, path)
+    with open_media(path, "a video") as container:
+        stream = video_stream(container, path)
         stream.thread_type = "AUTO"
-        decoded = _decoded(container, stream, path, source)
-        shown = _at_frame_rate(decoded, early, frame_count(source))
+        decoded = _same_aspect(_decode(container, stream, path, source), source, path)
+        shown = _at_frame_rate(_deinterlace(decoded), early, frame_count(source))
         converted, pixels = None, np.empty(0)
         for frame in islice(shown, 0, None, every):
             if frame is not converted:
-                converted, pixels = frame, _upright(frame, stream)
+                converted, pixels = frame, orientation.apply(converter.convert(frame))
+                assert pixels.shape == (source.height, source.width, 3)
+                assert pixels.dtype == np.uint8
             yield pixels
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[av.container.InputContainer]:
-    """Open a media file; turn errors of FFmpeg inside the block into a UserError."""
-    try:
-        with av.open(str(path)) as container:
-            yield container
-    except FFmpegError as error:
-        raise UserError(f"{path}: cannot be read as a video: {error.strerror}") from error
-
-
-def _video_stream(container: av.container.InputContainer, path: Path) -> av.VideoStream:
+def video_stream(container: av.container.InputContainer, path: Path) -> av.VideoStream:
+    """Return the first video stream that is not a cover picture; UserError if there is none."""
     cover = av.stream.Disposition.attached_pic
     for stream in container.streams.video:
-        if not stream.disposition & cover:
+        if not stream.disposition & cover and stream.codec_context is not None:
             return stream
     raise UserError(f"{path}: expected a video, but the file contains no video stream")
 
 
-def _decoded(
+@dataclass
+class _Index:
+    """What `probe` learns from all packets: first frames, times in seconds, end of all streams."""
+
+    frames: list[av.VideoFrame] = field(default_factory=list)
+    presentation: list[Fraction] = field(default_factory=list)
+    decoding: list[Fraction] = field(default_factory=list)
+    packets: int = 0
+    end: Fraction = Fraction(0)
+
+
+def _read_index(container: av.container.InputContainer, stream: av.VideoStream) -> _Index:
+    index = _Index()
+    for packet in container.demux():
+        if packet.stream is stream and len(index.frames) < PROBED_FRAMES:
+            try:
+                index.frames += stream.decode(packet)
+            except InvalidDataError:
+                if not index.frames:
+                    raise
+        presented = seconds(packet.pts, packet.time_base)
+        decoded = seconds(packet.dts, packet.time_base)
+        if packet.is_discard or (presented is None and decoded is None and not packet.size):
+            continue
+        time = presented if presented is not None else decoded
+        if time is not None:
+            index.end = max(index.end, time + (packet.duration or 0) * packet.time_base)
+        if packet.stream is stream:
+            index.packets += 1
+            index.presentation += [] if presented is None else [presented]
+            index.decoding += [] if decoded is None else [decoded]
+    return index
+
+
+def _choose_times(
+    index: _Index, stream: av.VideoStream
+) -> tuple[Literal["pts", "dts", "none"], list[Fraction], Fraction]:
+    """Choose the timestamps to use.
+
+    Returns:
+        The kind of timestamps, those of all frames in rising order, and the first one.
+    """
+    stamps = [frame.pts for frame in index.frames]
+    known = [stamp for stamp in stamps if stamp is not None]
+    rising = len(known) == len(stamps) and all(a < b for a, b in pairwise(known))
+    first = seconds(index.frames[0].pts, index.frames[0].time_base)
+    if rising and first is not None and index.presentation:
+        times = {first, *(time for time in index.presentation if time >= first)}
+        return "pts", sorted(times), first
+    if index.decoding:
+        times = sorted(set(index.decoding))
+        return "dts", times, times[0]
+    period = 1 / (stream.guessed_rate or stream.average_rate or Fraction(FPS))
+    return "none", [i * period for i in range(max(1, index.packets))], Fraction(0)
+
+
+def _frame_period(
+    times: list[Fraction], stream: av.VideoStream, path: Path
+) -> tuple[Fraction, bool]:
+    """Return the time between frames in seconds, and whether it varies by over a quarter.
+
+    Raises:
+        UserError: the times leave gaps that are too long, or last too long.
+    """
+    steps = [b - a for a, b in pairwise(times)]
+    longest = max(steps, default=Fraction(0))
+    if sum(max(step - 1, Fraction(0)) for step in steps) > MAX_IDLE_SECONDS:
+        raise UserError(
+            f"{path}: its timestamps leave {MAX_IDLE_SECONDS} s and more without a frame (up to "
+            f"{float(longest):.0f} s in one gap). Cut the video, or re-encode it as mp4."
+        )
+    if times[-1] - times[0] > MAX_SECONDS:
+        raise UserError(
+            f"{path}: expected at most {MAX_SECONDS // 3600} hours of video, found "
+            f"{float(times[-1] - times[0]) / 3600:.1f}. Cut it to the part that you need."
+        )
+    period = median(steps) if steps else 1 / (stream.average_rate or Fraction(FPS))
+    uneven = any(abs(step - period) > period / 4 for step in steps)
+    if steps and not uneven:
+        period = sum(steps, Fraction(0)) / len(steps)  # many containers round times to milliseconds
+    shortest, longest = Fraction(1, 1000), Fraction(MAX_IDLE_SECONDS)
+    return min(max(period, shortest), longest), uneven
+
+
+def _square_size(frame: av.VideoFrame, stream: av.VideoStream, path: Path) -> tuple[int, int]:
+    """Return height and width of the stored picture, scaled horizontally to square pixels."""
+    aspect = stream.sample_aspect_ratio or Fraction(1)
+    if not Fraction(1, MAX_PIXEL_ASPECT) <= aspect <= MAX_PIXEL_ASPECT:
+        raise UserError(
+            f"{path}: its pixels have the aspect {aspect}, expected one from "
+            f"1:{MAX_PIXEL_ASPECT} to {MAX_PIXEL_ASPECT}:1. Re-encode the video with square pixels."
+        )
+    height, width = frame.height, max(1, round(frame.width * aspect))
+    if height * width > MAX_PIXELS:
+        raise UserError(
+            f"{path}: its pictures have {width} x {height} pixels, expected at most 8192 x 4320"
+        )
+    return height, width
+
+
+def _decode(
     container: av.container.InputContainer, stream: av.VideoStream, path: Path, source: Source
-) -> Iterator[tuple[Fraction, av.VideoFrame]]:
-    """Yield each frame with its time after the first one; raise at the first damaged frame."""
-    start = time = Fraction(0)
+) -> Iterator[Timed]:
+    """Yield each frame with its rising time; raise at the first damaged frame."""
+    origin, time, period = None, None, 1 / Fraction(source.fps)
     try:
-        for i, frame in enumerate(container.decode(stream)):
+        for frame in container.decode(stream):
             if frame.is_corrupt:
                 raise InvalidDataError(0, "a frame is incomplete")
-            if i == 0:
-                start = _time(frame, path)
-            time = _time(frame, path) - start
+            stamp = {"pts": frame.pts, "dts": frame.dts, "none": None}[source.timestamps]
+            clock = seconds(stamp, frame.time_base)
+            if time is None:
+                origin, time = clock, Fraction(0)
+            elif clock is None or origin is None:
+                time += period
+            elif clock - origin < time - MAX_JUMP_SECONDS:
+                raise UserError(
+                    f"{path}: its timestamps jump back by {float(time + origin - clock):.1f} s "
+                    f"after {float(time):.2f} s. Re-encode the video as mp4, or cut it there."
+                )
+            else:
+                time = clock - origin if clock - origin > time else time + period
             yield time, frame
     except InvalidDataError as error:
         raise UserError(
-            f"{path}: is damaged after {float(time):.2f} s ({error.strerror}). Cut that part out, "
-            "or copy the file again from its origin."
+            f"{path}: is damaged after {float(time or 0):.2f} s ({error.strerror}). Cut that part "
+            "out, or copy the file again from its origin."
         ) from error
-    end = float(time) + 1 / source.fps
+    end = float(time or 0) + 1 / source.fps
     if source.duration - end > MAX_MISSING_SECONDS:
         raise UserError(
             f"{path}: is damaged: its duration is {source.duration:.1f} s, but it can be decoded "
@@ -155,9 +342,77 @@ def _decoded(
         )
 
 
-def _at_frame_rate(
-    timed: Iterator[tuple[Fraction, av.VideoFrame]], early: Fraction, count: int
-) -> Iterator[av.VideoFrame]:
+def _same_aspect(timed: Iterator[Timed], source: Source, path: Path) -> Iterator[Timed]:
+    """Pass on frames whose size may change; refuse a change of the aspect."""
+    first, last = None, None
+    for time, frame in timed:
+        size = frame.width, frame.height
+        first = first or size
+        if last is not None and size != last:
+            change = size[0] * first[1] / (size[1] * first[0])
+            if not 1 - MAX_ASPECT_CHANGE <= change <= 1 + MAX_ASPECT_CHANGE:
+                raise UserError(
+                    f"{path}: its picture changes from {first[0]} x {first[1]} to {size[0]} x "
+                    f"{size[1]} pixels after {float(time):.2f} s. Cut the video there."
+                )
+            logger.warning(
+                "%s: the picture changes from %d x %d to %d x %d pixels after %.2f s; frames are "
+                "scaled to the first size",
+                *(path, *last, *size, float(time)),
+            )
+        last = size
+        yield time, frame
+
+
+def _deinterlace(timed: Iterator[Timed]) -> Iterator[Timed]:
+    """Pass on progressive frames; from the first interlaced frame on, filter with bwdif."""
+    graph, key = None, None
+    waiting: list[Fraction] = []
+    for time, frame in timed:
+        if graph is None and not frame.interlaced_frame:
+            yield time, frame
+            continue
+        shape = frame.width, frame.height, frame.format.name
+        if graph is None or shape != key:
+            if graph is not None:
+                yield from _pull_timed(graph, waiting, None)
+            graph, key = _bwdif(frame), shape
+        yield from _pull_timed(graph, waiting, (time, frame))
+    if graph is not None:
+        yield from _pull_timed(graph, waiting, None)
+
+
+def _pull_timed(
+    graph: av.filter.Graph, waiting: list[Fraction], pushed: Timed | None
+) -> Iterator[Timed]:
+    if pushed is not None:
+        waiting.append(pushed[0])
+    graph.vpush(None if pushed is None else pushed[1])
+    while waiting:
+        try:
+            yield waiting[0], graph.vpull()
+        except (NotYetError, DrainedError):
+            return
+        waiting.pop(0)
+
+
+def _bwdif(frame: av.VideoFrame) -> av.filter.Graph:
+    """Return a filter graph that deinterlaces the frames that are marked as interlaced."""
+    graph = av.filter.Graph()
+    graph.link_nodes(
+        graph.add_buffer(
+            width=frame.width,
+            height=frame.height,
+            format=frame.format,
+            time_base=frame.time_base,
+        ),
+        graph.add("bwdif", mode="send_frame", deint="interlaced"),
+        graph.add("buffersink"),
+    ).configure()
+    return graph
+
+
+def _at_frame_rate(timed: Iterator[Timed], early: Fraction, count: int) -> Iterator[av.VideoFrame]:
     """Yield, for i = 0 .. count-1, the last frame whose time is at most i/25 s + `early`."""
     shown = None
     i = 0
@@ -169,23 +424,3 @@ def _at_frame_rate(
     while shown is not None and i < count:
         yield shown
         i += 1
-
-
-def _time(frame: av.VideoFrame, path: Path) -> Fraction:
-    if frame.pts is None or frame.time_base is None:
-        raise UserError(f"{path}: its frames have no timestamps. Re-encode the video as mp4.")
-    return frame.pts * frame.time_base
-
-
-def _upright(frame: av.VideoFrame, stream: av.VideoStream) -> np.ndarray:
-    """Return RGB uint8 [H, W, 3], rotated as the file asks and scaled to square pixels."""
-    width = round(frame.width * (stream.sample_aspect_ratio or 1))
-    pixels = frame.to_ndarray(
-        format="rgb24", width=width, height=frame.height, threads=SCALER_THREADS
-    )
-    turn = QUARTER_TURNS.get(frame.rotation % 360)
-    return pixels if turn is None else cv2.rotate(pixels, turn)
-
-
-def _start(stream: av.AudioStream) -> float:
-    return float((stream.start_time or 0) * (stream.time_base or 0))

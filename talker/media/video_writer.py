@@ -1,6 +1,14 @@
-"""Write video files through PyAV, frame by frame while they are rendered."""
+"""Write video files through PyAV, frame by frame while they are rendered.
 
-import shutil
+Colors are encoded with the matrix of BT.601 and limited range, and tagged so. Readers that honor
+the tags and readers that ignore them and assume BT.601, such as OpenCV, then decode the same RGB
+values. Primaries and transfer are those of sRGB, which frames are in. Rounding is accurate, so
+that a decoded picture has the mean of the original.
+
+Sound is muxed at its own sample rate.
+"""
+
+import wave
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,19 +22,28 @@ import av
 import av.container
 import numpy as np
 from av.error import FFmpegError
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+from av.video.reformatter import (
+    ColorPrimaries,
+    ColorRange,
+    Colorspace,
+    ColorTrc,
+    Interpolation,
+)
 
-from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
+from talker.clip import FPS
 from talker.core.files import replacing
 from talker.errors import UserError
-from talker.media.audio import Waveform, WavFile
+from talker.media.audio import AudioFormat, decode_native, native_format
 from talker.media.images import write_image
-from talker.media.video_reader import SCALER_THREADS
 
 AUDIO_BIT_RATE = 96_000
-"""Bit rate of encoded sound in bits per second."""
+"""Bit rate of each channel of encoded sound in bits per second."""
+SCALER_FLAGS = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP
+"""Options of swscale; without accurate rounding every picture becomes one level darker."""
 ENCODER_THREADS = 8
 """Threads of the video encoder, the same on every machine: x264's output depends on it."""
+SCALER_THREADS = 1
+"""Threads of swscale for one frame; its own default starts one per core for every frame."""
 CONVERTER_THREADS = 4
 """Threads that convert RGB frames to the pixel format of the encoder."""
 
@@ -60,31 +77,72 @@ FORMATS = {
 }
 
 
-class _Encoder:
-    """Encode BT.709 frames and sound, interleaved frame by frame."""
+class _Sound:
+    """Encoded sound that is read while the frames are written."""
 
     def __init__(
-        self, container: av.container.OutputContainer, encoding: Format, crf: int, samples: Waveform
-    ):
+        self,
+        container: av.container.OutputContainer,
+        codec: str,
+        path: Path,
+        start: float | None,
+    ) -> None:
+        native = native_format(path)
+        rates = av.Codec(codec, "w").audio_rates or [native.rate]
+        rate = min((r for r in rates if r >= native.rate), default=max(rates))
+        self.format = AudioFormat(rate, native.layout, native.samples)
+        stream = container.add_stream(codec, rate=rate, layout=native.layout)
+        self.stream = cast(av.AudioStream, stream)
+        self.stream.bit_rate = AUDIO_BIT_RATE * self.stream.channels
+        self.blocks = decode_native(path, self.format, start)
+        self.buffer = np.zeros((self.stream.channels, 0), np.float32)
+        self.position = 0
+
+    def encode_until(self, frames: int) -> list[av.Packet]:
+        """Encode the sound up to the end of the first `frames` video frames."""
+        count = round(frames * self.format.rate / FPS) - self.position
+        while self.buffer.shape[1] < count:
+            block = next(self.blocks, None)
+            if block is None:
+                break
+            self.buffer = np.concatenate([self.buffer, block], axis=1)
+        chunk, self.buffer = self.buffer[:, :count], self.buffer[:, count:]
+        if not chunk.size:
+            return []
+        frame = av.AudioFrame.from_ndarray(
+            np.ascontiguousarray(chunk), format=self.format.samples, layout=self.format.layout
+        )
+        frame.sample_rate, frame.pts = self.format.rate, self.position
+        self.position += chunk.shape[1]
+        return self.stream.encode(frame)
+
+
+class _Encoder:
+    """Encode frames and sound, interleaved frame by frame."""
+
+    def __init__(
+        self,
+        container: av.container.OutputContainer,
+        encoding: Format,
+        crf: int,
+        sound: Path | None,
+        sound_start: float | None,
+    ) -> None:
         self.container, self.encoding = container, encoding
         options = {"crf": str(crf), **encoding.options}
         stream = container.add_stream(encoding.codec, rate=FPS, options=options)
         self.video = cast(av.VideoStream, stream)
         self.video.pix_fmt = encoding.pixel_format
         context = self.video.codec_context
-        context.colorspace = Colorspace.ITU709
+        context.colorspace = Colorspace.SMPTE170M
         context.color_primaries = ColorPrimaries.BT709
-        context.color_trc = ColorTrc.BT709
+        context.color_trc = ColorTrc.IEC61966_2_1
         context.color_range = ColorRange.MPEG
         context.thread_type, context.thread_count = "FRAME", ENCODER_THREADS
+        self.sound = _Sound(container, encoding.audio_codec, sound, sound_start) if sound else None
         self.converter_threads = ThreadPoolExecutor(CONVERTER_THREADS)
         self.audio_thread = ThreadPoolExecutor(1)
         self.pending: deque[tuple[Future[av.VideoFrame], Future[list[av.Packet]]]] = deque()
-        self.samples = samples
-        if len(samples):
-            stream = container.add_stream(encoding.audio_codec, rate=SAMPLE_RATE, layout="mono")
-            self.audio = cast(av.AudioStream, stream)
-            self.audio.bit_rate = AUDIO_BIT_RATE
         self.frames = 0
 
     def write(self, pixels: np.ndarray) -> None:
@@ -103,10 +161,11 @@ class _Encoder:
             )
         if self.frames == 0:
             self.container.start_encoding()  # opens the codecs before threads use them
-        layout = "rgba" if channels == 4 else "rgb24"
-        picture = self.converter_threads.submit(self._to_yuv, even, layout)
-        self.pending.append((picture, self.audio_thread.submit(self._encode_audio, self.frames)))
         self.frames += 1
+        picture = self.converter_threads.submit(
+            self._to_yuv, even, "rgba" if channels == 4 else "rgb24"
+        )
+        self.pending.append((picture, self.audio_thread.submit(self._encode_sound, self.frames)))
         if len(self.pending) > CONVERTER_THREADS:
             self._encode_next()
 
@@ -114,29 +173,26 @@ class _Encoder:
         while self.pending:
             self._encode_next()
         self.container.mux(self.video.encode())
-        if len(self.samples):
-            self.container.mux(self.audio.encode())
+        if self.sound:
+            self.container.mux(self.sound.stream.encode())
 
     def stop(self) -> None:
         """Wait for the threads, which must end before the container is closed."""
         for pool in (self.converter_threads, self.audio_thread):
             pool.shutdown(cancel_futures=True)
+        if self.sound:
+            self.sound.blocks.close()
 
     def _to_yuv(self, pixels: np.ndarray, layout: str) -> av.VideoFrame:
-        frame = av.VideoFrame.from_ndarray(pixels, format=layout)
-        space = Colorspace.ITU709
-        pixel_format = self.encoding.pixel_format
-        return frame.reformat(format=pixel_format, dst_colorspace=space, threads=SCALER_THREADS)
+        return av.VideoFrame.from_ndarray(pixels, format=layout).reformat(
+            format=self.encoding.pixel_format,
+            dst_colorspace=Colorspace.ITU601,
+            interpolation=SCALER_FLAGS,
+            threads=SCALER_THREADS,
+        )
 
-    def _encode_audio(self, number: int) -> list[av.Packet]:
-        start = number * SAMPLES_PER_FRAME
-        chunk = self.samples[start : start + SAMPLES_PER_FRAME]
-        if not len(chunk):
-            return []
-        block = av.AudioFrame.from_ndarray(chunk[None], format="s16", layout="mono")
-        block.sample_rate = SAMPLE_RATE
-        block.pts = start
-        return self.audio.encode(block)
+    def _encode_sound(self, frames: int) -> list[av.Packet]:
+        return self.sound.encode_until(frames) if self.sound else []
 
     def _encode_next(self) -> None:
         number = self.frames - len(self.pending)
@@ -149,7 +205,7 @@ class _Encoder:
 
 @contextmanager
 def video_writer(
-    path: Path, wav: Path | None = None, crf: int = 18
+    path: Path, sound: Path | None = None, crf: int = 18, sound_start: float | None = None
 ) -> Iterator[Callable[[np.ndarray], None]]:
     """Yield `write(frame)`, which appends RGB uint8 [H, W, 3] to a 25 fps video.
 
@@ -161,15 +217,18 @@ def video_writer(
 
     Args:
         path: file or folder to write.
-        wav: 16 kHz mono sound to mux; what exceeds the frames is cut.
-        crf: constant rate factor of the encoder; smaller is better and larger.
+        sound: audio or video file of any format whose default audio track is muxed at its own
+            sample rate, or the nearest that the codec supports; what exceeds the frames is cut.
+        crf: constant rate factor of the encoder; smaller values give larger and better files.
+        sound_start: time of the first frame on the clock of `sound`, in seconds; by default that
+            of its first sample.
 
     Raises:
-        UserError: the suffix is unknown, `wav` cannot be read, FFmpeg cannot write the file, or
+        UserError: the suffix is unknown, `sound` cannot be read, FFmpeg cannot write the file, or
             no frame was written.
     """
     if not path.suffix:
-        with _image_folder(path, wav) as write:
+        with _image_folder(path, sound, sound_start) as write:
             yield write
         return
     encoding = FORMATS.get(path.suffix.lower())
@@ -177,11 +236,10 @@ def video_writer(
         raise UserError(
             f"{path}: expected one of the suffixes {', '.join(FORMATS)}, found {path.suffix!r}"
         )
-    samples = WavFile(wav) if wav else np.zeros(0, np.int16)
     with replacing(path) as (scratch,):
         options = {"movflags": "+faststart"} if encoding.container == "mp4" else {}
         with av.open(str(scratch), "w", format=encoding.container, options=options) as container:
-            encoder = _Encoder(container, encoding, crf, samples)
+            encoder = _Encoder(container, encoding, crf, sound, sound_start)
 
             def write(frame: np.ndarray, /) -> None:
                 with _ffmpeg_errors(path):
@@ -198,7 +256,9 @@ def video_writer(
 
 
 @contextmanager
-def _image_folder(folder: Path, wav: Path | None) -> Iterator[Callable[[np.ndarray], None]]:
+def _image_folder(
+    folder: Path, sound: Path | None, sound_start: float | None
+) -> Iterator[Callable[[np.ndarray], None]]:
     numbers = count()
     with replacing(folder) as (scratch,):
         scratch.mkdir()
@@ -207,10 +267,26 @@ def _image_folder(folder: Path, wav: Path | None) -> Iterator[Callable[[np.ndarr
             write_image(scratch / f"{next(numbers):05d}.png", frame)
 
         yield write
-        if wav is not None:
-            shutil.copyfile(wav, scratch / "sound.wav")
-        if not next(numbers):
+        frames = next(numbers)
+        if not frames:
             raise UserError(f"{folder}: no frame was written")
+        if sound is not None:
+            _write_native_wav(scratch / "sound.wav", sound, sound_start, frames)
+
+
+def _write_native_wav(path: Path, sound: Path, start: float | None, frames: int) -> None:
+    """Write the sound of `frames` video frames as 16-bit wav at its own rate."""
+    native = native_format(sound)
+    packed = AudioFormat(native.rate, native.layout, "s16")
+    remaining = round(frames * native.rate / FPS)
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1 if native.layout == "mono" else 2)
+        file.setsampwidth(2)
+        file.setframerate(native.rate)
+        for block in decode_native(sound, packed, start):
+            samples = block.reshape(-1, file.getnchannels())[:remaining]
+            file.writeframes(samples.astype("<i2", casting="equiv").tobytes())
+            remaining -= len(samples)
 
 
 @contextmanager
