@@ -13,7 +13,14 @@ from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
 from talker.backends import backend_module
-from talker.core.batch import Subject, failures, faults, read_speeches, read_subjects, write_outcome
+from talker.core.batch import (
+    SubjectRow,
+    failures,
+    read_speeches,
+    read_subjects,
+    schema_errors,
+    write_outcome,
+)
 from talker.core.presets import choose_preset, merge_options, update
 from talker.core.provenance import code_of
 from talker.errors import UserError
@@ -54,7 +61,7 @@ def name_of(file):
 def read_tables():
     """Return the subjects and the speeches of the tables, or only the video of `--config video`."""
     if config.get("video"):
-        return {name_of(config["video"]): Subject(config["video"])}, {}
+        return {name_of(config["video"]): SubjectRow(config["video"])}, {}
     options = CONFIG_SCHEMA["properties"]["options"]
     subjects = read_subjects(Path(config["subjects"]), read_schema("subjects"), options)
     if not config.get("speeches"):
@@ -247,7 +254,7 @@ def report_outcome(logs):
 
 
 CONFIG_SCHEMA = read_schema("config")
-if errors := faults(config, CONFIG_SCHEMA, "config"):
+if errors := schema_errors(config, CONFIG_SCHEMA, "config"):
     raise WorkflowError("\n".join(errors))
 try:
     SUBJECTS, SPEECHES = read_tables()

@@ -76,7 +76,7 @@ def _marks(hint: typing.Any) -> tuple[str, ...]:
 
 def _alone(stage: str, main: Callable[..., None]) -> Callable[..., None]:
     """Make `main` the only one to make its outputs, with a GPU of its own where it needs one."""
-    from talker.core.files import OUTPUT, making
+    from talker.core.files import OUTPUT, exclusive
     from talker.core.gpu import gpu_slot
     from talker.core.provenance import code_of
 
@@ -91,7 +91,7 @@ def _alone(stage: str, main: Callable[..., None]) -> Callable[..., None]:
         paths = {role: path for role, path in given.items() if isinstance(path, Path)}
         outputs = [path for role, path in paths.items() if OUTPUT in marks[role]]
         inputs = [path for role, path in paths.items() if not marks[role]]
-        with making(outputs, work.hexdigest()[:12], inputs) as needed:
+        with exclusive(outputs, work.hexdigest()[:12], inputs) as needed:
             if needed:
                 with gpu_slot() if stage in GPU_STAGES else nullcontext():
                     main(**given)

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Clip
 from talker.core.config import AtLeast1, NonNegative, validated
-from talker.core.files import Output, replacing
+from talker.core.files import Output, atomic_write
 from talker.errors import UserError
 from talker.media.audio import audio_tracks, decode_audio, decode_audio_blocks, write_wav
 
@@ -98,6 +98,6 @@ def main(
         split = about.train_frames * SAMPLES_PER_FRAME
         parts = (wav, samples), (train, samples[:split]), (novel, samples[split:])
         outputs = {path: part for path, part in parts if path}
-    with replacing(*outputs) as scratch:
+    with atomic_write(*outputs) as scratch:
         for path, part in zip(scratch, outputs.values(), strict=True):
             write_wav(path, part)

@@ -15,7 +15,7 @@ from scipy.ndimage import distance_transform_edt
 
 from talker.clip import Clip
 from talker.core.config import AtLeast1, NonNegative, validated
-from talker.core.files import Output, replacing
+from talker.core.files import Output, atomic_write
 from talker.core.progress import progress
 from talker.data.layout import MASKS
 from talker.data.masks import BACKGROUND, to_classes
@@ -111,5 +111,5 @@ def main(
     logger.info(
         "background: %.0f %% of the pixels were visible in some frame", 100 * visible.mean()
     )
-    with replacing(plate) as (scratch,):
+    with atomic_write(plate) as (scratch,):
         write_image(scratch, fill(pixels, visible), quality=98)

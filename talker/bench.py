@@ -30,7 +30,7 @@ from talker.avatar.renderer import MAX_WORKERS, Drive, render_frames
 from talker.avatar.training_set import Targets, TrainingSet, training_set
 from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
 from talker.core.config import AtLeast0, AtLeast1, validated
-from talker.core.files import replacing
+from talker.core.files import atomic_write
 from talker.core.parallel import one_thread, ordered_map
 from talker.dataset import Dataset
 from talker.encoders.base import Choice
@@ -401,7 +401,7 @@ def main(*, data: Path | None = None, json: Path | None = None, config: Config =
                 *(spoken["waits_ms"], spoken["hop_ms_median"], spoken["real_time_factor"]),
             )
     if json is not None:
-        with replacing(json) as (scratch,):
+        with atomic_write(json) as (scratch,):
             record = {
                 "device": name,
                 "image_size": config.image_size,

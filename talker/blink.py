@@ -12,7 +12,7 @@ from pydantic import Field
 from talker.backends import load_backend
 from talker.clip import FPS, Clip, load_per_frame
 from talker.core.config import Fraction, validated
-from talker.core.files import Output, replacing
+from talker.core.files import Output, atomic_write
 from talker.data.action_units import CLOSED, write_au45
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def main(*, clip: Path, landmarks: Path, au: Output, config: Config = Config()) 
     meshes = load_per_frame(landmarks, described.frames, "points")
     backend = load_backend("blink", config.backend)
     au45 = backend.measure(described, meshes["points"], meshes["valid"], config)
-    with replacing(au) as (scratch,):
+    with atomic_write(au) as (scratch,):
         write_au45(scratch, au45, meshes["valid"])
     closed = au45 > CLOSED / 2
     blinks = (closed[1:] > closed[:-1]).sum()

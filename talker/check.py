@@ -19,7 +19,7 @@ import numpy as np
 
 from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Clip, load_array, load_per_frame, runs
 from talker.core.config import validated
-from talker.core.files import Output, replacing
+from talker.core.files import Output, atomic_write
 from talker.data.masks import COLOURS, HEAD, to_classes
 from talker.dataset import (
     SOUND_TOLERANCE,
@@ -528,7 +528,7 @@ def main(*, data: Path, quality: Output, config: Config = Config()) -> None:
         "failures": verdict.failures,
         "warnings": verdict.warnings,
     }
-    with replacing(quality) as (scratch,):
+    with atomic_write(quality) as (scratch,):
         scratch.write_text(json.dumps(facts, indent=2) + "\n")
     for name in MEASURES:
         if facts.get(name) is not None:

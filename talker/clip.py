@@ -16,7 +16,7 @@ import numpy as np
 from numpy.lib.format import read_array
 
 from talker.core.config import from_mapping, validated
-from talker.core.files import replacing
+from talker.core.files import atomic_write
 from talker.errors import UserError
 
 FPS = 25
@@ -116,7 +116,7 @@ class Clip:
         return from_mapping(cls, values, str(path))
 
     def save(self, path: Path) -> None:
-        with replacing(path) as (scratch,):
+        with atomic_write(path) as (scratch,):
             scratch.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
 
@@ -125,7 +125,7 @@ def save_per_frame(path: Path, valid: np.ndarray, **arrays: np.ndarray) -> None:
     for name, array in arrays.items():
         if len(array) != len(valid):
             raise ValueError(f"{name}: {len(array)} rows, but valid has {len(valid)}")
-    with replacing(path) as (scratch,):
+    with atomic_write(path) as (scratch,):
         np.savez_compressed(scratch, valid=valid.astype(bool), **arrays)
 
 

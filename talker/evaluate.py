@@ -23,7 +23,7 @@ from talker.avatar.model import Avatar
 from talker.avatar.renderer import Drive, avatar_dataset, load_avatar, render_frames
 from talker.clip import SAMPLE_RATE, SAMPLES_PER_FRAME
 from talker.core.config import AtLeast0, AtLeast1, validated
-from talker.core.files import Output, replacing
+from talker.core.files import Output, atomic_write
 from talker.core.progress import progress
 from talker.dataset import Dataset, over
 from talker.encoders.features import SLOTS_PER_FRAME
@@ -520,7 +520,7 @@ def main(
     for who, row in results["judges"].items():
         for name, value in row.items():
             logger.info("%s, %s: %.4f", name, who, value)
-    with replacing(metrics) as (scratch,):
+    with atomic_write(metrics) as (scratch,):
         scratch.write_text(json.dumps(_plain(results), indent=1) + "\n")
 
 

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from talker.clip import FPS, Clip, Crop, Source
 from talker.core.config import AtLeast1, validated
-from talker.core.files import Output, replacing
+from talker.core.files import Output, atomic_write
 from talker.core.parallel import ordered_map
 from talker.core.progress import progress
 from talker.errors import UserError
@@ -177,7 +177,7 @@ def main(*, video: Path, clip: Output, images: Output, config: Config = Config()
         boxes = detect_speaker(video, source, config.look_every)
         crop = choose_crop(boxes, source.width, source.height)
     planned = plan_clip(source, crop, config.size)
-    with replacing(images, clip) as (folder, file):
+    with atomic_write(images, clip) as (folder, file):
         write_frames(video, planned, folder, config.quality)
         planned.save(file)
 

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from talker.clip import Clip
 from talker.core.config import NonNegative, validated
-from talker.core.files import Output, replacing
+from talker.core.files import Output, atomic_write
 from talker.core.parallel import ordered_map
 from talker.core.progress import progress
 from talker.data.layout import COMPOSITES, MASKS, TORSOS
@@ -133,7 +133,7 @@ def main(
             f"{plate}: expected {described.width}x{described.height} pixels as in clip.json, found "
             f"{background.shape[1]}x{background.shape[0]}; run `talker background` again"
         )
-    with replacing(truth, torso) as (truth_folder, torso_folder):
+    with atomic_write(truth, torso) as (truth_folder, torso_folder):
         truth_folder.mkdir()
         torso_folder.mkdir()
 

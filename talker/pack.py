@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from talker.core.config import validated
-from talker.core.files import Output, replacing
+from talker.core.files import Output, atomic_write
 from talker.core.progress import progress
 from talker.dataset import PUBLISHED_SPEECH, Dataset, speech_file
 from talker.encoders.registry import ENCODERS
@@ -64,7 +64,7 @@ def main(*, data: Path, pack: Output, config: Config = Config()) -> None:
         frames = Dataset.load(data, 64, encoder).frames  # a broken folder is refused here
     speech = [f"aud_{encoder}.{suffix}" for encoder in ENCODERS for suffix in ("npy", "npz")]
     kept = [data / name for name in (*KEPT, PUBLISHED_SPEECH, *speech) if (data / name).exists()]
-    with replacing(pack) as (scratch,), zipfile.ZipFile(scratch, "w") as archive:
+    with atomic_write(pack) as (scratch,), zipfile.ZipFile(scratch, "w") as archive:
         for path in kept:
             archive.write(path, path.name, zipfile.ZIP_DEFLATED)
         for i in range(frames):

@@ -12,7 +12,7 @@ from pydantic import Field
 from talker.backends import load_backend
 from talker.clip import Clip, load_per_frame
 from talker.core.config import AtLeast1, validated
-from talker.core.files import Output, replacing
+from talker.core.files import Output, atomic_write
 from talker.core.parallel import ordered_map
 from talker.core.progress import progress
 from talker.data.layout import MASKS
@@ -49,7 +49,7 @@ def main(
     described = Clip.load(clip)
     points = load_per_frame(landmarks, described.frames, "points")["points"]
     parse = load_backend("parsing", config.backend).parse
-    with replacing(masks) as (scratch,):
+    with atomic_write(masks) as (scratch,):
         scratch.mkdir()
 
         def write(numbered: tuple[int, np.ndarray]) -> None:

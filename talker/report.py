@@ -22,7 +22,7 @@ from talker.avatar.model import Avatar
 from talker.avatar.renderer import Drive, avatar_dataset, load_avatar, render_frames
 from talker.clip import FPS, Clip
 from talker.core.config import validated
-from talker.core.files import Output, replacing
+from talker.core.files import Output, atomic_write
 from talker.dataset import Dataset
 from talker.errors import UserError
 from talker.head.camera import project
@@ -391,7 +391,7 @@ def main(
         "quality": _section("quality", lambda: json_facts(data / "quality.json")),
         "timings": _section("timings", lambda: timings(_given(benchmarks, "benchmarks"))),
     }
-    with replacing(html) as (scratch,):
+    with atomic_write(html) as (scratch,):
         scratch.write_text(
             page(subject=data.resolve().name, dataset=dataset, versions=versions(), **sections)
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from talker.clip import Clip
 from talker.core.config import validated
-from talker.core.files import Output, replacing
+from talker.core.files import Output, atomic_write
 from talker.encoders.base import Choice, Encoder, Name
 from talker.encoders.features import (
     avatar_features,
@@ -75,7 +75,7 @@ def main(
         encoder = load_encoder(learned.choice, wav)
         if encoder.sha256 != learned.sha256:
             raise UserError(f"{statistics}: was made with other weights of {learned.encoder}")
-        with replacing(features) as (file,):
+        with atomic_write(features) as (file,):
             save_windows(file, apply(encoder, sound, learned, config), frames)
         return
     about = Clip.load(clip)
@@ -97,6 +97,6 @@ def main(
         config.look_ahead,
         config.pause,
     )
-    with replacing(features, statistics) as (file, archive):
+    with atomic_write(features, statistics) as (file, archive):
         save_windows(file, windows([slots], learned.look_ahead), frames)
         learned.save(archive)

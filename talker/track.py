@@ -18,7 +18,7 @@ from pydantic import Field
 from talker.backends import load_backend
 from talker.clip import Clip, load_per_frame
 from talker.core.config import AtLeast0, AtLeast1, NonNegative, Positive, validated
-from talker.core.files import Output, replacing
+from talker.core.files import Output, atomic_write
 from talker.core.pca import pca
 from talker.core.progress import progress
 from talker.errors import UserError
@@ -463,7 +463,7 @@ def main(
     kept = np.flatnonzero(tracked.valid)
     halves = kept[kept < split].tolist(), kept[kept >= split].tolist()
     transforms = [transforms_file(euler, trans, tracked.focal, size, ids) for ids in halves]
-    with replacing(params, train, val, report) as scratch:
+    with atomic_write(params, train, val, report) as scratch:
         save_params(scratch[0], tracked, config.model)
         for path, content in zip(scratch[1:], (*transforms, facts), strict=True):
             path.write_text(json.dumps(content, indent=2) + "\n")

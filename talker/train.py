@@ -41,7 +41,7 @@ from talker.avatar.speech_prior import fit_speech_encoder
 from talker.avatar.spherical_harmonics import MAX_DEGREE
 from talker.avatar.training_set import Prefetch, Targets, TrainingSet, training_set
 from talker.core.config import AtLeast0, AtLeast1, Fraction, NonNegative, validated
-from talker.core.files import Changed, Output, replacing
+from talker.core.files import Changed, Output, atomic_write
 from talker.core.parallel import one_thread
 from talker.core.progress import progress
 from talker.core.provenance import code_of
@@ -470,7 +470,7 @@ def fingerprint(config: Config, data: Dataset) -> str:
 
 
 def _save_checkpoint(path: Path, training: Training, owner: str) -> None:
-    with replacing(path) as (scratch,):
+    with atomic_write(path) as (scratch,):
         torch.save({"owner": owner, **training.state()}, scratch)
 
 
@@ -553,7 +553,7 @@ def main(data: Path, avatar: Output, checkpoints: Changed, config: Config = Conf
     subset = training_set(dataset, device)
     checkpoint = checkpoints / "latest.pt"
     training = train(dataset, subset, config, checkpoint)
-    with replacing(avatar) as (folder,):
+    with atomic_write(avatar) as (folder,):
         training.avatar.save(folder)
         learned = statistics_file(dataset.folder, config.encoder)
         if learned.exists():

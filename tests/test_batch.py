@@ -6,7 +6,14 @@ from typing import Any
 import pytest
 import yaml
 
-from talker.core.batch import Speech, Subject, failures, read_speeches, read_subjects, write_outcome
+from talker.core.batch import (
+    SpeechRow,
+    SubjectRow,
+    failures,
+    read_speeches,
+    read_subjects,
+    write_outcome,
+)
 from talker.errors import UserError
 
 SCHEMAS = Path(__file__).parent.parent / "workflow" / "schemas"
@@ -22,7 +29,7 @@ def table(folder: Path, *rows: str) -> Path:
     return path
 
 
-def subjects(path: Path) -> dict[str, Subject]:
+def subjects(path: Path) -> dict[str, SubjectRow]:
     return read_subjects(path, schema("subjects"), schema("config")["properties"]["options"])
 
 
@@ -34,10 +41,10 @@ def test_a_row_may_have_options_of_its_own(tmp_path: Path) -> None:
         "you | you.mp4 |  |  | ",
     )
     assert subjects(path) == {
-        "me": Subject(
+        "me": SubjectRow(
             "me.mp4", {"frames": {"crop": [420, 0, 720]}, "train": {"weights": {"l1": 0.5}}}
         ),
-        "you": Subject("you.mp4"),
+        "you": SubjectRow("you.mp4"),
     }
 
 
@@ -73,8 +80,8 @@ def test_every_faulty_row_is_listed_at_once(tmp_path: Path) -> None:
 def test_speeches_are_for_all_or_some(tmp_path: Path) -> None:
     path = table(tmp_path, "speech | file | subjects", "hi | hi.wav | ", "bye | bye.wav | me, you")
     assert read_speeches(path, schema("speeches"), ["me", "you"]) == {
-        "hi": Speech("hi.wav"),
-        "bye": Speech("bye.wav", frozenset({"me", "you"})),
+        "hi": SpeechRow("hi.wav"),
+        "bye": SpeechRow("bye.wav", frozenset({"me", "you"})),
     }
     path = table(tmp_path, "speech | file | subjects", "hi | hi.wav | she", " |  | me")
     with pytest.raises(UserError, match="line 2: subjects: there is no subject 'she'") as refused:
@@ -89,7 +96,7 @@ def test_a_faulty_file_is_one_message(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"line 2: train\.weights\.l1: another column sets all of"):
         subjects(path)
     path.write_bytes("\ufeffsubject\tvideo\nmé\ta.mp4\n".encode())  # as Excel does
-    assert subjects(path) == {"mé": Subject("a.mp4")}
+    assert subjects(path) == {"mé": SubjectRow("a.mp4")}
     path.write_bytes("subject\tvideo\nmé\ta.mp4\n".encode("latin-1"))
     with pytest.raises(UserError, match="expected UTF-8 text"):
         subjects(path)

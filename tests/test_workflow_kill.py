@@ -17,7 +17,7 @@ from fake_workflow import Workflow
 TALKER = f"""#!{sys.executable}
 import hashlib, os, sys, time
 from pathlib import Path
-from talker.core.files import making, replacing
+from talker.core.files import exclusive, atomic_write
 OUTPUTS = {{
     "synthesize": "video truth", "frames": "clip images", "audio": "wav train novel",
     "speech": "features statistics", "landmarks": "landmarks", "parsing": "masks", "blink": "au",
@@ -32,9 +32,9 @@ digest = hashlib.sha256()
 for path in given.values():
     if path not in targets and path.is_file():
         digest.update(path.read_bytes())
-with making(targets, stage) as needed:
+with exclusive(targets, stage) as needed:
     if needed:
-        with replacing(*targets) as scratch:
+        with atomic_write(*targets) as scratch:
             for path, target in zip(scratch, targets):
                 files = [path]
                 if not target.suffix:

@@ -277,7 +277,7 @@ class Avatar(nn.Module):
     def save(self, folder: Path) -> None:
         """Write `config.json`, `weights.safetensors` and `point_cloud.ply` into `folder`.
 
-        One after the other: `talker.core.files.replacing` makes the folder appear as a whole.
+        One after the other: `talker.core.files.atomic_write` makes the folder appear as a whole.
         """
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: value.contiguous().cpu() for name, value in self.state_dict().items()}

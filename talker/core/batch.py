@@ -14,27 +14,27 @@ from typing import Any
 import yaml
 from jsonschema import Draft202012Validator
 
-from talker.core.files import replacing
+from talker.core.files import atomic_write
 from talker.errors import UserError
 
 Schema = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Subject:
+class SubjectRow:
     video: str
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
     """{stage: options} that differ from those of the configuration"""
 
 
 @dataclass(frozen=True)
-class Speech:
+class SpeechRow:
     file: str
     subjects: frozenset[str] | None = None
     """who says it; None is everybody"""
 
 
-def faults(data: Any, schema: Schema, where: str) -> list[str]:
+def schema_errors(data: Any, schema: Schema, where: str) -> list[str]:
     """Return a line for everything in `data` that does not fit the schema."""
     found = []
     for error in Draft202012Validator(schema).iter_errors(data):
@@ -43,7 +43,7 @@ def faults(data: Any, schema: Schema, where: str) -> list[str]:
     return found
 
 
-def read_subjects(table: Path, schema: Schema, options: Schema) -> dict[str, Subject]:
+def read_subjects(table: Path, schema: Schema, options: Schema) -> dict[str, SubjectRow]:
     """Read the table of subjects.
 
     Its columns are `subject`, `video`, and options of stages by their dotted names, such as
@@ -57,36 +57,36 @@ def read_subjects(table: Path, schema: Schema, options: Schema) -> dict[str, Sub
     Raises:
         UserError: a line for every fault of the table.
     """
-    subjects: dict[str, Subject] = {}
+    subjects: dict[str, SubjectRow] = {}
     complaints = []
     for where, row in _rows(table):
         overrides = {column: row.pop(column) for column in list(row) if "." in column}
-        found = faults(row, schema, where)
+        found = schema_errors(row, schema, where)
         if row.get("subject") in subjects:
             found.append(f"{where}: subject '{row['subject']}' has a row already")
         chosen: dict[str, Any] = {}
         for column, cell in overrides.items():
             if cell and cell.strip():
                 found += _put(chosen, column.split("."), cell, f"{where}: {column}")
-        found += faults(chosen, options, where)
+        found += schema_errors(chosen, options, where)
         complaints += found
         if not found:
-            subjects[row["subject"]] = Subject(row["video"], chosen)
+            subjects[row["subject"]] = SubjectRow(row["video"], chosen)
     _refuse(complaints)
     return subjects
 
 
-def read_speeches(table: Path, schema: Schema, subjects: Iterable[str]) -> dict[str, Speech]:
+def read_speeches(table: Path, schema: Schema, subjects: Iterable[str]) -> dict[str, SpeechRow]:
     """Read the table of speeches: `speech`, `file`, and `subjects` (separated by commas, or empty).
 
     Raises:
         UserError: a line for every fault of the table, such as a subject that is not there.
     """
-    speeches: dict[str, Speech] = {}
+    speeches: dict[str, SpeechRow] = {}
     known = set(subjects)
     complaints = []
     for where, row in _rows(table):
-        found = faults(row, schema, where)
+        found = schema_errors(row, schema, where)
         if row.get("speech") in speeches:
             found.append(f"{where}: speech '{row['speech']}' has a row already")
         who = {name.strip() for name in (row.get("subjects") or "").split(",") if name.strip()}
@@ -95,7 +95,7 @@ def read_speeches(table: Path, schema: Schema, subjects: Iterable[str]) -> dict[
         ]
         complaints += found
         if not found:
-            speeches[row["speech"]] = Speech(row["file"], frozenset(who) or None)
+            speeches[row["speech"]] = SpeechRow(row["file"], frozenset(who) or None)
     _refuse(complaints)
     return speeches
 
@@ -203,7 +203,7 @@ def write_outcome(
         else:
             done += 1
             rows.append((subject, "done", "", "", ""))
-    with replacing(table) as (scratch,), open(scratch, "w", newline="") as file:
+    with atomic_write(table) as (scratch,), open(scratch, "w", newline="") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
         writer.writerow(("subject", "state", "rule", "reason", "log"))
         writer.writerows(rows)

@@ -31,7 +31,7 @@ _held: set[Path] = set()
 
 
 @contextmanager
-def locked(target: Path) -> Iterator[tuple[TextIO, bool]]:
+def file_lock(target: Path) -> Iterator[tuple[TextIO, bool]]:
     """Hold the lock of `target`, a sibling file; waits while another process holds it.
 
     Yields:
@@ -50,7 +50,7 @@ def locked(target: Path) -> Iterator[tuple[TextIO, bool]]:
 
 
 @contextmanager
-def making(outputs: Sequence[Path], work: str, inputs: Sequence[Path] = ()) -> Iterator[bool]:
+def exclusive(outputs: Sequence[Path], work: str, inputs: Sequence[Path] = ()) -> Iterator[bool]:
     """Hold the lock of the first output while a process makes them all.
 
     After a kill of Snakemake its jobs live on, and the next run starts the same ones again: those
@@ -74,7 +74,7 @@ def making(outputs: Sequence[Path], work: str, inputs: Sequence[Path] = ()) -> I
         yield True
         return
     first = outputs[0].resolve()
-    with locked(first) as (journal, waited):
+    with file_lock(first) as (journal, waited):
         journal.seek(0)
         *_, started, ended = ["", "", *journal.read().splitlines()]
         for path in () if ended else outputs:
@@ -119,7 +119,7 @@ def _note(journal: TextIO, event: str, work: str) -> None:
 
 
 @contextmanager
-def replacing(*targets: Path) -> Iterator[tuple[Path, ...]]:
+def atomic_write(*targets: Path) -> Iterator[tuple[Path, ...]]:
     """Yield one scratch path for each target; rename them all when the block ends well.
 
     A scratch path lies in a fresh folder beside its target and has the target's name, so suffixes
@@ -131,7 +131,7 @@ def replacing(*targets: Path) -> Iterator[tuple[Path, ...]]:
         with _scratch(targets) as paths:
             yield paths
     else:
-        with locked(first), _scratch(targets) as paths:
+        with file_lock(first), _scratch(targets) as paths:
             yield paths
 
 

@@ -31,7 +31,7 @@ from av.video.reformatter import (
 )
 
 from talker.clip import FPS
-from talker.core.files import replacing
+from talker.core.files import atomic_write
 from talker.errors import UserError
 from talker.media.audio import AudioFormat, decode_native, native_format
 from talker.media.images import write_image
@@ -236,7 +236,7 @@ def video_writer(
         raise UserError(
             f"{path}: expected one of the suffixes {', '.join(FORMATS)}, found {path.suffix!r}"
         )
-    with replacing(path) as (scratch,):
+    with atomic_write(path) as (scratch,):
         options = {"movflags": "+faststart"} if encoding.container == "mp4" else {}
         with av.open(str(scratch), "w", format=encoding.container, options=options) as container:
             encoder = _Encoder(container, encoding, crf, sound, sound_start)
@@ -260,7 +260,7 @@ def _image_folder(
     folder: Path, sound: Path | None, sound_start: float | None
 ) -> Iterator[Callable[[np.ndarray], None]]:
     numbers = count()
-    with replacing(folder) as (scratch,):
+    with atomic_write(folder) as (scratch,):
         scratch.mkdir()
 
         def write(frame: np.ndarray, /) -> None:

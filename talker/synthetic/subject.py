@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from talker.core.files import replacing
+from talker.core.files import atomic_write
 from talker.core.parallel import ordered_map
 from talker.errors import UserError
 from talker.head.landmarks68 import landmarks68
@@ -62,7 +62,7 @@ class GroundTruth:
 
     def save(self, path: Path) -> None:
         """Write the ground truth as a compressed .npz file."""
-        with replacing(path) as (scratch,):
+        with atomic_write(path) as (scratch,):
             np.savez_compressed(scratch, **{f.name: getattr(self, f.name) for f in fields(self)})
 
     @classmethod
