@@ -132,6 +132,7 @@ def made_up_subject(size: int, device: torch.device) -> Dataset:
         folder=Path("made-up"),
         height=size,
         width=size,
+        original_size=(size, size),
         valid=np.ones(FRAMES, bool),
         viewmats=viewmats,
         K=K,

@@ -13,7 +13,7 @@ from talker.backends import load_backend
 from talker.clip import FPS, Clip, load_per_frame
 from talker.core.config import Fraction, validated
 from talker.core.files import Output, atomic_write
-from talker.data.action_units import CLOSED, write_au45
+from talker.data.formats import AU45_CLOSED, write_au45
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +50,6 @@ def main(*, clip: Path, landmarks: Path, au: Output, config: Config = Config()) 
     au45 = backend.measure(described, meshes["points"], meshes["valid"], config)
     with atomic_write(au) as (scratch,):
         write_au45(scratch, au45, meshes["valid"])
-    closed = au45 > CLOSED / 2
+    closed = au45 > AU45_CLOSED / 2
     blinks = (closed[1:] > closed[:-1]).sum()
     logger.info("found %d blinks in %.1f s", blinks, len(closed) / FPS)

@@ -17,25 +17,28 @@ from typing import Any
 
 import numpy as np
 
-from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Clip, load_array, load_per_frame, runs
+from talker.clip import (
+    FPS,
+    SAMPLE_RATE,
+    SAMPLES_PER_FRAME,
+    Clip,
+    load_array,
+    load_json,
+    load_per_frame,
+    runs,
+    train_length,
+)
 from talker.core.config import validated
 from talker.core.files import Output, atomic_write
-from talker.data.masks import COLOURS, HEAD, to_classes
-from talker.dataset import (
-    SOUND_TOLERANCE,
-    load_au45,
-    load_json,
-    load_lms,
-    load_params,
-    load_sound,
-    speech_file,
-)
+from talker.data.formats import AU45_SATURATION, read_au45, read_track_params, read_transforms
+from talker.data.masks import COLORS, HEAD, to_classes
+from talker.dataset import SOUND_TOLERANCE, load_sound, speech_file
 from talker.encoders.base import Choice
 from talker.encoders.features import describe_clip, windows
 from talker.encoders.registry import ENCODERS, load_encoder
 from talker.errors import UserError
 from talker.head.camera import transform_matrices
-from talker.head.landmarks68 import mouth_opening
+from talker.head.landmarks68 import mouth_opening, read_lms
 from talker.measure.gate import (
     FACE,
     Limits,
@@ -71,7 +74,6 @@ MEASURES = (
     "background_change_percent",
 )
 """Facts that the log shows."""
-BLINK = 2.0  # AU45 above which the avatar takes an eye for closed
 
 
 @validated
@@ -103,7 +105,7 @@ class Folder:
 
     @property
     def train_frames(self) -> int:
-        return self.frames * 10 // 11
+        return train_length(self.frames)
 
     @property
     def ids(self) -> range:
@@ -197,7 +199,7 @@ def _header_fault(path: Path, expected: tuple[int, int, int]) -> str | None:
 
 def colour_faults(folder: Folder) -> Iterator[str]:
     """A sample of masks holds the four exact colours and no other, and a head."""
-    known = _code(COLOURS).tolist()
+    known = _code(COLORS).tolist()
     sample = np.unique(np.linspace(0, folder.frames - 1, folder.config.sample).astype(int))
     for i in sample:
         path = folder.path / "parsing" / f"{i}.png"
@@ -222,7 +224,7 @@ def landmark_faults(folder: Folder) -> Iterator[str]:
 
     def look(i: int) -> str | None:
         try:
-            points = load_lms(folder.path / "ori_imgs" / f"{i}.lms")
+            points = read_lms(folder.path / "ori_imgs" / f"{i}.lms")
         except UserError as error:
             return str(error).partition(": ")[2]
         return None if np.isfinite(points).all() else "landmarks that are no numbers"
@@ -298,7 +300,7 @@ def speech_faults(folder: Folder) -> Iterator[str]:
 def blink_faults(folder: Folder) -> Iterator[str]:
     """au.csv has a finite AU45 for each frame."""
     path = folder.path / "au.csv"
-    au45 = load_au45(path)
+    au45 = read_au45(path)
     if len(au45) != folder.frames:
         yield f"{path}: {len(au45)} rows, expected one for each of {folder.frames} frames"
     elif not np.isfinite(au45).all():
@@ -308,35 +310,19 @@ def blink_faults(folder: Folder) -> Iterator[str]:
 def pose_faults(folder: Folder) -> Iterator[str]:
     """track_params.pt has a row for each frame, the transforms files say the same poses."""
     path = folder.path / "track_params.pt"
-    params = load_params(path)
-    shapes = {"euler": (folder.frames, 3), "trans": (folder.frames, 3), "focal": (1,)}
-    sound = True
-    for name, shape in shapes.items():
-        found = tuple(params[name].shape) if name in params else None
-        if found != shape:
-            sound = False
-            yield f"{path}: {name} {list(found) if found else 'missing'}, expected {list(shape)}"
-        elif not params[name].isfinite().all():
-            sound = False
-            yield f"{path}: {name} holds values that are no numbers"
-    for name in ("exp", "vertices"):
-        if name not in params or not params[name][:1].isfinite().all():
-            yield f"{path}: {name} is missing or holds values that are no numbers"
-    if "valid" in params and len(params["valid"]) != folder.frames:
-        sound = False
-        yield f"{path}: valid has {len(params['valid'])} rows, expected {folder.frames}"
-    if not sound:
+    params = read_track_params(path)
+    if len(params.euler) != folder.frames:
+        yield f"{path}: euler has {len(params.euler)} rows, expected {folder.frames}"
         return
-    matrices = transform_matrices(
-        params["euler"].double().numpy(), params["trans"].double().numpy()
-    )
-    valid = params["valid"].numpy() if "valid" in params else np.ones(folder.frames, bool)
+    if params.vertices is None:
+        yield f"{path}: vertices is missing"
+    matrices = transform_matrices(params.euler.astype(float), params.trans.astype(float))
     split = folder.train_frames
     for name, ids in (("train", range(split)), ("val", range(split, folder.frames))):
-        tracked = {i for i in ids if valid[i]}
+        tracked = {i for i in ids if params.valid[i]}
         file = folder.path / f"transforms_{name}.json"
         try:
-            yield from transforms_faults(folder, file, tracked, matrices, float(params["focal"]))
+            yield from transforms_faults(folder, file, tracked, matrices, params.focal)
         except UserError as error:
             yield str(error)
 
@@ -345,24 +331,15 @@ def transforms_faults(
     folder: Folder, path: Path, expected: set[int], matrices: np.ndarray, focal: float
 ) -> Iterator[str]:
     """A transforms file lists the `expected` frames once each, with the tracked poses [T, 4, 4]."""
-    content = load_json(path)
-    try:
-        camera = [float(content[key]) for key in ("focal_len", "cx", "cy")]
-        ids = [frame["img_id"] for frame in content["frames"]]
-        sounds = [frame["aud_id"] for frame in content["frames"]]
-        poses = np.array([frame["transform_matrix"] for frame in content["frames"]], float)
-        poses = poses.reshape(-1, 4, 4)
-        if not all(type(i) is int for i in ids):
-            raise TypeError("an img_id is no whole number")
-    except (KeyError, TypeError, ValueError) as error:
-        yield f"{path}: is no transforms file ({error!r}); run `talker track` again"
-        return
+    content = read_transforms(path, folder.frames)
+    camera = (content.focal, *content.center)
+    ids, poses = content.ids.tolist(), content.matrices
     if not np.allclose(camera, (focal, folder.width / 2, folder.height / 2), rtol=1e-4):
         yield (
             f"{path}: focal_len, cx, cy are {camera}, expected the {focal:.2f} of track_params.pt "
             "and the middle of the image"
         )
-    if ids != sounds:
+    if ids != content.audio_ids.tolist():
         yield f"{path}: img_id and aud_id differ"
     if foreign := set(ids) - expected:
         yield f"{path}: holds {folder.some(foreign)}, which do not belong there or are not valid"
@@ -418,13 +395,12 @@ def check(path: Path, config: Config) -> dict[str, Any]:
 
 def quality(folder: Folder) -> dict[str, Any]:
     """Facts about a folder without faults; None: not to be known from these files."""
-    params = load_params(folder.path / "track_params.pt")
-    valid = params["valid"].numpy() if "valid" in params else np.ones(folder.frames, bool)
-    au45 = load_au45(folder.path / "au.csv")
-    landmarks = np.stack([load_lms(folder.path / "ori_imgs" / f"{i}.lms") for i in folder.ids])
+    valid = read_track_params(folder.path / "track_params.pt").valid
+    au45 = read_au45(folder.path / "au.csv")
+    landmarks = np.stack([read_lms(folder.path / "ori_imgs" / f"{i}.lms") for i in folder.ids])
     starts, ends = runs(valid)
     longest = int((ends - starts).max(initial=0))
-    closing = au45 > BLINK
+    closing = au45 > AU45_SATURATION
     tracking = tracking_facts(folder)
     other_shots = tracking["rejected"].get("another shot", 0)
     return {

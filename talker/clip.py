@@ -1,28 +1,63 @@
 """The per-frame contract: index i means frame i at 25 fps, in every file of a dataset folder.
 
-`clip.json` holds the clip's length, size, crop and split; every per-frame array is [T, ...] and
-comes with `valid` [T]. Frames are marked invalid, never dropped.
+`clip.json` holds the clip's length, size, crop and split. Every per-frame array is [T, ...] and is
+stored together with `valid` [T]: frames are marked invalid, never dropped. The readers of JSON,
+.npy and .npz below allocate no more than the file itself justifies, so that a damaged or hostile
+file ends in a message and not in a full memory.
 """
 
 import dataclasses
 import io
 import json
+import math
+import stat
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Literal
+from typing import IO, Annotated, Any, Literal
 
 import numpy as np
-from numpy.lib.format import read_array
+from numpy.lib import format as npy
+from pydantic import Field
 
-from talker.core.config import from_mapping, validated
+from talker.core.config import AtLeast0, NonNegative, Positive, from_mapping, validated
 from talker.core.files import atomic_write
 from talker.errors import UserError
 
 FPS = 25
+"""Frames per second of every clip."""
 SAMPLE_RATE = 16_000
+"""Audio samples per second of every clip."""
 SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
+"""Audio samples per frame: 640."""
+SLOT_RATE = 50
+"""Slots per second: speech features are vectors of 20 ms of sound."""
+SLOT = SAMPLE_RATE // SLOT_RATE
+"""Audio samples per slot: 320."""
+SLOTS_PER_FRAME = SLOT_RATE // FPS
+"""Slots per frame; slot k is centered on 10 + 20 k ms."""
+WINDOW = 16
+"""Slots of the speech window that belongs to a frame: 320 ms around it."""
 VERSION = 1
+"""Version of the format of clip.json."""
+TEXT_BYTES = 2**28
+"""Largest text file that is read, in bytes: an hour of poses as JSON takes a quarter of it."""
+INFLATED_BYTES = 2**26
+"""Size in bytes up to which an array in an .npz may be compressed by any factor."""
+INFLATION = 20
+"""Largest compression factor of a larger array; measured values compress by less than 3."""
+
+
+BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, KeyError)
+"""What zipfile raises for archives that are damaged, encrypted or of an unknown method."""
+
+
+Frames = Annotated[int, Field(ge=1, le=500_000)]
+"""Number of frames; at most 5.5 hours, so that a damaged clip.json cannot ask for all memory."""
+Pixels = Annotated[int, Field(ge=1, le=32_768)]
+"""Width or height of an image."""
+Seconds = Annotated[float, Field(ge=-100_000, le=100_000)]
+"""A start time; the clock of a transport stream counts up to 95,444 s."""
 
 
 @validated
@@ -45,19 +80,19 @@ class Source:
     the file; time zero of the clip is `video_start`, for its pictures and its sound.
     """
 
-    name: str
-    width: int
-    height: int
-    fps: float
+    name: Annotated[str, Field(pattern=r"^[^/\\\x00]*$")]
+    width: Pixels
+    height: Pixels
+    fps: Positive
     variable_rate: bool
     rotation: int
-    duration: float
-    video_start: float
-    audio_start: float | None
+    duration: NonNegative
+    video_start: Seconds
+    audio_start: Seconds | None
     codec: str
     mirrored: bool = False
     """Whether the picture was mirrored left to right after its rotation."""
-    pixel_aspect: float = 1.0
+    pixel_aspect: Positive = 1.0
     """Width of a stored pixel divided by its height."""
     interlaced: bool = False
     """Whether fields were found at the start, and frames deinterlaced."""
@@ -65,63 +100,123 @@ class Source:
     """Times used: presentation times, decoding times where those do not rise, or frame numbers."""
     color: Color | None = None
     """Color description of the first frame; None in files of older versions."""
-    audio_tracks: int = 1
+    audio_tracks: AtLeast0 = 1
     """Number of audio tracks of the file."""
 
 
 @validated
 class Crop:
-    """The square that was cut out of the (upright) source frame, in source pixels."""
+    """The square that was cut out of the upright source frame, in source pixels."""
 
     x: int
     y: int
-    size: int
+    size: Pixels
 
 
 @validated
 class Clip:
     """A clip of `frames` images of `height` x `width` pixels at 25 fps."""
 
-    frames: int
-    height: int
-    width: int
+    frames: Frames
+    height: Pixels
+    width: Pixels
     source: Source
     crop: Crop | None = None
-    fps: int = FPS
+    fps: Annotated[int, Field(ge=FPS, le=FPS)] = FPS
     version: int = VERSION
 
     @property
     def train_frames(self) -> int:
-        """Frames [0, train_frames) are for training, the rest is held out (AD-NeRF)."""
-        return self.frames * 10 // 11
+        """Number of training frames: frames [0, train_frames) train, the rest are held out."""
+        return train_length(self.frames)
 
     @property
     def samples(self) -> int:
-        """Audio samples that belong to the clip: 640 a frame."""
+        """Number of audio samples of the clip: 640 per frame."""
         return self.frames * SAMPLES_PER_FRAME
 
     @classmethod
     def load(cls, path: Path) -> "Clip":
-        """Read a `clip.json`; UserError if it is missing, damaged or of another version."""
-        try:
-            values = json.loads(path.read_text())
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-        except ValueError as error:
-            raise UserError(f"{path}: is not JSON: {error}") from error
-        if not isinstance(values, dict) or values.get("version") != VERSION:
+        """Read a `clip.json`.
+
+        Raises:
+            UserError: the file is missing, damaged or of another version.
+        """
+        values = load_json(path)
+        if values.get("version") != VERSION:
             raise UserError(
-                f"{path}: expected version {VERSION} of the clip format; run `talker frames` again"
+                f"{path}: expected version {VERSION} of the clip format, found "
+                f"{values.get('version')!r}; run `talker frames` again"
             )
         return from_mapping(cls, values, str(path))
 
     def save(self, path: Path) -> None:
+        """Write a `clip.json`."""
         with atomic_write(path) as (scratch,):
             scratch.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
 
+def train_length(frames: int) -> int:
+    """Return how many of a clip's frames train: the first 10/11, as in AD-NeRF."""
+    return frames * 10 // 11
+
+
+def check_regular(path: Path | zipfile.Path) -> None:
+    """Refuse a path that is missing or is a folder, pipe or device, which might never end.
+
+    Raises:
+        UserError: it is no regular file.
+    """
+    if not isinstance(path, Path):
+        if not path.is_file():
+            raise UserError(f"{path}: missing from the pack")
+        return
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+        raise UserError(f"{path}: cannot be read (expected a regular file, found {kind})")
+
+
+def load_text(path: Path | zipfile.Path) -> str:
+    """Read a UTF-8 text file, with or without a byte order mark.
+
+    Raises:
+        UserError: the file is missing, unreadable, not UTF-8, or larger than `TEXT_BYTES`.
+    """
+    check_regular(path)
+    try:
+        with path.open("rb") as file:
+            content = file.read(TEXT_BYTES + 1)
+        if len(content) > TEXT_BYTES:
+            raise UserError(f"{path}: is larger than {TEXT_BYTES >> 20} MiB")
+        return content.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError, *BROKEN_ZIP) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read ({reason})") from error
+
+
+def load_json(path: Path | zipfile.Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        UserError: the file is missing, is not JSON, is nested too deeply or holds no object.
+    """
+    try:
+        values = json.loads(load_text(path))
+    except RecursionError as error:
+        raise UserError(f"{path}: cannot be read as JSON (nested too deeply)") from error
+    except ValueError as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(values).__name__}")
+    return values
+
+
 def save_per_frame(path: Path, valid: np.ndarray, **arrays: np.ndarray) -> None:
-    """Write an .npz of arrays [T, ...] beside `valid` bool [T]."""
+    """Write an .npz of arrays [T, ...] and of `valid` bool [T]."""
     for name, array in arrays.items():
         if len(array) != len(valid):
             raise ValueError(f"{name}: {len(array)} rows, but valid has {len(valid)}")
@@ -130,31 +225,79 @@ def save_per_frame(path: Path, valid: np.ndarray, **arrays: np.ndarray) -> None:
 
 
 def load_array(path: Path | zipfile.Path) -> np.ndarray:
-    """Read an .npy file; UserError if it is missing, damaged or of another kind."""
+    """Read an .npy file of numbers, booleans or text.
+
+    Raises:
+        UserError: the file is missing, damaged, of another kind, or shorter or longer than its
+            header says.
+    """
+    check_regular(path)
     try:
-        return read_array(io.BytesIO(path.read_bytes()))
-    except (OSError, ValueError, EOFError) as error:
+        with path.open("rb") as file:
+            file.seek(0, io.SEEK_END)
+            size = file.tell()
+            file.seek(0)
+            return _read_npy(file, size)
+    except (OSError, ValueError, EOFError, MemoryError, *BROKEN_ZIP) as error:
         raise UserError(f"{path}: cannot be read as .npy ({error})") from error
 
 
 def load_arrays(path: Path | zipfile.Path) -> dict[str, np.ndarray]:
-    """Read an .npz file; UserError if it is missing, damaged or of another kind."""
+    """Read an .npz file, in memory bounded by `INFLATED_BYTES` and `INFLATION`.
+
+    Raises:
+        UserError: the file is missing, damaged, encrypted, of another kind, or would take far more
+            memory than its size justifies.
+    """
+    check_regular(path)
     try:
-        with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as archive:
-            return {
-                name.removesuffix(".npy"): read_array(io.BytesIO(archive.read(name)))
-                for name in archive.namelist()
-            }
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            arrays = {}
+            for member in archive.infolist():
+                limit = max(INFLATED_BYTES, INFLATION * member.compress_size)
+                if member.file_size > limit:
+                    raise ValueError(
+                        f"{member.filename} would take {member.file_size >> 20} MiB of memory, "
+                        f"packed into {member.compress_size >> 10} KiB"
+                    )
+                with archive.open(member) as content:
+                    name = member.filename.removesuffix(".npy")
+                    arrays[name] = _read_npy(content, member.file_size)
+            return arrays
+    except (OSError, ValueError, EOFError, MemoryError, *BROKEN_ZIP) as error:
         raise UserError(f"{path}: cannot be read as .npz ({error})") from error
+
+
+def _read_npy(file: IO[bytes], size: int) -> np.ndarray:
+    """Read an array from an open .npy file of `size` bytes; allocate only what it really holds."""
+    version = npy.read_magic(file)
+    read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    if version not in read_header:
+        raise ValueError(f"expected version 1.0 or 2.0 of the format, found {version}")
+    try:
+        shape, fortran_order, dtype = read_header[version](file)
+    except Exception as error:  # the header is a Python literal, which can be wrong in many ways
+        raise ValueError(f"its header is damaged: {error}") from error
+    if dtype.hasobject or dtype.kind not in "biufSU":
+        raise ValueError(f"expected numbers or text, found {dtype}")
+    if any(length < 0 for length in shape):
+        raise ValueError(f"expected a shape of positive numbers, found {shape}")
+    claimed, stored = math.prod(shape) * dtype.itemsize, size - file.tell()
+    if claimed != stored:
+        raise ValueError(f"expected {claimed} bytes for {dtype} {shape}, found {stored}")
+    content = bytearray(claimed)
+    if file.readinto(content) != claimed:  # pyright: ignore[reportAttributeAccessIssue]
+        raise EOFError("the file is cut off")
+    array = np.frombuffer(content, dtype) if claimed else np.empty(math.prod(shape), dtype)
+    return array.reshape(shape, order="F" if fortran_order else "C")
 
 
 def load_per_frame(path: Path, frames: int, *names: str) -> dict[str, np.ndarray]:
     """Read an .npz of per-frame arrays, `valid` and `names` among them.
 
     Raises:
-        UserError: the file is missing or damaged, lacks an array, or one does not have `frames`
-            rows.
+        UserError: the file is missing or damaged, lacks an array, `valid` is not boolean, or an
+            array does not have `frames` rows.
     """
     arrays = load_arrays(path)
     for name in ("valid", *names):
@@ -168,10 +311,19 @@ def load_per_frame(path: Path, frames: int, *names: str) -> dict[str, np.ndarray
             raise UserError(
                 f"{path}: '{name}' has {rows} rows, expected one for each of {frames} frames"
             )
+    if (found := arrays["valid"]).dtype != bool or found.ndim != 1:
+        raise UserError(
+            f"{path}: expected 'valid' to be bool [{frames}], found {found.dtype} "
+            f"{list(found.shape)}"
+        )
     return arrays
 
 
 def runs(true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """First ids of the runs of true entries of bool [T], and the ids after their last ones."""
+    """Find the runs of consecutive true entries of bool [T].
+
+    Returns:
+        The index of the first entry of each run, and the index after its last one.
+    """
     edges = np.diff(np.concatenate([[0], true.astype(np.int8), [0]]))
     return np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)

@@ -1,48 +1,54 @@
-"""Reading a prepared dataset folder: poses, speech, blinks and images of a clip.
+"""Read a prepared dataset folder: poses, speech, blinks and images of a clip.
 
-Works on folders that the published AD-NeRF-family scripts made as well as on talker's own, and on
-the one file that `talker pack` makes of such a folder.
+Reads folders that the scripts of the AD-NeRF family prepared as well as talker's own, and the one
+file that `talker pack` makes of such a folder.
 """
 
-import csv
-import io
-import json
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
-import torch
 
-from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, load_array, load_arrays
+from talker.clip import (
+    FPS,
+    SAMPLE_RATE,
+    SAMPLES_PER_FRAME,
+    WINDOW,
+    load_array,
+    load_arrays,
+    load_json,
+)
+from talker.core.presets import DEFAULT_ENCODER
 from talker.core.progress import progress
-from talker.data.masks import COLOURS, HEAD
+from talker.data import layout
+from talker.data.formats import eye_closure, read_au45, read_track_params, read_transforms
+from talker.data.layout import Folder, FrameFiles
+from talker.data.masks import HEAD, class_mask
 from talker.errors import UserError
 from talker.head.camera import intrinsics, viewmats_from_pose
+from talker.head.landmarks68 import read_lms
 from talker.media.audio import decode_audio
 from talker.media.images import read_image
 
-Folder = Path | zipfile.Path
-
 SOUND_TOLERANCE = 1.0
-"""seconds by which the sound of folders that talker did not make may differ from their frames"""
-PUBLISHED_SPEECH = "aud_ds.npy"
-"""DeepSpeech windows as the scripts of the AD-NeRF family write them; taken as they are"""
+"""Largest difference in seconds between the durations of aud.wav and of the frames."""
+SPARE_ROWS = 1
+"""Rows that a published per-frame file may have beyond the frames; its readers ignore them too."""
 
 
 @dataclass(frozen=True)
 class Images:
-    """Images of B frames, uint8: the frame, what lies behind the head, and the head's mask."""
+    """Images of B frames, uint8: the frame, the background of the head, the mask of the head."""
 
     frame: np.ndarray
     """[B, H, W, 3]"""
     background: np.ndarray
-    """[B, H, W, 3], the torso over the plate"""
+    """[B, H, W, 3], the torso over the background plate"""
     head_mask: np.ndarray
     """[B, H, W], 0..255"""
 
@@ -54,6 +60,8 @@ class Dataset:
     folder: Folder
     height: int
     width: int
+    original_size: tuple[int, int]
+    """height and width of the images on disk"""
     valid: np.ndarray
     """bool [T]"""
     viewmats: np.ndarray
@@ -63,9 +71,9 @@ class Dataset:
     speech: np.ndarray
     """float32 [T, 16, C]"""
     silence: np.ndarray | None
-    """float32 [C], the features of a pause; None where the speech stage did not run"""
+    """float32 [C], the features of a pause; None if `talker speech` did not compute the features"""
     eye: np.ndarray
-    """float32 [T], 0 open .. 1 closed: clip(AU45, 0, 2) / 2"""
+    """float32 [T], eye closure, 0 open to 1 closed"""
     landmarks: np.ndarray
     """float32 [T, 68, 2], pixels of the scaled image"""
     expression: np.ndarray
@@ -73,7 +81,7 @@ class Dataset:
     vertices: np.ndarray
     """float32 [V, 3], mean head mesh, dm"""
     faces: np.ndarray | None
-    """int64 [F, 3], or None where the tracker stored none"""
+    """int64 [F, 3], or None if the tracker stored none"""
     train_ids: np.ndarray
     """int64, valid frames of the training split"""
     val_ids: np.ndarray
@@ -81,103 +89,125 @@ class Dataset:
 
     @property
     def frames(self) -> int:
+        """Number of frames T."""
         return len(self.valid)
 
     @classmethod
-    def load(cls, folder: Folder, size: int, encoder: str = "hama") -> "Dataset":
-        """Read everything but the images.
+    def load(cls, folder: Folder, size: int, encoder: str = DEFAULT_ENCODER) -> "Dataset":
+        """Read everything except the images.
 
         Raises:
-            UserError: a file is missing or does not have one row for each frame; `talker check`
-                lists every fault of a folder at once.
+            UserError: a file is missing or damaged, or does not have one row for each frame.
+                `talker check` lists all faults of a folder at once.
         """
         folder = open_folder(folder)
-        params = load_params(folder / "track_params.pt")
-        euler, trans = params["euler"].numpy(), params["trans"].numpy()
-        frames = len(euler)
-        train, val = (load_json(folder / f"transforms_{split}.json") for split in ("train", "val"))
-        full_height, full_width = read_image(_image(folder, "ori_imgs/0.jpg")).shape[:2]
+        params_path = folder / layout.TRACK_PARAMS
+        params = read_track_params(params_path)
+        if params.vertices is None:
+            raise UserError(
+                f"{params_path}: expected the head mesh `vertices`, from which training starts; "
+                "found none. Run `talker track`."
+            )
+        frames = len(params.euler)
+        train, val = (
+            read_transforms(folder / name, frames)
+            for name in (layout.TRANSFORMS_TRAIN, layout.TRANSFORMS_VAL)
+        )
+        full_height, full_width = read_image(_image(folder, layout.FRAMES, 0)).shape[:2]
         scale = size / max(full_height, full_width)
         height, width = round(full_height * scale), round(full_width * scale)
-        valid = params["valid"].numpy().copy() if "valid" in params else np.ones(frames, bool)
-        K = intrinsics(train["focal_len"], full_width, full_height)
+        K = intrinsics(train.focal, full_width, full_height)
         K[:2] *= scale
         speech_path = speech_file(folder, encoder)
-        learned = statistics_file(folder, encoder)
-        speech = _rows(load_array(speech_path), frames, speech_path)
-        au45 = _rows(load_au45(folder / "au.csv"), frames, folder / "au.csv")
-        landmarks = np.stack([load_lms(folder / "ori_imgs" / f"{i}.lms") for i in range(frames)])
+        statistics = folder / layout.speech_statistics(encoder)
+        au_path = folder / layout.ACTION_UNITS
+        landmarks = np.stack(
+            [read_lms(folder / layout.FRAME_LANDMARKS.relative(i)) for i in range(frames)]
+        )
         return cls(
             folder=folder,
             height=height,
             width=width,
-            valid=valid,
-            viewmats=viewmats_from_pose(euler, trans).astype(np.float32),
+            original_size=(full_height, full_width),
+            valid=params.valid,
+            viewmats=viewmats_from_pose(params.euler, params.trans).astype(np.float32),
             K=K.astype(np.float32),
-            speech=speech.astype(np.float32),
-            silence=_load_silence(learned) if learned.exists() else None,
-            eye=(np.clip(au45, 0, 2) / 2).astype(np.float32),
+            speech=read_speech(speech_path, frames),
+            silence=_load_silence(statistics) if statistics.exists() else None,
+            eye=eye_closure(rows(read_au45(au_path), frames, au_path)),
             landmarks=landmarks * np.float32(scale),
-            expression=params["exp"].numpy().astype(np.float32),
-            vertices=params["vertices"].float().mean(0).numpy(),
-            faces=params["faces"].long().numpy().copy() if "faces" in params else None,
-            train_ids=_frame_ids(train, valid),
-            val_ids=_frame_ids(val, valid),
+            expression=params.expression,
+            vertices=params.vertices,
+            faces=params.faces,
+            train_ids=train.ids[params.valid[train.ids]],
+            val_ids=val.ids[params.valid[val.ids]],
         )
 
     def training_files(self, encoder: str) -> Iterator[Folder]:
-        """What a training on features of `encoder` reads: of the clip and of each of its frames."""
+        """Yield the files that training on features of `encoder` reads."""
         folder = self.folder
-        for name in ("track_params.pt", "transforms_train.json", "au.csv", "bc.jpg"):
+        for name in (
+            layout.TRACK_PARAMS,
+            layout.TRANSFORMS_TRAIN,
+            layout.ACTION_UNITS,
+            layout.PLATE,
+        ):
             yield folder / name
         yield speech_file(folder, encoder)
-        if (learned := statistics_file(folder, encoder)).exists():
-            yield learned
+        if (statistics := folder / layout.speech_statistics(encoder)).exists():
+            yield statistics
         for i in map(int, self.train_ids):
-            yield folder / "ori_imgs" / f"{i}.lms"
-            yield folder / "parsing" / f"{i}.png"
-            yield _image(folder, f"ori_imgs/{i}.jpg")
-            yield _image(folder, f"torso_imgs/{i}.png")
+            yield folder / layout.FRAME_LANDMARKS.relative(i)
+            yield folder / layout.MASKS.relative(i)
+            yield _image(folder, layout.FRAMES, i)
+            yield _image(folder, layout.TORSOS, i)
 
     def frame(self, i: int) -> np.ndarray:
-        """The real frame i, uint8 [H, W, 3]."""
-        return self._scaled(read_image(_image(self.folder, f"ori_imgs/{i}.jpg")))
+        """Read the real frame i, uint8 [H, W, 3]."""
+        return self._scaled(self._read(layout.FRAMES, i))
 
     def background(self, i: int) -> np.ndarray:
-        """What lies behind the head in frame i: the torso over the plate, uint8 [H, W, 3]."""
-        torso = read_image(_image(self.folder, f"torso_imgs/{i}.png"))
-        colours, alpha = cv2.cvtColor(torso, cv2.COLOR_RGBA2RGB), cv2.extractChannel(torso, 3)
-        return self._scaled(over(colours, self._plate, alpha))
+        """Read the background of the head in frame i, uint8 [H, W, 3]: the torso over the plate."""
+        torso = self._read(layout.TORSOS, i)
+        colors, alpha = cv2.cvtColor(torso, cv2.COLOR_RGBA2RGB), cv2.extractChannel(torso, 3)
+        return self._scaled(over(colors, self._plate, alpha))
 
     @cached_property
     def _plate(self) -> np.ndarray:
-        return read_image(self.folder / "bc.jpg")
+        path = self.folder / layout.PLATE
+        return self._checked(read_image(path), path, 3)
 
     @cached_property
     def sound(self) -> np.ndarray:
-        """What is heard, of `load_sound`."""
+        """The sound of the clip, int16 [640 T] at 16 kHz."""
         return load_sound(self.folder, self.frames)
 
     @cached_property
     def cuts(self) -> np.ndarray:
-        """First frames of new shots, int64, as far as track_report.json tells them."""
-        report = self.folder / "track_report.json"
-        shots = load_json(report)["segments"] if report.exists() else []
-        return np.array([shot["first"] for shot in shots[1:]], np.int64)
+        """First frames of new shots, int64; empty if there is no track_report.json."""
+        report = self.folder / layout.TRACK_REPORT
+        if not report.exists():
+            return np.empty(0, np.int64)
+        try:
+            firsts = [int(shot["first"]) for shot in load_json(report)["segments"][1:]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{report}: expected a list of shots, `segments` ({error!r})"
+            ) from error
+        return np.array([first for first in firsts if 0 < first < self.frames], np.int64)
 
     def torso(self, i: int) -> np.ndarray:
-        """The torso alone, premultiplied RGBA uint8 [H, W, 4]."""
-        torso = read_image(_image(self.folder, f"torso_imgs/{i}.png"))
-        return self._scaled(cv2.cvtColor(torso, cv2.COLOR_RGBA2mRGBA))
+        """Read the torso alone, premultiplied RGBA uint8 [H, W, 4]."""
+        return self._scaled(cv2.cvtColor(self._read(layout.TORSOS, i), cv2.COLOR_RGBA2mRGBA))
 
     def head_mask(self, i: int) -> np.ndarray:
-        """How much of each pixel of frame i is head, uint8 [H, W], 0..255."""
-        parsing = read_image(self.folder / "parsing" / f"{i}.png")
-        return self._scaled(np.all(parsing == COLOURS[HEAD], axis=-1).astype(np.uint8) * 255)
+        """Read how much of each pixel of frame i belongs to the head, uint8 [H, W], 0..255."""
+        path = self.folder / layout.MASKS.relative(i)
+        return self._scaled(class_mask(self._checked(read_image(path), path, 3), HEAD))
 
     def images(self, ids: np.ndarray, name: str = "images") -> Images:
-        """Decode the frames `ids` [B] on all cores."""
-        made = Images(
+        """Decode the frames `ids` [B] on all cores; `name` labels the progress bar."""
+        images = Images(
             np.empty((len(ids), self.height, self.width, 3), np.uint8),
             np.empty((len(ids), self.height, self.width, 3), np.uint8),
             np.empty((len(ids), self.height, self.width), np.uint8),
@@ -185,14 +215,29 @@ class Dataset:
 
         def fill(row: int) -> None:
             i = int(ids[row])
-            made.frame[row] = self.frame(i)
-            made.background[row] = self.background(i)
-            made.head_mask[row] = self.head_mask(i)
+            images.frame[row] = self.frame(i)
+            images.background[row] = self.background(i)
+            images.head_mask[row] = self.head_mask(i)
 
         with ThreadPoolExecutor() as pool:
             for _ in progress(pool.map(fill, range(len(ids))), name, total=len(ids)):
                 pass
-        return made
+        return images
+
+    def _read(self, kind: FrameFiles, i: int) -> np.ndarray:
+        path = _image(self.folder, kind, i)
+        return self._checked(read_image(path), path, kind.channels or 3)
+
+    def _checked(self, image: np.ndarray, path: Folder, channels: int) -> np.ndarray:
+        """Return `image` if it has the size of frame 0 and the expected number of channels."""
+        expected = (*self.original_size, channels)
+        if image.shape != expected:
+            height, width, found = image.shape
+            raise UserError(
+                f"{path}: expected {expected[1]}x{expected[0]} pixels with {channels} channels, "
+                f"found {width}x{height} with {found}; `talker check` lists all such files"
+            )
+        return image
 
     def _scaled(self, image: np.ndarray) -> np.ndarray:
         if image.shape[:2] == (self.height, self.width):
@@ -203,15 +248,35 @@ class Dataset:
 
 
 def speech_file(folder: Folder, encoder: str) -> Folder:
-    """Where the speech features of an encoder are, or should be."""
-    own, published = folder / f"aud_{encoder}.npy", folder / PUBLISHED_SPEECH
-    foreign = encoder == "deepspeech" and published.exists() and not own.exists()
-    return published if foreign else own
+    """Return the path of the speech features of an encoder, whether or not they exist.
+
+    Published DeepSpeech features are used where talker's own do not exist.
+    """
+    own, published = (
+        folder / layout.speech_features(encoder),
+        folder / layout.DEEPSPEECH_FEATURES,
+    )
+    use_published = encoder == "deepspeech" and published.exists() and not own.exists()
+    return published if use_published else own
 
 
-def statistics_file(folder: Folder, encoder: str) -> Folder:
-    """Where the statistics of those features are, if `talker speech` made them."""
-    return folder / f"aud_{encoder}.npz"
+def read_speech(path: Folder, frames: int) -> np.ndarray:
+    """Read speech windows float32 [T, 16, C] of a clip of `frames` frames.
+
+    Raises:
+        UserError: the file is missing or damaged, has another shape or length, or holds values that
+            are not finite.
+    """
+    windows = load_array(path)
+    if windows.ndim != 3 or windows.shape[1] != WINDOW or windows.dtype.kind != "f":
+        raise UserError(
+            f"{path}: expected floating-point windows [{frames}, {WINDOW}, C], found "
+            f"{windows.dtype} {list(windows.shape)}"
+        )
+    windows = rows(windows, frames, path).astype(np.float32)
+    if not np.isfinite(windows).all():
+        raise UserError(f"{path}: holds values that are not finite; run `talker speech` again")
+    return windows
 
 
 def _load_silence(statistics: Folder) -> np.ndarray:
@@ -226,10 +291,10 @@ def _load_silence(statistics: Folder) -> np.ndarray:
 
 
 def open_folder(path: Folder) -> Folder:
-    """A dataset folder, or the inside of the file that `talker pack` made of one.
+    """Return a dataset folder, or the inside of the file that `talker pack` made of one.
 
     Raises:
-        UserError: a file that is no pack.
+        UserError: the file is not a pack.
     """
     if not (isinstance(path, Path) and path.is_file()):
         return path
@@ -242,36 +307,20 @@ def open_folder(path: Folder) -> Folder:
 
 
 def over(front: np.ndarray, behind: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """An image over another, uint8 [H, W, 3], by alpha uint8 [H, W], rounded to the nearest."""
+    """Blend `front` over `behind`, uint8 [H, W, 3], by alpha uint8 [H, W], rounded to nearest."""
     share = alpha.astype(np.float32)
     return cv2.blendLinear(front, behind, share, 255 - share)
 
 
-def _image(folder: Folder, name: str) -> Folder:
-    """The file of a layer; a pack keeps them as WebP."""
-    return folder / (name if isinstance(folder, Path) else name.rsplit(".", 1)[0] + ".webp")
-
-
-def load_params(path: Folder) -> dict[str, Any]:
-    """Read a track_params.pt onto the CPU; UserError if it is missing or unsafe to unpickle."""
-    try:
-        content = io.BytesIO(path.read_bytes())
-        return torch.load(content, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: missing; `talker track` writes it") from error
-    except Exception as error:
-        raise UserError(f"{path}: cannot be read by torch.load ({error})") from error
-
-
 def load_sound(folder: Folder, frames: int) -> np.ndarray:
-    """The sound of a clip of T frames, int16 [640 T] at 16 kHz, whatever its aud.wav holds.
+    """Read the sound of a clip of T frames as int16 [640 T] at 16 kHz, whatever format it has.
 
-    Its end is cut, or filled with silence.
+    Sound that is slightly too long is cut, sound that is slightly too short is padded with silence.
 
     Raises:
-        UserError: there is none, or it is more than `SOUND_TOLERANCE` too short or too long.
+        UserError: there is no sound, or its duration differs by more than `SOUND_TOLERANCE`.
     """
-    path, samples = folder / "aud.wav", frames * SAMPLES_PER_FRAME
+    path, samples = folder / layout.SOUND, frames * SAMPLES_PER_FRAME
     sound = decode_audio(path)
     if abs(len(sound) - samples) > SOUND_TOLERANCE * SAMPLE_RATE:
         raise UserError(
@@ -280,45 +329,21 @@ def load_sound(folder: Folder, frames: int) -> np.ndarray:
     return np.pad(sound[:samples], (0, max(0, samples - len(sound))))
 
 
-def load_json(path: Folder) -> dict[str, Any]:
-    """Read a JSON object; UserError if it is missing or damaged."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
+def rows(array: np.ndarray, frames: int, path: Folder) -> np.ndarray:
+    """Return the first `frames` rows of a per-frame array.
 
-
-def load_au45(path: Folder) -> np.ndarray:
-    """Read the AU45 intensities [T] of an OpenFace csv; UserError if they are not there."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as handle:
-            rows = [
-                {str(key).strip(): value for key, value in row.items()}
-                for row in csv.DictReader(handle)
-            ]
-        return np.array([float(row["AU45_r"]) for row in rows], np.float32)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise UserError(f"{path}: expected a column AU45_r of numbers ({error})") from error
-
-
-def load_lms(path: Folder) -> np.ndarray:
-    """Read 68 landmarks [68, 2]; UserError if the file does not hold 68 lines of two numbers."""
-    try:
-        return np.array(path.read_text().split(), np.float32).reshape(68, 2)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: expected 68 lines of 'x y' ({error})") from error
-
-
-def _rows(array: np.ndarray, frames: int, path: Folder) -> np.ndarray:
-    if len(array) != frames:
+    Raises:
+        UserError: it has fewer rows, or more than `SPARE_ROWS` further ones.
+    """
+    if not frames <= len(array) <= frames + SPARE_ROWS:
         raise UserError(
             f"{path}: has {len(array)} rows, expected one for each of the {frames} tracked frames"
         )
-    return array
+    return array[:frames]
 
 
-def _frame_ids(transforms: dict[str, Any], valid: np.ndarray) -> np.ndarray:
-    ids = np.array([frame["img_id"] for frame in transforms["frames"]], np.int64)
-    return ids[valid[ids]]
+def _image(folder: Folder, kind: FrameFiles, i: int) -> Folder:
+    """Return the path of an image; packs store frames and torsos as WebP."""
+    if isinstance(folder, Path):
+        return kind.path(folder, i)
+    return folder / f"{kind.folder}/{i}.webp"

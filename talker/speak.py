@@ -21,7 +21,8 @@ from talker.avatar.renderer import Drive, avatar_dataset, load_avatar, render_fr
 from talker.avatar.speech_encoder import CONTEXT
 from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
 from talker.core.config import AtLeast1, NonNegative, validated
-from talker.dataset import Dataset, statistics_file
+from talker.data.layout import speech_statistics
+from talker.dataset import Dataset
 from talker.encoders.base import Encoder
 from talker.encoders.features import (
     SLOT,
@@ -177,7 +178,7 @@ def load_speaker(data: Path, avatar: Path, config: Config) -> Speaker:
     model = load_avatar(avatar)
     dataset = avatar_dataset(data, model)
     own = avatar / "speech.npz"
-    stored = statistics_file(dataset.folder, model.config.encoder)
+    stored = dataset.folder / speech_statistics(model.config.encoder)
     learned = Statistics.load(own if own.exists() else stored)
     return Speaker(model, dataset, load_encoder(learned.choice), learned, config)
 

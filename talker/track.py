@@ -21,8 +21,9 @@ from talker.core.config import AtLeast0, AtLeast1, NonNegative, Positive, valida
 from talker.core.files import Output, atomic_write
 from talker.core.pca import pca
 from talker.core.progress import progress
+from talker.data.formats import write_track_params, write_transforms
 from talker.errors import UserError
-from talker.head.camera import pose_from_viewmats, project, transforms_file
+from talker.head.camera import pose_from_viewmats, project, transform_matrices
 from talker.head.dense import fit_head, head_surface, with_hair
 from talker.head.fitting import RigidFit, fit_rigid, outliers
 from talker.head.flow import Flow, follow_points
@@ -393,7 +394,6 @@ def save_params(path: Path, tracked: Track, model: str) -> None:
 
     `id` stays 0 where the model has more identities than the published 100; `identity` has all.
     """
-    import torch
 
     euler, trans = pose_from_viewmats(tracked.viewmats)
     rank = len(tracked.basis)
@@ -414,16 +414,10 @@ def save_params(path: Path, tracked: Track, model: str) -> None:
         "vertices": tracked.vertices[None],
         "exp_basis": exp_basis,
         "mesh478": tracked.mesh,
+        "valid": tracked.valid,
+        "faces": tracked.faces,
     }
-    params = {name: torch.from_numpy(array.astype(np.float32)) for name, array in arrays.items()}
-    params |= {
-        "frame_ids": torch.arange(len(euler)),
-        "valid": torch.from_numpy(tracked.valid),
-        "faces": torch.from_numpy(tracked.faces.astype(np.int64)),
-        "model": model,
-        "units": "dm",
-    }
-    torch.save(params, path)
+    write_track_params(path, arrays, model)
 
 
 def main(
@@ -462,11 +456,12 @@ def main(
     size = described.height, described.width
     kept = np.flatnonzero(tracked.valid)
     halves = kept[kept < split].tolist(), kept[kept >= split].tolist()
-    transforms = [transforms_file(euler, trans, tracked.focal, size, ids) for ids in halves]
+    matrices = transform_matrices(euler, trans)
     with atomic_write(params, train, val, report) as scratch:
         save_params(scratch[0], tracked, config.model)
-        for path, content in zip(scratch[1:], (*transforms, facts), strict=True):
-            path.write_text(json.dumps(content, indent=2) + "\n")
+        for path, ids in zip(scratch[1:3], halves, strict=True):
+            write_transforms(path, matrices, tracked.focal, size, ids)
+        scratch[3].write_text(json.dumps(facts, indent=2) + "\n")
     if overlay is not None:
         write_overlay(overlay, described, images, tracked)
     motion = facts["motion_px"]["final"]["c1"]

@@ -45,7 +45,8 @@ from talker.core.files import Changed, Output, atomic_write
 from talker.core.parallel import one_thread
 from talker.core.progress import progress
 from talker.core.provenance import code_of
-from talker.dataset import Dataset, Folder, statistics_file
+from talker.data.layout import Folder, speech_statistics
+from talker.dataset import Dataset
 from talker.errors import UserError
 from talker.measure.networks import load_judge
 
@@ -555,7 +556,7 @@ def main(data: Path, avatar: Output, checkpoints: Changed, config: Config = Conf
     training = train(dataset, subset, config, checkpoint)
     with atomic_write(avatar) as (folder,):
         training.avatar.save(folder)
-        learned = statistics_file(dataset.folder, config.encoder)
+        learned = dataset.folder / speech_statistics(config.encoder)
         if learned.exists():
             (folder / "speech.npz").write_bytes(learned.read_bytes())
         lines = (json.dumps(entry) + "\n" for entry in training.log)

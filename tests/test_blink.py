@@ -7,7 +7,7 @@ import pytest
 from talker.backends.blink_ear import measure
 from talker.blink import Config, main
 from talker.clip import Clip, Source, save_per_frame
-from talker.dataset import load_au45
+from talker.data.formats import read_au45
 from talker.head.landmarks68 import LEFT_EYE, MESH_INDICES, RIGHT_EYE
 from talker.media.mediapipe import track_meshes
 
@@ -110,7 +110,7 @@ def test_csv_is_openfaces(blinking: np.ndarray, tmp_path: Path):
     assert header.split(",")[-1] == " AU45_r"
     assert len(rows) == FRAMES
     assert [float(cell) for cell in rows[7].split(",")[:4]] == [8, 0.28, 0, 0]
-    written = load_au45(tmp_path / "au.csv")
+    written = read_au45(tmp_path / "au.csv")
     assert written == pytest.approx(au45(points, valid), abs=1e-3)
 
 

@@ -165,8 +165,8 @@ def spoil_mesh(folder: Path) -> None:
 FAULTS = {
     "no clip": (remove("clip.json"), ["clip.json", "cannot be read"]),
     "no frame": (remove("ori_imgs/7.jpg"), ["ori_imgs", "frame 7", "missing", "talker frames"]),
-    "cut off frame": (cut_off("ori_imgs/8.jpg"), ["ori_imgs", "frame 8", "cut off"]),
-    "cut off mask": (cut_off("parsing/8.png"), ["parsing", "frame 8", "cut off"]),
+    "cut off frame": (cut_off("ori_imgs/8.jpg"), ["ori_imgs", "frame 8", "truncated"]),
+    "cut off mask": (cut_off("parsing/8.png"), ["parsing", "frame 8", "truncated"]),
     "small frame": (resize("gt_imgs/9.jpg"), ["gt_imgs", "frame 9", "254", "expected 256x256"]),
     "torso without alpha": (copy("parsing/4.png", "torso_imgs/4.png"), ["torso_imgs", "channels"]),
     "frame too many": (copy("gt_imgs/4.jpg", "gt_imgs/100.jpg"), ["gt_imgs", "100.jpg"]),

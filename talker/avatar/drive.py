@@ -8,6 +8,7 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.spatial.transform import Rotation
 
 from talker.clip import FPS, load_arrays, runs
+from talker.data.formats import eye_closure
 from talker.dataset import Dataset
 from talker.errors import UserError
 from talker.head.camera import viewmats_from_pose
@@ -212,7 +213,7 @@ def blink_track(path: Path, frames: int) -> np.ndarray:
     if "blink" in table:
         return np.clip(table["blink"], 0, 1).astype(np.float32)
     if "AU45_r" in table:
-        return (np.clip(table["AU45_r"], 0, 2) / 2).astype(np.float32)
+        return eye_closure(table["AU45_r"])
     raise UserError(f"{path}: expected a column 'blink' or 'AU45_r', found {', '.join(table)}")
 
 

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from talker.clip import Clip
-from talker.data.action_units import CLOSED
+from talker.data.formats import AU45_CLOSED
 from talker.head.landmarks68 import eye_aspect_ratio, landmarks68
 
 
@@ -35,4 +35,4 @@ def measure(clip: Clip, points: np.ndarray, valid: np.ndarray, options: Options)
     opened = np.percentile(ratio[valid], options.open_percentile)
     closed = np.percentile(ratio[valid], options.closed_percentile)
     closed = min(closed, options.closed_ratio * opened)
-    return CLOSED * np.clip((opened - ratio) / (opened - closed), 0, 1)
+    return AU45_CLOSED * np.clip((opened - ratio) / (opened - closed), 0, 1)

@@ -1,8 +1,8 @@
 """Names of the files of a dataset folder, each spelled once.
 
 The names and formats are those of the AD-NeRF family, with files of our own added.
-docs/conventions.md describes the contents, `talker.data.poses`, `talker.data.tables` and
-`talker.data.masks` read and write them. Names are relative to the dataset folder.
+docs/conventions.md describes the contents; the other modules of this package read and write them.
+Names are relative to the dataset folder.
 """
 
 import zipfile

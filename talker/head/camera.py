@@ -6,9 +6,6 @@ Everything else in talker uses OpenCV world-to-camera matrices ("viewmats": x ri
 forward) of a head that is fixed in the world. The unit is dm. Pixel centers are at +0.5.
 """
 
-from collections.abc import Iterable
-from typing import Any
-
 import numpy as np
 
 JSON_SCALE = 0.1
@@ -67,37 +64,6 @@ def transform_matrices(euler: np.ndarray, trans: np.ndarray) -> np.ndarray:
     """Return the matrices [N, 4, 4] of a transforms file: the inverse of [R | t / 10] (AD-NeRF)."""
     inverse = rotation_from_euler(euler).transpose(0, 2, 1)
     return _rigid(inverse, -np.einsum("nij,nj->ni", inverse, JSON_SCALE * np.asarray(trans)))
-
-
-def transforms_file(
-    euler: np.ndarray,
-    trans: np.ndarray,
-    focal: float,
-    size: tuple[int, int],
-    ids: Iterable[int],
-) -> dict[str, Any]:
-    """The content of a transforms file, as JSON values: the frames `ids` under their own numbers.
-
-    Args:
-        euler, trans: [T, 3], of all frames.
-        focal: pixels.
-        size: height and width of the image.
-        ids: the frames to list.
-    """
-    height, width = size
-    matrices = transform_matrices(euler, trans)
-    return {
-        "focal_len": focal,
-        "cx": width / 2,
-        "cy": height / 2,
-        "w": width,
-        "h": height,
-        "fl_x": focal,
-        "fl_y": focal,
-        "frames": [
-            {"img_id": i, "aud_id": i, "transform_matrix": matrices[i].tolist()} for i in ids
-        ],
-    }
 
 
 def intrinsics(focal: float, width: int, height: int) -> np.ndarray:

@@ -4,9 +4,13 @@ The map was fitted to a detector with 68 annotated landmarks; its normalized err
 eye distance.
 """
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
+
+from talker.clip import load_text
+from talker.errors import UserError
 
 # fmt: off
 MESH_INDICES = np.array([
@@ -30,6 +34,8 @@ OUTER_EYE_CORNERS = 36, 45
 INNER_LIPS_MIDDLE = 62, 66
 MOUTH_CORNERS = 48, 54
 NOSE_TO_CHIN = 27, 8
+MAX_COORDINATE = 1e5
+"""Largest landmark coordinate that a file may hold, in pixels."""
 
 
 def landmarks68(mesh: np.ndarray) -> np.ndarray:
@@ -93,6 +99,22 @@ def outer_eye_distance(landmarks: np.ndarray) -> np.ndarray:
 def write_lms(path: Path, landmarks: np.ndarray) -> None:
     """Write landmarks [68, 2] in the format of AD-NeRF: one line "x y" per landmark."""
     np.savetxt(path, landmarks, fmt="%f")
+
+
+def read_lms(path: Path | zipfile.Path) -> np.ndarray:
+    """Read landmarks float32 [68, 2], in pixels, from a file in the format of AD-NeRF.
+
+    Raises:
+        UserError: the file is missing, or does not hold 68 lines of two coordinates in pixels.
+    """
+    text = load_text(path)
+    try:
+        landmarks = np.array(text.split(), np.float32).reshape(68, 2)
+        if not (np.abs(landmarks) <= MAX_COORDINATE).all():
+            raise ValueError(f"a coordinate is not finite or beyond {MAX_COORDINATE:g} pixels")
+    except ValueError as error:
+        raise UserError(f"{path}: expected 68 lines of 'x y' ({error})") from error
+    return landmarks
 
 
 def _distance(landmarks: np.ndarray, a: int, b: int) -> np.ndarray:

@@ -1,17 +1,16 @@
 """Write a complete dataset folder from the synthetic ground truth, without the face stages."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from talker.clip import FPS, SAMPLES_PER_FRAME, Clip, Source, save_per_frame
 from talker.core.presets import DEFAULT_ENCODER
 from talker.data import layout
+from talker.data.formats import AU45_CLOSED, write_au45, write_track_params, write_transforms
 from talker.data.masks import write_mask
-from talker.head.camera import pose_from_viewmats, transforms_file
+from talker.head.camera import pose_from_viewmats, transform_matrices
 from talker.head.landmarks68 import write_lms
 from talker.media.audio import write_wav
 from talker.media.images import write_image
@@ -50,7 +49,7 @@ def write_dataset(
         write_lms(layout.FRAME_LANDMARKS.path(folder, i), truth.landmarks68[i])
     _write_sound(folder, clip, samples)
     _write_landmarks(folder / layout.LANDMARKS, truth)
-    _write_blinks(folder / layout.ACTION_UNITS, truth.blink)
+    write_au45(folder / layout.ACTION_UNITS, AU45_CLOSED * truth.blink, np.ones(frames, bool))
     _write_track(folder, clip, truth)
     np.save(folder / layout.speech_features(DEFAULT_ENCODER), speech_windows(truth.weights))
 
@@ -123,11 +122,6 @@ def _write_landmarks(path: Path, truth: GroundTruth) -> None:
     )
 
 
-def _write_blinks(path: Path, blink: np.ndarray) -> None:
-    rows = [f"{i + 1}, {i / FPS:.3f}, {5 * closed:.3f}" for i, closed in enumerate(blink)]
-    path.write_text("\n".join(["frame, timestamp, AU45_r", *rows]) + "\n")
-
-
 def _write_track(folder: Path, clip: Clip, truth: GroundTruth) -> None:
     frames = len(truth.viewmats)
     euler, trans = pose_from_viewmats(truth.viewmats)
@@ -147,20 +141,13 @@ def _write_track(folder: Path, clip: Clip, truth: GroundTruth) -> None:
         "focal": np.array([truth.focal]),
         "vertices": truth.vertices[None],
         "exp_basis": padded,
+        "valid": np.ones(frames, bool),
+        "faces": truth.faces,
     }
-    params = {name: torch.from_numpy(array.astype(np.float32)) for name, array in arrays.items()}
-    params |= {
-        "frame_ids": torch.arange(frames),
-        "valid": torch.ones(frames, dtype=torch.bool),
-        "faces": torch.from_numpy(truth.faces.astype(np.int64)),
-        "model": "anny",
-        "units": "dm",
-    }
-    torch.save(params, folder / layout.TRACK_PARAMS)
+    write_track_params(folder / layout.TRACK_PARAMS, arrays, "anny")
+    matrices, size = transform_matrices(euler, trans), (clip.height, clip.width)
     for name, ids in (
         (layout.TRANSFORMS_TRAIN, range(clip.train_frames)),
         (layout.TRANSFORMS_VAL, range(clip.train_frames, frames)),
     ):
-        size = clip.height, clip.width
-        content = json.dumps(transforms_file(euler, trans, truth.focal, size, ids), indent=2)
-        (folder / name).write_text(content + "\n")
+        write_transforms(folder / name, matrices, truth.focal, size, ids)

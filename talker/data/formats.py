@@ -1,0 +1,412 @@
+"""The formats of a dataset folder, one reader and one writer each: au.csv, poses, transforms files.
+
+Every reader checks types, shapes and ranges, and that all values are finite, so that later code
+need not. Writers write to the path they are given; callers pass a scratch path of
+`talker.core.files`. Masks are in `talker.data.masks`, .lms files in `talker.head.landmarks68`,
+clip.json and arrays in `talker.clip`.
+"""
+
+import csv
+import io
+import json
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from talker.clip import FPS, check_regular, load_json, load_text
+from talker.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+AU45_CLOSED = 5.0
+"""AU45 intensity of a closed eye: the upper end of OpenFace's scale."""
+AU45_SATURATION = 2.0
+"""AU45 intensity from which on the AD-NeRF family, and the avatar, treat an eye as closed."""
+AU_HEADER = "frame, timestamp, confidence, success, AU45_r"
+"""Columns of au.csv, with the blank before each name that most readers of the family expect."""
+MAX_DISTANCE = 1e4
+"""Largest translation and vertex coordinate that is accepted, in dm: 1 km."""
+
+
+@dataclass(frozen=True)
+class TrackParams:
+    """Head poses, expressions and mean head geometry of a clip of T frames."""
+
+    euler: np.ndarray
+    """float32 [T, 3], radians, in the convention of the AD-NeRF tracker"""
+    trans: np.ndarray
+    """float32 [T, 3], dm"""
+    focal: float
+    """focal length in pixels of the clip's frames"""
+    expression: np.ndarray
+    """float32 [T, E], expression coefficients"""
+    valid: np.ndarray
+    """bool [T]; all true where the tracker stored none"""
+    vertices: np.ndarray | None
+    """float32 [V, 3], head mesh in dm, mean over the frames; None where none is stored"""
+    faces: np.ndarray | None
+    """int64 [F, 3], triangles of the mesh; None where none are stored"""
+
+
+@dataclass(frozen=True)
+class Transforms:
+    """Content of a transforms file: a camera and the poses of N listed frames."""
+
+    focal: float
+    """focal length in pixels"""
+    center: tuple[float, float]
+    """principal point (x, y) in pixels"""
+    ids: np.ndarray
+    """int64 [N], numbers of the frames"""
+    audio_ids: np.ndarray
+    """int64 [N], numbers of the speech windows"""
+    matrices: np.ndarray
+    """float64 [N, 4, 4], camera to world, with translations in m"""
+
+
+def eye_closure(au45: np.ndarray) -> np.ndarray:
+    """Map AU45 intensities to the avatar's eye closure float32 [T], 0 open to 1 closed."""
+    return (np.clip(au45, 0, AU45_SATURATION) / AU45_SATURATION).astype(np.float32)
+
+
+def read_table(path: Path | zipfile.Path) -> dict[str, list[str]]:
+    """Read a csv file with a header, as columns of text; blanks around names are removed.
+
+    Raises:
+        UserError: the file is missing, is no csv, or its rows have different lengths.
+    """
+    try:
+        names, *rows = csv.reader(load_text(path).splitlines())
+        names = [name.strip() for name in names]
+        rows = [row for row in rows if row]
+        for number, row in enumerate(rows, 1):
+            if len(row) != len(names):
+                raise ValueError(f"row {number} has {len(row)} values for {len(names)} columns")
+    except (ValueError, csv.Error) as error:
+        raise UserError(f"{path}: expected a csv table with a header ({error})") from error
+    return {name: [row[k] for row in rows] for k, name in enumerate(names)}
+
+
+def read_au45(path: Path | zipfile.Path) -> np.ndarray:
+    """Read the AU45 intensities float32 [T], 0 (open) to 5 (closed), of an OpenFace csv.
+
+    Raises:
+        UserError: the file is missing or has no column AU45_r of numbers from 0 to 5.
+    """
+    table = read_table(path)
+    if "AU45_r" not in table:
+        raise UserError(f"{path}: expected a column AU45_r, found {', '.join(table) or 'nothing'}")
+    return numbers(path, "AU45_r", table["AU45_r"], 0, AU45_CLOSED).astype(np.float32)
+
+
+def numbers(
+    path: Path | zipfile.Path, name: str, column: list[str], low: float, high: float
+) -> np.ndarray:
+    """Convert a column of text to float64 [T].
+
+    Raises:
+        UserError: a value is no number from `low` to `high`.
+    """
+    for row, value in enumerate(column):
+        try:
+            inside = low <= float(value) <= high
+        except ValueError:
+            inside = False
+        if not inside:
+            raise UserError(
+                f"{path}: {name} of row {row} is {value.strip()[:40]!r}, expected a number from "
+                f"{low:g} to {high:g}"
+            )
+    return np.array(column, float)
+
+
+def write_au45(path: Path, au45: np.ndarray, valid: np.ndarray) -> None:
+    """Write AU45 intensities [T] as an OpenFace csv; frames that are not `valid` have success 0."""
+    rows = [
+        f"{i + 1}, {i / FPS:.2f}, {int(ok):.2f}, {int(ok)}, {value:.3f}"
+        for i, (ok, value) in enumerate(zip(valid, au45, strict=True))
+    ]
+    path.write_text("\n".join([AU_HEADER, *rows]) + "\n", encoding="utf-8")
+
+
+def read_track_params(path: Path | zipfile.Path) -> TrackParams:
+    """Read a track_params.pt, without running any code that it may contain.
+
+    Large arrays of a file on disk are memory-mapped: the published tracker stores 34,650 vertices
+    for every frame, of which only the mean is taken.
+
+    Raises:
+        UserError: the file is missing, unsafe to unpickle, or lacks a field, or a field has another
+            type or shape than documented or holds values that are not finite. The message lists
+            all faults.
+    """
+    fields = _load_torch(path)
+    faults: list[str] = []
+    euler = _numbers(fields, "euler", (None, 3), 1e3, faults)
+    frames = len(euler)
+    trans = _numbers(fields, "trans", (frames, 3), MAX_DISTANCE, faults)
+    focal = _numbers(fields, "focal", (1,), 1e6, faults)
+    expression = _numbers(fields, "exp", (frames, None), 1e6, faults)
+    vertices = _mean_vertices(fields, frames, faults)
+    valid = _valid(fields, frames, faults)
+    faces = _faces(fields, len(vertices) if vertices is not None else 0, faults)
+    if focal.size and not focal[0] > 0:
+        faults.append(f"focal is {focal[0]}, expected a positive number of pixels")
+    if faults:
+        raise UserError("\n  ".join(f"{path}: {fault}" for fault in faults))
+    return TrackParams(euler, trans, float(focal[0]), expression, valid, vertices, faces)
+
+
+def _load_torch(path: Path | zipfile.Path) -> Mapping[str, Any]:
+    if isinstance(path, Path) and not path.exists():
+        raise UserError(f"{path}: missing; `talker track` writes it")
+    check_regular(path)
+    try:
+        fields = _load_mapped(path) if isinstance(path, Path) else _load_bytes(path.read_bytes())
+    except Exception as error:  # torch raises many kinds for damaged or malicious files
+        raise UserError(
+            f"{path}: cannot be read by torch.load with weights_only ({_first_line(error)})"
+        ) from error
+    if not isinstance(fields, dict):
+        raise UserError(f"{path}: expected a dictionary of tensors, found {type(fields).__name__}")
+    return fields
+
+
+def _load_mapped(path: Path) -> Any:
+    import torch
+
+    if not zipfile.is_zipfile(path):  # PyTorch before 1.6
+        return _load_bytes(path.read_bytes())
+    _check_stored(zipfile.ZipFile(path))
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+
+
+def _load_bytes(content: bytes) -> Any:
+    import torch
+
+    if zipfile.is_zipfile(io.BytesIO(content)):
+        _check_stored(zipfile.ZipFile(io.BytesIO(content)))
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+def _check_stored(archive: zipfile.ZipFile) -> None:
+    """Refuse compressed members, which torch.save never writes and which could fill the memory."""
+    with archive:
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise ValueError("its content is compressed, which torch.save never does")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:200] or type(error).__name__
+
+
+def _tensor(fields: Mapping[str, Any], name: str, faults: list[str]) -> "torch.Tensor | None":
+    """Return a dense tensor of the CPU, or None after adding a fault."""
+    import torch
+
+    value = fields.get(name)
+    if not isinstance(value, torch.Tensor):
+        found = "missing" if value is None else f"{type(value).__name__}, expected a tensor"
+        faults.append(f"{name}: {found}")
+    elif value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
+        faults.append(f"{name}: expected a dense tensor, found {value.layout} on {value.device}")
+    elif value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        faults.append(f"{name} {list(value.shape)}: expected a value for each entry, found fewer")
+    else:
+        return value.detach()
+    return None
+
+
+def _numbers(
+    fields: Mapping[str, Any],
+    name: str,
+    shape: tuple[int | None, ...],
+    largest: float,
+    faults: list[str],
+) -> np.ndarray:
+    """Return a field as float32 of `shape` (None: any length), or an empty array and a fault."""
+    empty = np.empty([length or 0 for length in shape], np.float32)
+    tensor = _tensor(fields, name, faults)
+    if tensor is None:
+        return empty
+    found = list(tensor.shape)
+    if len(found) != len(shape) or any(
+        length not in (None, size) for length, size in zip(shape, found, strict=True)
+    ):
+        expected = ", ".join("any" if length is None else str(length) for length in shape)
+        faults.append(f"{name} {found}, expected [{expected}]")
+        return empty
+    if not tensor.is_floating_point():
+        faults.append(f"{name} holds {tensor.dtype}, expected floating-point numbers")
+        return empty
+    values = tensor.float().numpy().copy()
+    if not np.isfinite(values).all() or np.abs(values).max(initial=0) > largest:
+        rows = np.flatnonzero(~(np.abs(values.reshape(len(values), -1)) <= largest).all(1))
+        faults.append(
+            f"{name} holds values that are not finite or beyond {largest:g}, in row {rows[0]} "
+            f"({len(rows)} in all)"
+        )
+    return values
+
+
+def _mean_vertices(fields: Mapping[str, Any], frames: int, faults: list[str]) -> np.ndarray | None:
+    """Return float32 [V, 3], the mean of `vertices` [1 or T, V, 3]; None if there are none."""
+    if "vertices" not in fields:
+        return None
+    tensor = _tensor(fields, "vertices", faults)
+    if tensor is None:
+        return None
+    if tensor.ndim != 3 or tensor.shape[2] != 3 or tensor.shape[0] not in (1, frames):
+        faults.append(f"vertices {list(tensor.shape)}, expected [1 or {frames}, V, 3]")
+    elif not tensor.is_floating_point():
+        faults.append(f"vertices holds {tensor.dtype}, expected floating-point numbers")
+    elif tensor.shape[1] < 4:
+        faults.append(f"vertices holds {tensor.shape[1]} points, expected a head mesh")
+    else:
+        mean = tensor.float().mean(0).numpy()
+        if np.isfinite(mean).all() and np.abs(mean).max() <= MAX_DISTANCE:
+            return mean
+        faults.append(f"vertices holds values that are not finite or beyond {MAX_DISTANCE:g} dm")
+    return None
+
+
+def _valid(fields: Mapping[str, Any], frames: int, faults: list[str]) -> np.ndarray:
+    if "valid" not in fields:
+        return np.ones(frames, bool)
+    tensor = _tensor(fields, "valid", faults)
+    if tensor is None:
+        return np.ones(frames, bool)
+    if str(tensor.dtype) != "torch.bool" or tuple(tensor.shape) != (frames,):
+        faults.append(f"valid {tensor.dtype} {list(tensor.shape)}, expected torch.bool [{frames}]")
+        return np.ones(frames, bool)
+    return tensor.numpy().copy()
+
+
+def _faces(fields: Mapping[str, Any], vertices: int, faults: list[str]) -> np.ndarray | None:
+    if "faces" not in fields:
+        return None
+    tensor = _tensor(fields, "faces", faults)
+    if tensor is None:
+        return None
+    if (
+        str(tensor.dtype) not in ("torch.int64", "torch.int32")
+        or tensor.ndim != 2
+        or tensor.shape[1] != 3
+    ):
+        faults.append(f"faces {tensor.dtype} {list(tensor.shape)}, expected torch.int64 [F, 3]")
+        return None
+    faces = tensor.long().numpy().copy()
+    if faces.size and not (faces.min() >= 0 and faces.max() < vertices):
+        faults.append(
+            f"faces refers to vertices {faces.min()} to {faces.max()}, but there are {vertices}"
+        )
+    return faces
+
+
+def write_track_params(path: Path, arrays: Mapping[str, np.ndarray], model: str) -> None:
+    """Write a track_params.pt.
+
+    Args:
+        path: the file.
+        arrays: `euler` and `trans` [T, 3], `focal` [1], `exp` [T, E], `vertices` [1 or T, V, 3],
+            `valid` bool [T], `faces` int [F, 3], and whatever else describes the head; numbers
+            other than `valid` and `faces` are stored as float32.
+        model: name of the head model.
+    """
+    import torch
+
+    exact = {"valid", "faces"}
+    fields: dict[str, Any] = {
+        name: torch.from_numpy(array.astype(np.float32))
+        for name, array in arrays.items()
+        if name not in exact
+    }
+    fields |= {
+        "frame_ids": torch.arange(len(arrays["euler"])),
+        "valid": torch.from_numpy(arrays["valid"].astype(np.bool_)),
+        "faces": torch.from_numpy(arrays["faces"].astype(np.int64)),
+        "model": model,
+        "units": "dm",
+    }
+    torch.save(fields, path)
+
+
+def read_transforms(path: Path | zipfile.Path, frames: int) -> Transforms:
+    """Read a transforms file of a clip of `frames` frames.
+
+    Raises:
+        UserError: the file is missing or damaged, lacks a key, or holds a frame number outside of
+            the clip or a matrix that is not finite.
+    """
+    content = load_json(path)
+    try:
+        focal, cx, cy = (_number(content[key], key) for key in ("focal_len", "cx", "cy"))
+        listed = content["frames"]
+        if not isinstance(listed, list):
+            raise TypeError(f"frames is {type(listed).__name__}, expected a list")
+        ids = [_frame_number(frame["img_id"], "img_id", frames) for frame in listed]
+        audio_ids = [_frame_number(frame["aud_id"], "aud_id", None) for frame in listed]
+        matrices = np.array([frame["transform_matrix"] for frame in listed], float)
+        matrices = matrices.reshape(len(ids), 4, 4)
+        if not np.isfinite(matrices).all():
+            raise ValueError("transform_matrix holds values that are not finite")
+    except KeyError as error:
+        raise UserError(
+            f"{path}: expected a transforms file, but {error} is missing; run `talker track` again"
+        ) from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"{path}: expected a transforms file ({error}); run `talker track` again"
+        ) from error
+    numbers = np.array(ids, np.int64), np.array(audio_ids, np.int64)
+    return Transforms(focal, (cx, cy), *numbers, matrices)
+
+
+def _number(value: Any, key: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e6:
+        raise ValueError(f"{key} is {str(value)[:40]}, expected a number")
+    return float(value)
+
+
+def _frame_number(value: Any, key: str, frames: int | None) -> int:
+    if type(value) is not int or not 0 <= value < (2**31 if frames is None else frames):
+        last = "" if frames is None else f" to {frames - 1}"
+        raise ValueError(f"{key} is {str(value)[:40]}, expected a frame number from 0{last}")
+    return value
+
+
+def write_transforms(
+    path: Path,
+    matrices: np.ndarray,
+    focal: float,
+    size: tuple[int, int],
+    ids: Iterable[int],
+) -> None:
+    """Write a transforms file of the frames `ids`.
+
+    Args:
+        path: the file.
+        matrices: [T, 4, 4] of all frames, as `talker.head.camera.transform_matrices` returns them.
+        focal: focal length in pixels.
+        size: height and width of the image in pixels.
+        ids: numbers of the frames to list.
+    """
+    height, width = size
+    content = {
+        "focal_len": focal,
+        "cx": width / 2,
+        "cy": height / 2,
+        "w": width,
+        "h": height,
+        "fl_x": focal,
+        "fl_y": focal,
+        "frames": [
+            {"img_id": i, "aud_id": i, "transform_matrix": matrices[i].tolist()} for i in ids
+        ],
+    }
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
