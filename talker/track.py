@@ -32,7 +32,7 @@ from talker.head.morphable import MorphableHead
 from talker.head.occlusion import FACE, covered_frames, face_patch
 from talker.head.overlay import write_overlay
 from talker.head.poses import HUBER, fill_poses, move_origin, unproject
-from talker.head.shots import find_cuts, still_frames
+from talker.head.shots import find_cuts, find_jump_cuts, still_frames
 from talker.head.track_result import Track, summarize
 from talker.media.images import read_numbered
 
@@ -46,6 +46,10 @@ EXPRESSIONS = 79
 
 FLOW_PLACES = 160
 """Number of rigid points that optical flow follows; the points with the largest weights."""
+
+MAX_OUTSIDE = 0.1
+"""Fraction of mesh points outside the image above which a frame is rejected. In a close shot whose
+border cuts the chin, up to 0.03 of the points are outside."""
 
 STEPS = 1, 5
 """Frame distances over which the poses are compared with optical flow; only the first one enters
@@ -78,7 +82,8 @@ class Config:
     expressions: Annotated[int, Field(ge=1, le=EXPRESSIONS)] = 32
     """Number of components of the expression basis."""
     all_segments: bool = False
-    """Use all shots of a clip with cuts; by default only the longest shot is used."""
+    """Use all shots of a clip with cuts; by default only the longest shot is used. Jump cuts within
+    a take do not end a shot in this sense: the pieces before and after them are all used."""
     min_face: NonNegative = 64.0
     """Minimum width of a usable face in pixels."""
     max_yaw: NonNegative = 45.0
@@ -169,6 +174,7 @@ def track(
     expression = np.zeros((clip.frames, len(directions)))
     expression[ids] = weights
 
+    cuts = sorted({*cuts, *find_jump_cuts(clip, images, points, selection.usable)})
     shot = np.searchsorted(cuts, np.arange(clip.frames), side="right")
     poses = fuse_with_flow(clip, images, points, viewmats, rigid, selection, shot, config)
     ids = selection.accepted_frames
@@ -211,14 +217,19 @@ def reject_reasons(
 ) -> dict[int, str]:
     """Return {frame: reason} for the frames whose face mesh [T, 478, 3] alone rules them out."""
     width = np.ptp(points[..., 0], axis=1)
-    inside = (points[..., :2] >= 0).all(axis=-1)
-    inside &= (points[..., :2] <= [clip.width, clip.height]).all(axis=-1)
     reasons = {
         f"face narrower than {config.min_face:g} pixels": width < config.min_face,
-        "the face leaves the image": ~inside.all(axis=1),
+        "the face leaves the image": outside_fraction(clip, points) > MAX_OUTSIDE,
         "no face": ~valid,
     }
     return {int(i): reason for reason, bad in reasons.items() for i in np.flatnonzero(bad)}
+
+
+def outside_fraction(clip: Clip, points: np.ndarray) -> np.ndarray:
+    """Return the fraction [T] of the points of meshes [T, 478, 3] that are outside the image."""
+    inside = (points[..., :2] >= 0).all(axis=-1)
+    inside &= (points[..., :2] <= [clip.width, clip.height]).all(axis=-1)
+    return 1.0 - inside.mean(axis=1)
 
 
 def keep_longest_shot(selection: Selection, cuts: list[int]) -> None:
@@ -451,6 +462,15 @@ def main(
     faces = load_per_frame(landmarks, described.frames, "points")
     tracked = track(described, images, faces["points"], faces["valid"], head, config)
     facts = summarize(described, tracked, describe_focal(described, tracked, config))
+    cut_off = int(((outside_fraction(described, faces["points"]) > 0) & tracked.valid).sum())
+    facts["cut_by_border"] = cut_off
+    if cut_off:
+        logger.warning(
+            "the border of the image cuts the face in %d of %d frames; they are used, but the missing "
+            "part of the face cannot be rendered",
+            cut_off,
+            described.frames,
+        )
     euler, trans = pose_from_viewmats(tracked.viewmats)
     split = described.train_frames
     size = described.height, described.width

@@ -348,6 +348,50 @@ def test_cut_is_found_and_the_longest_shot_kept(dataset: Path, head: MorphableHe
     assert 15 < shift[1, 0, 0] - shift[0, 0, 0] < 25
 
 
+def test_jump_cut_limits_shots_and_loses_nothing(
+    dataset: Path, head: MorphableHead, tmp_path: Path
+):
+    """Ten frames are missing, and the head is a few pixels away when the take goes on."""
+    clip, points, valid = given(dataset)
+    kept = np.delete(np.arange(clip.frames), np.arange(40, 50))
+    step = np.linalg.norm(points[50] - points[39], axis=-1).mean() / np.ptp(points[39, :, 0])
+    assert 0.01 < step < 0.08
+    for i, frame in enumerate(kept):
+        (tmp_path / f"{i}.jpg").symlink_to(dataset / "ori_imgs" / f"{frame}.jpg")
+    clip = dataclasses.replace(clip, frames=len(kept))
+    found = track(clip, tmp_path, points[kept], valid[kept], head, Config())
+    assert found.cuts == [40]
+    assert found.valid.all()
+
+
+def test_exposure_step_is_no_cut(dataset: Path, head: MorphableHead, tmp_path: Path):
+    clip, points, valid = given(dataset)
+    for i in range(clip.frames):
+        image = read_image(dataset / "ori_imgs" / f"{i}.jpg")
+        write_image(tmp_path / f"{i}.jpg", (image * (0.8 if i >= 50 else 1.0)).astype(np.uint8))
+    assert not track(clip, tmp_path, points, valid, head, Config()).cuts
+
+
+def test_chin_below_the_border_is_kept_with_a_warning(
+    dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    clip, points, valid = given(dataset)
+    shift = clip.height - int(points[..., 1].max()) + 6
+    images = tmp_path / "ori_imgs"
+    images.mkdir()
+    for i in range(clip.frames):
+        image = read_image(dataset / "ori_imgs" / f"{i}.jpg")
+        write_image(
+            images / f"{i}.jpg", np.pad(image, ((shift, 0), (0, 0), (0, 0)), "edge")[:-shift]
+        )
+    points[..., 1] += shift
+    folder = run(tmp_path / "me", tmp_path, clip, points, valid)
+    report = json.loads((folder / "track_report.json").read_text())
+    assert report["valid"] == clip.frames and not report["rejected"]
+    assert 10 < report["cut_by_border"] <= clip.frames
+    assert "the border of the image cuts the face in" in caplog.text
+
+
 def test_picture_that_stands_still_is_rejected(dataset: Path, head: MorphableHead, tmp_path: Path):
     clip, points, valid = given(dataset)
     for i in range(clip.frames):

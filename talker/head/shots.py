@@ -1,12 +1,15 @@
 """Shot boundaries and frozen frames of a clip, from face meshes, images and optical flow."""
 
+from collections import deque
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from talker.clip import Clip, runs
+from talker.core.progress import progress
 from talker.head.flow import Flow, follow_points
+from talker.head.follow import bounding_boxes
 from talker.head.fusion import FOLLOWED
 from talker.media.images import read_numbered
 
@@ -25,6 +28,25 @@ different shots."""
 CUT_FOLLOWED = 0.1
 """Fraction of face points followed by optical flow below which two frames belong to different
 shots."""
+
+JUMP_SPIKE = 1.7
+"""Ratio of the image difference at a jump cut to the differences of the two frames before and after
+it, at least."""
+
+JUMP_LEVEL = 0.85
+"""Ratio of the image difference at a jump cut to the differences over two and three frames across
+it, at least. It is about 1 at a cut, and 0.5 to 0.8 in continuous motion, where the difference
+grows with the distance in time."""
+
+FROZEN = 0.2
+"""Ratio of an image difference to the median difference of the clip below which the picture is
+frozen; motion after frozen frames is not a jump cut."""
+
+HEAD_WIDTH = 48
+"""Width in pixels to which faces are reduced for the comparison of frames."""
+
+HEAD_MARGIN = 0.3
+"""Margin around the face, as a fraction of its width, in the comparison of frames."""
 
 STILL = 0.02
 """Mean motion of the face between two frames, in pixels, below which the picture is frozen."""
@@ -61,6 +83,69 @@ def find_cuts(clip: Clip, images: Path, points: np.ndarray, ids: np.ndarray) -> 
         if differs or followed < CUT_FOLLOWED:
             cuts.append(int(ids[row + 1]))
     return cuts
+
+
+def find_jump_cuts(clip: Clip, images: Path, points: np.ndarray, usable: np.ndarray) -> list[int]:
+    """Return the first frame after each jump cut.
+
+    At a jump cut a piece of a take is removed: framing and lighting stay the same, and the head
+    moves by a few pixels. The head's image then changes more than in the frames around, and as much
+    over one frame as over two or three, which continuous motion does not do.
+
+    Args:
+        images: folder of the frames.
+        points: meshes [T, 478, 3] in pixels.
+        usable: bool [T], frames that show a usable face; cuts are sought between these.
+    """
+    if clip.frames < 5 or not usable.any():
+        return []
+    first, second, third = _head_differences(clip, images, points, usable)
+    spike, level = np.zeros(clip.frames), np.zeros(clip.frames)
+    inner = np.arange(2, clip.frames - 2)
+    around = np.max([first[inner + step] for step in (-1, 1, 2)], axis=0)
+    around = np.maximum(around, first[np.maximum(inner - 2, 1)])
+    across = np.max([second[inner], second[inner + 1], third[np.maximum(inner + 1, 3)]], axis=0)
+    spike[inner] = first[inner] / np.maximum(around, 1e-6)
+    level[inner] = first[inner] / np.maximum(across, 1e-6)
+    moving = first > FROZEN * np.median(first[1:])
+    moving[1:-1] &= moving[:-2] & moving[2:]
+    known = usable.copy()
+    known[1:-1] &= usable[:-2] & usable[2:]
+    cuts = (spike > JUMP_SPIKE) & (level > JUMP_LEVEL) & moving & known
+    return np.flatnonzero(cuts).tolist()
+
+
+def _head_differences(
+    clip: Clip, images: Path, points: np.ndarray, usable: np.ndarray
+) -> np.ndarray:
+    """Return the differences of each frame's head image to those 1, 2 and 3 frames before.
+
+    Head images are reduced, and normalized to zero mean and unit variance, so that a change of the
+    exposure does not count.
+
+    Returns:
+        float64 [3, T]; 0 where there is no frame before.
+    """
+    boxes = bounding_boxes(points)
+    width = np.median(boxes[usable, 2] - boxes[usable, 0])
+    scale = min(1.0, HEAD_WIDTH / width)
+    size = max(1, round(clip.width * scale)), max(1, round(clip.height * scale))
+    low = (scale * (boxes[:, :2] - HEAD_MARGIN * width)).clip(0, np.array(size) - 1).astype(int)
+    high = np.maximum((scale * (boxes[:, 2:] + HEAD_MARGIN * width)).astype(int), low + 1)
+    differences = np.zeros((3, clip.frames))
+    recent: deque[np.ndarray] = deque(maxlen=3)
+    for i, image in enumerate(progress(read_numbered(images, clip), "cuts", clip.frames)):
+        gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+        small = cv2.resize(gray, size, interpolation=cv2.INTER_AREA).astype(np.float32)
+        head = slice(low[i, 1], high[i, 1]), slice(low[i, 0], high[i, 0])
+        for k, before in enumerate(reversed(recent)):
+            differences[k, i] = np.abs(_normalized(small[head]) - _normalized(before[head])).mean()
+        recent.append(small)
+    return differences
+
+
+def _normalized(image: np.ndarray) -> np.ndarray:
+    return (image - image.mean()) / max(image.std(), 1.0)
 
 
 def gray_histogram(image: np.ndarray) -> np.ndarray:
