@@ -466,8 +466,8 @@ def main(
     facts["cut_by_border"] = cut_off
     if cut_off:
         logger.warning(
-            "the border of the image cuts the face in %d of %d frames; they are used, but the missing "
-            "part of the face cannot be rendered",
+            "the border of the image cuts the face in %d of %d frames; they are used, but the "
+            "missing part of the face cannot be rendered",
             cut_off,
             described.frames,
         )
