@@ -249,7 +249,7 @@ def report_outcome(logs):
     done, rest = write_outcome(table, targets, failed, LOGS)
     logger.info(f"{done} of {done + rest} subjects are complete; {table} has a row for each")
     for failure in failed:
-        if failure.said:
+        if failure.from_stage:
             logger.error(f"{failure.log}: {failure.reason}")
 
 

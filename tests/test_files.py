@@ -107,10 +107,12 @@ def test_a_folder_of_somebody_else_is_not_lost(tmp_path):
     videos.mkdir()
     (videos / "wedding.mp4").touch()
     for _ in range(2):
-        refused = pytest.raises(UserError, match="videos: is a folder with files")
+        refused = pytest.raises(UserError, match="videos: this folder contains files")
         with refused, exclusive([tmp_path / "a.json", videos], "work"):
             pass
-    refused = pytest.raises(UserError, match="expected the path of a folder to make, found a file")
+    refused = pytest.raises(
+        UserError, match="expected the path of a folder to create, found a file"
+    )
     (tmp_path / "notes").touch()
     with refused, exclusive([tmp_path / "notes"], "work"):
         pass

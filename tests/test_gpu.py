@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from talker.core.gpu import devices, gpu_slot
+from talker.core.gpu import gpu_slot, visible_gpus
 from talker.errors import UserError
 
 JOB = """
@@ -84,13 +84,13 @@ def test_an_assignment_is_kept(
 def test_the_driver_lists_the_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert devices() == []
+    assert visible_gpus() == []
     driver = tmp_path / "nvidia-smi"
     driver.write_text(
         "#!/bin/sh\necho 'GPU 0: H100 (UUID: GPU-a)'\necho 'GPU 1: H100 (UUID: GPU-b)'\n"
     )
     driver.chmod(0o755)
-    assert devices() == ["0", "1"]
+    assert visible_gpus() == ["0", "1"]
     with gpu_slot(tmp_path / "slots") as device:
         assert device == os.environ["CUDA_VISIBLE_DEVICES"] == "0"
     assert "CUDA_VISIBLE_DEVICES" not in os.environ

@@ -1,1 +1,1 @@
-"""What runs any command: configuration, files, processes. It knows no face."""
+"""What every command needs: options, files, GPUs, parallelism and provenance."""

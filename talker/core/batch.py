@@ -1,10 +1,10 @@
-"""Many subjects: the tables of subjects and speeches, and what became of every subject of a run.
+"""Read the tables of subjects and speeches, and report the outcome of a run with many subjects.
 
-The workflow reads it at every start, so it imports nothing heavy. A faulty table is refused with a
-line for every fault in it.
+The workflow imports this module at every start, so it imports nothing slow.
 """
 
 import csv
+import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,95 +12,135 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator, ValidationError
 
 from talker.core.files import atomic_write
 from talker.errors import UserError
 
 Schema = Mapping[str, Any]
+"""A JSON schema."""
 
 
 @dataclass(frozen=True)
 class SubjectRow:
+    """A row of the table of subjects."""
+
     video: str
+    """Path of the video."""
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """{stage: options} that differ from those of the configuration"""
+    """Options that this row overrides, as {stage: options}."""
 
 
 @dataclass(frozen=True)
 class SpeechRow:
+    """A row of the table of speeches."""
+
     file: str
+    """Path of the audio or video file."""
     subjects: frozenset[str] | None = None
-    """who says it; None is everybody"""
+    """Names of the subjects that speak it; None: all subjects."""
 
 
 def schema_errors(data: Any, schema: Schema, where: str) -> list[str]:
-    """Return a line for everything in `data` that does not fit the schema."""
-    found = []
+    """Return one line for every part of `data` that does not match the schema.
+
+    Args:
+        where: the file and line that `data` comes from, which begins every message.
+    """
+    lines = []
     for error in Draft202012Validator(schema).iter_errors(data):
         key = ".".join(map(str, error.absolute_path))
-        found.append(f"{where}: {key}: {error.message}" if key else f"{where}: {error.message}")
-    return found
+        lines += [
+            f"{where}: {key}: {text}" if key else f"{where}: {text}" for text in _texts(error)
+        ]
+    return lines
+
+
+def _texts(error: ValidationError) -> list[str]:
+    """Return the messages of a schema error, in the wording of `talker.core.config.explain`."""
+    if error.validator == "additionalProperties" and isinstance(error.instance, dict):
+        known = list(error.schema.get("properties", {}))  # pyright: ignore[reportAttributeAccessIssue]
+        unknown = [key for key in error.instance if key not in known]
+        close = [difflib.get_close_matches(str(key), known, 1) for key in unknown]
+        return [
+            f"unknown key '{key}'" + (f"; did you mean '{names[0]}'?" if names else "")
+            for key, names in zip(unknown, close, strict=True)
+        ]
+    if error.context:
+        return [", or ".join(dict.fromkeys(part.message for part in error.context))]
+    return [error.message]
 
 
 def read_subjects(table: Path, schema: Schema, options: Schema) -> dict[str, SubjectRow]:
     """Read the table of subjects.
 
     Its columns are `subject`, `video`, and options of stages by their dotted names, such as
-    `train.image_size`; an empty cell leaves the configuration's value.
+    `train.image_size`. An empty cell keeps the value of the configuration.
 
     Args:
-        table: tab-separated, with a header.
-        schema: JSON schema of a row's fixed columns.
+        table: tab-separated file with a header.
+        schema: JSON schema of the fixed columns of a row.
         options: JSON schema of `options` in the configuration.
 
+    Returns:
+        {subject: row}, in the order of the table.
+
     Raises:
-        UserError: a line for every fault of the table.
+        UserError: the table is invalid; the message has one line for every error in it.
     """
     subjects: dict[str, SubjectRow] = {}
-    complaints = []
+    errors: list[str] = []
     for where, row in _rows(table):
-        overrides = {column: row.pop(column) for column in list(row) if "." in column}
-        found = schema_errors(row, schema, where)
+        overrides, row_errors = _overrides(row, where)
+        row_errors += schema_errors(row, schema, where)
+        row_errors += schema_errors(overrides, options, where)
         if row.get("subject") in subjects:
-            found.append(f"{where}: subject '{row['subject']}' has a row already")
-        chosen: dict[str, Any] = {}
-        for column, cell in overrides.items():
-            if cell and cell.strip():
-                found += _put(chosen, column.split("."), cell, f"{where}: {column}")
-        found += schema_errors(chosen, options, where)
-        complaints += found
-        if not found:
-            subjects[row["subject"]] = SubjectRow(row["video"], chosen)
-    _refuse(complaints)
+            row_errors.append(f"{where}: subject '{row['subject']}' has another row above")
+        if not row_errors:
+            subjects[row["subject"]] = SubjectRow(row["video"], overrides)
+        errors += row_errors
+    _raise_all(errors)
     return subjects
 
 
 def read_speeches(table: Path, schema: Schema, subjects: Iterable[str]) -> dict[str, SpeechRow]:
-    """Read the table of speeches: `speech`, `file`, and `subjects` (separated by commas, or empty).
+    """Read the table of speeches.
+
+    Its columns are `speech`, `file` and `subjects`: names separated by commas, or empty for all.
+
+    Args:
+        table: tab-separated file with a header.
+        schema: JSON schema of a row.
+        subjects: names of all subjects.
+
+    Returns:
+        {speech: row}, in the order of the table.
 
     Raises:
-        UserError: a line for every fault of the table, such as a subject that is not there.
+        UserError: the table is invalid or names an unknown subject; the message has one line for
+            every error in it.
     """
     speeches: dict[str, SpeechRow] = {}
     known = set(subjects)
-    complaints = []
+    errors: list[str] = []
     for where, row in _rows(table):
-        found = schema_errors(row, schema, where)
-        if row.get("speech") in speeches:
-            found.append(f"{where}: speech '{row['speech']}' has a row already")
-        who = {name.strip() for name in (row.get("subjects") or "").split(",") if name.strip()}
-        found += [
-            f"{where}: subjects: there is no subject '{name}'" for name in sorted(who - known)
+        names = {name.strip() for name in (row.get("subjects") or "").split(",") if name.strip()}
+        row_errors = schema_errors(row, schema, where)
+        row_errors += [
+            f"{where}: subjects: '{name}' is not in the table of subjects"
+            for name in sorted(names - known)
         ]
-        complaints += found
-        if not found:
-            speeches[row["speech"]] = SpeechRow(row["file"], frozenset(who) or None)
-    _refuse(complaints)
+        if row.get("speech") in speeches:
+            row_errors.append(f"{where}: speech '{row['speech']}' has another row above")
+        if not row_errors:
+            speeches[row["speech"]] = SpeechRow(row["file"], frozenset(names) or None)
+        errors += row_errors
+    _raise_all(errors)
     return speeches
 
 
 def _rows(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the place of each row, such as "subjects.tsv, line 2", and its cells by column."""
     try:
         with open(table, newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file, delimiter="\t", restkey="cells without a column")
@@ -109,102 +149,132 @@ def _rows(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     except OSError as error:
         raise UserError(f"{table}: cannot be read ({error.strerror})") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{table}: expected UTF-8 text, tabs between cells; {error}") from error
+        raise UserError(
+            f"{table}: expected UTF-8 text with tabs between the cells ({error})"
+        ) from error
 
 
-def _put(chosen: dict[str, Any], keys: Sequence[str], cell: str, where: str) -> list[str]:
-    """Set a nested key of `chosen` to the YAML in `cell`; return what is wrong with it."""
+def _overrides(row: dict[str, Any], where: str) -> tuple[dict[str, Any], list[str]]:
+    """Remove the dotted columns from `row`; return {stage: options} and error messages."""
+    options: dict[str, Any] = {}
+    errors = []
+    for column in [column for column in row if "." in column]:
+        cell = row.pop(column)
+        if cell and cell.strip():
+            errors += _set_nested(options, column.split("."), cell, f"{where}: {column}")
+    return options, errors
+
+
+def _set_nested(options: dict[str, Any], keys: Sequence[str], cell: str, where: str) -> list[str]:
+    """Set a nested key of `options` to the YAML value in `cell`; return error messages."""
     try:
         value = yaml.safe_load(cell)
     except yaml.YAMLError:
-        return [f"{where}: '{cell}' is not YAML"]
+        return [f"{where}: '{cell}' is not valid YAML"]
     *groups, last = keys
     for key in groups:
-        chosen = chosen.setdefault(key, {})
-        if not isinstance(chosen, dict):
-            return [f"{where}: another column sets all of '{key}'"]
-    if last in chosen:
-        return [f"{where}: another column sets a part of it"]
-    chosen[last] = value
+        options = options.setdefault(key, {})
+        if not isinstance(options, dict):
+            return [f"{where}: another column sets the whole group '{key}'"]
+    if last in options:
+        return [f"{where}: another column sets a part of this group"]
+    options[last] = value
     return []
 
 
-def _refuse(complaints: list[str]) -> None:
-    if complaints:
-        raise UserError("\n".join(complaints))
+def _raise_all(errors: list[str]) -> None:
+    if errors:
+        raise UserError("\n".join(errors))
 
 
 @dataclass(frozen=True)
 class Failure:
+    """A job that failed."""
+
     rule: str
+    """Name of its rule."""
     log: Path
+    """Its log file."""
     reason: str
-    said: bool
-    """whether the stage itself gave the reason"""
+    """The last error message of its log, or how it was killed."""
+    from_stage: bool
+    """Whether the log contains the reason."""
 
 
 BLOCK = re.compile(
     r"^( *)Error in rule (?P<rule>\w+)\b.*\n(?P<text>(?:\1 +.*\n|\n)*)", re.MULTILINE
 )
-"""A failed job in Snakemake's own log; one for every job of a failed group."""
+"""A failed job in Snakemake's own log; every job of a failed group has one."""
 LOG = re.compile(r"^ +log: (.+?)(?: \(check log file.*)?$", re.MULTILINE)
+"""The log file in such a block."""
 OUTPUT = re.compile(r"^ +output: (.+)$", re.MULTILINE)
+"""The outputs in such a block."""
 STATUS = re.compile(r"SLURM status is: '(\w+)'")
+"""The state of a Slurm job in such a block."""
 MESSAGE = re.compile(
-    r"^(talker \w+: error: .*|[\w.]*(?:[Ee]rror|Exception)(?:: .*)?|.*: command not found)$",
+    r"^(talker \w+: error: .*(?:\n  .*)*"
+    r"|[\w.]*(?:[Ee]rror|Exception)(?:: .*)?|.*: command not found)$",
     re.MULTILINE,
 )
+"""An error message in the log of a job; a message of `talker` continues on indented lines."""
 
 
 def failures(text: str) -> list[Failure]:
-    """Return the jobs that failed, of the text of Snakemake's log; the last failure of each.
+    """Return the last failure of every job that failed for good.
 
-    Snakemake removes what a failed job leaves; where all its outputs are there, it was repeated.
+    Snakemake removes the outputs of a failed job, so a job whose outputs all exist was repeated
+    with success.
+
+    Args:
+        text: Snakemake's own log.
     """
-    found: dict[Path, Failure] = {}
-    for match in BLOCK.finditer(text):
-        outputs = OUTPUT.search(match["text"])
+    last: dict[Path, Failure] = {}
+    for block in BLOCK.finditer(text):
+        outputs = OUTPUT.search(block["text"])
         if outputs and all(Path(output).exists() for output in outputs[1].split(", ")):
             continue
-        if named := LOG.search(match["text"]):
-            log = Path(named[1])
-            heard = log.read_text(errors="replace") if log.exists() else ""
-            messages = MESSAGE.findall(heard)
-            status = STATUS.findall(match["text"])
-            reason = messages[-1] if messages else " ".join(["killed", *status[-1:]])
-            found[log] = Failure(match["rule"], log, reason, bool(messages))
-    return list(found.values())
+        if match := LOG.search(block["text"]):
+            log = Path(match[1])
+            lines = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+            messages = MESSAGE.findall(lines)
+            status = STATUS.findall(block["text"])
+            reason = " ".join((messages or [" ".join(["killed", *status[-1:]])])[-1].split())
+            last[log] = Failure(block["rule"], log, reason, bool(messages))
+    return list(last.values())
 
 
 def write_outcome(
-    table: Path, wanted: Mapping[str, Sequence[Path]], failed: Sequence[Failure], logs: Path
+    table: Path, targets: Mapping[str, Sequence[Path]], failed: Sequence[Failure], logs: Path
 ) -> tuple[int, int]:
-    """Write a row for every subject: done, failed (where and why) or not finished.
+    """Write a row for every subject: done, failed (with rule and reason) or not finished.
 
     Args:
-        table: the tab-separated table to write.
-        wanted: {subject: files that make it complete}.
-        failed: the jobs that failed. Where jobs ran as a group, all of them are here: those that
-            said why come first.
-        logs: the folder with a folder of logs for every subject.
+        table: tab-separated file to write.
+        targets: {subject: files that make it complete}.
+        failed: the jobs that failed. A failed group contains jobs that did not fail themselves;
+            only those whose log contains a reason are reported, if there are any.
+        logs: folder that contains one folder of logs for every subject.
 
     Returns:
-        the numbers of subjects that are done and that are not.
+        The number of subjects that are done, and the number of those that are not.
     """
     rows, done = [], 0
-    for subject, files in wanted.items():
+    for subject, files in targets.items():
         missing = [str(file) for file in files if not file.exists()]
         causes = [failure for failure in failed if logs / subject in failure.log.parents]
-        causes = [failure for failure in causes if failure.said] or causes[:1]
-        if causes:  # what is there may be of an earlier run
+        causes = [failure for failure in causes if failure.from_stage] or causes[:1]
+        if causes:  # existing files may come from an earlier run
             rows += [(subject, "failed", f.rule, f.reason, str(f.log)) for f in causes]
         elif missing:
-            rows.append((subject, "not finished", "", f"no {missing[0]}", ""))
+            rows.append((subject, "not finished", "", f"{missing[0]} is missing", ""))
         else:
             done += 1
             rows.append((subject, "done", "", "", ""))
-    with atomic_write(table) as (scratch,), open(scratch, "w", newline="") as file:
+    with (
+        atomic_write(table) as (scratch,),
+        open(scratch, "w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
         writer.writerow(("subject", "state", "rule", "reason", "log"))
         writer.writerows(rows)
-    return done, len(wanted) - done
+    return done, len(targets) - done

@@ -1,7 +1,8 @@
-"""Validated dataclasses: one definition gives types, ranges, JSON schema, flags and help texts.
+"""Validated dataclasses for the options of the stages.
 
-Every stage has a class `Config` decorated with `@validated`. A field's annotation holds its range
-(`AtLeast1`, `Fraction`, `Annotated[int, Field(ge=16)]`), the string below it is its help text.
+Every stage has a class `Config` decorated with `@validated`. The annotation of a field holds its
+type and range (`AtLeast1`, `Fraction`, `Annotated[int, Field(ge=16)]`), and the string below the
+field is its help text. Validation, flags, help texts and the JSON schema derive from it.
 """
 
 import dataclasses
@@ -20,11 +21,15 @@ from talker.errors import UserError
 Validated = TypeVar("Validated")
 
 AtLeast0 = Annotated[int, Field(ge=0)]
+"""Integer of at least 0."""
 AtLeast1 = Annotated[int, Field(ge=1)]
+"""Integer of at least 1."""
 NonNegative = Annotated[float, Field(ge=0)]
+"""Finite number of at least 0."""
 Positive = Annotated[float, Field(gt=0)]
+"""Finite number above 0."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
-"""Ranges that many options share."""
+"""Number from 0 to 1."""
 
 _STRICT = ConfigDict(
     extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -35,7 +40,8 @@ _STRICT = ConfigDict(
 def validated(cls: type[Validated]) -> type[Validated]:
     """Turn a class into a frozen dataclass that validates its fields when it is constructed.
 
-    Types are strict (no text or bool for a number), numbers are finite, unknown keys are refused.
+    Types are strict: a number may not be given as text or bool. Numbers must be finite. Unknown
+    keys raise an error.
     """
     return dataclass(frozen=True, config=_STRICT)(cls)  # pyright: ignore[reportReturnType]
 
@@ -45,7 +51,7 @@ def from_mapping(cls: type[Validated], values: Mapping[str, Any] | None, where: 
 
     Args:
         values: JSON-like values, such as a parsed YAML section.
-        where: the file or section that the values come from; error messages begin with it.
+        where: the file and section that the values come from, which begins every error message.
 
     Raises:
         UserError: a key is unknown, or a value has the wrong type or is out of range.
@@ -57,21 +63,21 @@ def from_mapping(cls: type[Validated], values: Mapping[str, Any] | None, where: 
 
 
 def explain(error: ValidationError, cls: type, name: Callable[[str], str] = str) -> list[str]:
-    """Return one line for each fault that pydantic found in the fields of `cls`.
+    """Return one line for each error that pydantic reports for the fields of `cls`.
 
     Args:
-        name: turns a dotted key into what the user wrote, such as a command line flag.
+        name: converts a dotted key into the user's spelling, such as a command line flag.
     """
     lines = []
-    for fault in error.errors(include_url=False):
-        keys = [str(key) for key in fault["loc"] if not str(key).startswith("function-")]
+    for detail in error.errors(include_url=False):
+        keys = [str(key) for key in detail["loc"] if not str(key).startswith("function-")]
         key = name(".".join(keys))
-        if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        if detail["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
             close = difflib.get_close_matches(keys[-1], _names(cls, keys[:-1]), 1)
             lines.append(f"{key}: unknown option{f'; did you mean {close[0]!r}?' if close else ''}")
         else:
-            message = fault["msg"].removeprefix("Value error, ").replace("Input should", "should")
-            found = "" if isinstance(fault["input"], dict) else f", found {fault['input']!r}"
+            message = detail["msg"].removeprefix("Value error, ").replace("Input should", "should")
+            found = "" if isinstance(detail["input"], dict) else f", found {detail['input']!r}"
             lines.append(f"{key}: {message}{found}" if key else message)
     return lines
 
@@ -87,10 +93,10 @@ def _names(cls: type, groups: list[str]) -> list[str]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping.
+    """Read a YAML file that holds a mapping; an empty file is an empty mapping.
 
     Raises:
-        UserError: the file is missing, is not YAML or does not hold a mapping.
+        UserError: the file cannot be read, is not valid YAML or holds something else.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))

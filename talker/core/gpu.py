@@ -1,7 +1,7 @@
-"""GPU slots: every job that needs a GPU takes one for itself, with no server and no bookkeeping.
+"""Give every job that needs a GPU one of its own, with file locks instead of a server.
 
-A slot is a file lock, so a job that dies frees its slot at once. A job to which somebody assigned
-one GPU already (Slurm, or `CUDA_VISIBLE_DEVICES=1 talker train ...`) keeps that one.
+The kernel releases the lock of a job that dies, so its GPU is free at once. A job that was assigned
+one GPU already (by Slurm, or with `CUDA_VISIBLE_DEVICES=1 talker train ...`) keeps it.
 """
 
 import fcntl
@@ -22,28 +22,60 @@ from talker.errors import UserError
 logger = logging.getLogger(__name__)
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+"""Environment variable that lists the GPUs which CUDA may use; an empty value hides all."""
 JOBS_PER_GPU = "TALKER_JOBS_PER_GPU"
+"""Environment variable with the number of jobs that may share a GPU; 1 by default."""
 SECONDS_BETWEEN_TRIES = 0.2
+"""Time in seconds between two attempts to lock a GPU while all of them are taken."""
 
 
-def devices() -> list[str]:
-    """GPUs to choose from, by the names that CUDA_VISIBLE_DEVICES takes.
+def visible_gpus() -> list[str]:
+    """Return the names of the GPUs to choose from, as CUDA_VISIBLE_DEVICES spells them.
 
-    Those of CUDA_VISIBLE_DEVICES, else those that the driver lists.
+    They are listed by CUDA_VISIBLE_DEVICES if it is set, else by the driver.
     """
     if VISIBLE in os.environ:
         return [name.strip() for name in os.environ[VISIBLE].split(",") if name.strip()]
     if not shutil.which("nvidia-smi"):
         return []
-    listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True)
+    try:
+        listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True)
+    except OSError:  # not executable
+        return []
     return [str(i) for i in range(listed.stdout.count("UUID:"))]
 
 
-def jobs_per_gpu() -> int:
-    """How many jobs may share a GPU: the environment's TALKER_JOBS_PER_GPU, else one.
+def require_usable_gpu() -> None:
+    """Check that torch can use the GPUs of a machine that has some.
+
+    Without this check, a job would run on the CPU for days because of an old driver.
 
     Raises:
-        UserError: it is no positive integer.
+        UserError: the driver lists GPUs, but torch cannot use them.
+    """
+    import torch
+
+    gpus = visible_gpus() if shutil.which("nvidia-smi") else []
+    if not gpus or torch.cuda.is_available():
+        return
+    if torch.version.cuda is None:
+        reason = f"torch {torch.__version__} was built without CUDA"
+        remedy = "Install a CUDA build of torch (https://pytorch.org/get-started)"
+    else:
+        reason = f"torch {torch.__version__} needs a driver for CUDA {torch.version.cuda}"
+        remedy = "Update the NVIDIA driver"
+    raise UserError(
+        f"nvidia-smi lists {len(gpus)} GPU{'s' if len(gpus) > 1 else ''}, but torch cannot use "
+        f"{'them' if len(gpus) > 1 else 'it'}: {reason}. {remedy}, or compute on the CPU: set "
+        f"`{VISIBLE}=` (empty), and preset=draft in the workflow."
+    )
+
+
+def jobs_per_gpu() -> int:
+    """Return the number of jobs that may share a GPU: TALKER_JOBS_PER_GPU, or 1.
+
+    Raises:
+        UserError: the variable is not a positive integer.
     """
     text = os.environ.get(JOBS_PER_GPU, "1")
     if not text.isdecimal() or int(text) < 1:
@@ -53,40 +85,44 @@ def jobs_per_gpu() -> int:
 
 @contextmanager
 def gpu_slot(folder: Path | None = None) -> Iterator[str | None]:
-    """Hold a slot of a GPU and make it the only one CUDA sees; waits while all are taken.
+    """Take a slot of a GPU and hide the other GPUs from CUDA; wait while all slots are taken.
 
-    Emptier GPUs come first. Takes nothing where there is no GPU or CUDA_VISIBLE_DEVICES names one.
-    Enter it before the first use of CUDA: later it has no effect.
+    The GPU with the fewest jobs comes first. On a machine without a GPU, and if
+    CUDA_VISIBLE_DEVICES names a single GPU, no slot is taken. Enter the block before CUDA is used
+    for the first time; later it has no effect.
 
     Args:
-        folder: where the locks are; the same for all jobs of a machine.
+        folder: folder of the lock files, the same for all jobs of a machine.
 
     Yields:
-        the GPU's name, or None where nothing was taken.
+        The name of the GPU, or None if no slot was taken.
+
+    Raises:
+        UserError: the folder of the lock files does not support locks.
     """
-    choice = devices()
-    if not choice or (VISIBLE in os.environ and len(choice) == 1):
-        if choice:
-            logger.info("GPU %s of %s, assigned", choice[0], socket.gethostname())
+    gpus = visible_gpus()
+    if not gpus or (VISIBLE in os.environ and len(gpus) == 1):
+        if gpus:
+            logger.info("GPU %s on %s (assigned)", gpus[0], socket.gethostname())
         yield None
         return
     folder = folder or Path(tempfile.gettempdir(), "talker-gpus")
     if not folder.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        folder.chmod(0o1777)  # the users of a machine share its GPUs
-    slots = list(itertools.product(range(jobs_per_gpu()), choice))
+        folder.chmod(0o1777)  # all users of the machine share its GPUs
+    slots = list(itertools.product(range(jobs_per_gpu()), gpus))
     with ExitStack() as stack:
-        device = _take(folder, slots, stack)
-        if device is None:
-            logger.info("all %d GPU slots are taken, waiting", len(slots))
-        while device is None:
+        gpu = _take(folder, slots, stack)
+        if gpu is None:
+            logger.info("waiting: all %d GPU slots are taken", len(slots))
+        while gpu is None:
             time.sleep(SECONDS_BETWEEN_TRIES)
-            device = _take(folder, slots, stack)
+            gpu = _take(folder, slots, stack)
         before = os.environ.get(VISIBLE)
-        os.environ[VISIBLE] = device
-        logger.info("GPU %s of %s", device, socket.gethostname())
+        os.environ[VISIBLE] = gpu
+        logger.info("GPU %s on %s", gpu, socket.gethostname())
         try:
-            yield device
+            yield gpu
         finally:
             if before is None:
                 del os.environ[VISIBLE]
@@ -95,9 +131,10 @@ def gpu_slot(folder: Path | None = None) -> Iterator[str | None]:
 
 
 def _take(folder: Path, slots: list[tuple[int, str]], stack: ExitStack) -> str | None:
-    for number, device in slots:
-        slot = folder / f"{device}.{number}"
-        if not slot.exists():  # opening another user's file to create it is refused in /tmp
+    """Lock the first free slot until `stack` closes; return its GPU, or None if none is free."""
+    for number, gpu in slots:
+        slot = folder / f"{gpu}.{number}"
+        if not slot.exists():  # in /tmp, opening another user's file for writing is refused
             slot.touch(0o644)
         descriptor = os.open(slot, os.O_RDONLY)
         try:
@@ -105,6 +142,12 @@ def _take(folder: Path, slots: list[tuple[int, str]], stack: ExitStack) -> str |
         except BlockingIOError:
             os.close(descriptor)
             continue
+        except OSError as error:
+            os.close(descriptor)
+            raise UserError(
+                f"{folder}: this file system does not support file locks ({error.strerror}). Set "
+                f"TMPDIR to a folder on a local disk, or {VISIBLE} to a single GPU."
+            ) from error
         stack.callback(os.close, descriptor)
-        return device
+        return gpu
     return None

@@ -1,6 +1,6 @@
-"""Run one function over many frames in threads, in order and a few frames ahead of use.
+"""Apply a function to many frames in threads, in order and a few frames ahead of their use.
 
-OpenCV, numpy and the image codecs release the interpreter's lock, so threads fill the cores.
+OpenCV, NumPy and the image codecs release the global interpreter lock, so threads use all cores.
 """
 
 from collections import deque
@@ -16,27 +16,30 @@ Result = TypeVar("Result")
 def ordered_map(
     function: Callable[[Item], Result], items: Iterable[Item], threads: int = 2
 ) -> Iterator[Result]:
-    """Yield function(item) for each item in order; at most 2 `threads` results wait in memory."""
+    """Yield `function(item)` for each item, in order.
+
+    At most `2 * threads` results are kept in memory.
+    """
     with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[Future[Result]] = deque()
+        pending: deque[Future[Result]] = deque()
         try:
             for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) == 2 * threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+                pending.append(pool.submit(function, item))
+                if len(pending) == 2 * threads:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
-            for future in waiting:
+            for future in pending:
                 future.cancel()
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Have torch compute in the calling thread alone, also in the threads that start meanwhile.
+    """Limit torch to one thread inside the block, for all threads that start inside it.
 
-    Its sums come out the same however many cores there are, and threads of one's own do not wait
-    for each other at every small operation.
+    Sums are then the same for any number of cores, and the threads of a caller that runs its own do
+    not wait for each other at every small operation.
     """
     import torch
 

@@ -1,6 +1,6 @@
-"""The options of the stages as the workflow's configuration gives them: preset, options, encoder.
+"""Combine a preset and the workflow's configuration into the options of the stages.
 
-The workflow reads this at every start, so it imports nothing heavy.
+The workflow imports this module at every start, so it imports nothing slow.
 """
 
 import copy
@@ -8,24 +8,27 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
+from talker.core.gpu import visible_gpus
+
 DEFAULT_ENCODER = "hama"
+"""Name of the speech encoder that is used if the configuration does not name one."""
 ENCODER_STAGES = ("speech", "train")
 """Stages whose option `encoder` is set by the key `encoder` of the configuration."""
 
 
 def choose_preset(name: str) -> str:
-    """Resolve the preset `auto`: `full` where `nvidia-smi` is found, else `draft`."""
+    """Resolve the preset `auto`: `full` if the driver lists a visible GPU, else `draft`."""
     if name != "auto":
         return name
-    return "full" if shutil.which("nvidia-smi") else "draft"
+    return "full" if shutil.which("nvidia-smi") and visible_gpus() else "draft"
 
 
 def merge_options(preset: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return {stage: options}: those of the preset, overridden by those of the configuration.
+    """Return {stage: options}: those of the preset, overridden by the configuration.
 
     Args:
         preset: content of a file in config/presets.
-        config: the workflow's configuration, with the keys `options` and `encoder`.
+        config: content of the workflow's configuration; its keys `options` and `encoder` are used.
     """
     options = update(copy.deepcopy(dict(preset)), config.get("options") or {})
     for stage in ENCODER_STAGES:
@@ -34,7 +37,7 @@ def merge_options(preset: Mapping[str, Any], config: Mapping[str, Any]) -> dict[
 
 
 def update(options: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Override nested options in place; return them."""
+    """Override nested options in place, and return them."""
     for key, value in overrides.items():
         if isinstance(value, Mapping) and isinstance(options.get(key), dict):
             update(options[key], value)

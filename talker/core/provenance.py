@@ -1,7 +1,7 @@
-"""Which code made an output: a hash of a stage's module and of every talker module it imports.
+"""Hash the code that produces an output: a stage's module and every talker module it imports.
 
-The rules put it among their parameters, so that an edit reruns exactly the stages it affects;
-comments, docstrings and layout do not count. Sources are parsed, never imported.
+The hash is a parameter of the workflow's rules, so an edit reruns exactly the stages whose code it
+changes. Comments, docstrings and formatting do not count. Sources are parsed, never imported.
 """
 
 import ast
@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
+"""Folder of the package `talker`."""
 
 
 def code_of(module: str, package: Path = PACKAGE) -> str:
-    """Return 12 hex digits that change with the code of `module` and of what it imports.
+    """Return 12 hexadecimal digits that change with the code of `module` and of its imports.
 
-    A data file counts with the module that lies beside it and names it.
+    A data file counts if a module in the same folder contains its name as a string.
 
     Args:
         module: dotted name of a module, such as "talker.track".
@@ -24,7 +25,7 @@ def code_of(module: str, package: Path = PACKAGE) -> str:
     """
     parts = []
     for source in (_source(name, package) for name in closure(module, package)):
-        code, _, strings = _parse(source.read_text())
+        code, _, strings = _parse(source.read_text(encoding="utf-8"))
         parts.append(code.encode())
         parts += [file.read_bytes() for file in _data(source.parent) if file.name in strings]
     digests = b"".join(hashlib.sha256(part).digest() for part in parts)
@@ -32,32 +33,35 @@ def code_of(module: str, package: Path = PACKAGE) -> str:
 
 
 def closure(module: str, package: Path = PACKAGE) -> list[str]:
-    """Return, sorted, `module`, the modules of the package that it imports, and so on.
+    """Return the sorted names of `module` and all modules of the package that it needs.
 
-    Imports inside functions count, and so does the `__init__` of every package on the way.
+    Imports inside functions count, and so does the `__init__` of every package that contains an
+    imported module.
 
     Raises:
         ModuleNotFoundError: the package has no such module.
     """
     if not _source(module, package).exists():
         raise ModuleNotFoundError(f"no module {module} in {package.parent}")
-    found: set[str] = set()
-    waiting = [module]
-    while waiting:
-        name = waiting.pop()
+    modules: set[str] = set()
+    pending = [module]
+    while pending:
+        name = pending.pop()
         source = _source(name, package)
-        if name.partition(".")[0] == package.name and name not in found and source.exists():
-            found.add(name)
-            waiting += [name.rpartition(".")[0], *_parse(source.read_text())[1]]
-    return sorted(found)
+        if name.partition(".")[0] == package.name and name not in modules and source.exists():
+            modules.add(name)
+            pending += [name.rpartition(".")[0], *_parse(source.read_text(encoding="utf-8"))[1]]
+    return sorted(modules)
 
 
 def _source(name: str, package: Path) -> Path:
+    """Return the file that holds the code of a module or package."""
     path = package.parent.joinpath(*name.split("."))
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 def _data(folder: Path) -> list[Path]:
+    """Return the files of a folder that are not Python sources."""
     return sorted(file for file in folder.iterdir() if file.is_file() and file.suffix != ".py")
 
 
@@ -79,6 +83,7 @@ def _parse(text: str) -> tuple[str, frozenset[str], frozenset[str]]:
 
 
 def _imported(node: ast.AST) -> Iterator[str]:
+    """Yield the dotted names of a statement that are imported modules or may be."""
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom) and node.module:
@@ -87,7 +92,7 @@ def _imported(node: ast.AST) -> Iterator[str]:
 
 
 def _is_text(node: ast.AST) -> bool:
-    """A string that stands alone: the docstring of a module, class, function or option."""
+    """Return whether a statement is a string: the docstring of a module, function or option."""
     return (
         isinstance(node, ast.Expr)
         and isinstance(node.value, ast.Constant)
