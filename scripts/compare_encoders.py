@@ -15,11 +15,10 @@ import numpy as np
 import torch
 
 from talker import speech
-from talker.avatar.speech_encoder import SpeechEncoder, speech_context
-from talker.avatar.speech_prior import (
-    EXPRESSIONS,
+from talker.avatar.expression import (
+    SpeechToExpression,
     expression_targets,
-    fit_speech_encoder,
+    fit_speech_to_expression,
     rest_expression,
 )
 from talker.dataset import Dataset
@@ -46,11 +45,11 @@ def compare(data: Dataset, name: str, model: str) -> tuple[float, float]:
     targets = expression_targets(data.expression[ids], data.eye[ids])
     opening = mouth_opening(data.landmarks)
     torch.manual_seed(0)
-    encoder = SpeechEncoder(windows.shape[-1], EXPRESSIONS)
+    layer = SpeechToExpression(windows.shape[-1])
     rest = rest_expression(targets, opening[ids])
-    _, left_out = fit_speech_encoder(encoder, windows[ids], targets, silence, rest)
+    _, left_out = fit_speech_to_expression(layer, windows[ids], targets, silence, rest)
     with torch.no_grad():
-        predicted = encoder(speech_context(windows, torch.from_numpy(held_out))).numpy()
+        predicted = layer(windows[held_out]).numpy()
     constant = np.ones((len(ids), 1))
     weight = np.linalg.lstsq(np.hstack([targets, constant]), opening[ids], rcond=None)[0]
     return left_out, correlation(predicted @ weight[:-1], opening[held_out])

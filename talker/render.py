@@ -1,4 +1,4 @@
-"""Make a video from an avatar: the held-out or the training part of its clip, or any new speech.
+"""Render an avatar as a video: a part of its own clip, or new speech.
 
     talker render --data data/me --avatar results/me/avatar --video val.mp4 --split val
     talker render --data data/me --avatar results/me/avatar --video hello.mp4 \
@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
 from talker.avatar.drive import (
     blink_track,
@@ -25,11 +26,11 @@ from talker.avatar.drive import (
     recorded_path,
     scaled_poses,
 )
+from talker.avatar.expression import EXPRESSIONS
 from talker.avatar.model import Avatar
 from talker.avatar.renderer import Drive, Windows, avatar_dataset, load_avatar, render_frames
-from talker.avatar.speech_prior import EXPRESSIONS
 from talker.clip import SAMPLES_PER_FRAME
-from talker.core.config import AtLeast0, validated
+from talker.core.config import AtLeast0, NonNegative, validated
 from talker.core.files import Output
 from talker.core.progress import progress
 from talker.dataset import Dataset
@@ -49,30 +50,34 @@ class Config:
     """Options of `talker render`."""
 
     batch: AtLeast0 = 0
-    """frames rendered at once; 0: 32 on a GPU, 8 without. It bounds the memory, however long the
-    speech"""
-    crf: int = 18
-    """quality of an .mp4 or .webm: 0 is lossless, 51 (63) the worst"""
+    """Frames rendered at once. The default 0 means 32 on a GPU and 8 on a CPU. Larger batches use
+    more memory; the length of the speech does not matter."""
+    crf: AtLeast0 = 18
+    """Constant rate factor of an .mp4 or .webm: 0 is lossless, larger values give smaller files of
+    lower quality, up to 51 (.mp4) or 63 (.webm)."""
     background: str = PLATE
-    """what stands behind the person: plate (that of the clip), transparent (.webm, .mov or a folder
-    of .png), or the path of a picture or a video, which starts anew when it ends"""
+    """Background behind the person: `plate`, that of the clip; `transparent`, for .webm, .mov or a
+    folder of .png; or the path of an image or a video, which is repeated when it ends."""
     blinks: Literal["natural", "recorded", "none"] = "natural"
-    """for new speech: drawn at random from the subject's own, those of the replayed frames, none"""
-    blink_scale: float = 1.0
-    """factor of the eyes' closure"""
-    pose_frame: int = -1
-    """for new speech: hold the pose of this frame; -1 moves on as recorded"""
-    pose_scale: float = 1.0
-    """factor of the head's motion about its mean; the torso stays as recorded"""
-    expression_scale: float = 1.0
-    """factor of the mouth's motion about its mean"""
-    seed: int = 0
-    """of the natural blinks"""
+    """Blinks during new speech: `natural` samples the subject's own blinks at random, `recorded`
+    replays those of the background frames, `none` keeps the eyes open."""
+    blink_scale: NonNegative = 1.0
+    """Factor of the eye closure. The default 1 does not change it."""
+    pose_frame: Annotated[int, Field(ge=-1)] = -1
+    """Frame of the clip whose head pose is held during new speech. The default -1 plays the
+    recorded poses."""
+    pose_scale: NonNegative = 1.0
+    """Factor of the head's motion about its mean pose; the torso keeps the recorded motion. The
+    default 1 does not change it."""
+    expression_scale: NonNegative = 1.0
+    """Factor of the mouth's motion about its mean shape. The default 1 does not change it."""
+    seed: AtLeast0 = 0
+    """Seed of the random numbers of `blinks: natural`."""
 
 
 @dataclass(frozen=True)
 class Tracks:
-    """Files that say what the head does, a row for each output frame; None: nothing is said."""
+    """Files that control the head, a row for each output frame; None changes nothing."""
 
     pose: Path | None = None
     blink: Path | None = None
@@ -80,7 +85,7 @@ class Tracks:
 
 
 def split_drive(dataset: Dataset, split: Literal["train", "val"]) -> Drive:
-    """Replay a split with its own sound; a frame that is not valid shows its nearest valid one.
+    """Return the drive that replays a split of the clip; invalid frames show the nearest valid one.
 
     Raises:
         UserError: the split has no valid frame.
@@ -88,24 +93,26 @@ def split_drive(dataset: Dataset, split: Literal["train", "val"]) -> Drive:
     ids = dataset.train_ids if split == "train" else dataset.val_ids
     if len(ids) == 0:
         raise UserError(
-            f"{dataset.folder / f'transforms_{split}.json'}: holds no valid frame to render"
+            f"{dataset.folder / f'transforms_{split}.json'}: expected frames to render, found no "
+            "valid one; `talker check` says why"
         )
-    heard = np.arange(ids[0], ids[-1] + 1)
-    return Drive(nearest_valid(heard, dataset.valid), dataset.speech, heard)
+    window_ids = np.arange(ids[0], ids[-1] + 1)
+    return Drive(nearest_valid(window_ids, dataset.valid), dataset.speech, window_ids)
 
 
 def speech_drive(dataset: Dataset, windows: Windows, config: Config = Config()) -> Drive:
-    """Drive with new speech, windows [N, 16, C]: N frames, N >= 1, of any length.
+    """Return the drive of new speech windows [N, 16, C], N >= 1.
 
-    Pose, torso and plate walk to and fro over the longest recorded stretch.
+    Pose, torso and background plate play the longest recorded stretch back and forth.
 
     Raises:
-        UserError: the dataset has no valid frame, or not the one whose pose is to be held.
+        UserError: the dataset has no valid frame, or lacks the frame whose pose is to be held.
     """
     frames = recorded_path(dataset, len(windows))
     if config.pose_frame >= dataset.frames:
         raise UserError(
-            f"pose_frame: expected at most {dataset.frames - 1}, found {config.pose_frame}"
+            f"pose_frame: expected at most {dataset.frames - 1}, the last frame of "
+            f"{dataset.folder}, found {config.pose_frame}"
         )
     if config.pose_frame >= 0:
         frames = nearest_valid(np.full(len(windows), config.pose_frame), dataset.valid)
@@ -119,21 +126,22 @@ def speech_drive(dataset: Dataset, windows: Windows, config: Config = Config()) 
     return Drive(frames, windows, np.arange(len(windows)), eye)
 
 
-def directed(drive: Drive, dataset: Dataset, tracks: Tracks, config: Config) -> Drive:
-    """A drive as the tracks and the scale factors want it."""
+def apply_tracks(drive: Drive, dataset: Dataset, tracks: Tracks, config: Config) -> Drive:
+    """Return a drive with the motion of the tracks and the scale factors of the options."""
     count = len(drive)
     if tracks.pose:
         frames, viewmats = pose_track(tracks.pose, count, dataset)
-        drive = replace(drive, frames=frames, viewmats=viewmats)
+        drive = replace(drive, background_frame_ids=frames, viewmats=viewmats)
     if tracks.blink:
         drive = replace(drive, eye=blink_track(tracks.blink, count))
     if tracks.expression:
         drive = replace(drive, expression=expression_track(tracks.expression, count, EXPRESSIONS))
+    ids = drive.background_frame_ids
     if config.pose_scale != 1:
-        moving = dataset.viewmats[drive.frames] if drive.viewmats is None else drive.viewmats
-        drive = replace(drive, viewmats=scaled_poses(moving, config.pose_scale))
+        viewmats = dataset.viewmats[ids] if drive.viewmats is None else drive.viewmats
+        drive = replace(drive, viewmats=scaled_poses(viewmats, config.pose_scale))
     if config.blink_scale != 1:
-        eye = dataset.eye[drive.frames] if drive.eye is None else drive.eye
+        eye = dataset.eye[ids] if drive.eye is None else drive.eye
         drive = replace(drive, eye=np.clip(config.blink_scale * eye, 0, 1).astype(np.float32))
     return replace(drive, expression_scale=config.expression_scale)
 
@@ -141,7 +149,7 @@ def directed(drive: Drive, dataset: Dataset, tracks: Tracks, config: Config) -> 
 def render(
     avatar: Avatar, dataset: Dataset, drive: Drive, wav: Path, video: Path, config: Config
 ) -> None:
-    """Write a video of the drive's frames with the sound of `wav` (16 kHz mono).
+    """Render a drive and write it as a video with the sound of `wav` (16 kHz mono).
 
     Raises:
         UserError: the background cannot be read, or the video's format cannot be transparent.
@@ -150,16 +158,19 @@ def render(
     transparent = config.background == TRANSPARENT
     kind = FORMATS.get(video.suffix.lower())
     if transparent and kind and not kind.transparent:
-        able = ", ".join(suffix for suffix, one in FORMATS.items() if one.transparent)
-        raise UserError(f"{video}: cannot be transparent; take {able}, or a folder of .png")
-    own = config.background in (PLATE, TRANSPARENT)
-    plates = None if own else backdrop(Path(config.background), dataset.height, dataset.width)
-    frames = render_frames(avatar, dataset, drive, config.batch, plates, transparent)
+        formats = ", ".join(suffix for suffix, one in FORMATS.items() if one.transparent)
+        raise UserError(
+            f"{video}: this format cannot store transparency; use {formats}, or a folder of .png"
+        )
+    backgrounds = None
+    if config.background not in (PLATE, TRANSPARENT):
+        backgrounds = backdrop(Path(config.background), dataset.height, dataset.width)
+    frames = render_frames(avatar, dataset, drive, config.batch, backgrounds, transparent)
     with video_writer(video, wav, crf=config.crf) as write:
         for frame in progress(frames, "render", len(drive)):
             write(frame)
     logger.info(
-        "%s: %d frames of %dx%d, %.1f frames/s with encoding",
+        "%s: rendered %d frames of %dx%d pixels, %.1f frames/s including encoding",
         *(video, len(drive), dataset.width, dataset.height),
         len(drive) / (time.monotonic() - start),
     )
@@ -180,39 +191,41 @@ def main(
 ) -> None:
     """Render an avatar over its recorded torso and background, with sound.
 
-    The tracks have a row for each output frame: .csv with a header, or .npz of arrays [N].
+    The files of `pose`, `blink` and `expression` have a row for each output frame: .csv with a
+    header, or .npz of arrays [N].
 
     Args:
         data: dataset folder, or the file of `talker pack`.
         avatar: folder that `talker train` wrote.
-        video: .mp4, .webm, .mov (ProRes 4444), or a folder of .png, to write.
-        split: replay this part of the clip with its own sound.
-        speech: or: features of new speech, from `talker speech`.
-        wav: the sound they were made from, from `talker audio`.
-        pose: a column `frame` (whose pose is replayed), or rx ry rz tx ty tz as in track_params.pt.
-        blink: a column `blink`, 0 open to 1 closed, or OpenFace's `AU45_r`.
-        expression: columns e0 to e9 instead of what the speech tells.
+        video: video to write: .mp4, .webm, .mov (ProRes 4444), or a folder of .png.
+        split: part of the clip to replay with its own sound.
+        speech: features of new speech, from `talker speech`; an alternative to `split`.
+        wav: sound of the new speech, from `talker audio`.
+        pose: head poses: a column `frame` (whose pose is replayed), or the columns
+            rx ry rz tx ty tz in the convention of track_params.pt.
+        blink: eye closure: a column `blink`, 0 open to 1 closed, or OpenFace's `AU45_r`.
+        expression: columns e0 to e9, used instead of the expression predicted from speech.
         config: options.
     """
     if (split is None) == (speech is None) or (speech is None) != (wav is None):
-        raise UserError("expected either --split, or --speech together with --wav")
+        raise UserError("expected either `--split`, or `--speech` together with `--wav`")
     model = load_avatar(avatar)
     dataset = avatar_dataset(data, model)
     tracks = Tracks(pose, blink, expression)
     if split is not None:
-        drive = directed(split_drive(dataset, split), dataset, tracks, config)
-        with _excerpt(dataset, drive.heard) as sound:
+        drive = apply_tracks(split_drive(dataset, split), dataset, tracks, config)
+        with _excerpt(dataset, drive.window_ids) as sound:
             render(model, dataset, drive, sound, video, config)
     elif speech is not None and wav is not None:
         windows = _read_windows(speech, dataset.speech.shape[1:])
         _check_length(wav, speech, len(windows))
-        drive = directed(speech_drive(dataset, windows, config), dataset, tracks, config)
+        drive = apply_tracks(speech_drive(dataset, windows, config), dataset, tracks, config)
         render(model, dataset, drive, wav, video, config)
 
 
 @contextmanager
 def _excerpt(dataset: Dataset, frames: np.ndarray) -> Iterator[Path]:
-    """The sound of consecutive frames, cut by sample index, as a file for the time being."""
+    """Yield the path of a temporary file with the sound of consecutive frames of the clip."""
     start, end = int(frames[0]) * SAMPLES_PER_FRAME, int(frames[-1] + 1) * SAMPLES_PER_FRAME
     with tempfile.TemporaryDirectory() as folder:
         part = Path(folder) / "aud.wav"
@@ -221,20 +234,23 @@ def _excerpt(dataset: Dataset, frames: np.ndarray) -> Iterator[Path]:
 
 
 def _read_windows(path: Path, shape: tuple[int, ...]) -> WindowsFile:
-    """Windows [N, *shape]; UserError if they are missing, none, or of another feature."""
+    """Open windows [N, *shape]; UserError if they are missing, empty or of another shape."""
     windows = WindowsFile(path)
     if windows.shape[1:] != shape or len(windows) == 0:
         raise UserError(
-            f"{path}: expected speech windows {('N', *shape)} with N >= 1 like the dataset's, "
-            f"found {windows.shape}; make them with `talker speech` and the dataset's statistics"
+            f"{path}: expected speech windows of shape {('N', *shape)} with N >= 1, as the dataset "
+            f"has, found {windows.shape}; make them with `talker speech` and the dataset's "
+            "statistics"
         )
     return windows
 
 
 def _check_length(wav: Path, speech: Path, frames: int) -> None:
+    """Raise UserError if the sound and the number of windows differ by a frame or more."""
     samples = len(WavFile(wav))
     if abs(samples - frames * SAMPLES_PER_FRAME) >= SAMPLES_PER_FRAME:
         raise UserError(
-            f"{wav}: lasts {samples / SAMPLES_PER_FRAME:.1f} frames, but {speech} has {frames} "
-            "windows; make both from the same sound with `talker audio` and `talker speech`"
+            f"{wav}: has a length of {samples / SAMPLES_PER_FRAME:.1f} frames, but {speech} has "
+            f"{frames} windows; make both from the same sound with `talker audio` and "
+            "`talker speech`"
         )

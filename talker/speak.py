@@ -1,4 +1,4 @@
-"""Let an avatar speak while the speech comes in: 16 kHz PCM from stdin or a socket, frames out.
+"""Render an avatar live: 16 kHz PCM from stdin or a socket in, raw video frames out.
 
     arecord -q -t raw -f S16_LE -r 16000 | talker speak --data data/me --avatar results/me/avatar \
         | ffplay -f rawvideo -pixel_format rgb24 -video_size 512x512 -framerate 25 -
@@ -11,16 +11,16 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
-from talker.avatar.drive import natural_blinks, ping_pong, stretch
+from talker.avatar.drive import longest_stretch, natural_blinks, ping_pong
 from talker.avatar.live import live_avatar
+from talker.avatar.model import Avatar
 from talker.avatar.renderer import Drive, avatar_dataset, load_avatar, render_frames
-from talker.avatar.speech_encoder import CONTEXT
 from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
-from talker.core.config import AtLeast1, NonNegative, validated
+from talker.core.config import AtLeast0, AtLeast1, NonNegative, validated
 from talker.data.layout import speech_statistics
 from talker.dataset import Dataset
 from talker.encoders.base import Encoder
@@ -42,12 +42,12 @@ from talker.media.audio import WavFile
 
 logger = logging.getLogger(__name__)
 
-REMEMBERED = 10 * SLOT_RATE
-"""slots whose loudness counts"""
-BLINKED = 600 * FPS
-"""frames after which the blinks repeat"""
-GONE = BrokenPipeError, ConnectionResetError
-"""What a closed viewer raises."""
+LEVEL_SLOTS = 10 * SLOT_RATE
+"""Number of the latest slots whose loudness counts."""
+BLINK_PERIOD = 600 * FPS
+"""Frames after which the blinks repeat."""
+CLOSED_VIEWER = BrokenPipeError, ConnectionResetError
+"""Errors that writing to a closed viewer raises."""
 
 
 @validated
@@ -55,195 +55,211 @@ class Config:
     """Options of `talker speak`."""
 
     hop: AtLeast1 = 2
-    """frames rendered at once: fewer come sooner, more cost less"""
+    """Frames rendered at once. Fewer frames have less latency, more frames take less computing."""
     ahead: NonNegative = 0.1
-    """seconds of sound that the encoder waits for beyond what it describes"""
+    """Seconds of sound that the speech encoder waits for beyond the sound that it encodes."""
     past: NonNegative = 4.0
-    """seconds of sound that it hears again for every hop"""
-    seed: int = 0
-    """of the blinks"""
+    """Seconds of past sound that the speech encoder gets again with every hop, as context."""
+    seed: AtLeast0 = 0
+    """Seed of the random numbers of the blinks."""
 
     def latency(self, look_ahead: int) -> float:
-        """Seconds from a sound to its frame, without the time that computing takes.
+        """Return the seconds from a sound to its frame, without the time for computing.
 
-        A frame's window reaches 9 + `look_ahead` slots of 20 ms beyond the frame's start, the
-        encoder waits for `ahead`, and frames come in hops. AudioNet's context of 3 later frames is
-        not waited for: the newest window stands in for theirs.
+        The window of a frame extends 9 + `look_ahead` slots of 20 ms beyond the frame's start, the
+        encoder waits for `ahead`, and frames are rendered in hops.
         """
         return (WINDOW // 2 + 1 + look_ahead) * 0.02 + self.ahead + self.hop / FPS
 
 
-class Speaker:
-    """Takes sound of any length at a time and yields the frames that it completes."""
+class StreamingAvatar:
+    """Takes audio in pieces of any length and yields the frames that each piece completes.
+
+    Args:
+        avatar: avatar of the subject.
+        dataset: dataset of the same subject.
+        encoder: speech encoder that the avatar was trained with.
+        statistics: statistics of its features of the training speech.
+    """
 
     def __init__(
-        self, avatar: Any, dataset: Dataset, encoder: Encoder, learned: Statistics, config: Config
+        self,
+        avatar: Avatar,
+        dataset: Dataset,
+        encoder: Encoder,
+        statistics: Statistics,
+        config: Config,
     ) -> None:
         self.avatar, self.dataset, self.config = avatar, dataset, config
-        self.draw = live_avatar(avatar, config.hop)
+        self.render_head = live_avatar(avatar, config.hop)
         self.on_gpu = next(avatar.parameters()).is_cuda
-        self.encoder, self.learned = encoder, learned
-        ids = stretch(dataset)
+        self.encoder, self.statistics = encoder, statistics
+        ids = longest_stretch(dataset)
         self.path = ids[ping_pong(max(1, 2 * len(ids) - 2), len(ids))]
-        self.eye = natural_blinks(dataset.eye[dataset.train_ids], BLINKED, config.seed)
-        self.sound = np.empty(0, np.int16)
-        self.heard = 0
-        """samples that came in, of which `sound` is the end"""
+        self.eye = natural_blinks(dataset.eye[dataset.train_ids], BLINK_PERIOD, config.seed)
+        self.audio = np.empty(0, np.int16)
+        """The latest samples, as far as they are still needed."""
+        self.received = 0
+        """Number of all samples so far."""
         self.levels = np.empty(0, np.float32)
-        self.slots = np.empty((0, len(learned.silence)), np.float32)
-        self.described = 0
-        """slots that were described, of which `slots` is the end"""
-        self.shown = 0
-        """frames that were yielded"""
+        """Loudness of the latest slots."""
+        self.slots = np.empty((0, len(statistics.silence)), np.float32)
+        """Features of the latest encoded slots."""
+        self.encoded = 0
+        """Number of all encoded slots so far."""
+        self.rendered = 0
+        """Number of all rendered frames so far."""
 
     @property
     def latency(self) -> float:
-        return self.config.latency(self.learned.look_ahead)
+        """Seconds from a sound to its frame, without the time for computing."""
+        return self.config.latency(self.statistics.look_ahead)
 
-    def hear(self, samples: np.ndarray) -> Iterator[np.ndarray]:
-        """Take int16 [n] of sound; yield the RGB uint8 [H, W, 3] frames that it completes."""
-        self._remember(samples)
+    def push_audio(self, samples: np.ndarray) -> Iterator[np.ndarray]:
+        """Take int16 samples [n]; yield the frames, RGB uint8 [H, W, 3], that they complete."""
+        self._store(samples)
         ahead = round(self.config.ahead * SAMPLE_RATE)
-        ready = max(0, (self.heard - ahead) // SLOT)
+        ready = max(0, (self.received - ahead) // SLOT)
         frames = (ready - self._reach()) // SLOTS_PER_FRAME
-        if frames - self.shown >= self.config.hop:
-            self._describe(ready)
-            yield from self._show(frames)
+        if frames - self.rendered >= self.config.hop:
+            self._encode(ready)
+            yield from self._render(frames)
 
     def finish(self) -> Iterator[np.ndarray]:
-        """Yield the frames that are left, one for each 640 samples, the last begun one included."""
-        frames = -(-self.heard // SAMPLES_PER_FRAME)
-        self._remember(np.zeros(frames * SAMPLES_PER_FRAME - self.heard, np.int16))
-        if frames > self.shown:
-            self._describe(frames * SLOTS_PER_FRAME)
-            yield from self._show(frames)
+        """Yield the frames that are left, one for each 640 samples; the last may be incomplete."""
+        frames = -(-self.received // SAMPLES_PER_FRAME)
+        self._store(np.zeros(frames * SAMPLES_PER_FRAME - self.received, np.int16))
+        if frames > self.rendered:
+            self._encode(frames * SLOTS_PER_FRAME)
+            yield from self._render(frames)
 
     def _reach(self) -> int:
-        """Slots beyond a frame's first one that its window needs."""
-        return WINDOW // 2 - 1 + self.learned.look_ahead
+        """Return how many slots beyond a frame's first one its window needs."""
+        return WINDOW // 2 - 1 + self.statistics.look_ahead
 
-    def _remember(self, samples: np.ndarray) -> None:
-        whole = self.heard // SLOT
-        begin = self.heard - len(self.sound)
-        sound = np.concatenate([self.sound, samples])
-        levels = np.concatenate([self.levels, slot_levels(sound[whole * SLOT - begin :])])
-        self.heard += len(samples)
-        needed = self.described * SLOT - round(self.config.past * SAMPLE_RATE)
-        self.sound = sound[max(0, needed - begin) :]
-        self.levels = levels[-max(REMEMBERED, self.heard // SLOT - self.described) :]
+    def _store(self, samples: np.ndarray) -> None:
+        """Append samples and their loudness, and drop what is not needed any more."""
+        whole = self.received // SLOT
+        begin = self.received - len(self.audio)
+        audio = np.concatenate([self.audio, samples])
+        levels = np.concatenate([self.levels, slot_levels(audio[whole * SLOT - begin :])])
+        self.received += len(samples)
+        needed = self.encoded * SLOT - round(self.config.past * SAMPLE_RATE)
+        self.audio = audio[max(0, needed - begin) :]
+        self.levels = levels[-max(LEVEL_SLOTS, self.received // SLOT - self.encoded) :]
 
-    def _describe(self, ready: int) -> None:
-        """Describe the slots up to `ready`, hearing the sound before them again."""
+    def _encode(self, ready: int) -> None:
+        """Encode the slots up to `ready`, with the audio before them as context."""
         past = round(self.config.past * SAMPLE_RATE)
-        first = self.described * SLOT - past
-        gain = gain_between(speech_level(self.levels), self.learned.level)
-        begin = self.heard - len(self.sound)
-        piece = gain * mirrored(self.sound, first - begin, self.heard - begin)
+        first = self.encoded * SLOT - past
+        gain = gain_between(speech_level(self.levels), self.statistics.level)
+        begin = self.received - len(self.audio)
+        piece = gain * mirrored(self.audio, first - begin, self.received - begin)
         rows = self.encoder.describe(piece, first)
-        centres = (np.arange(self.described, ready) + 0.5) * SLOT - first
-        slots = self.learned.reduce(rows_at(rows, self.encoder, centres / SAMPLE_RATE))
-        known = self.heard // SLOT
-        silent = pauses(self.levels, self.learned.pause)
-        at = np.arange(self.described, ready) - (known - len(silent))
-        slots = silenced(slots, silent[at.clip(0, len(silent) - 1)], self.learned)
-        kept = (CONTEXT + WINDOW) * SLOTS_PER_FRAME
-        self.slots = np.concatenate([self.slots, slots])[-max(kept, len(slots) + kept) :]
-        self.described = ready
+        centers = (np.arange(self.encoded, ready) + 0.5) * SLOT - first
+        slots = self.statistics.reduce(rows_at(rows, self.encoder, centers / SAMPLE_RATE))
+        known = self.received // SLOT
+        silent = pauses(self.levels, self.statistics.pause)
+        at = np.arange(self.encoded, ready) - (known - len(silent))
+        slots = silenced(slots, silent[at.clip(0, len(silent) - 1)], self.statistics)
+        self.slots = np.concatenate([self.slots, slots])[-(len(slots) + 2 * WINDOW) :]
+        self.encoded = ready
 
-    def _show(self, frames: int) -> Iterator[np.ndarray]:
-        """Render up to frame `frames`, with the windows that their context needs."""
-        first = max(self.shown - CONTEXT // 2, 0)
-        begin = self.described - len(self.slots)
-        lead = WINDOW // 2 - 1 - self.learned.look_ahead
-        at = SLOTS_PER_FRAME * np.arange(first, frames)[:, None] - lead + np.arange(WINDOW)
-        windows = self.slots[(at - begin).clip(0, len(self.slots) - 1)]
-        ids = np.arange(self.shown, frames)
+    def _render(self, frames: int) -> Iterator[np.ndarray]:
+        """Render all frames before frame `frames`."""
+        ids = np.arange(self.rendered, frames)
+        begin = self.encoded - len(self.slots)
+        lead = WINDOW // 2 - 1 - self.statistics.look_ahead
+        at = SLOTS_PER_FRAME * ids[:, None] - lead + np.arange(WINDOW)
         drive = Drive(
-            frames=self.path[ids % len(self.path)],
-            windows=windows,
-            heard=ids - first,
-            eye=self.eye[ids % BLINKED],
+            background_frame_ids=self.path[ids % len(self.path)],
+            windows=self.slots[(at - begin).clip(0, len(self.slots) - 1)],
+            window_ids=np.arange(len(ids)),
+            eye=self.eye[ids % BLINK_PERIOD],
         )
-        self.shown = frames
-        batch = self.config.hop if self.on_gpu else 1  # on the CPU each core takes a frame
-        yield from render_frames(self.avatar, self.dataset, drive, batch, live=self.draw)
+        self.rendered = frames
+        batch = self.config.hop if self.on_gpu else 1  # on the CPU each core renders one frame
+        yield from render_frames(
+            self.avatar, self.dataset, drive, batch, render_head=self.render_head
+        )
 
 
-def load_speaker(data: Path, avatar: Path, config: Config) -> Speaker:
-    """Read what speaks: the avatar, its dataset, its encoder.
+def load_streaming_avatar(data: Path, avatar: Path, config: Config) -> StreamingAvatar:
+    """Read an avatar, its dataset and its speech encoder.
 
     Raises:
-        UserError: something is missing, or the encoder cannot describe live sound.
+        UserError: a file is missing, or the encoder cannot encode live audio.
     """
     model = load_avatar(avatar)
     dataset = avatar_dataset(data, model)
     own = avatar / "speech.npz"
     stored = dataset.folder / speech_statistics(model.config.encoder)
-    learned = Statistics.load(own if own.exists() else stored)
-    return Speaker(model, dataset, load_encoder(learned.choice), learned, config)
+    statistics = Statistics.load(own if own.exists() else stored)
+    return StreamingAvatar(model, dataset, load_encoder(statistics.choice), statistics, config)
 
 
-def measure_latency(speaker: Speaker, sound: np.ndarray) -> dict[str, float]:
-    """Speak int16 [S] as fast as it goes, 40 ms at a time, and time it.
+def measure_latency(streaming: StreamingAvatar, audio: np.ndarray) -> dict[str, float]:
+    """Push int16 [S] in pieces of 40 ms, as fast as they are processed, and measure the time.
 
     Returns:
-        `waits_ms`, from a sound to its frame without computing; `hop_ms_median` and `hop_ms_p95`,
-        what a hop takes to compute; `latency_ms_p95`, both together; `real_time_factor`, computing
-        over sound (below 1 it keeps up); `frames`.
+        `waits_ms`: time from a sound to its frame, without computing. `hop_ms_median` and
+        `hop_ms_p95`: time to compute a hop, median and 95th percentile. `latency_ms_p95`: the sum
+        of waiting and computing. `real_time_factor`: computing time over the duration of the audio;
+        below 1 the computer keeps up. `frames`: number of frames.
     """
     hops: list[float] = []
     frames = 0
-    begun = time.perf_counter()
-    for start in range(0, len(sound), SAMPLES_PER_FRAME):
+    start = time.perf_counter()
+    for first in range(0, len(audio), SAMPLES_PER_FRAME):
         before = time.perf_counter()
-        made = sum(1 for _ in speaker.hear(sound[start : start + SAMPLES_PER_FRAME]))
-        if made:
+        count = sum(1 for _ in streaming.push_audio(audio[first : first + SAMPLES_PER_FRAME]))
+        if count:
             hops.append(1000 * (time.perf_counter() - before))
-        frames += made
-    frames += sum(1 for _ in speaker.finish())
-    seconds = time.perf_counter() - begun
-    waits = 1000 * speaker.latency
+        frames += count
+    frames += sum(1 for _ in streaming.finish())
+    seconds = time.perf_counter() - start
+    waits = 1000 * streaming.latency
     slow = float(np.quantile(hops, 0.95)) if hops else float("nan")
     return {
         "waits_ms": waits,
         "hop_ms_median": float(np.median(hops)) if hops else float("nan"),
         "hop_ms_p95": slow,
         "latency_ms_p95": waits + slow,
-        "real_time_factor": seconds * SAMPLE_RATE / len(sound),
+        "real_time_factor": seconds * SAMPLE_RATE / len(audio),
         "frames": frames,
     }
 
 
-def speak(speaker: Speaker, sound: BinaryIO, picture: BinaryIO) -> int:
-    """Pass on PCM (s16le, 16 kHz, mono) as raw RGB frames; how many there were.
+def speak(streaming: StreamingAvatar, source: BinaryIO, sink: BinaryIO) -> int:
+    """Read PCM (s16le, 16 kHz, mono) from `source` and write raw RGB frames to `sink`.
 
-    It ends with the sound, or when nobody takes the frames any more.
+    It ends with the audio, or when the reader of the frames is closed. Returns their number.
     """
-    frames = 0
+    count = 0
 
-    def pass_on(made: Iterable[np.ndarray]) -> None:
-        nonlocal frames
-        for frame in made:
-            picture.write(frame.tobytes())
-            picture.flush()
-            frames += 1
+    def write(frames: Iterable[np.ndarray]) -> None:
+        nonlocal count
+        for frame in frames:
+            sink.write(frame.tobytes())
+            sink.flush()
+            count += 1
 
     try:
-        while chunk := sound.read(2 * SAMPLES_PER_FRAME):
+        while chunk := source.read(2 * SAMPLES_PER_FRAME):
             whole = chunk[: len(chunk) // 2 * 2]
-            pass_on(speaker.hear(np.frombuffer(whole, "<i2").astype(np.int16)))
-        pass_on(speaker.finish())
-    except GONE:
-        logger.info("the viewer was closed")
-    return frames
+            write(streaming.push_audio(np.frombuffer(whole, "<i2").astype(np.int16)))
+        write(streaming.finish())
+    except CLOSED_VIEWER:
+        logger.info("The viewer was closed.")
+    return count
 
 
 def _connection(port: int) -> socket.socket:
-    """Wait for the first to call this port of 127.0.0.1; UserError if it is taken."""
+    """Wait for the first connection to a port of 127.0.0.1; UserError if the port is in use."""
     try:
         server = socket.create_server(("127.0.0.1", port))
     except (OSError, OverflowError) as error:
-        raise UserError(f"port {port}: cannot be used ({error}); take another") from error
+        raise UserError(f"port {port}: cannot be used ({error}); choose another one") from error
     with server:
         return server.accept()[0]
 
@@ -256,36 +272,36 @@ def main(
     benchmark: Path | None = None,
     config: Config = Config(),
 ) -> None:
-    """Speak live: PCM (s16le, 16 kHz, mono) in, raw RGB frames (25 a second) out.
+    """Render an avatar live: PCM (s16le, 16 kHz, mono) in, raw RGB frames (25 per second) out.
 
     Args:
         data: dataset folder.
         avatar: folder that `talker train` wrote.
-        port: wait on this port of 127.0.0.1 for one connection that sends the sound and takes the
-            frames; without it they come from stdin and go to stdout.
-        benchmark: measure latency and speed on this wav (of `talker audio`) instead.
+        port: port of 127.0.0.1 on which to wait for one connection that sends the audio and reads
+            the frames. Without it the audio comes from stdin and the frames go to stdout.
+        benchmark: measure latency and speed with this wav (from `talker audio`) instead.
         config: options.
     """
-    speaker = load_speaker(data, avatar, config)
-    dataset = speaker.dataset
+    streaming = load_streaming_avatar(data, avatar, config)
+    dataset = streaming.dataset
     if benchmark is not None:
-        recorded = WavFile(benchmark)
-        whole_frames(recorded, benchmark)
-        for name, value in measure_latency(speaker, recorded[:]).items():
+        audio = WavFile(benchmark)
+        whole_frames(audio, benchmark)
+        for name, value in measure_latency(streaming, audio[:]).items():
             logger.info("%s: %.4g", name, value)
         return
     logger.info(
-        "%dx%d rgb24 at %d fps, %.0f ms behind the sound and what computing takes",
-        *(dataset.width, dataset.height, FPS, 1000 * speaker.latency),
+        "Frames: %dx%d pixels, rgb24, %d fps. Latency: %.0f ms plus the time for computing.",
+        *(dataset.width, dataset.height, FPS, 1000 * streaming.latency),
     )
     with ExitStack() as stack:
-        stack.enter_context(suppress(*GONE))  # what the viewer did not take cannot be flushed
+        stack.enter_context(suppress(*CLOSED_VIEWER))  # flushing to a closed viewer fails again
         if port is None:
-            sound = sys.stdin.buffer
-            picture = stack.enter_context(open(sys.stdout.fileno(), "wb", closefd=False))
+            source = sys.stdin.buffer
+            sink = stack.enter_context(open(sys.stdout.fileno(), "wb", closefd=False))
         else:
             connection = stack.enter_context(_connection(port))
-            sound = stack.enter_context(connection.makefile("rb"))
-            picture = stack.enter_context(connection.makefile("wb"))
-        frames = speak(speaker, sound, picture)
-    logger.info("%d frames", frames)
+            source = stack.enter_context(connection.makefile("rb"))
+            sink = stack.enter_context(connection.makefile("wb"))
+        count = speak(streaming, source, sink)
+    logger.info("%d frames written.", count)

@@ -6,19 +6,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from talker.avatar.initialise import initial_gaussians, sample_surface
+from talker.avatar.gaussians import initial_gaussians, sample_surface
 from talker.avatar.model import Avatar, AvatarConfig
 from talker.dataset import Dataset
 
 
 def untrained_avatar(data: Dataset) -> Avatar:
-    """Three thousand grey Gaussians on the head of `data`."""
+    """Three thousand gray Gaussians on the head of `data`."""
     points = sample_surface(data.vertices, data.faces, 3000, np.random.default_rng(0))
     config = AvatarConfig(
         image_size=max(data.height, data.width),
         speech_features=data.speech.shape[-1],
         encoder="hama",
-        audio_net=False,
         sh_degree=0,
         plane_resolutions=(8,),
         plane_channels=4,
@@ -54,9 +53,14 @@ class FakeAvatar(nn.Module):
     def shared(self) -> Tensor:
         return self.device_of
 
-    def forward(
+    def speech_to_expression(self, windows: Tensor) -> Tensor:
+        """The number of the frame that a window belongs to [B, 1]."""
+        ids = [self._frame_of(window) for window in windows.numpy()]
+        return torch.tensor(ids, dtype=torch.float32)[:, None]
+
+    def render_from_expression(
         self,
-        speech: Tensor,
+        expression: Tensor,
         eye: Tensor,
         viewmats: Tensor,
         Ks: Tensor,
@@ -64,16 +68,15 @@ class FakeAvatar(nn.Module):
         width: int,
         shared: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        self.batches.append(len(speech))
-        colours, alphas = [], []
-        for window in speech[:, 4].numpy():
-            i = self._heard(window)
+        self.batches.append(len(expression))
+        colors, alphas = [], []
+        for i in expression[:, 0].int().tolist():
             alpha = self.dataset.head_mask(i)[..., None].astype(np.float32) / 255
-            colours.append(self.dataset.frame(i).astype(np.float32) / 255 * alpha)
+            colors.append(self.dataset.frame(i).astype(np.float32) / 255 * alpha)
             alphas.append(alpha)
-        return torch.from_numpy(np.stack(colours)), torch.from_numpy(np.stack(alphas))
+        return torch.from_numpy(np.stack(colors)), torch.from_numpy(np.stack(alphas))
 
-    def _heard(self, window: np.ndarray) -> int:
+    def _frame_of(self, window: np.ndarray) -> int:
         distance = np.abs(self.dataset.speech - window).max((1, 2))
         i = int(distance.argmin())
         return max(i - self.delay, 0) if distance[i] < 1e-6 else 0

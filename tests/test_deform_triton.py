@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from talker.avatar.initialise import initial_gaussians
+from talker.avatar.gaussians import initial_gaussians
 from talker.avatar.model import Avatar, AvatarConfig, Shared
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -25,7 +25,6 @@ def make_avatar(sh_degree: int, heads: int, width: int = 32, count: int = 77) ->
         image_size=48,
         speech_features=6,
         encoder="hama",
-        audio_net=False,
         sh_degree=sh_degree,
         plane_resolutions=(8, 16),
         plane_channels=4,
@@ -58,10 +57,10 @@ def test_equals_the_plain_network(sh_degree: int, heads: int, monkeypatch) -> No
 
     def outcome(way: str) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
         avatar.zero_grad()
-        tokens = avatar.tokens(conditions[0], conditions[1][:, 0], conditions[2])
-        shared = avatar.shared()
-        inputs = avatar._kernel_inputs(shared.features) if way == "kernel" else None
-        splats = avatar.splats(Shared(shared.features, inputs), tokens, viewmats)
+        features = avatar.shared().features
+        shared = Shared(features, avatar.fused_inputs(features) if way == "kernel" else None)
+        expression, eye, pose = conditions
+        splats = avatar.deform(expression, eye[:, 0], viewmats, shared, pose)
         pull = torch.Generator().manual_seed(2)
         loss = sum((s * torch.randn(s.shape, generator=pull).to(s)).sum() for s in splats)
         assert isinstance(loss, torch.Tensor)
@@ -88,12 +87,14 @@ def test_bfloat16_is_close_at_the_size_of_an_avatar() -> None:
     viewmats[:, 2, 3] = 8
 
     def outcome(fused: bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        tokens = avatar.tokens(conditions[0], conditions[1][:, 0], conditions[2])
         shared = avatar.shared()
-        splats = avatar.splats(shared if fused else Shared(shared[0], None), tokens, viewmats)
+        assert shared.fused is not None
+        shared = shared if fused else Shared(shared.features, None)
+        expression, eye, pose = conditions
+        splats = avatar.deform(expression, eye[:, 0], viewmats, shared, pose)
         pull = torch.Generator().manual_seed(2)
         loss = sum((s * torch.randn(s.shape, generator=pull).to(s)).sum() for s in splats)
-        names = ["query.weight", "offsets.weight", "hidden.weight", "speech_token.0.weight"]
+        names = ["feature_proj.weight", "heads.weight", "hidden.weight", "speech_token.0.weight"]
         wanted = [avatar.get_parameter(name) for name in names]
         return list(splats), list(torch.autograd.grad(loss, wanted))
 

@@ -1,4 +1,4 @@
-"""Adding and removing Gaussians under an optimiser."""
+"""Adding and removing Gaussians under an optimizer."""
 
 import dataclasses
 import math
@@ -24,7 +24,7 @@ QUIET, LOUD = 0.5, 2.0
 
 
 def make(scales: list[float], opacities: list[float]) -> tuple[nn.ParameterDict, torch.optim.Adam]:
-    """Gaussians after one Adam step, so that every parameter has optimiser state."""
+    """Gaussians after one Adam step, so that every parameter has optimizer state."""
     n, generator = len(scales), torch.Generator().manual_seed(1)
     params = nn.ParameterDict(
         {
@@ -35,43 +35,43 @@ def make(scales: list[float], opacities: list[float]) -> tuple[nn.ParameterDict,
             "sh": nn.Parameter(torch.randn(n, 4, 3, generator=generator)),
         }
     )
-    optimiser = torch.optim.Adam([{"params": [p], "name": k} for k, p in params.items()], lr=0)
+    optimizer = torch.optim.Adam([{"params": [p], "name": k} for k, p in params.items()], lr=0)
     for p in params.values():
         p.grad = torch.randn(p.shape, generator=generator)
-    optimiser.step()
-    return params, optimiser
+    optimizer.step()
+    return params, optimizer
 
 
-def run(params, optimiser, gradients: list[float], config=CONFIG, seed: int = 0) -> None:
+def run(params, optimizer, gradients: list[float], config=CONFIG, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
-    densify(params, optimiser, torch.tensor(gradients), config, generator)
+    densify(params, optimizer, torch.tensor(gradients), config, generator)
 
 
-def moments(optimiser: torch.optim.Adam, param: Tensor) -> Tensor:
-    return optimiser.state[param]["exp_avg"]
+def moments(optimizer: torch.optim.Adam, param: Tensor) -> Tensor:
+    return optimizer.state[param]["exp_avg"]
 
 
 def test_only_what_is_asked_for_changes():
-    params, optimiser = make([SMALL, LARGE], [0.5, 0.5])
+    params, optimizer = make([SMALL, LARGE], [0.5, 0.5])
     before = {name: p.detach().clone() for name, p in params.items()}
-    state = moments(optimiser, params["sh"]).clone()
-    run(params, optimiser, [QUIET, QUIET])
+    state = moments(optimizer, params["sh"]).clone()
+    run(params, optimizer, [QUIET, QUIET])
     assert all(torch.equal(params[name], before[name]) for name in before)
-    assert torch.equal(moments(optimiser, params["sh"]), state)
+    assert torch.equal(moments(optimizer, params["sh"]), state)
 
 
 def test_small_ones_are_cloned():
-    params, optimiser = make([SMALL, SMALL, LARGE], [0.5, 0.6, 0.7])
+    params, optimizer = make([SMALL, SMALL, LARGE], [0.5, 0.6, 0.7])
     before = {name: p.detach().clone() for name, p in params.items()}
-    run(params, optimiser, [QUIET, LOUD, QUIET])
+    run(params, optimizer, [QUIET, LOUD, QUIET])
     for name, old in before.items():
         assert torch.equal(params[name], torch.cat([old, old[1:2]])), name
 
 
 def test_large_ones_are_split_in_two_smaller_ones():
-    params, optimiser = make([LARGE, SMALL], [0.5, 0.6])
+    params, optimizer = make([LARGE, SMALL], [0.5, 0.6])
     before = {name: p.detach().clone() for name, p in params.items()}
-    run(params, optimiser, [LOUD, QUIET])
+    run(params, optimizer, [LOUD, QUIET])
     assert len(params["means"]) == 3
     for name in ("quats", "opacities", "sh"):
         assert torch.equal(params[name], before[name][[1, 0, 0]]), name
@@ -80,12 +80,12 @@ def test_large_ones_are_split_in_two_smaller_ones():
 
 
 def test_halves_are_spread_like_the_whole():
-    params, optimiser = make([LARGE] * 4000, [0.5] * 4000)
+    params, optimizer = make([LARGE] * 4000, [0.5] * 4000)
     with torch.no_grad():
         for name in ("means", "quats", "scales"):
             params[name].copy_(params[name][:1].expand_as(params[name]).clone())
     mean, quat, scale = (params[name][0].detach().clone() for name in ("means", "quats", "scales"))
-    run(params, optimiser, [LOUD] * 4000, DensityConfig(max_gaussians=10_000))
+    run(params, optimizer, [LOUD] * 4000, DensityConfig(max_gaussians=10_000))
     offsets = params["means"].detach() - mean
     axes = rotate(quat.expand(3, 4), torch.eye(3))
     along = offsets @ axes.T
@@ -100,57 +100,57 @@ def test_rotate_turns_about_the_axis_of_the_quaternion():
     assert torch.allclose(turned, torch.tensor([[0.0, 1, 5]]), atol=1e-6)
 
 
-def test_optimiser_holds_the_new_parameters_and_their_state():
-    params, optimiser = make([SMALL, LARGE, SMALL], [0.5, 0.5, 0.001])
-    old = {name: moments(optimiser, p).clone() for name, p in params.items()}
-    run(params, optimiser, [LOUD, LOUD, QUIET])
-    held = [p for group in optimiser.param_groups for p in group["params"]]
+def test_optimizer_holds_the_new_parameters_and_their_state():
+    params, optimizer = make([SMALL, LARGE, SMALL], [0.5, 0.5, 0.001])
+    old = {name: moments(optimizer, p).clone() for name, p in params.items()}
+    run(params, optimizer, [LOUD, LOUD, QUIET])
+    held = [p for group in optimizer.param_groups for p in group["params"]]
     assert [id(p) for p in held] == [id(p) for p in params.values()]
-    assert set(optimiser.state) == set(held)
+    assert set(optimizer.state) == set(held)
     for name, p in params.items():
         assert p.requires_grad
         for key in ("exp_avg", "exp_avg_sq"):
-            assert optimiser.state[p][key].shape == p.shape
-        assert torch.equal(moments(optimiser, p)[0], old[name][0])
-        assert not moments(optimiser, p)[1:].any()
-        assert optimiser.state[p]["step"] == 1
+            assert optimizer.state[p][key].shape == p.shape
+        assert torch.equal(moments(optimizer, p)[0], old[name][0])
+        assert not moments(optimizer, p)[1:].any()
+        assert optimizer.state[p]["step"] == 1
         p.grad = torch.ones_like(p)
-    optimiser.step()
+    optimizer.step()
 
 
 def test_transparent_and_huge_ones_go():
-    params, optimiser = make([SMALL, SMALL, HUGE, SMALL], [0.5, 0.001, 0.5, 0.02])
+    params, optimizer = make([SMALL, SMALL, HUGE, SMALL], [0.5, 0.001, 0.5, 0.02])
     kept = params["sh"].detach()[[0, 3]]
-    run(params, optimiser, [QUIET, LOUD, LOUD, QUIET])
+    run(params, optimizer, [QUIET, LOUD, LOUD, QUIET])
     assert torch.equal(params["sh"], kept)
 
 
 def test_pruning_reads_the_values_of_now():
-    """Trap: an optimiser that still holds the opacities of the start prunes by those."""
-    params, optimiser = make([SMALL] * 3, [0.5] * 3)
-    run(params, optimiser, [QUIET, QUIET, LOUD])
+    """Trap: an optimizer that still holds the opacities of the start prunes by those."""
+    params, optimizer = make([SMALL] * 3, [0.5] * 3)
+    run(params, optimizer, [QUIET, QUIET, LOUD])
     with torch.no_grad():
         params["opacities"][1] = torch.logit(torch.tensor(0.001))
     kept = params["sh"].detach()[[0, 2, 3]]
-    run(params, optimiser, [QUIET] * 4)
+    run(params, optimizer, [QUIET] * 4)
     assert torch.equal(params["sh"], kept)
 
 
 def test_the_number_of_gaussians_is_bounded():
     gradients = [1.5, 3.0, 2.0, 9.0, 1.2]
-    params, optimiser = make([SMALL, LARGE, SMALL, LARGE, SMALL], [0.5] * 5)
+    params, optimizer = make([SMALL, LARGE, SMALL, LARGE, SMALL], [0.5] * 5)
     sh = params["sh"].detach().clone()
-    run(params, optimiser, gradients, DensityConfig(grad_threshold=1.0, max_gaussians=7))
+    run(params, optimizer, gradients, DensityConfig(grad_threshold=1.0, max_gaussians=7))
     assert torch.equal(params["sh"], sh[[0, 2, 4, 1, 3, 1, 3]])  # the two largest gradients
-    run(params, optimiser, [LOUD] * 7, DensityConfig(grad_threshold=1.0, max_gaussians=3))
+    run(params, optimizer, [LOUD] * 7, DensityConfig(grad_threshold=1.0, max_gaussians=3))
     assert len(params["sh"]) == 7
 
 
 def test_same_seed_same_gaussians():
     results = []
     for seed in (0, 0, 1):
-        params, optimiser = make([LARGE, SMALL], [0.5, 0.5])
-        run(params, optimiser, [LOUD, LOUD], seed=seed)
+        params, optimizer = make([LARGE, SMALL], [0.5, 0.5])
+        run(params, optimizer, [LOUD, LOUD], seed=seed)
         results.append(params["means"].detach())
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
@@ -176,13 +176,13 @@ def test_the_schedule():
     control = DensityControl(CONFIG)
     assert [s for s in range(400) if control.watches(s)] == list(range(51, 300))
     for step, changed in ((50, False), (99, False), (100, True), (125, False), (300, False)):
-        params, optimiser = make([SMALL], [0.5])
+        params, optimizer = make([SMALL], [0.5])
         counted: dict[str, Tensor | None] = {
             "gradients": torch.tensor([9.0]),
             "views": torch.tensor([2]),
         }
         control.load_state_dict(counted, torch.device("cpu"))
-        control.step(params, optimiser, step, torch.Generator())
+        control.step(params, optimizer, step, torch.Generator())
         assert len(params["means"]) == (2 if changed else 1), step
         assert (control.state_dict()["gradients"] is None) == changed
 
@@ -192,8 +192,8 @@ def test_opacities_are_reset_on_schedule():
     config = dataclasses.replace(CONFIG, reset_every=120)
     control = DensityControl(config)
     for step, reset in ((0, False), (119, False), (120, True), (240, True), (360, False)):
-        params, optimiser = make([SMALL], [0.5])
-        control.step(params, optimiser, step, torch.Generator())
+        params, optimizer = make([SMALL], [0.5])
+        control.step(params, optimizer, step, torch.Generator())
         expected = 2 * config.min_opacity if reset else 0.5
         assert abs(params["opacities"].sigmoid().item() - expected) < 1e-6, step
 
@@ -222,9 +222,9 @@ def test_counting_goes_on_where_the_gaussians_are():
 
 
 def test_reset_lowers_opacities_and_forgets_their_state():
-    params, optimiser = make([SMALL] * 3, [0.5, 0.005, 0.9])
-    means_state = moments(optimiser, params["means"]).clone()
-    reset_opacities(params, optimiser, ceiling=0.01)
+    params, optimizer = make([SMALL] * 3, [0.5, 0.005, 0.9])
+    means_state = moments(optimizer, params["means"]).clone()
+    reset_opacities(params, optimizer, ceiling=0.01)
     assert params["opacities"].sigmoid().tolist() == pytest.approx([0.01, 0.005, 0.01])
-    assert not moments(optimiser, params["opacities"]).any()
-    assert torch.equal(moments(optimiser, params["means"]), means_state)
+    assert not moments(optimizer, params["opacities"]).any()
+    assert torch.equal(moments(optimizer, params["means"]), means_state)

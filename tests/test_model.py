@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from talker.avatar.initialise import initial_gaussians, mean_colours, sample_surface
-from talker.avatar.model import Avatar, AvatarConfig, as_seen
+from talker.avatar.gaussians import initial_gaussians, mean_colors, sample_surface, to_view
+from talker.avatar.model import FORMAT_VERSION, Avatar, AvatarConfig
 from talker.avatar.rasterize import rasterize
 from talker.errors import UserError
 
@@ -17,7 +17,6 @@ CONFIG = AvatarConfig(
     image_size=48,
     speech_features=6,
     encoder="hama",
-    audio_net=True,
     sh_degree=1,
     plane_resolutions=(8, 16),
     plane_channels=4,
@@ -48,7 +47,7 @@ def avatar() -> Avatar:
 def inputs(batch: int) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     return {
-        "speech": torch.randn(batch, 8, 16, 6, generator=generator),
+        "expression": torch.randn(batch, 10, generator=generator),
         "eye": torch.rand(batch, generator=generator),
         "viewmats": views(batch),
         "Ks": K.expand(batch, 3, 3),
@@ -56,19 +55,22 @@ def inputs(batch: int) -> dict[str, torch.Tensor]:
 
 
 def test_renders_a_batch_as_it_renders_each_frame(avatar: Avatar) -> None:
-    together = avatar(**inputs(3), height=48, width=40)
+    together = avatar.render_from_expression(**inputs(3), height=48, width=40)
     assert together[0].shape == (3, 48, 40, 3)
     assert together[1].shape == (3, 48, 40, 1)
     for i in range(3):
-        alone = avatar(**{k: v[i : i + 1] for k, v in inputs(3).items()}, height=48, width=40)
+        alone = avatar.render_from_expression(
+            **{k: v[i : i + 1] for k, v in inputs(3).items()}, height=48, width=40
+        )
         torch.testing.assert_close(alone[0][0], together[0][i], atol=1e-5, rtol=0)
 
 
 def test_every_parameter_receives_a_gradient(avatar: Avatar) -> None:
     """The published network carries 109k parameters that never do."""
-    assert avatar.speech_encoder.audio_net is not None
-    torch.nn.init.normal_(avatar.speech_encoder.audio_net.out[2].weight)
-    rgb, alpha = avatar(**inputs(2), height=48, width=48)
+    given = inputs(2)
+    windows = torch.randn(2, 16, 6, generator=torch.Generator().manual_seed(2))
+    given["expression"] = avatar.speech_to_expression(windows)
+    rgb, alpha = avatar.render_from_expression(**given, height=48, width=48)
     (rgb.square().sum() + alpha.sum()).backward()
     starved = [
         name
@@ -78,19 +80,21 @@ def test_every_parameter_receives_a_gradient(avatar: Avatar) -> None:
     assert starved == []
 
 
-@pytest.mark.parametrize("name", ["speech", "eye", "viewmats"])
+@pytest.mark.parametrize("name", ["expression", "eye", "viewmats"])
 def test_each_condition_moves_the_gaussians(avatar: Avatar, name: str) -> None:
     avatar.double()
-    given = {key: value.double() for key, value in inputs(2).items()}
-
-    def means(given: dict[str, torch.Tensor]) -> torch.Tensor:
-        expression = avatar.speech_encoder(given["speech"])
-        pose = avatar.pose_vector(given["viewmats"])
-        tokens = avatar.tokens(expression, given["eye"], pose)
-        return avatar.splats(avatar.shared(), tokens, given["viewmats"]).means
-
+    given = {key: value.double() for key, value in inputs(2).items() if key != "Ks"}
     changed = {**given, name: given[name] + 0.5}
-    assert (means(given) - means(changed)).abs().max() > 1e-8
+    means, moved = (avatar.deform(**some).means for some in (given, changed))
+    assert (means - moved).abs().max() > 1e-8
+
+
+def test_a_given_pose_replaces_that_of_the_camera(avatar: Avatar) -> None:
+    given = {key: value for key, value in inputs(2).items() if key != "Ks"}
+    usual = avatar.deform(**given)
+    pose = avatar.pose_vector(given["viewmats"])
+    assert torch.equal(avatar.deform(**given, pose=pose).means, usual.means)
+    assert not torch.equal(avatar.deform(**given, pose=pose + 1).means, usual.means)
 
 
 def test_a_small_blink_is_a_small_change_of_the_eye_token(avatar: Avatar) -> None:
@@ -106,8 +110,8 @@ def test_stored_avatar_renders_the_same(avatar: Avatar, tmp_path: Path) -> None:
     loaded = Avatar.load(tmp_path / "avatar")
     assert loaded.config == CONFIG
     with torch.no_grad():
-        before = avatar.eval()(**inputs(2), height=48, width=48)
-        after = loaded(**inputs(2), height=48, width=48)
+        before = avatar.eval().render_from_expression(**inputs(2), height=48, width=48)
+        after = loaded.render_from_expression(**inputs(2), height=48, width=48)
     assert torch.equal(before[0], after[0])
     assert (tmp_path / "avatar" / "point_cloud.ply").stat().st_size > 0
 
@@ -118,17 +122,30 @@ def test_files_of_different_networks_are_refused(avatar: Avatar, tmp_path: Path)
         *("config.json", "point_cloud.ply", "weights.safetensors")
     }
     shape = tmp_path / "config.json"
-    told = json.loads(shape.read_text())
-    shape.write_text(json.dumps({**told, "hidden": 2 * told["hidden"]}))
+    stored = json.loads(shape.read_text())
+    shape.write_text(json.dumps({**stored, "hidden": 2 * stored["hidden"]}))
     with pytest.raises(UserError, match="does not hold the network"):
         Avatar.load(tmp_path)
-    del told["audio_net"]
-    shape.write_text(json.dumps(told))
-    with pytest.raises(UserError, match=r"audio_net.*another version of talker"):
+    shape.write_text(json.dumps({**stored, "wings": 2}))
+    with pytest.raises(UserError, match=r"config\.json: wings: unknown option"):
         Avatar.load(tmp_path)
-    shape.write_text(json.dumps({**told, "audio_net": True}))
+    shape.write_text(json.dumps(stored))
     save_file({"a": torch.zeros(1)}, tmp_path / "weights.safetensors")
     with pytest.raises(UserError, match="does not hold the network"):
+        Avatar.load(tmp_path)
+
+
+@pytest.mark.parametrize("version", [None, FORMAT_VERSION - 1, FORMAT_VERSION + 1])
+def test_an_avatar_of_another_format_version_is_refused(
+    avatar: Avatar, tmp_path: Path, version: int | None
+) -> None:
+    """Before versions were stored, it was 1."""
+    avatar.save(tmp_path)
+    path = tmp_path / "config.json"
+    stored = json.loads(path.read_text())
+    assert stored.pop("format_version") == FORMAT_VERSION
+    path.write_text(json.dumps(stored if version is None else stored | {"format_version": version}))
+    with pytest.raises(UserError, match=f"has format version {version or 1}.*train the avatar"):
         Avatar.load(tmp_path)
 
 
@@ -137,8 +154,10 @@ def test_renders_on_the_gpu_as_on_the_cpu(avatar: Avatar, tmp_path: Path) -> Non
     avatar.save(tmp_path / "avatar")
     on_gpu = Avatar.load(tmp_path / "avatar", "cuda")
     with torch.no_grad():
-        here = avatar.eval()(**inputs(2), height=48, width=48)
-        there = on_gpu(**{k: v.cuda() for k, v in inputs(2).items()}, height=48, width=48)
+        here = avatar.eval().render_from_expression(**inputs(2), height=48, width=48)
+        there = on_gpu.render_from_expression(
+            **{k: v.cuda() for k, v in inputs(2).items()}, height=48, width=48
+        )
     for cpu, cuda in zip(here, there, strict=True):
         assert (cpu - cuda.cpu()).abs().mean() < 1e-4
 
@@ -150,7 +169,7 @@ def test_live_frames_are_those_of_the_batch(avatar: Avatar) -> None:
     avatar.cuda()
     given = {k: v.cuda() for k, v in inputs(3).items()}
     with torch.no_grad():
-        together = avatar.eval()(**given, height=48, width=40)
+        together = avatar.eval().render_from_expression(**given, height=48, width=40)
     live = LiveAvatar(avatar)
     for i in (0, 2, 1):
         alone = live(**{k: v[i : i + 1] for k, v in given.items()}, height=48, width=40)
@@ -171,7 +190,7 @@ def test_a_folder_without_an_avatar_is_refused(tmp_path: Path) -> None:
         Avatar.load(tmp_path)
 
 
-def test_points_lie_on_the_mesh_and_take_the_picture_s_colour() -> None:
+def test_points_lie_on_the_mesh_and_take_the_picture_s_color() -> None:
     rng = np.random.default_rng(0)
     vertices = np.array([[-1.0, -1, 0], [1, -1, 0], [0, 1, 0]])
     points = sample_surface(vertices, np.array([[0, 1, 2]]), 500, rng)
@@ -180,11 +199,11 @@ def test_points_lie_on_the_mesh_and_take_the_picture_s_colour() -> None:
     images = np.zeros((2, 48, 48, 3), np.uint8)
     images[:, :, :24] = (255, 0, 0)
     images[:, :, 24:] = (0, 0, 255)
-    colours = mean_colours(points, images, views(1).repeat(2, 1, 1).numpy() * 1.0, K.numpy())
+    colors = mean_colors(points, images, views(1).repeat(2, 1, 1).numpy() * 1.0, K.numpy())
     left = points[:, 0] < 0.1
-    assert (colours[left & (points[:, 0] < -0.3), 0] == 1).all()
-    gaussians = initial_gaussians(points, colours, 0)
-    splats = as_seen(gaussians, gaussians.means, views(1))
+    assert (colors[left & (points[:, 0] < -0.3), 0] == 1).all()
+    gaussians = initial_gaussians(points, colors, 0)
+    splats = to_view(gaussians, gaussians.means, views(1))
     drawn = rasterize(splats, views(1), K[None], 48, 48)
     middle = drawn.rgb[0, 24]
     assert middle[18, 0] > 5 * middle[18, 2]

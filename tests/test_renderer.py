@@ -11,7 +11,6 @@ from torch import nn
 from talker.avatar.drive import longest_run, nearest_valid, ping_pong
 from talker.avatar.live import live_avatar
 from talker.avatar.renderer import Drive, load_avatar, render_frames
-from talker.avatar.speech_encoder import speech_context
 from talker.dataset import Dataset
 
 
@@ -21,21 +20,24 @@ def data(dataset: Path) -> Dataset:
 
 
 class Recorder(nn.Module):
-    """Remembers its input; draws `colour` with `alpha` everywhere."""
+    """Remembers its input; draws `color` with `alpha` everywhere."""
 
-    def __init__(self, colour: float, alpha: float) -> None:
+    def __init__(self, color: float, alpha: float) -> None:
         super().__init__()
         self.device_of = nn.Parameter(torch.zeros(1))
-        self.colour, self.alpha = colour, alpha
+        self.color, self.alpha = color, alpha
         self.inputs: list[tuple[torch.Tensor, ...]] = []
 
     def shared(self):
         return self.device_of
 
-    def forward(self, speech, eye, viewmats, Ks, height, width, shared):
-        self.inputs.append((speech, eye, viewmats, Ks))
-        shape = len(speech), height, width
-        return torch.full((*shape, 3), self.colour), torch.full((*shape, 1), self.alpha)
+    def speech_to_expression(self, windows):
+        return windows.flatten(1)
+
+    def render_from_expression(self, expression, eye, viewmats, Ks, height, width, shared):
+        self.inputs.append((expression, eye, viewmats, Ks))
+        shape = len(expression), height, width
+        return torch.full((*shape, 3), self.color), torch.full((*shape, 1), self.alpha)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +74,7 @@ def test_live_frames_are_those_of_a_video(data: Dataset, device: str) -> None:
     drive = Drive(np.arange(10, 15), data.speech, np.arange(10, 15))
     whole = np.stack(list(render_frames(avatar, data, drive, batch=5)))
     live = live_avatar(avatar, 2)
-    few = np.stack(list(render_frames(avatar, data, drive, batch=2, live=live)))
+    few = np.stack(list(render_frames(avatar, data, drive, batch=2, render_head=live)))
     assert np.abs(whole.astype(int) - few).max() <= 1
 
 
@@ -90,10 +92,9 @@ def test_pose_and_eyes_follow_the_shown_frame_and_speech_the_heard_one(data: Dat
     recorder = Recorder(0.0, 0.0)
     list(render_frames(recorder, data, drive, batch=8))
     speech, eye, viewmats, Ks = recorder.inputs[0]
-    expected = speech_context(torch.from_numpy(data.speech), torch.from_numpy(drive.heard))
-    assert torch.equal(speech, expected)
-    assert np.array_equal(eye, data.eye[drive.frames])
-    assert np.array_equal(viewmats, data.viewmats[drive.frames])
+    assert np.array_equal(speech, data.speech[drive.window_ids].reshape(3, -1))
+    assert np.array_equal(eye, data.eye[drive.background_frame_ids])
+    assert np.array_equal(viewmats, data.viewmats[drive.background_frame_ids])
     assert np.array_equal(Ks[2], data.K)
 
 
@@ -140,3 +141,17 @@ def test_a_saved_avatar_covers_the_head(data: Dataset, tmp_path: Path) -> None:
         head = data.head_mask(i) > 127
         assert changed[head].mean() > 0.9
         assert changed[~head].mean() < 0.5
+
+
+def test_expressions_are_predicted_or_given_and_scaled(data: Dataset) -> None:
+    ids = np.arange(3)
+    given = np.random.default_rng(0).normal(size=(3, 10)).astype(np.float32)
+    recorder = Recorder(0.0, 0.0)
+    for drive in (
+        Drive(ids, data.speech, ids, expression_scale=0.5),
+        Drive(ids, data.speech, ids, expression=given, expression_scale=2.0),
+    ):
+        list(render_frames(recorder, data, drive, batch=8))
+    predicted, scaled = (inputs[0] for inputs in recorder.inputs)
+    assert np.array_equal(predicted, 0.5 * data.speech[:3].reshape(3, -1))
+    assert np.array_equal(scaled, 2 * given)

@@ -14,7 +14,6 @@ from pydantic import ValidationError
 from torch import nn
 
 from talker import speak as stage
-from talker.avatar.speech_encoder import CONTEXT
 from talker.clip import SAMPLES_PER_FRAME
 from talker.core.parallel import one_thread
 from talker.dataset import Dataset
@@ -25,11 +24,11 @@ from talker.encoders.mel import load
 from talker.encoders.statistics import Statistics
 from talker.errors import UserError
 from talker.media.audio import write_wav
-from talker.speak import Config, Speaker, measure_latency, speak
+from talker.speak import Config, StreamingAvatar, measure_latency, speak
 
 
 class Listener(nn.Module):
-    """Draws grey and keeps the windows that it was given, in the order in which they come."""
+    """Renders gray and keeps the windows that it was given, in the order in which they come."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,9 +38,12 @@ class Listener(nn.Module):
     def shared(self) -> None:
         return None
 
-    def forward(self, speech, eye, viewmats, Ks, height, width, shared):
-        self.windows.extend(speech[:, CONTEXT // 2])
-        shape = len(speech), height, width
+    def speech_to_expression(self, windows):
+        self.windows.extend(windows)
+        return windows.flatten(1)
+
+    def render_from_expression(self, expression, eye, viewmats, Ks, height, width, shared):
+        shape = len(expression), height, width
         return torch.full((*shape, 3), 0.5), torch.ones(*shape, 1)
 
 
@@ -78,24 +80,24 @@ def learned(encoder: Encoder) -> Statistics:
     return fit_statistics(slots, slot_levels(sound), encoder, Choice("mel"), 12, 2, 0.3)
 
 
-def speaker_of(data, encoder, learned, **options) -> Speaker:
-    return Speaker(Listener(), data, encoder, learned, Config(**options))
+def streaming_avatar(data, encoder, learned, **options) -> StreamingAvatar:
+    return StreamingAvatar(Listener(), data, encoder, learned, Config(**options))
 
 
 @pytest.mark.parametrize("block", [160, 640, 1000, 16_000])
 def test_live_windows_are_those_of_the_whole(data, encoder, learned, block: int) -> None:
     """Mel knows no context, so only the loudness, which is heard bit by bit, makes a difference."""
     sound = syllables(200, seed=0)
-    speaker = speaker_of(data, encoder, learned)
+    streaming = streaming_avatar(data, encoder, learned)
     frames = 0
     for start in range(0, len(sound), block):
-        frames += sum(1 for _ in speaker.hear(sound[start : start + block]))
+        frames += sum(1 for _ in streaming.push_audio(sound[start : start + block]))
     live = frames
-    frames += sum(1 for _ in speaker.finish())
+    frames += sum(1 for _ in streaming.finish())
     assert frames == 200
     assert live >= 185
     whole = np.concatenate(list(windows(avatar_features(encoder, learned, sound), 2)))
-    found = torch.stack(speaker.avatar.windows).numpy()
+    found = torch.stack(streaming.avatar.windows).numpy()
     assert found.shape == whole.shape
     off = np.abs(found - whole).max((1, 2))
     assert np.median(off[40:]) < 0.2
@@ -108,59 +110,59 @@ def test_live_windows_are_those_of_the_whole(data, encoder, learned, block: int)
 @pytest.mark.parametrize("block", [640, 200 * 640])
 def test_whatever_it_waits_for_is_kept(data, encoder, learned, options, block: int) -> None:
     sound = syllables(250)
-    speaker = speaker_of(data, encoder, learned, **options)
+    streaming = streaming_avatar(data, encoder, learned, **options)
     for start in range(0, len(sound), block):
-        list(speaker.hear(sound[start : start + block]))
-    list(speaker.finish())
+        list(streaming.push_audio(sound[start : start + block]))
+    list(streaming.finish())
     whole = np.concatenate(list(windows(avatar_features(encoder, learned, sound), 2)))
-    found = torch.stack(speaker.avatar.windows).numpy()
+    found = torch.stack(streaming.avatar.windows).numpy()
     assert found.shape == whole.shape
     assert np.corrcoef(found[60:240].ravel(), whole[60:240].ravel())[0, 1] > 0.97
 
 
 def test_a_frame_comes_within_the_promised_time(data, encoder, learned) -> None:
-    speaker = speaker_of(data, encoder, learned, hop=1, ahead=0.1)
+    streaming = streaming_avatar(data, encoder, learned, hop=1, ahead=0.1)
     shown = 0
     for k in range(100):
-        shown += sum(1 for _ in speaker.hear(np.zeros(640, np.int16)))
+        shown += sum(1 for _ in streaming.push_audio(np.zeros(640, np.int16)))
         heard, due = (k + 1) * 0.04, shown * 0.04
-        assert heard - due <= speaker.latency + 1e-6
-    assert speaker.latency == pytest.approx(0.22 + 0.1 + 0.04)
+        assert heard - due <= streaming.latency + 1e-6
+    assert streaming.latency == pytest.approx(0.22 + 0.1 + 0.04)
 
 
 @pytest.mark.parametrize("samples", [0, 1, 640, 1600, 6400])
 def test_short_sounds_have_their_frames(data, encoder, learned, samples: int) -> None:
-    speaker = speaker_of(data, encoder, learned)
-    frames = list(speaker.hear(np.zeros(samples, np.int16))) + list(speaker.finish())
+    streaming = streaming_avatar(data, encoder, learned)
+    frames = list(streaming.push_audio(np.zeros(samples, np.int16))) + list(streaming.finish())
     assert len(frames) == -(-samples // SAMPLES_PER_FRAME)
     for frame in frames:
         assert frame.shape == (data.height, data.width, 3)
 
 
 def test_nothing_that_was_heard_long_ago_is_kept(data, encoder, learned) -> None:
-    speaker = speaker_of(data, encoder, learned)
+    streaming = streaming_avatar(data, encoder, learned)
     sizes = []
     for k in range(4):
         for start in range(0, 150 * 640, 640):
-            list(speaker.hear(syllables(150, k)[start : start + 640]))
-        speaker.avatar.windows.clear()
-        sizes.append((len(speaker.sound), len(speaker.slots), len(speaker.levels)))
+            list(streaming.push_audio(syllables(150, k)[start : start + 640]))
+        streaming.avatar.windows.clear()
+        sizes.append((len(streaming.audio), len(streaming.slots), len(streaming.levels)))
     assert sizes[1] == sizes[2] == sizes[3]
-    assert len(speaker.sound) < 6 * 16_000
+    assert len(streaming.audio) < 6 * 16_000
 
 
 def test_pcm_goes_in_and_raw_frames_come_out(data, encoder, learned) -> None:
     sound, picture = io.BytesIO(syllables(60).astype("<i2").tobytes()), io.BytesIO()
-    frames = speak(speaker_of(data, encoder, learned), sound, picture)
+    frames = speak(streaming_avatar(data, encoder, learned), sound, picture)
     assert frames == 60
     assert len(picture.getvalue()) == 60 * data.height * data.width * 3
 
 
-def test_a_socket_serves_one_speaker(
+def test_a_socket_serves_one_client(
     data, encoder, learned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    speaker = speaker_of(data, encoder, learned)
-    monkeypatch.setattr(stage, "load_speaker", lambda *_: speaker)
+    streaming = streaming_avatar(data, encoder, learned)
+    monkeypatch.setattr(stage, "load_streaming_avatar", lambda *_: streaming)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -194,14 +196,16 @@ class Closed(io.BytesIO):
 def test_it_ends_when_the_viewer_is_closed(data, encoder, learned, caplog) -> None:
     caplog.set_level(logging.INFO)
     sound = io.BytesIO(syllables(60).astype("<i2").tobytes())
-    assert speak(speaker_of(data, encoder, learned), sound, Closed()) == 10
-    assert "the viewer was closed" in caplog.text
+    assert speak(streaming_avatar(data, encoder, learned), sound, Closed()) == 10
+    assert "The viewer was closed" in caplog.text
 
 
 def test_a_viewer_may_leave_the_socket(
     data, encoder, learned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "load_speaker", lambda *_: speaker_of(data, encoder, learned))
+    monkeypatch.setattr(
+        stage, "load_streaming_avatar", lambda *_: streaming_avatar(data, encoder, learned)
+    )
     ours, theirs = socket.socketpair()
     monkeypatch.setattr(stage, "_connection", lambda port: theirs)
     ours.sendall(syllables(60).astype("<i2").tobytes())
@@ -212,7 +216,9 @@ def test_a_viewer_may_leave_the_socket(
 def test_what_cannot_be_spoken_is_refused(
     data, encoder, learned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "load_speaker", lambda *_: speaker_of(data, encoder, learned))
+    monkeypatch.setattr(
+        stage, "load_streaming_avatar", lambda *_: streaming_avatar(data, encoder, learned)
+    )
 
     def refused(complaint: str, **arguments) -> None:
         with pytest.raises(UserError, match=complaint):
@@ -233,7 +239,7 @@ def test_options_out_of_range_are_refused(options) -> None:
 
 
 def test_the_benchmark_counts_what_it_waits_for(data, encoder, learned) -> None:
-    row = measure_latency(speaker_of(data, encoder, learned), syllables(80))
+    row = measure_latency(streaming_avatar(data, encoder, learned), syllables(80))
     assert row["frames"] == 80
     assert row["latency_ms_p95"] >= row["waits_ms"] == pytest.approx(400)
     assert 0 < row["real_time_factor"] < 5

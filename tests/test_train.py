@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -17,24 +18,18 @@ import pytest
 import torch
 import yaml
 
+from talker.avatar.checkpoint import Origin, save_checkpoint
 from talker.avatar.density import DensityConfig
 from talker.avatar.losses import LossWeights, compute_loss
 from talker.avatar.model import Avatar
+from talker.avatar.options import Config
+from talker.avatar.trainer import Trainer, batch_rows, fit
 from talker.avatar.training_set import TrainingSet, crop_box, training_set
 from talker.core.config import from_mapping
 from talker.dataset import Dataset
 from talker.errors import UserError
-from talker.train import (
-    PARTS,
-    Config,
-    LearningRates,
-    Training,
-    _save_checkpoint,
-    batch_rows,
-    fingerprint,
-    main,
-    train,
-)
+from talker.measure.networks import load_judge
+from talker.train import main
 
 TINY = Config(
     image_size=64,
@@ -49,14 +44,13 @@ TINY = Config(
     canonical_batch=2,
     deformation_steps=20,
     deformation_batch=2,
-    checkpoint_every=10,
+    checkpoint_seconds=0.0,
 )
 GROWING = dataclasses.replace(
     TINY,
-    checkpoint_every=7,
     density=DensityConfig(start=10, stop=25, every=5, grad_threshold=0.0, max_gaussians=600),
 )
-"""Counts and densifies: the checkpoint of step 14 lies between two densifications."""
+"""Densifies at steps 10, 15 and 20, so that step 17 lies between two densifications."""
 
 
 @pytest.fixture(scope="module")
@@ -69,20 +63,20 @@ def subset(data: Dataset) -> TrainingSet:
     return training_set(data, torch.device("cpu"))
 
 
-def weights_of(training: Training) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in training.avatar.state_dict().items()}
+def weights_of(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in trainer.avatar.state_dict().items()}
 
 
 def test_the_image_comes_closer_to_the_subject(
     data: Dataset, subset: TrainingSet, tmp_path: Path
 ) -> None:
-    training = train(data, subset, TINY, tmp_path / "latest.pt")
-    canonical = [entry["l1"] for entry in training.log if entry["stage"] == "canonical"]
+    trainer = fit(data, subset, TINY, tmp_path / "latest.pt")
+    canonical = [entry["l1"] for entry in trainer.log if entry["stage"] == "canonical"]
     rows = torch.arange(0, len(subset.ids), 5)
-    start = Training(data, subset, TINY)
-    first = start.draw(rows, None)
+    start = Trainer(data, subset, TINY)
+    first = start.render(rows, None)
     before = compute_loss(first.rgb, first.alpha, subset.targets(rows), TINY.weights)[0]
-    last = training.draw(rows, training._conditions(rows))
+    last = trainer.render(rows, trainer.sample_conditions(rows))
     after = compute_loss(last.rgb, last.alpha, subset.targets(rows), TINY.weights)[0]
     assert after < 0.7 * before
     assert all(np.isfinite(canonical))
@@ -94,7 +88,7 @@ def test_alpha_is_supervised_with_a_gradient(subset: TrainingSet) -> None:
     height, width = subset.size
     rgb = torch.rand(2, height, width, 3)
     alpha = torch.full((2, height, width, 1), 0.5, requires_grad=True)
-    only_alpha = LossWeights(l1=0, ssim=0, lips=0, alpha=1, detail=0)
+    only_alpha = LossWeights(l1=0, ssim=0, lips=0, alpha=1, perceptual=0)
     loss, _ = compute_loss(rgb, alpha, subset.targets(rows), only_alpha)
     loss.backward()
     head = subset.mask[rows, ..., None] == 255
@@ -112,7 +106,7 @@ def test_a_perfect_picture_costs_nothing(subset: TrainingSet) -> None:
     assert loss < 1e-5
 
 
-def test_a_given_network_judges_the_detail(
+def test_a_given_network_adds_a_perceptual_loss(
     data: Dataset, subset: TrainingSet, tmp_path: Path
 ) -> None:
     class Squares(torch.nn.Module):
@@ -122,42 +116,36 @@ def test_a_given_network_judges_the_detail(
     path = tmp_path / "lpips.pt"
     torch.jit.script(Squares()).save(path)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    config = dataclasses.replace(TINY, perceptual=str(path), perceptual_sha256=sha256)
-    training, rows = Training(data, subset, config), torch.arange(2)
+    rows = torch.arange(2)
+    trainer = Trainer(data, subset, TINY, load_judge(path, sha256))
     targets = subset.targets(rows)
-    drawn = training.draw(rows, None)
-    values = training.judge(drawn.rgb, drawn.alpha, *targets)[1:]
+    rendered = trainer.render(rows, None)
+    loss, values = trainer.compute_loss(rendered.rgb, rendered.alpha, targets)
     mask = targets.mask[..., None] / 255
-    wanted = torch.lerp(targets.background / 255, targets.frame / 255, mask)
-    image = drawn.rgb + (1 - drawn.alpha) * targets.background / 255
-    assert torch.isclose(
-        dict(zip(PARTS, values, strict=True))["detail"], 4 * (image - wanted).square().mean()
-    )
+    expected = torch.lerp(targets.background / 255, targets.frame / 255, mask)
+    image = rendered.rgb + (1 - rendered.alpha) * targets.background / 255
+    assert torch.isclose(values["perceptual"], 4 * (image - expected).square().mean())
+    plain, without = Trainer(data, subset, TINY).compute_loss(rendered.rgb, rendered.alpha, targets)
+    assert "perceptual" not in without
+    assert torch.isclose(loss - plain, TINY.weights.perceptual * values["perceptual"])
+
+
+def test_the_network_must_have_the_given_hash(dataset: Path, tmp_path: Path) -> None:
+    path = tmp_path / "lpips.pt"
+    path.write_bytes(b"no network")
+    config = dataclasses.replace(TINY, perceptual=str(path), perceptual_sha256="0")
     with pytest.raises(UserError, match="sha256"):
-        Training(data, subset, dataclasses.replace(config, perceptual_sha256="0"))
-
-
-def test_audio_net_is_there_where_it_learns(
-    data: Dataset, subset: TrainingSet, tmp_path: Path
-) -> None:
-    config = dataclasses.replace(TINY, rates=LearningRates(speech=1e-3))
-    training = train(data, subset, config, tmp_path / "latest.pt")
-    training.avatar.save(tmp_path / "avatar")
-    encoder = Avatar.load(tmp_path / "avatar").speech_encoder
-    assert encoder.audio_net is not None
-    window = subset.windows[None, :8]
-    assert encoder.audio_net(window).abs().max() > 0
-    assert Training(data, subset, TINY).avatar.speech_encoder.audio_net is None
+        main(dataset, tmp_path / "avatar", tmp_path / "checkpoints", config)
 
 
 def test_a_still_head_trains(data: Dataset, subset: TrainingSet) -> None:
     """Published rates are multiplied by head motion, so a still head never trains."""
     still = dataclasses.replace(subset, viewmats=subset.viewmats[:1].expand_as(subset.viewmats))
-    training = Training(data, still, TINY)
-    before = weights_of(training)
+    trainer = Trainer(data, still, TINY)
+    before = weights_of(trainer)
     for _ in range(3):
-        training.advance()
-    after = weights_of(training)
+        trainer.train_step()
+    after = weights_of(trainer)
     assert all(
         not torch.equal(before[f"canonical.{name}"], after[f"canonical.{name}"])
         for name in ("means", "scales", "opacities", "sh")
@@ -165,10 +153,10 @@ def test_a_still_head_trains(data: Dataset, subset: TrainingSet) -> None:
 
 
 def test_a_batch_need_not_divide_among_the_threads(data: Dataset, subset: TrainingSet) -> None:
-    training = Training(data, subset, dataclasses.replace(TINY, canonical_batch=3))
-    before = weights_of(training)["canonical.means"]
-    training.advance()
-    assert not torch.equal(before, weights_of(training)["canonical.means"])
+    trainer = Trainer(data, subset, dataclasses.replace(TINY, canonical_batch=3))
+    before = weights_of(trainer)["canonical.means"]
+    trainer.train_step()
+    assert not torch.equal(before, weights_of(trainer)["canonical.means"])
 
 
 def test_batches_cover_every_frame_once_an_epoch() -> None:
@@ -191,26 +179,26 @@ def test_crop_holds_every_head() -> None:
 def test_resume_is_exact(
     data: Dataset, subset: TrainingSet, tmp_path: Path, stop: tuple[str, int]
 ) -> None:
-    whole = train(data, subset, GROWING, tmp_path / "whole.pt")
+    whole = fit(data, subset, GROWING, tmp_path / "whole.pt")
     assert len(whole.avatar.canonical["means"]) > GROWING.gaussians
     broken = tmp_path / "broken.pt"
 
     class Stopped(Exception):
         pass
 
-    advance = Training.advance
+    train_step = Trainer.train_step
 
-    def advance_until(self: Training) -> dict[str, float] | None:
+    def step_until(self: Trainer) -> dict[str, float] | None:
         if (self.stage, self.step) == stop:
             raise Stopped
-        return advance(self)
+        return train_step(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Training, "advance", advance_until)
+        patch.setattr(Trainer, "train_step", step_until)
         with pytest.raises(Stopped):
-            train(data, subset, GROWING, broken)
+            fit(data, subset, GROWING, broken)
     assert torch.load(broken, weights_only=True)["density"]["gradients"] is not None
-    resumed = train(data, subset, GROWING, broken)
+    resumed = fit(data, subset, GROWING, broken)
     for name, value in weights_of(whole).items():
         assert torch.equal(value, resumed.avatar.state_dict()[name]), name
     assert [(e["step"], e["loss"]) for e in whole.log] == [
@@ -218,21 +206,22 @@ def test_resume_is_exact(
     ]
 
 
-def test_the_owner_of_a_checkpoint_does_not_depend_on_the_threads(dataset: Path) -> None:
-    """Nor does what the speech is to tell, which BLAS adds up in another order."""
+def test_the_origin_of_a_checkpoint_does_not_depend_on_the_threads(dataset: Path) -> None:
+    """Nor do the expression targets, which BLAS sums in another order."""
     code = """
 import hashlib, sys
 from pathlib import Path
 import numpy as np
-from talker.avatar.speech_prior import expression_targets
+from talker.avatar.checkpoint import Origin
+from talker.avatar.expression import expression_targets
+from talker.avatar.options import Config
 from talker.dataset import Dataset
-from talker.train import Config, fingerprint
 
 rng = np.random.default_rng(0)
 expression = rng.normal(size=(1026, 79)).astype(np.float32)
 targets = expression_targets(expression, rng.random(1026).astype(np.float32))
 print(hashlib.sha256(targets.numpy()).hexdigest())
-print(fingerprint(Config(), Dataset.load(Path(sys.argv[1]), 64)))
+print(Origin.of(Config(), Dataset.load(Path(sys.argv[1]), 64)))
 """
     found = set()
     for threads in ("1", "2"):
@@ -259,25 +248,52 @@ def test_a_checkpoint_belongs_to_what_the_files_hold(
     other = tmp_path / "data"
     shutil.copytree(dataset, other)
     same = dataclasses.replace(data, folder=other)
-    assert fingerprint(TINY, data) == fingerprint(TINY, same)
+    before = Origin.of(TINY, data)
+    assert before == Origin.of(TINY, same)
     with (other / name).open("ab") as file:
         file.write(b" ")
-    assert fingerprint(TINY, data) != fingerprint(TINY, same)
+    assert before.differences(Origin.of(TINY, same)) == ["data"]
 
 
 def test_a_checkpoint_of_other_options_is_not_used(
-    data: Dataset, subset: TrainingSet, tmp_path: Path
+    data: Dataset, subset: TrainingSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     path = tmp_path / "latest.pt"
-    train(data, subset, TINY, path)
+    fit(data, subset, TINY, path)
     other = dataclasses.replace(TINY, seed=1, canonical_steps=5, deformation_steps=5)
-    fresh = train(data, subset, other, tmp_path / "fresh.pt")
-    after = train(data, subset, other, path)
+    fresh = fit(data, subset, other, tmp_path / "fresh.pt")
+    assert "the checkpoint was written with" not in caplog.text
+    after = fit(data, subset, other, path)
+    assert f"{path}: the checkpoint was written with other options;" in caplog.text
     assert torch.equal(fresh.avatar.canonical["means"], after.avatar.canonical["means"])
 
 
+@pytest.mark.parametrize("changed", [["code"], ["code", "data"]], ids=str)
+def test_the_log_says_why_a_checkpoint_is_not_used(
+    data: Dataset,
+    subset: TrainingSet,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    changed: list[str],
+) -> None:
+    caplog.set_level(logging.INFO)
+    short = dataclasses.replace(TINY, canonical_steps=2, deformation_steps=2)
+    fit(data, subset, short, tmp_path / "latest.pt")
+    origin = dataclasses.replace(Origin.of(short, data), **dict.fromkeys(changed, "other"))
+    monkeypatch.setattr(Origin, "of", lambda *_: origin)
+    fit(data, subset, short, tmp_path / "latest.pt")
+    assert f"written with other {' and other '.join(changed)};" in caplog.text
+
+
+def test_how_often_checkpoints_are_written_makes_no_difference(data: Dataset) -> None:
+    rarely = dataclasses.replace(TINY, checkpoint_seconds=1000.0)
+    assert Origin.of(TINY, data) == Origin.of(rarely, data)
+
+
 @pytest.mark.parametrize("content", ["", "half", "of another program"])
-def test_an_unreadable_checkpoint_is_told_and_not_used(
+def test_an_unreadable_checkpoint_is_reported_and_not_used(
     data: Dataset,
     subset: TrainingSet,
     tmp_path: Path,
@@ -286,13 +302,13 @@ def test_an_unreadable_checkpoint_is_told_and_not_used(
 ) -> None:
     short = dataclasses.replace(TINY, canonical_steps=2, deformation_steps=2)
     path = tmp_path / "latest.pt"
-    whole = train(data, subset, short, path)
+    whole = fit(data, subset, short, path)
     if content == "of another program":
         torch.save({"x": 1}, path)
     else:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if content else b"")
-    again = train(data, subset, short, path)
-    assert f"{path} cannot be read as a checkpoint" in caplog.text
+    again = fit(data, subset, short, path)
+    assert f"{path}: cannot be read as a checkpoint" in caplog.text
     assert torch.equal(whole.avatar.canonical["means"], again.avatar.canonical["means"])
     assert torch.load(path, weights_only=True)["step"] == 2
 
@@ -300,18 +316,18 @@ def test_an_unreadable_checkpoint_is_told_and_not_used(
 def test_no_checkpoint_holds_a_broken_step(
     data: Dataset, subset: TrainingSet, tmp_path: Path
 ) -> None:
-    """A GPU is asked now and then only, and a checkpoint may be due before."""
-    training = Training(data, subset, TINY)
-    training.diverged.fill_(1)
+    """On a GPU divergence is checked rarely, and a checkpoint may be due before."""
+    trainer = Trainer(data, subset, TINY)
+    trainer.diverged.fill_(1)
     with pytest.raises(UserError, match="diverged"):
-        _save_checkpoint(tmp_path / "latest.pt", training, "me")
+        save_checkpoint(tmp_path / "latest.pt", trainer.state(), Origin("code", "options", "data"))
     assert not (tmp_path / "latest.pt").exists()
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        *({"checkpoint_every": 0}, {"canonical_batch": 0}, {"deformation_batch": 0}),
+        *({"checkpoint_seconds": -1}, {"canonical_batch": 0}, {"deformation_batch": 0}),
         *({"heads": 3}, {"heads": 0}, {"layers": 0}, {"sh_degree": 4}, {"sh_degree": -1}),
         *({"seed": -1}, {"gaussians": 0}, {"gaussians": 3}, {"image_size": 0}),
         {"density": {"every": 0}},
@@ -334,7 +350,6 @@ def test_the_smallest_options_train(dataset: Path, tmp_path: Path) -> None:
         features=2,
         canonical_batch=1,
         deformation_batch=1,
-        checkpoint_every=1,
         canonical_steps=2,
         deformation_steps=2,
         hidden=1,
@@ -351,7 +366,7 @@ def test_not_a_number_stops_with_a_reason(
 ) -> None:
     broken = dataclasses.replace(subset, windows=subset.windows * float("nan"))
     with pytest.raises(UserError, match="diverged"):
-        train(data, broken, TINY, tmp_path / "latest.pt")
+        fit(data, broken, TINY, tmp_path / "latest.pt")
 
 
 def test_killed_training_ends_with_the_same_weights(dataset: Path, tmp_path: Path) -> None:
@@ -378,13 +393,13 @@ def test_killed_training_ends_with_the_same_weights(dataset: Path, tmp_path: Pat
     killed.wait()
     assert not (tmp_path / "killed" / "avatar").exists()
     again = subprocess.run(command("killed"), check=True, capture_output=True, text=True)
-    assert "going on at step" in again.stderr
+    assert "Continuing at step" in again.stderr
     files = [tmp_path / name / "avatar" / "weights.safetensors" for name in ("whole", "killed")]
     assert files[0].read_bytes() == files[1].read_bytes()
     assert Avatar.load(tmp_path / "killed" / "avatar").config.image_size == TINY.image_size
     shutil.rmtree(tmp_path / "killed" / "avatar")
     once_more = subprocess.run(command("killed"), check=True, capture_output=True, text=True)
-    assert "going on at step 60 of the deformation stage" in once_more.stderr
+    assert "Continuing at step 60 of the deformation stage" in once_more.stderr
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
@@ -394,24 +409,24 @@ def test_a_resumed_training_is_as_good_on_the_gpu(data: Dataset, tmp_path: Path)
     subset = training_set(data, torch.device("cuda"))
     counting = DensityConfig(start=10, stop=90, every=20, grad_threshold=0.0, max_gaussians=600)
     config = dataclasses.replace(TINY, canonical_steps=100, deformation_steps=100, density=counting)
-    advance = Training.advance
+    train_step = Trainer.train_step
 
-    def advance_or_stop(self: Training) -> dict[str, float] | None:
+    def step_or_stop(self: Trainer) -> dict[str, float] | None:
         if stops and (self.stage, self.step) == stops[0]:
             del stops[0]
             raise KeyboardInterrupt
-        return advance(self)
+        return train_step(self)
 
     losses = []
     for name, stops in (("whole", []), ("broken", [("canonical", 45), ("deformation", 45)])):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Training, "advance", advance_or_stop)
+            patch.setattr(Trainer, "train_step", step_or_stop)
             for _ in range(len(stops)):
                 with pytest.raises(KeyboardInterrupt):
-                    train(data, subset, config, tmp_path / name)
-            training = train(data, subset, config, tmp_path / name)
-        assert [entry["step"] for entry in training.log] == [20, 40, 60, 80, 100] * 2
-        losses.append(np.mean([entry["loss"] for entry in training.log[-3:]]))
+                    fit(data, subset, config, tmp_path / name)
+            trainer = fit(data, subset, config, tmp_path / name)
+        assert [entry["step"] for entry in trainer.log] == [20, 40, 60, 80, 100] * 2
+        losses.append(np.mean([entry["loss"] for entry in trainer.log[-3:]]))
     assert np.isclose(*losses, rtol=0.03)
 
 
@@ -425,8 +440,8 @@ def test_images_in_host_memory_train_the_same(
         monkeypatch.setattr("talker.avatar.training_set.WORKING_MEMORY", reserved)
         part = training_set(data, device)
         assert part.frame.is_cuda == (reserved == 0) and part.ids.is_cuda
-        training = Training(data, part, TINY)
-        losses.append([entry["loss"] for _ in range(20) if (entry := training.advance())])
+        trainer = Trainer(data, part, TINY)
+        losses.append([entry["loss"] for _ in range(20) if (entry := trainer.train_step())])
     assert np.allclose(*losses, rtol=1e-3)
 
 
@@ -437,8 +452,8 @@ def test_the_gpu_trains_what_the_cpu_trains(data: Dataset, subset: TrainingSet) 
     there = training_set(data, torch.device("cuda"))
     losses = []
     for part in (subset, there):
-        training = Training(data, part, config)
-        training.next_stage()
-        values = [entry for _ in range(20) if (entry := training.advance())]
+        trainer = Trainer(data, part, config)
+        trainer.next_stage()
+        values = [entry for _ in range(20) if (entry := trainer.train_step())]
         losses.append([value["loss"] for value in values])
     assert np.allclose(losses[0], losses[1], rtol=0.02)

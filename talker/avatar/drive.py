@@ -1,4 +1,4 @@
-"""What a head does besides speaking: a pose path of any length, blinks, and tracks from files."""
+"""Motion of the head besides speech: pose paths of any length, blinks, and tracks from files."""
 
 import csv
 from pathlib import Path
@@ -13,37 +13,39 @@ from talker.dataset import Dataset
 from talker.errors import UserError
 from talker.head.camera import viewmats_from_pose
 
-BRIDGE = 2
-"""frames in a row that may be missing in a recorded stretch; their neighbours stand in"""
-SHORT_RUN = 3 * FPS
-"""frames; shorter stretches are walked from end to end, wherever the head moves there"""
+MAX_GAP = 2
+"""Longest gap of invalid frames within a stretch; their valid neighbors are shown there."""
+SHORT_STRETCH = 3 * FPS
+"""Frames. Longer stretches are cut where the head is nearly still, shorter ones are used whole."""
 CLOSED = 0.5
-"""eye closure from which on an eye counts as blinking"""
+"""Eye closure (0..1) above which an eye counts as closed."""
 BLINK_REACH = 7
-"""frames around a blink's middle that belong to it"""
+"""Frames before and after the middle of a blink that belong to it."""
 USUAL_INTERVAL = 4.0
-"""seconds between blinks of people who talk, for subjects who did not blink thrice"""
+"""Mean time between two blinks, seconds, for subjects who blinked fewer than three times."""
 SHORTEST_INTERVAL = 0.5
+"""Smallest time between two blinks, seconds."""
 FOLLOW = 12
-"""frames that the torso may walk to come nearer to a given pose"""
-ASTRAY = 0.03
-"""dm"""
+"""Frames that the torso may advance or go back at once to follow a given pose."""
+JUMP_DISTANCE = 0.03
+"""Distance in dm from a given pose by which a better frame must be nearer before the torso jumps
+to it."""
 CORNERS = np.stack(np.meshgrid([-1, 1], [-1, 1], [-1, 1]), -1).reshape(-1, 3)
-"""points on the head [8, 3], dm"""
+"""Points on the head [8, 3] that represent its pose, dm."""
 
 
 def ping_pong(length: int, period: int) -> np.ndarray:
-    """Walk 0 .. period-1 and back again, without standing still at the ends, `length` steps long.
+    """Count from 0 to period - 1 and back again and again, without repeating the ends.
 
     Returns:
-        int64 [length], neighbours differ by exactly 1 (or are all 0 where period is 1).
+        int64 [length]; neighbors differ by exactly 1 (or are all 0 where period is 1).
     """
     steps = np.arange(length) % max(2 * period - 2, 1)
     return np.minimum(steps, 2 * period - 2 - steps)
 
 
 def longest_run(valid: np.ndarray) -> np.ndarray:
-    """The longest stretch of consecutive true entries of bool [T]: int64 ids, maybe none."""
+    """Return the ids of the longest run of true entries of bool [T], int64, maybe empty."""
     starts, ends = runs(valid)
     if len(starts) == 0:
         return np.empty(0, np.int64)
@@ -51,17 +53,17 @@ def longest_run(valid: np.ndarray) -> np.ndarray:
     return np.arange(starts[best], ends[best])
 
 
-def bridged(valid: np.ndarray, most: int = BRIDGE) -> np.ndarray:
-    """Fill gaps of at most `most` frames between valid ones: bool [T] -> bool [T]."""
+def close_gaps(valid: np.ndarray, longest: int = MAX_GAP) -> np.ndarray:
+    """Fill gaps of at most `longest` frames between valid ones: bool [T] -> bool [T]."""
     filled = valid.copy()
     for start, end in zip(*runs(~valid), strict=True):
-        if start > 0 and end < len(valid) and end - start <= most:
+        if start > 0 and end < len(valid) and end - start <= longest:
             filled[start:end] = True
     return filled
 
 
 def nearest_valid(frames: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Replace each frame id that is not valid by the nearest one that is (the earlier of two)."""
+    """Replace invalid frame ids by the nearest valid ones (the earlier of two equally near)."""
     good = np.flatnonzero(valid)
     right = np.searchsorted(good, frames).clip(0, len(good) - 1)
     left = (right - 1).clip(0)
@@ -70,27 +72,28 @@ def nearest_valid(frames: np.ndarray, valid: np.ndarray) -> np.ndarray:
 
 
 def head_speed(viewmats: np.ndarray) -> np.ndarray:
-    """How fast the head moves before the camera, smoothed: [T, 4, 4] -> [T], dm a frame."""
+    """Return the smoothed speed of the head relative to the camera, [T, 4, 4] -> [T], dm/frame."""
     points = _points(viewmats)
     velocity = np.gradient(points, axis=0) if len(points) > 1 else np.zeros_like(points)
     return gaussian_filter1d(np.linalg.norm(velocity, axis=-1).mean(-1), 1.5, mode="nearest")
 
 
 def recorded_path(dataset: Dataset, length: int) -> np.ndarray:
-    """Walk to and fro over the longest recorded stretch: frame ids int64 [length].
+    """Return frame ids, int64 [length], that play the longest recorded stretch back and forth.
 
     Raises:
         UserError: the dataset has no valid frame.
     """
-    ids = stretch(dataset)
+    ids = longest_stretch(dataset)
     return ids[ping_pong(length, len(ids))]
 
 
-def stretch(dataset: Dataset) -> np.ndarray:
-    """The longest recorded stretch of one shot: int64 ids, each the one before or near to it.
+def longest_stretch(dataset: Dataset) -> np.ndarray:
+    """Return the frame ids, int64, of the longest recorded stretch of one shot.
 
-    It begins and ends where the head is nearly still, in the first and in the last third of what
-    was recorded, so that turning there is no jerk.
+    It begins and ends where the head is nearly still, within the first and the last third of the
+    recording, so that reversing there is not visible as a jerk. Invalid frames in short gaps are
+    replaced by valid neighbors.
 
     Raises:
         UserError: the dataset has no valid frame.
@@ -99,14 +102,17 @@ def stretch(dataset: Dataset) -> np.ndarray:
     shots = np.split(dataset.valid, dataset.cuts)
     ids = max(
         (
-            first + nearest_valid(longest_run(bridged(valid)), valid)
+            first + nearest_valid(longest_run(close_gaps(valid)), valid)
             for first, valid in zip(firsts, shots, strict=True)
         ),
         key=len,
     )
     if len(ids) == 0:
-        raise UserError(f"{dataset.folder}: no frame is valid, so there is no pose to show")
-    if len(ids) > SHORT_RUN:
+        raise UserError(
+            f"{dataset.folder}: no frame is valid, so there is no pose to render; `talker check` "
+            "says why"
+        )
+    if len(ids) > SHORT_STRETCH:
         speed = head_speed(dataset.viewmats[ids]) + dataset.eye[ids]
         third = len(ids) // 3
         ids = ids[speed[:third].argmin() : len(ids) - third + speed[-third:].argmin() + 1]
@@ -114,43 +120,43 @@ def stretch(dataset: Dataset) -> np.ndarray:
 
 
 def followed_path(dataset: Dataset, viewmats: np.ndarray) -> np.ndarray:
-    """Frames whose recorded poses are near to given ones: viewmats [N, 4, 4] -> int64 [N].
+    """Return frames whose recorded poses are near to given ones: [N, 4, 4] -> int64 [N].
 
-    They are neighbours in time unless that leads `ASTRAY` from the given pose.
+    They are neighbors in time unless a frame elsewhere is nearer by `JUMP_DISTANCE`.
     """
     valid = np.flatnonzero(dataset.valid)
-    recorded, wanted = _points(dataset.viewmats[valid]), _points(viewmats)
-    path = np.empty(len(wanted), np.int64)
+    recorded, given = _points(dataset.viewmats[valid]), _points(viewmats)
+    path = np.empty(len(given), np.int64)
     low, high = 0, len(valid)
-    for k, points in enumerate(wanted):
-        away = np.linalg.norm(recorded - points, axis=-1).mean(-1)
-        at = low + int(away[low:high].argmin())
-        if away[at] > away.min() + ASTRAY:
-            at = int(away.argmin())
+    for k, points in enumerate(given):
+        distance = np.linalg.norm(recorded - points, axis=-1).mean(-1)
+        at = low + int(distance[low:high].argmin())
+        if distance[at] > distance.min() + JUMP_DISTANCE:
+            at = int(distance.argmin())
         low, high = max(at - FOLLOW, 0), at + FOLLOW + 1
         path[k] = valid[at]
     return path
 
 
 def scaled_poses(viewmats: np.ndarray, factor: float) -> np.ndarray:
-    """Scale head motion about its mean pose: [N, 4, 4] -> float32 [N, 4, 4]; 0 holds it still."""
+    """Scale head motion about its mean pose, [N, 4, 4] -> float32 [N, 4, 4]; 0 stops it."""
     rotations = Rotation.from_matrix(viewmats[:, :3, :3].astype(np.float64))
     mean = rotations.mean()
     scaled = np.tile(np.eye(4), (len(viewmats), 1, 1))
-    away = (rotations * mean.inv()).as_rotvec()
-    scaled[:, :3, :3] = (Rotation.from_rotvec(factor * away) * mean).as_matrix()
-    place = viewmats[:, :3, 3].astype(np.float64)
-    scaled[:, :3, 3] = place.mean(0) + factor * (place - place.mean(0))
+    offset = (rotations * mean.inv()).as_rotvec()
+    scaled[:, :3, :3] = (Rotation.from_rotvec(factor * offset) * mean).as_matrix()
+    position = viewmats[:, :3, 3].astype(np.float64)
+    scaled[:, :3, 3] = position.mean(0) + factor * (position - position.mean(0))
     return scaled.astype(np.float32)
 
 
 def natural_blinks(eye: np.ndarray, length: int, seed: int) -> np.ndarray:
-    """Blink as the subject does: its own blinks at its own intervals, drawn at random.
+    """Sample eye closure with the subject's own blinks at its own intervals.
 
     Args:
-        eye: recorded closure [T], 0 open .. 1 closed.
-        length: frames wanted.
-        seed: of the draw.
+        eye: recorded eye closure [T], 0 open .. 1 closed.
+        length: number of frames.
+        seed: seed of the random numbers.
 
     Returns:
         float32 [length], 0..1.
@@ -175,16 +181,16 @@ def natural_blinks(eye: np.ndarray, length: int, seed: int) -> np.ndarray:
 
 
 def pose_track(path: Path, frames: int, dataset: Dataset) -> tuple[np.ndarray, np.ndarray | None]:
-    """Read a pose for each of `frames` frames.
+    """Read a pose for each of N = `frames` output frames.
 
-    A table of frame numbers (`frame`) replays recorded poses; one of `rx ry rz tx ty tz` gives
-    poses as `euler` and `trans` of track_params.pt do (docs/conventions.md).
+    A table with a column `frame` replays recorded poses, one with the columns `rx ry rz tx ty tz`
+    gives poses in the convention of `euler` and `trans` in track_params.pt (docs/conventions.md).
 
     Returns:
-        Frame ids [N] of the torso, and viewmats float32 [N, 4, 4], or None: those of the ids.
+        Frame ids [N] of the torso, and viewmats float32 [N, 4, 4], or None: as recorded.
 
     Raises:
-        UserError: the file cannot be read, is too short, or names a frame that is not valid.
+        UserError: the file cannot be read, is too short, or names a frame that does not exist.
     """
     names = ("rx", "ry", "rz", "tx", "ty", "tz")
     table = read_track(path, frames)
@@ -193,13 +199,13 @@ def pose_track(path: Path, frames: int, dataset: Dataset) -> tuple[np.ndarray, n
         wrong = (ids < 0) | (ids >= dataset.frames) | (ids % 1 != 0)
         if wrong.any():
             raise UserError(
-                f"{path}: frame {ids[wrong][0]:g}: expected whole numbers from 0 to "
-                f"{dataset.frames - 1}, the frames of {dataset.folder}"
+                f"{path}: column 'frame': expected whole numbers from 0 to {dataset.frames - 1}, "
+                f"the frames of {dataset.folder}, found {ids[wrong][0]:g}"
             )
         return nearest_valid(ids.astype(np.int64), dataset.valid), None
     if not set(names) <= set(table):
         raise UserError(
-            f"{path}: expected a column 'frame', or columns {' '.join(names)}; found "
+            f"{path}: expected a column 'frame', or the columns {' '.join(names)}, found "
             f"{', '.join(table)}"
         )
     values = np.stack([table[name] for name in names], 1)
@@ -208,7 +214,7 @@ def pose_track(path: Path, frames: int, dataset: Dataset) -> tuple[np.ndarray, n
 
 
 def blink_track(path: Path, frames: int) -> np.ndarray:
-    """Read eye closure float32 [frames]: `blink` in 0 (open) .. 1, or OpenFace's `AU45_r`."""
+    """Read eye closure float32 [frames]: a column `blink`, 0 open .. 1, or OpenFace's `AU45_r`."""
     table = read_track(path, frames)
     if "blink" in table:
         return np.clip(table["blink"], 0, 1).astype(np.float32)
@@ -218,35 +224,38 @@ def blink_track(path: Path, frames: int) -> np.ndarray:
 
 
 def expression_track(path: Path, frames: int, width: int) -> np.ndarray:
-    """Read expressions float32 [frames, width]: columns `e0`, `e1`, ...; those left out are 0."""
+    """Read expressions float32 [frames, width] from columns `e0`, `e1`, ...; missing ones are 0."""
     table = read_track(path, frames)
     names = [f"e{k}" for k in range(width)]
     if not set(names) & set(table):
-        raise UserError(f"{path}: expected columns {', '.join(names)}; found {', '.join(table)}")
+        raise UserError(
+            f"{path}: expected one or more of the columns {', '.join(names)}, found "
+            f"{', '.join(table)}"
+        )
     zeros = np.zeros(frames)
     return np.stack([table.get(name, zeros) for name in names], 1).astype(np.float32)
 
 
 def read_track(path: Path, frames: int) -> dict[str, np.ndarray]:
-    """Read a table of numbers, one row a frame: a .csv with a header, or an .npz of arrays [N].
+    """Read a table with one row for each frame: a .csv with a header, or an .npz of arrays [N].
 
     Returns:
         The first `frames` rows of each column.
 
     Raises:
-        UserError: the file cannot be read, holds what is no number, or too few rows.
+        UserError: the file cannot be read, has too few rows, or holds values that are not numbers.
     """
     try:
         table = _read_npz(path) if path.suffix == ".npz" else _read_csv(path)
     except (OSError, ValueError, TypeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as a table of numbers ({error})") from error
     if not table:
-        raise UserError(f"{path}: expected a header and a row for each frame, found nothing")
+        raise UserError(f"{path}: expected a header and a row for each frame, found an empty file")
     for name, column in table.items():
         if len(column) < frames or not np.isfinite(column[:frames]).all():
             raise UserError(
                 f"{path}: column '{name}': expected a number for each of {frames} frames, found "
-                f"{int(np.isfinite(column).sum())}"
+                f"{int(np.isfinite(column).sum())} numbers"
             )
     return {name: column[:frames] for name, column in table.items()}
 
@@ -254,7 +263,7 @@ def read_track(path: Path, frames: int) -> dict[str, np.ndarray]:
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     arrays = load_arrays(path)
     if any(column.ndim != 1 for column in arrays.values()):
-        raise ValueError("every array has to be [N]")
+        raise ValueError("expected arrays with one dimension")
     return {name: column.astype(float, casting="same_kind") for name, column in arrays.items()}
 
 
@@ -270,12 +279,12 @@ def _read_csv(path: Path) -> dict[str, np.ndarray]:
 
 
 def _points(viewmats: np.ndarray) -> np.ndarray:
-    """Points on the head before the camera: [T, 4, 4] -> [T, 8, 3], dm."""
+    """Return points on the head in camera coordinates, [T, 4, 4] -> [T, 8, 3], dm."""
     return CORNERS @ viewmats[:, :3, :3].transpose(0, 2, 1) + viewmats[:, None, :3, 3]
 
 
 def _blink_shape(eye: np.ndarray, middle: int, open_eye: float) -> np.ndarray:
-    """What a blink adds to the open eye [15], fading to nothing at its ends."""
+    """Return the closure [15] that a blink adds to the open eye, fading out at both ends."""
     around = eye[np.arange(middle - BLINK_REACH, middle + BLINK_REACH + 1).clip(0, len(eye) - 1)]
     fade = np.minimum(1, np.hanning(2 * BLINK_REACH + 3)[1:-1] * 3)
     return np.clip(around - open_eye, 0, 1) * fade

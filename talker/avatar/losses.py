@@ -1,4 +1,4 @@
-"""What a rendered batch costs; its structural similarity by Triton on CUDA, by numba on the CPU."""
+"""Training losses of a rendered batch, by Triton kernels on CUDA and numba kernels on the CPU."""
 
 from collections.abc import Callable
 
@@ -6,24 +6,29 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from talker.avatar.kernels.constants import C1, C2, LEVELS, SIGMA, TAPS
+from talker.avatar.kernels import C1, C2, SIGMA, TAPS
 from talker.avatar.training_set import Targets
-from talker.core.config import validated
+from talker.core.config import NonNegative, validated
 
-Perceptual = Callable[[Tensor, Tensor], Tensor]
-"""Distances [B] of images [B, 3, H, W] in -1..1"""
+PerceptualNetwork = Callable[[Tensor, Tensor], Tensor]
+"""Returns the distances [B] of two batches of images [B, 3, H, W] in -1..1, as LPIPS does."""
 
 
 @validated
 class LossWeights:
-    l1: float = 0.8
-    ssim: float = 0.2
-    lips: float = 0.4
-    """L1 inside the box of the lips"""
-    alpha: float = 0.4
-    """L1 between the rendered alpha and the head mask"""
-    detail: float = 0.2
-    """of the network `perceptual`; without one, L1 of the bands of a pyramid"""
+    """Weights of the terms of the training loss."""
+
+    l1: NonNegative = 0.8
+    """Weight of the mean absolute difference between the composed image and its target."""
+    ssim: NonNegative = 0.2
+    """Weight of 1 - SSIM of the two images."""
+    lips: NonNegative = 0.4
+    """Weight of the mean absolute difference inside the bounding box of the lips."""
+    alpha: NonNegative = 0.4
+    """Weight of the mean absolute difference between the rendered alpha and the head mask."""
+    perceptual: NonNegative = 0.2
+    """Weight of the distance that the network `perceptual` measures. Without that network the loss
+    has no such term."""
 
 
 def compute_loss(
@@ -31,86 +36,74 @@ def compute_loss(
     alpha: Tensor,
     targets: Targets,
     weights: LossWeights,
-    perceptual: Perceptual | None = None,
+    perceptual: PerceptualNetwork | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of a rendered batch rgb [B, H, W, 3], alpha [B, H, W, 1], and its parts.
+    """Return the loss of a rendered batch, and its terms by the names of their weights.
 
-    The target is the frame inside the head mask and the background outside; alpha is supervised
-    directly with the mask, so that Gaussians that only copy the background are pushed away.
+    The target is the frame inside the head mask and the background outside of it. Alpha is
+    supervised with the mask directly, which suppresses Gaussians that only copy the background.
+
+    Args:
+        rgb: [B, H, W, 3], premultiplied.
+        alpha: [B, H, W, 1].
     """
     if rgb.is_cuda:
-        from talker.avatar.kernels.pixels_triton import PixelTerms
+        from talker.avatar.kernels.losses_triton import PixelTerms
 
         image, target, terms = PixelTerms.apply(rgb, alpha, *targets)
     else:
-        banded = weights.detail != 0 and perceptual is None
-        image, target, terms = pixel_terms(rgb, alpha, targets, banded)
-    l1, lips, outline, banded_l1 = terms.unbind()
-    parts = {"l1": l1, "ssim": 1 - ssim(image, target), "lips": lips, "alpha": outline}
-    if weights.detail and perceptual is not None:
-        shown, wanted = (2 * x.permute(0, 3, 1, 2) - 1 for x in (image, target))
-        parts["detail"] = perceptual(shown, wanted).mean()
-    elif weights.detail:
-        parts["detail"] = banded_l1
+        image, target, terms = pixel_terms(rgb, alpha, targets)
+    l1, lips, alpha_l1 = terms.unbind()
+    parts = {"l1": l1, "ssim": 1 - ssim(image, target), "lips": lips, "alpha": alpha_l1}
+    if weights.perceptual and perceptual is not None:
+        pair = (2 * x.permute(0, 3, 1, 2) - 1 for x in (image, target))
+        parts["perceptual"] = perceptual(*pair).mean()
     total = torch.stack([getattr(weights, name) * part for name, part in parts.items()]).sum()
     return total, parts
 
 
-def pixel_terms(
-    rgb: Tensor, alpha: Tensor, targets: Targets, banded: bool = True
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The composed image and its target [B, H, W, 3], and what they cost pixel by pixel.
+def pixel_terms(rgb: Tensor, alpha: Tensor, targets: Targets) -> tuple[Tensor, Tensor, Tensor]:
+    """Compose a rendered batch with its background and compare it with its target, pixel by pixel.
+
+    Plain torch, the twin of `losses_triton.PixelTerms`.
+
+    Args:
+        rgb: [B, H, W, 3], premultiplied.
+        alpha: [B, H, W, 1].
 
     Returns:
-        image, target, and [4]: mean L1, mean L1 of the pixels in the boxes of the lips, mean L1 of
-        alpha, `bands` (0 unless `banded`). In plain torch, the twin of `pixels_triton.PixelTerms`.
+        Composed image and target [B, H, W, 3], and [3]: the mean absolute differences of all
+        pixels, of the pixels in the lip boxes, and between alpha and mask.
     """
     mask = targets.mask[..., None].to(rgb) / 255
     background = targets.background.to(rgb) / 255
     target = torch.lerp(background, targets.frame.to(rgb) / 255, mask)
     image = rgb + (1 - alpha) * background
-    difference = image - target
-    apart = difference.abs().mean(-1)
+    abs_diff = (image - target).abs().mean(-1)
     height, width = mask.shape[1:3]
     x0, y0, x1, y1 = targets.lips[:, :, None].unbind(1)
     columns = torch.arange(width, device=mask.device)
-    lines = torch.arange(height, device=mask.device)
-    between_lines, between_columns = (lines >= y0) & (lines < y1), (columns >= x0) & (columns < x1)
-    inside = (between_lines[:, :, None] & between_columns[:, None]).to(rgb)
+    rows = torch.arange(height, device=mask.device)
+    in_rows, in_columns = (rows >= y0) & (rows < y1), (columns >= x0) & (columns < x1)
+    in_lips = (in_rows[:, :, None] & in_columns[:, None]).to(rgb)
     terms = (
-        apart.mean(),
-        (apart * inside).sum() / inside.sum().clamp_min(1),
+        abs_diff.mean(),
+        (abs_diff * in_lips).sum() / in_lips.sum().clamp_min(1),
         (alpha - mask).abs().mean(),
-        bands(difference) if banded else difference.new_zeros(()),
     )
     return image, target, torch.stack(terms)
 
 
-def bands(difference: Tensor) -> Tensor:
-    """Mean L1 over the bands of a Laplacian pyramid of image differences [B, H, W, 3].
-
-    Blur costs most in the bands that it empties, where plain L1 hardly sees it (the Lap1 loss of
-    Bojanowski et al., ICML 2018, with box filters).
-    """
-    rest = difference.permute(0, 3, 1, 2)
-    total = rest.new_zeros(())
-    for _ in range(LEVELS):
-        coarse = F.avg_pool2d(rest, 2, ceil_mode=True)
-        spread = F.interpolate(coarse, scale_factor=2)[..., : rest.shape[2], : rest.shape[3]]
-        total = total + (rest - spread).abs().mean()
-        rest = coarse
-    return total + rest.abs().mean()
-
-
 def ssim(image: Tensor, target: Tensor) -> Tensor:
-    """Mean SSIM of images [B,H,W,C] in 0..1 (Wang et al. 2004): 11 x 11 Gaussian, sigma 1.5.
+    """Return the mean SSIM of images [B, H, W, C] in 0..1; `target` gets no gradient.
 
-    As in 3DGS the images are taken to be 0 beyond their border. `target` gets no gradient.
+    Wang et al. 2004, with a Gaussian window of 11 x 11 pixels and sigma 1.5. As in 3DGS the images
+    count as 0 beyond their border.
     """
     offsets = torch.arange(TAPS, dtype=image.dtype, device=image.device) - TAPS // 2
     window = torch.softmax(-0.5 * (offsets / SIGMA) ** 2, dim=0)
     if image.is_cuda:
-        from talker.avatar.kernels.ssim_triton import MeanSsim as OnGpu
+        from talker.avatar.kernels.losses_triton import MeanSsim as OnGpu
 
         return OnGpu.apply(image, target, window, C1, C2)
     from talker.avatar.kernels.ssim_cpu import MeanSsim
@@ -119,7 +112,7 @@ def ssim(image: Tensor, target: Tensor) -> Tensor:
 
 
 def ssim_by_convolution(image: Tensor, target: Tensor, window: Tensor) -> Tensor:
-    """`ssim` in plain torch, the twin of the kernels, for a window [TAPS] that sums to 1."""
+    """Return the mean SSIM as `ssim` does, in plain torch, for a window [TAPS] that sums to 1."""
     x, y = image.permute(0, 3, 1, 2), target.detach().permute(0, 3, 1, 2)
     moments = torch.cat([x, y, x * x, y * y, x * y], dim=1)
     kernel = window.expand(moments.shape[1], 1, -1)

@@ -1,15 +1,16 @@
-"""The avatar: canonical 3D Gaussians, deformed for each frame by speech, blink and pose tokens.
+"""The avatar: canonical 3D Gaussians, deformed in each frame by speech, blink and head pose.
 
-GaussianTalker (ACM MM 2024): a tri-plane gives each Gaussian a feature, attention over the frame's
-condition tokens turns it into offsets of position, scale, rotation, opacity and colour. The five
-deformation heads share their hidden layer, so that one product serves all Gaussians and heads.
+GaussianTalker (ACM MM 2024): a tri-plane gives each Gaussian a feature, attention to the condition
+tokens of a frame turns it into offsets of position, rotation, scale, opacity and color. The five
+deformation heads share their hidden layer, so that one matrix product serves all of them.
+
+From speech to image there is one road: `speech_to_expression`, `deform`, `rasterize`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,81 +18,68 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from talker.avatar.attention import TokenAttention
+from talker.avatar.blocks import TokenAttention, TriPlane
+from talker.avatar.expression import EXPRESSIONS, SpeechToExpression
+from talker.avatar.gaussians import Gaussians, camera_centers, to_view
 from talker.avatar.ply import save_ply
 from talker.avatar.rasterize import Splats, rasterize
-from talker.avatar.speech_encoder import SpeechEncoder
-from talker.avatar.speech_prior import EXPRESSIONS
-from talker.avatar.spherical_harmonics import evaluate_sh
-from talker.avatar.triplane import TriPlane
 from talker.core.config import from_mapping, validated
 from talker.errors import UserError
 
 if TYPE_CHECKING:
-    from talker.avatar.kernels.deform_triton import Weights
+    from talker.avatar.kernels.deform_triton import NetworkInputs
 
+FORMAT_VERSION = 2
+"""Version of the avatar format, stored in config.json; other versions are refused by number."""
 EYE_SCALE = 4.0
-"""A blink is about 4 deviations of the eye, and the other conditions are standardised. Unscaled, a
-draft avatar never learnt to blink (eyes of a held-out part: correlation 0.23, scaled 0.98)."""
+"""Factor of the eye closure (0..1) at the input of the network. A blink is then about as large as
+the other conditions, which are standardized; unscaled, small avatars never learn to blink."""
 
 
 @validated
 class AvatarConfig:
-    """The shape of the network; stored with the weights."""
+    """Shape of the network and what it was trained on; stored with the weights."""
 
     image_size: int
-    """longer side of the images it was trained on, pixels"""
+    """Longer side of the training images, pixels."""
     speech_features: int
-    """channels C of a speech window [16, C]"""
+    """Channels C of a speech window [16, C]."""
     encoder: str
-    """the speech encoder that made the windows"""
-    audio_net: bool
-    """whether AudioNet corrects the linear map from speech to expression"""
+    """Name of the speech encoder that made the windows."""
     sh_degree: int
+    """Degree of the spherical harmonics of the colors."""
     plane_resolutions: tuple[int, ...]
+    """Side lengths of the tri-planes, cells."""
     plane_channels: int
+    """Channels of each tri-plane."""
     features: int
-    """width of tokens, queries and attention"""
+    """Width of tokens, queries and attention."""
     heads: int
+    """Number of attention heads."""
     layers: int
+    """Number of attention blocks."""
     hidden: int
-    """width of the deformation heads"""
-
-
-@dataclass(frozen=True)
-class Gaussians:
-    """Raw parameters of G Gaussians, one set or one for each of B frames: [(B,) G, ...]."""
-
-    means: Tensor
-    """dm"""
-    quats: Tensor
-    """wxyz, not normalised"""
-    scales: Tensor
-    """log of dm"""
-    opacities: Tensor
-    """logit, [(B,) G]"""
-    sh: Tensor
-    """[(B,) G, K, 3]"""
+    """Width of the hidden layer that the deformation heads share."""
 
 
 class Shared(NamedTuple):
-    """What all frames of an avatar have in common."""
+    """The part of the network's computation that all frames of an avatar have in common."""
 
     features: Tensor
-    """[G, D], what the tri-plane knows of each Gaussian"""
-    kernel_inputs: tuple[Tensor, Tensor, Tensor, Weights] | None
-    """of `talker.avatar.kernels.deform_triton.deform`, where that is used"""
+    """[G, D], tri-plane features of the Gaussians."""
+    fused: NetworkInputs | None
+    """Inputs of the fused kernel, where it is used."""
 
 
 class Avatar(nn.Module):
     """Canonical Gaussians and the network that deforms them.
 
     Args:
-        gaussians: the canonical set, [G, ...].
-        bounds: box of the head [2, 3], dm; features of points outside are those of its border.
-        poses: viewmats [T, 4, 4] of the training frames; they scale the pose token.
+        gaussians: canonical Gaussians [G, ...].
+        bounds: bounding box of the head [2, 3], dm.
+        poses: world-to-camera matrices [T, 4, 4] of the training frames; their mean and standard
+            deviation standardize the pose token.
     """
 
     pose_mean: Tensor
@@ -107,8 +95,8 @@ class Avatar(nn.Module):
         )
         self.planes = TriPlane(bounds, config.plane_resolutions, config.plane_channels)
         width = config.features
-        self.query = nn.Linear(self.planes.out_features, width)
-        self.speech_encoder = SpeechEncoder(config.speech_features, EXPRESSIONS, config.audio_net)
+        self.feature_proj = nn.Linear(self.planes.out_features, width)
+        self.speech_to_expression = SpeechToExpression(config.speech_features)
         self.speech_token = nn.Sequential(
             nn.Linear(EXPRESSIONS, 64), nn.ReLU(), nn.Linear(64, width)
         )
@@ -121,31 +109,57 @@ class Avatar(nn.Module):
         coefficients = 3 * (config.sh_degree + 1) ** 2
         self.parts = (3, 4, 3, 1, coefficients)
         self.hidden = nn.Linear(width, config.hidden)
-        self.offsets = nn.Linear(config.hidden, sum(self.parts))
-        nn.init.xavier_uniform_(self.offsets.weight, gain=0.1)
-        nn.init.zeros_(self.offsets.bias)
+        self.heads = nn.Linear(config.hidden, sum(self.parts))
+        nn.init.xavier_uniform_(self.heads.weight, gain=0.1)
+        nn.init.zeros_(self.heads.bias)
         pose = _pose_vector(poses)
         self.register_buffer("pose_mean", pose.mean(0))
         self.register_buffer("pose_std", pose.std(0).clamp_min(1e-2))
 
+    @property
+    def device(self) -> torch.device:
+        return self.pose_mean.device
+
     def gaussians(self) -> Gaussians:
-        """The canonical set, [G, ...]."""
+        """Return the canonical Gaussians [G, ...]."""
         return Gaussians(**dict(self.canonical.items()))
 
     def shared(self) -> Shared:
-        """What all frames have in common; computed once for a video, or for a training step."""
-        features = self.query(self.planes(self.canonical["means"]))
-        if not (features.is_cuda and self._fits_one_kernel()):
+        """Compute what all frames have in common, once for a video or a training step."""
+        features = self.feature_proj(self.planes(self.canonical["means"]))
+        if not (features.is_cuda and self._fits_fused_kernel()):
             return Shared(features, None)
-        return Shared(features, self._kernel_inputs(features))
+        return Shared(features, self.fused_inputs(features))
+
+    def fused_inputs(self, features: Tensor) -> NetworkInputs:
+        """Prepare the inputs of the fused kernel from tri-plane features [G, D]."""
+        from talker.avatar.kernels.deform_triton import network_inputs
+
+        return network_inputs(
+            features, self.gaussians(), self._only_block(), self.hidden, self.heads
+        )
+
+    def _fits_fused_kernel(self) -> bool:
+        config = self.config
+        fits = config.features in (16, 32, 64) and config.hidden in (16, 32, 64, 128)
+        return fits and config.layers == 1 and config.heads <= 4
+
+    def _only_block(self) -> TokenAttention:
+        block = self.blocks[0]
+        assert isinstance(block, TokenAttention)
+        return block
+
+    def pose_vector(self, viewmats: Tensor) -> Tensor:
+        """Return the standardized camera poses [B, 12] that the network gets of [B, 4, 4]."""
+        return (_pose_vector(viewmats) - self.pose_mean) / self.pose_std
 
     def tokens(self, expression: Tensor, eye: Tensor, pose: Tensor) -> Tensor:
-        """The conditions of B frames as tokens [B, 4, D].
+        """Return the condition tokens [B, 4, D] of B frames: speech, eye, pose and a constant.
 
         Args:
-            expression: [B, 10], of `speech_encoder`.
+            expression: [B, 10], output of `speech_to_expression`.
             eye: [B], 0 open .. 1 closed.
-            pose: [B, 12], of `pose_vector`.
+            pose: [B, 12], output of `pose_vector`.
         """
         return torch.stack(
             [
@@ -157,15 +171,35 @@ class Avatar(nn.Module):
             dim=1,
         )
 
-    def splats(self, shared: Shared, tokens: Tensor, viewmats: Tensor) -> Splats:
-        """The deformed Gaussians of B frames, told by `tokens`, as seen by `viewmats`."""
+    def deform(
+        self,
+        expression: Tensor,
+        eye: Tensor,
+        viewmats: Tensor,
+        shared: Shared | None = None,
+        pose: Tensor | None = None,
+    ) -> Splats:
+        """Deform the Gaussians for B frames.
+
+        Args:
+            expression: [B, 10], output of `speech_to_expression`.
+            eye: [B], 0 open .. 1 closed.
+            viewmats: [B, 4, 4] world to OpenCV camera, dm.
+            shared: output of `shared()`, where several calls have it in common.
+            pose: [B, 12], instead of the `pose_vector` of `viewmats`.
+        """
+        shared = shared or self.shared()
+        tokens = self.tokens(expression, eye, self.pose_vector(viewmats) if pose is None else pose)
         points = self.canonical["means"].detach()
-        if shared.kernel_inputs is not None:
-            return self._splats_by_kernel(shared.kernel_inputs, tokens, points, viewmats)
+        if shared.fused is not None:
+            from talker.avatar.kernels.deform_triton import deform
+
+            keys, values = self._only_block().project_tokens(tokens)
+            return Splats(*deform(shared.fused, keys, values, points, camera_centers(viewmats)))
         x = shared.features[None]
         for block in self.blocks:
             x = block(x, tokens)
-        offsets = self.offsets(torch.relu(self.hidden(torch.relu(x))))
+        offsets = self.heads(torch.relu(self.hidden(torch.relu(x))))
         means, quats, scales, opacities, sh = offsets.split(self.parts, dim=-1)
         base = self.gaussians()
         deformed = Gaussians(
@@ -175,90 +209,9 @@ class Avatar(nn.Module):
             opacities=base.opacities + opacities[..., 0],
             sh=base.sh + sh.unflatten(-1, (-1, 3)),
         )
-        return as_seen(deformed, points, viewmats)
+        return to_view(deformed, points, viewmats)
 
-    def spoken(self, shared: Shared, speech: Tensor, eye: Tensor, viewmats: Tensor) -> Splats:
-        """`splats` of speech [B, 8, 16, C] and the other arguments of `forward`."""
-        expression = self.speech_encoder(speech)
-        return self.splats(
-            shared, self.tokens(expression, eye, self.pose_vector(viewmats)), viewmats
-        )
-
-    def _fits_one_kernel(self) -> bool:
-        config = self.config
-        fits = config.features in (16, 32, 64) and config.hidden in (16, 32, 64, 128)
-        return fits and config.layers == 1 and config.heads <= 4
-
-    def _kernel_inputs(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor, Weights]:
-        """`x`, `query`, `base` and `weights` of `deform_triton.deform`."""
-        from talker.avatar.kernels.deform_triton import Weights, in_columns
-
-        block, base = self._only_block(), self.gaussians()
-        flat = [base.means, base.quats, base.scales, base.opacities[:, None], base.sh.flatten(1)]
-        weights = Weights(
-            feed_in=block.feed_in.weight.T,
-            feed_in_bias=block.feed_in.bias,
-            feed_out=block.feed_out.weight.T,
-            feed_out_bias=block.feed_out.bias,
-            hidden=self.hidden.weight.T,
-            hidden_bias=self.hidden.bias,
-            heads=in_columns(self.offsets.weight.T),
-            norm_attended=torch.stack([block.norm_attended.weight, block.norm_attended.bias]),
-            norm_out=torch.stack([block.norm_out.weight, block.norm_out.bias]),
-        )
-        base = in_columns(torch.cat(flat, dim=-1) + self.offsets.bias)
-        return features + block.merge.bias, block.ask(features), base, weights
-
-    def _only_block(self) -> TokenAttention:
-        block = self.blocks[0]
-        assert isinstance(block, TokenAttention)
-        return block
-
-    def _splats_by_kernel(
-        self,
-        inputs: tuple[Tensor, Tensor, Tensor, Weights],
-        tokens: Tensor,
-        points: Tensor,
-        viewmats: Tensor,
-    ) -> Splats:
-        from talker.avatar.kernels.deform_triton import deform
-
-        x, query, base, weights = inputs
-        key, merged = self._only_block().project(tokens)
-        centres = camera_centres(viewmats)
-        return Splats(*deform(x, query, key, merged, base, points, centres, weights))
-
-    def pose_vector(self, viewmats: Tensor) -> Tensor:
-        """What the network knows of the camera, standardised: viewmats [B, 4, 4] -> [B, 12]."""
-        return (_pose_vector(viewmats) - self.pose_mean) / self.pose_std
-
-    def forward(
-        self,
-        speech: Tensor,
-        eye: Tensor,
-        viewmats: Tensor,
-        Ks: Tensor,
-        height: int,
-        width: int,
-        shared: Shared | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Render B frames.
-
-        Args:
-            speech: [B, 8, 16, C], of `speech_context`.
-            eye: [B], 0 open .. 1 closed.
-            viewmats: [B, 4, 4] world to OpenCV camera, dm.
-            Ks: [B, 3, 3], pixels.
-            shared: of `shared()`, where many calls have it in common.
-
-        Returns:
-            rgb [B, H, W, 3], premultiplied, and alpha [B, H, W, 1]: a frame is
-            `rgb + (1 - alpha) * background`.
-        """
-        expression = self.speech_encoder(speech)
-        return self.animate(expression, eye, viewmats, Ks, height, width, shared)
-
-    def animate(
+    def render_from_expression(
         self,
         expression: Tensor,
         eye: Tensor,
@@ -268,45 +221,48 @@ class Avatar(nn.Module):
         width: int,
         shared: Shared | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """`forward` with the expressions [B, 10] that the speech would have told."""
-        tokens = self.tokens(expression, eye, self.pose_vector(viewmats))
-        splats = self.splats(shared or self.shared(), tokens, viewmats)
-        drawn = rasterize(splats, viewmats, Ks, width, height)
-        return drawn.rgb, drawn.alpha
+        """Render B frames; arguments as of `deform`.
+
+        Args:
+            Ks: [B, 3, 3] intrinsics, pixels.
+            height: of the images, pixels.
+            width: of the images, pixels.
+
+        Returns:
+            rgb [B, H, W, 3], premultiplied, and alpha [B, H, W, 1]: a frame is
+            `rgb + (1 - alpha) * background`.
+        """
+        splats = self.deform(expression, eye, viewmats, shared)
+        rendered = rasterize(splats, viewmats, Ks, width, height)
+        return rendered.rgb, rendered.alpha
 
     def save(self, folder: Path) -> None:
-        """Write `config.json`, `weights.safetensors` and `point_cloud.ply` into `folder`.
-
-        One after the other: `talker.core.files.atomic_write` makes the folder appear as a whole.
-        """
+        """Write `config.json`, `weights.safetensors` and `point_cloud.ply` into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: value.contiguous().cpu() for name, value in self.state_dict().items()}
         save_file(state, folder / "weights.safetensors")
         cloud = {name: value.detach().cpu().numpy() for name, value in self.canonical.items()}
         save_ply(folder / "point_cloud.ply", **cloud)
-        shape = json.dumps(dataclasses.asdict(self.config), indent=2)
-        (folder / "config.json").write_text(shape + "\n")
+        values = {"format_version": FORMAT_VERSION, **dataclasses.asdict(self.config)}
+        (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | str = "cpu") -> Avatar:
         """Read what `save` wrote.
 
         Raises:
-            UserError: a file is missing, damaged or belongs to another network shape.
+            UserError: a file is missing, damaged, of another format version, or belongs to a
+                network of another shape.
         """
         try:
             state = load_file(folder / "weights.safetensors")
             values = json.loads((folder / "config.json").read_text())
         except (OSError, ValueError, SafetensorError) as error:
             raise UserError(
-                f"{folder}: holds no avatar that can be read ({error}); `talker train` makes one"
+                f"{folder}: cannot be read as an avatar ({error}); expected the folder that "
+                "`talker train` writes"
             ) from error
-        try:
-            config = from_mapping(AvatarConfig, values, str(folder / "config.json"))
-        except UserError as error:
-            raise UserError(
-                f"{error}; was the avatar trained by another version of talker? Train it again"
-            ) from error
+        config = _read_config(values, folder / "config.json")
         names = (item.name for item in dataclasses.fields(Gaussians))
         try:
             canonical = Gaussians(**{name: state[f"canonical.{name}"] for name in names})
@@ -314,40 +270,27 @@ class Avatar(nn.Module):
             avatar.load_state_dict(state)
         except (KeyError, RuntimeError) as error:
             raise UserError(
-                f"{folder}: weights.safetensors does not hold the network that config.json tells "
-                f"({error}); take both from one training"
+                f"{folder}: weights.safetensors does not hold the network that config.json "
+                f"describes ({error}); use both files of the same training"
             ) from error
         return avatar.to(device).eval()
 
 
-def as_seen(gaussians: Gaussians, points: Tensor, viewmats: Tensor) -> Splats:
-    """Gaussians [(B,) G, ...] as the rasteriser takes them, coloured for B views.
-
-    Args:
-        points: [G, 3], the canonical means: where a Gaussian is seen from hardly changes with its
-            deformation, and colours need not pull at it.
-        viewmats: [B, 4, 4].
-    """
-    directions = F.normalize(points - camera_centres(viewmats)[:, None], dim=-1)
-
-    def batched(x: Tensor, dims: int) -> Tensor:
-        return x if x.ndim == dims else x.expand(len(viewmats), *x.shape)
-
-    return Splats(
-        means=batched(gaussians.means, 3),
-        quats=batched(gaussians.quats, 3),
-        scales=batched(gaussians.scales, 3).exp(),
-        opacities=batched(gaussians.opacities, 2).sigmoid(),
-        colors=evaluate_sh(batched(gaussians.sh, 4), directions),
-    )
-
-
-def camera_centres(viewmats: Tensor) -> Tensor:
-    """World positions [B, 3] of cameras [B, 4, 4]."""
-    return -(viewmats[:, :3, :3].transpose(1, 2) @ viewmats[:, :3, 3:])[..., 0]
+def _read_config(values: object, path: Path) -> AvatarConfig:
+    """Return the content of a config.json; UserError if it is of another format version."""
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(values).__name__}")
+    version = values.pop("format_version", 1)
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{path}: the avatar has format version {version}, but this version of talker reads "
+            f"version {FORMAT_VERSION}; train the avatar again with `talker train`, or use the "
+            "version of talker that wrote it"
+        )
+    return from_mapping(AvatarConfig, values, str(path))
 
 
 def _pose_vector(viewmats: Tensor) -> Tensor:
-    """Camera-to-world rotation, row-major, and world-to-camera translation (GaussianTalker)."""
+    """Return camera-to-world rotations, row-major, and world-to-camera translations [B, 12]."""
     rotation = viewmats[:, :3, :3].transpose(1, 2).flatten(1)
     return torch.cat([rotation, viewmats[:, :3, 3]], dim=1)

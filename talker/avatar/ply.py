@@ -6,7 +6,8 @@ import numpy as np
 
 from talker.errors import UserError
 
-REST = 15  # coefficients a channel beyond the constant one, degree 3
+REST = 15
+"""Color coefficients of a channel besides the constant one, for degree 3."""
 
 FIELDS = [
     *("x", "y", "z", "nx", "ny", "nz"),
@@ -33,14 +34,14 @@ def save_ply(
     opacities: np.ndarray,
     sh: np.ndarray,
 ) -> None:
-    """Write raw parameters of G Gaussians.
+    """Write the raw parameters of G Gaussians.
 
     Args:
-        means: [G,3].
-        quats: [G,4] wxyz; normalised in the file, as some viewers expect.
-        scales: [G,3] natural logarithms.
+        means: [G, 3].
+        quats: [G, 4] wxyz; normalized in the file, as some viewers expect.
+        scales: [G, 3] natural logarithms.
         opacities: [G] logits.
-        sh: [G,K,3], K <= 16; zeros stand for the rest.
+        sh: [G, K, 3], K <= 16, filled up with zeros.
     """
     count = len(means)
     rest = np.zeros((count, 3, REST))

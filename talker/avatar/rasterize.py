@@ -1,6 +1,6 @@
-"""Render 3D Gaussians to premultiplied colour and alpha: gsplat on CUDA, numba on the CPU.
+"""Render 3D Gaussians to premultiplied color and alpha: gsplat on CUDA, numba on the CPU.
 
-Both backends draw the same image with the same constants; the device of the tensors chooses.
+Both backends render the same image with the same constants; the device of the tensors decides.
 """
 
 import math
@@ -9,37 +9,51 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-TILE_SIZE = 16  # of gsplat; others are untested there
+TILE_SIZE = 16
+"""Side length of gsplat's tiles, pixels; other values are untested there."""
 
 
 class Splats(NamedTuple):
-    """G Gaussians of B images, ready to be drawn."""
+    """G Gaussians of B images, ready to be rendered."""
 
-    means: Tensor  # [B,G,3] centres in the world
-    quats: Tensor  # [B,G,4] rotations wxyz, of any norm but 0
-    scales: Tensor  # [B,G,3] standard deviations along the axes, in the unit of means
-    opacities: Tensor  # [B,G] in 0..1
-    colors: Tensor  # [B,G,3] for this view: spherical harmonics are already evaluated
+    means: Tensor
+    """[B, G, 3], centers in the world"""
+    quats: Tensor
+    """[B, G, 4], rotations wxyz, of any norm but 0"""
+    scales: Tensor
+    """[B, G, 3], standard deviations along the axes, in the unit of the means"""
+    opacities: Tensor
+    """[B, G], 0..1"""
+    colors: Tensor
+    """[B, G, 3], colors seen from this view: spherical harmonics are already evaluated"""
 
 
 class Rasterized(NamedTuple):
-    """What `rasterize` returns, for B images of H x W pixels and G Gaussians each."""
+    """B rendered images of H x W pixels and G Gaussians each."""
 
-    rgb: Tensor  # [B,H,W,3] colour times alpha, over nothing: composite as rgb + (1 - alpha) * bg
-    alpha: Tensor  # [B,H,W,1] in 0..1
-    means2d: Tensor  # [B,G,2] pixels, part of the graph: retain_grad() for densification
-    radii: Tensor  # [B,G] int, pixels; 0 = not visible
+    rgb: Tensor
+    """[B, H, W, 3], color times alpha; composite it as rgb + (1 - alpha) * background"""
+    alpha: Tensor
+    """[B, H, W, 1], 0..1"""
+    means2d: Tensor
+    """[B, G, 2], projected centers in pixels, part of the graph for densification"""
+    radii: Tensor
+    """int [B, G], pixels; 0: not visible"""
 
 
 def rasterize(splats: Splats, viewmats: Tensor, Ks: Tensor, width: int, height: int) -> Rasterized:
     """Render a batch of images, each of its own Gaussians (Kerbl et al. 2023, as in gsplat 1.5.3).
 
-    Args:
-        viewmats: [B,4,4] world to camera, OpenCV axes; gets no gradient.
-        Ks: [B,3,3] intrinsics in pixels, pixel centres at +0.5; get no gradient.
-        width, height: of the image in pixels.
+    All tensors are float32 and on one device, which decides about the backend.
 
-    All tensors are float32 (else TypeError) and on one device; it chooses the backend.
+    Args:
+        viewmats: [B, 4, 4] world to camera, OpenCV axes; gets no gradient.
+        Ks: [B, 3, 3] intrinsics in pixels, pixel centers at +0.5; get no gradient.
+        width: of the images, pixels.
+        height: of the images, pixels.
+
+    Raises:
+        TypeError: a tensor is not float32.
     """
     tensors = (*splats, viewmats, Ks)
     if any(tensor.dtype != torch.float32 for tensor in tensors):
@@ -57,10 +71,10 @@ def _rasterize_cpu(*arguments) -> Rasterized:
 def _rasterize_gsplat(
     means, quats, scales, opacities, colors, viewmats, Ks, width, height
 ) -> Rasterized:
-    """gsplat's own `rasterization`, taken apart so that means2d [B,G,2] lies in the graph.
+    """Call the steps of gsplat's `rasterization`, keeping means2d [B, G, 2] in the graph.
 
-    That function returns means2d as [B,1,G,2]; a view of it without the camera axis would get no
-    gradient.
+    That function returns means2d as [B, 1, G, 2]; a view of it without the camera axis would get
+    no gradient.
     """
     import gsplat
 

@@ -1,11 +1,12 @@
-"""Streaming renderer: an avatar, a dataset and a drive become frames, a few batches at a time.
+"""Streaming renderer: an avatar, a dataset and a drive become frames, a few batches ahead of use.
 
-Only the head is 3D: it is composited over the torso of the dataset frame that it replays, and that
-over the plate, or over whatever else stands behind the person.
+Only the head is 3D. It is composited over the torso of a recorded frame, and both over the
+background plate or over any other background.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice, repeat
 from pathlib import Path
 from typing import Protocol
@@ -16,22 +17,24 @@ import torch
 from torch import Tensor
 
 from talker.avatar.model import Avatar
-from talker.avatar.speech_encoder import CONTEXT, speech_context
 from talker.core.parallel import one_thread, ordered_map
 from talker.dataset import Dataset
 from talker.errors import UserError
 
-Draw = Callable[[Tensor, Tensor, Tensor, Tensor, int, int], tuple[Tensor, Tensor]]
-"""speech, eye, viewmats, Ks, height, width -> rgb, alpha: those of `Avatar.forward`"""
+HeadRenderer = Callable[[Tensor, Tensor, Tensor, Tensor, int, int], tuple[Tensor, Tensor]]
+"""Maps expression, eye, viewmats, Ks, height and width to rgb and alpha, as
+`Avatar.render_from_expression` does."""
 
 BATCH = {"cuda": 32, "cpu": 8}
+"""Frames rendered at once where the caller does not choose, by device."""
 GPU_WORKERS = 2
-"""One batch is drawn while the last one comes back from the GPU."""
+"""Batches in work on a GPU: one is rendered while the previous one is copied from the GPU."""
 MAX_WORKERS = 8
+"""Most threads that decode layers, or render on a CPU."""
 
 
 class Windows(Protocol):
-    """float32 [M, 16, C], an array or a file: len(windows), windows[i:j]."""
+    """Speech windows float32 [M, 16, C], an array or a file, of which slices are read."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, part: slice, /) -> np.ndarray: ...
@@ -41,22 +44,23 @@ class Windows(Protocol):
 class Drive:
     """What drives each of N output frames."""
 
-    frames: np.ndarray
-    """int64 [N], the dataset frame whose torso and plate are shown"""
+    background_frame_ids: np.ndarray
+    """int64 [N], recorded frames whose torso and background are shown."""
     windows: Windows
-    """float32 [M, 16, C], the driving speech"""
-    heard: np.ndarray
-    """int64 [N], the window that belongs to the output frame; its neighbours give the context"""
+    """float32 [M, 16, C], speech windows."""
+    window_ids: np.ndarray
+    """int64 [N], index of the speech window of each output frame."""
     eye: np.ndarray | None = None
-    """float32 [N], 0 open .. 1 closed; None: those of the dataset's frames"""
+    """float32 [N], 0 open .. 1 closed; None: as recorded in the background frames."""
     viewmats: np.ndarray | None = None
-    """float32 [N, 4, 4]; None: those of the dataset's frames"""
+    """float32 [N, 4, 4]; None: as recorded in the background frames."""
     expression: np.ndarray | None = None
-    """float32 [N, 10] instead of what the speech tells"""
+    """float32 [N, 10]; None: predicted from the speech."""
     expression_scale: float = 1.0
+    """Factor of the expression."""
 
     def __len__(self) -> int:
-        return len(self.frames)
+        return len(self.background_frame_ids)
 
 
 def load_avatar(folder: Path) -> Avatar:
@@ -65,18 +69,18 @@ def load_avatar(folder: Path) -> Avatar:
 
 
 def avatar_dataset(folder: Path, avatar: Avatar) -> Dataset:
-    """Read the dataset that an avatar is shown on.
+    """Read the dataset of an avatar.
 
     Raises:
-        UserError: something of it is missing, or its speech features are not the avatar's.
+        UserError: a file is missing, or the speech features are not those of the avatar.
     """
     config = avatar.config
     dataset = Dataset.load(folder, config.image_size, config.encoder)
     if (found := dataset.speech.shape[-1]) != config.speech_features:
         raise UserError(
-            f"{folder}: expected speech features ({config.encoder}) of {config.speech_features} "
-            f"channels, as the avatar was trained on, found {found}; make them with the options "
-            "of then, or train anew"
+            f"{folder}: expected speech features ({config.encoder}) with "
+            f"{config.speech_features} channels, with which the avatar was trained, found {found}; "
+            "run `talker speech` with the options used for training, or train the avatar again"
         )
     return dataset
 
@@ -86,20 +90,21 @@ def render_frames(
     dataset: Dataset,
     drive: Drive,
     batch: int,
-    plates: Iterator[np.ndarray] | None = None,
+    backgrounds: Iterator[np.ndarray] | None = None,
     transparent: bool = False,
-    live: Draw | None = None,
+    render_head: HeadRenderer | None = None,
 ) -> Iterator[np.ndarray]:
-    """Render a drive, a few batches ahead of use.
+    """Render the frames of a drive, a few batches ahead of use.
 
     Args:
-        avatar: that of the subject.
-        dataset: of the subject.
-        drive: of N frames.
+        avatar: avatar of the subject.
+        dataset: dataset of the same subject.
+        drive: drive of N frames.
         batch: frames rendered at once; 0 takes `BATCH`.
-        plates: what stands behind the person in each frame, uint8 [H, W, 3]; None: the plate.
-        transparent: nothing stands there.
-        live: of `live_avatar`, for drives of a few frames; it takes no expressions.
+        backgrounds: what is shown behind the person in each frame, uint8 [H, W, 3]; None: the
+            background plate.
+        transparent: show nothing behind the person.
+        render_head: output of `live_avatar`, for drives of a few frames; None: the avatar.
 
     Yields:
         RGB uint8 [H, W, 3], or RGBA uint8 [H, W, 4] (not premultiplied) if transparent.
@@ -107,72 +112,68 @@ def render_frames(
     avatar.eval()
     device = next(avatar.parameters()).device
     batch = batch or BATCH[device.type]
-    with torch.inference_mode():
-        shared = avatar.shared() if live is None else None
+    workers = decoders = min(torch.get_num_threads(), MAX_WORKERS)
+    if device.type == "cuda":
+        workers = GPU_WORKERS if render_head is None else 1
+    if render_head is None:
+        with torch.inference_mode():
+            render_head = partial(avatar.render_from_expression, shared=avatar.shared())
 
-    def behind(job: tuple[int, np.ndarray | None]) -> np.ndarray:
-        """Premultiplied colours, and alpha if transparent, uint8 [H, W, 3 or 4]."""
-        i, plate = job
+    def read_layer(job: tuple[int, np.ndarray | None]) -> np.ndarray:
+        """Return premultiplied colors, and alpha if transparent, uint8 [H, W, 3 or 4]."""
+        i, background = job
         if transparent:
             return dataset.torso(i)
-        return dataset.background(i) if plate is None else _over(dataset.torso(i), plate)
+        return dataset.background(i) if background is None else _over(dataset.torso(i), background)
 
     @torch.inference_mode()
     def render(job: tuple[slice, list[np.ndarray]]) -> np.ndarray:
         part, layers = job
-        ids = drive.frames[part]
+        ids = drive.background_frame_ids[part]
         eye = dataset.eye[ids] if drive.eye is None else drive.eye[part]
         viewmats = dataset.viewmats[ids] if drive.viewmats is None else drive.viewmats[part]
-        conditions = (
+        if drive.expression is None:
+            windows = _read_windows(drive.windows, drive.window_ids[part])
+            expression = avatar.speech_to_expression(windows.to(device))
+        else:
+            expression = torch.from_numpy(drive.expression[part]).to(device)
+        rgb, alpha = render_head(
+            drive.expression_scale * expression,
             torch.from_numpy(eye).to(device),
             torch.from_numpy(viewmats).to(device),
             torch.from_numpy(dataset.K).to(device).expand(len(ids), 3, 3),
             dataset.height,
             dataset.width,
         )
-        speech = _context(drive.windows, drive.heard[part]).to(device)
-        if live is not None:
-            rgb, alpha = live(speech, *conditions)
-        elif drive.expression is not None:
-            told = torch.from_numpy(drive.expression[part]).to(device)
-            rgb, alpha = avatar.animate(drive.expression_scale * told, *conditions, shared)
-        elif drive.expression_scale != 1:
-            told = avatar.speech_encoder(speech)
-            rgb, alpha = avatar.animate(drive.expression_scale * told, *conditions, shared)
-        else:
-            rgb, alpha = avatar(speech, *conditions, shared)
         head = torch.cat([rgb, alpha], -1) if transparent else rgb
-        behind_it = torch.from_numpy(np.stack(layers)).to(device).float().div(255)
-        colours = head + (1 - alpha) * behind_it
+        colors = head + (1 - alpha) * torch.from_numpy(np.stack(layers)).to(device).float().div(255)
         if transparent:
-            colours[..., :3] /= colours[..., 3:].clamp_min(1e-6)
-        return colours.clamp(0, 1).mul(255).round().byte().cpu().numpy()
+            colors[..., :3] /= colors[..., 3:].clamp_min(1e-6)
+        return colors.clamp(0, 1).mul(255).round().byte().cpu().numpy()
 
     def jobs() -> Iterator[tuple[slice, list[np.ndarray]]]:
-        ids = map(int, drive.frames)
-        layers = ordered_map(behind, zip(ids, plates or repeat(None), strict=False), decoders)
+        ids = map(int, drive.background_frame_ids)
+        sources = zip(ids, backgrounds or repeat(None), strict=False)
+        layers = ordered_map(read_layer, sources, decoders)
         for start in range(0, len(drive), batch):
             part = slice(start, min(start + batch, len(drive)))
             yield part, list(islice(layers, part.stop - start))
 
-    decoders = min(torch.get_num_threads(), MAX_WORKERS)
-    workers = decoders if device.type != "cuda" else GPU_WORKERS if live is None else 1
-    # Whole batches in threads of their own: torch's threads wait for each other at every one of
-    # the many small operations (measured: three times the CPU time).
+    # Each batch has a thread of its own. torch's threads would wait for each other at each of the
+    # many small operations and take three times the CPU time.
     with one_thread():
         for frames in ordered_map(render, jobs(), workers):
             yield from frames
 
 
-def _over(torso: np.ndarray, plate: np.ndarray) -> np.ndarray:
-    """Premultiplied RGBA over RGB, uint8."""
+def _over(torso: np.ndarray, background: np.ndarray) -> np.ndarray:
+    """Composite premultiplied RGBA over RGB, uint8 [H, W, 3]."""
     rest = cv2.cvtColor(255 - cv2.extractChannel(torso, 3), cv2.COLOR_GRAY2RGB)
-    return torso[..., :3] + cv2.multiply(plate, rest, scale=1 / 255)
+    return torso[..., :3] + cv2.multiply(background, rest, scale=1 / 255)
 
 
-def _context(windows: Windows, heard: np.ndarray) -> Tensor:
-    """`speech_context`, reading only the windows it needs (they may be on disk)."""
-    first = max(int(heard.min()) - CONTEXT // 2, 0)
-    last = int(heard.max()) + CONTEXT // 2
-    near = np.array(windows[first:last], np.float32)
-    return speech_context(torch.from_numpy(near), torch.from_numpy(heard - first))
+def _read_windows(windows: Windows, ids: np.ndarray) -> Tensor:
+    """Return windows [B, 16, C] by their ids, reading only the stretch that holds them."""
+    first, last = int(ids.min()), int(ids.max())
+    near = np.array(windows[first : last + 1], np.float32)
+    return torch.from_numpy(near[ids - first])

@@ -1,7 +1,7 @@
-"""The training frames of a clip, cropped to where the head ever is and kept where training is fast.
+"""The training frames of a clip, cropped to the region that the head ever covers.
 
-They lie on the GPU as bytes where they fit, else in host memory, from where a thread brings the
-next batch through pinned memory while the GPU works on this one.
+They are stored on the GPU as bytes where they fit, else in host memory, from where a thread copies
+the next batch through pinned memory while the GPU works on the current one.
 """
 
 import math
@@ -14,34 +14,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from talker.avatar.speech_prior import expression_targets, rest_expression
+from talker.avatar.expression import expression_targets, rest_expression
 from talker.core.progress import progress
 from talker.dataset import Dataset
 from talker.errors import UserError
 from talker.head.landmarks68 import OUTER_LIPS, mouth_opening
 
 CROP_MARGIN = 0.08
+"""Margin around the region of the head, relative to its width and height."""
 CROP_MULTIPLE = 16
+"""Width and height of the crop are multiples of this many pixels."""
 WORKING_MEMORY = 12 * 2**30
-"""bytes of a GPU that training itself may need; images get the rest"""
+"""Bytes of GPU memory reserved for training; images are stored on the GPU if they fit the rest."""
 
 
 class Targets(NamedTuple):
-    """What B rendered crops are compared with."""
+    """The images that B rendered crops are compared with."""
 
     frame: Tensor
     """uint8 [B, H, W, 3]"""
     background: Tensor
     """uint8 [B, H, W, 3]"""
     mask: Tensor
-    """uint8 [B, H, W], how much of a pixel is head"""
+    """uint8 [B, H, W], coverage of each pixel by the head, 0..255"""
     lips: Tensor
-    """int64 [B, 4], the box x0, y0, x1, y1 of the lips"""
+    """int64 [B, 4], bounding box x0, y0, x1, y1 of the lips"""
 
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """The training split, cropped; everything but the images is on the device of `ids`."""
+    """The N training frames, cropped; all but the images are on the device of `ids`."""
 
     frame: Tensor
     """uint8 [N, H, W, 3]"""
@@ -50,49 +52,52 @@ class TrainingSet:
     mask: Tensor
     """uint8 [N, H, W]"""
     lips: Tensor
-    """int64 [N, 4], the box x0, y0, x1, y1 of the lips in the crop"""
+    """int64 [N, 4], bounding box x0, y0, x1, y1 of the lips in the crop"""
     viewmats: Tensor
-    """[N, 4, 4]"""
+    """[N, 4, 4], world to camera"""
     K: Tensor
-    """[3, 3] of the crop"""
+    """[3, 3], intrinsics of the crop, pixels"""
     eye: Tensor
-    """[N]"""
+    """[N], eye closure"""
     windows: Tensor
-    """all speech windows [T, 16, C]"""
+    """[T, 16, C], speech windows of all frames of the clip"""
     ids: Tensor
-    """int64 [N], frame numbers"""
+    """int64 [N], frame ids"""
     expression: Tensor
-    """[N, 10], what the speech is to tell"""
+    """[N, 10], tracked expressions, which speech is to predict"""
     rest: Tensor
-    """[10], the expression of a closed mouth"""
+    """[10], expression of a closed mouth"""
     silence: Tensor
-    """[C], the speech features of a pause; none where they are not known"""
+    """[C], speech features of a pause; [0] where they are unknown"""
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the crop."""
+        """Height and width of the crop, pixels."""
         return self.frame.shape[1], self.frame.shape[2]
 
     def targets(self, rows: Tensor) -> Targets:
-        """The images of `rows`, int64 [B] on any device, on the device of `ids`."""
-        device, picked = self.ids.device, []
-        there = rows.to(device, non_blocking=True)
+        """Return the images of `rows`, int64 [B] on any device, on the device of `ids`."""
+        device, selected = self.ids.device, []
+        on_device = rows.to(device, non_blocking=True)
         for images in (self.frame, self.background, self.mask):
             if images.device == device:
-                picked.append(images[there])
+                selected.append(images[on_device])
                 continue
             batch = torch.empty((len(rows), *images.shape[1:]), dtype=torch.uint8, pin_memory=True)
             torch.index_select(images, 0, rows.cpu(), out=batch)
-            picked.append(batch.to(device, non_blocking=True))
-        frame, background, mask = picked
-        return Targets(frame, background, mask, self.lips[there])
+            selected.append(batch.to(device, non_blocking=True))
+        frame, background, mask = selected
+        return Targets(frame, background, mask, self.lips[on_device])
 
 
 class Prefetch:
-    """Hands out the targets of one step after the other, those in host memory ahead of use."""
+    """Returns the targets of step after step; those in host memory are copied ahead of use.
+
+    Args:
+        rows: returns the rows of a step.
+    """
 
     def __init__(self, subset: TrainingSet, rows: Callable[[int], Tensor]) -> None:
-        """`rows` tells the rows of a step."""
         self.subset, self.rows = subset, rows
         self.ahead = subset.frame.device != subset.ids.device
         self.thread = ThreadPoolExecutor(1)
@@ -119,26 +124,30 @@ class Prefetch:
         return targets, copied
 
 
-def crop_box(ever: np.ndarray) -> tuple[int, int, int, int]:
-    """The box x0, y0, x1, y1 around the true pixels of [H, W], with a margin."""
-    height, width = ever.shape
+def crop_box(covered: np.ndarray) -> tuple[int, int, int, int]:
+    """Return the box x0, y0, x1, y1 around the true pixels of bool [H, W], with a margin."""
+    height, width = covered.shape
     spans = []
-    for covered, limit in ((ever.any(0), width), (ever.any(1), height)):
-        inside = np.flatnonzero(covered)
+    for along, limit in ((covered.any(0), width), (covered.any(1), height)):
+        inside = np.flatnonzero(along)
         margin = math.ceil(CROP_MARGIN * (inside[-1] - inside[0]))
         low = max(inside[0] - margin, 0)
-        wanted = math.ceil((inside[-1] + 1 + margin - low) / CROP_MULTIPLE) * CROP_MULTIPLE
-        low = max(min(low, limit - wanted), 0)
-        spans.append((int(low), int(min(low + wanted, limit))))
+        size = math.ceil((inside[-1] + 1 + margin - low) / CROP_MULTIPLE) * CROP_MULTIPLE
+        low = max(min(low, limit - size), 0)
+        spans.append((int(low), int(min(low + size, limit))))
     return spans[0][0], spans[1][0], spans[0][1], spans[1][1]
 
 
 def lip_boxes(landmarks: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The square around the outer lips (GaussianTalker): [N, 68, 2] -> int64 [N, 4]."""
+    """Return the squares around the outer lips (GaussianTalker), int64 [N, 4].
+
+    Args:
+        landmarks: [N, 68, 2], pixels of an image of `height` x `width`.
+    """
     lips = landmarks[:, OUTER_LIPS]
     low, high = lips.min(1), lips.max(1)
-    centre, half = (low + high) / 2, ((high - low).max(-1, keepdims=True) / 2)
-    box = np.concatenate([centre - half, centre + half], axis=1).round().astype(np.int64)
+    center, half = (low + high) / 2, ((high - low).max(-1, keepdims=True) / 2)
+    box = np.concatenate([center - half, center + half], axis=1).round().astype(np.int64)
     limit = np.array([width, height, width, height])
     box = box.clip(0, limit)
     box[:, 2:] = np.maximum(box[:, 2:], np.minimum(box[:, :2] + 1, limit[2:]))
@@ -146,7 +155,7 @@ def lip_boxes(landmarks: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def training_set(data: Dataset, device: torch.device) -> TrainingSet:
-    """Decode the training split on all cores, one frame after the other onto the device.
+    """Decode the training split on all cores and copy it to the device, frame by frame.
 
     Raises:
         UserError: no training frame shows a head.
@@ -167,10 +176,13 @@ def training_set(data: Dataset, device: torch.device) -> TrainingSet:
             masks[row] = data.head_mask(int(ids[row]))
 
         fill(mask_of, "head masks")
-        ever = masks.any(0)
-        if not ever.any():
-            raise UserError(f"{data.folder}: no training frame has head pixels in parsing/*.png")
-        x0, y0, x1, y1 = crop_box(ever)
+        covered = masks.any(0)
+        if not covered.any():
+            raise UserError(
+                f"{data.folder}: no mask of a training frame (parsing/*.png) has head pixels; run "
+                "`talker parsing` again"
+            )
+        x0, y0, x1, y1 = crop_box(covered)
         height, width = y1 - y0, x1 - x0
         home = device if _fits(7 * len(ids) * height * width, device) else torch.device("cpu")
         frame, background = (
@@ -205,7 +217,7 @@ def training_set(data: Dataset, device: torch.device) -> TrainingSet:
 
 
 def _fits(size: int, device: torch.device) -> bool:
-    """Whether bytes can stay on the device for the whole training."""
+    """Return whether `size` bytes fit into the device's memory for the whole training."""
     if device.type != "cuda":
         return True
     free, _ = torch.cuda.mem_get_info(device)

@@ -1,10 +1,10 @@
-"""Attention, feed-forward, deformation heads and colours of every Gaussian in one Triton kernel.
+"""Attention, feed-forward, deformation heads and colors of all Gaussians in one Triton kernel.
 
-The twin of `Avatar.splats` in plain torch, which writes each
-intermediate to memory: here a block of Gaussians of one frame stays in registers from the query to
-the values that the rasteriser reads. The backward kernel computes the block again and writes the
-gradients of each row; what sums over rows or frames is left to matrix products, so that nothing is
-added atomically and the same input gives the same bits.
+The twin of `Avatar.deform` in plain torch, which writes each intermediate to memory: here a block
+of Gaussians of one frame stays in registers from the query to the values that the rasterizer reads.
+The backward kernel computes the block again and writes the gradients of each row; sums over rows or
+frames are left to matrix products, so that nothing is added atomically and the same input gives the
+same bits.
 """
 
 from typing import NamedTuple
@@ -12,28 +12,34 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from talker.avatar.blocks import TokenAttention
+from talker.avatar.gaussians import Gaussians
+
 SLOTS = 16
-"""columns of the scores: 4 heads of 4 tokens; absent heads have zero values"""
+"""Columns of the attention scores: 4 heads of 4 tokens; absent heads have zero values."""
 TOKENS = 4
+"""Condition tokens of a frame."""
 GEOMETRY = 16
-"""columns of mean (3), quaternion (4), scale (3) and opacity (1), filled up"""
+"""Columns of mean (3), quaternion (4), scale (3) and opacity (1), padded."""
 HARMONICS = 16
+"""Columns of the spherical harmonics of one color channel, padded."""
 OUTPUTS = GEOMETRY + 3 * HARMONICS
+"""Columns of all deformed parameters of a Gaussian."""
 
 
 class Weights(NamedTuple):
     """The shared weights; D features, F in the feed-forward, H hidden, all matrices [in, out]."""
 
-    feed_in: Tensor
+    linear1: Tensor
     """[D, F]"""
-    feed_in_bias: Tensor
+    linear1_bias: Tensor
     """[F]"""
-    feed_out: Tensor
+    linear2: Tensor
     """[F, D]"""
-    feed_out_bias: Tensor
+    linear2_bias: Tensor
     """[D]"""
     hidden: Tensor
     """[D, H]"""
@@ -41,9 +47,9 @@ class Weights(NamedTuple):
     """[H]"""
     heads: Tensor
     """[H, 64]: geometry, then 16 harmonics of red, of green, of blue"""
-    norm_attended: Tensor
+    norm1: Tensor
     """[2, D], weight and bias"""
-    norm_out: Tensor
+    norm2: Tensor
     """[2, D]"""
 
 
@@ -86,7 +92,7 @@ def _directions(points, camera, rows, inside, frame, slot):
 
 
 @triton.jit
-def _normalise(x, D: tl.constexpr):
+def _normalize(x, D: tl.constexpr):
     """LayerNorm without its weights, and the reciprocal of the deviation [M, 1]."""
     x = x - tl.sum(x, 1)[:, None] / D
     scale = 1 / tl.sqrt(tl.sum(x * x, 1)[:, None] / D + 1e-5)
@@ -94,8 +100,8 @@ def _normalise(x, D: tl.constexpr):
 
 
 @triton.jit
-def _unnormalise(gradient, normal, scale, D: tl.constexpr):
-    """The gradient of `_normalise`."""
+def _unnormalize(gradient, normal, scale, D: tl.constexpr):
+    """The gradient of `_normalize`."""
     mean = tl.sum(gradient, 1)[:, None] / D
     return scale * (gradient - mean - normal * tl.sum(gradient * normal, 1)[:, None] / D)
 
@@ -116,12 +122,12 @@ def _block(
     raised = tl.exp(scores - tl.max(scores, 2)[:, :, None])
     attention = tl.reshape(raised / tl.sum(raised, 2)[:, :, None], (M, 16))
     x += tl.dot(attention.to(DOT), merged, input_precision=PRECISION)
-    normal1, scale1 = _normalise(x, D)
+    normal1, scale1 = _normalize(x, D)
     x1 = normal1 * tl.load(n1 + d) + tl.load(n1 + D + d)
     inner = tl.dot(x1.to(DOT), tl.load(w1 + d[:, None] * F + f), input_precision=PRECISION)
     inner = tl.maximum(inner + tl.load(b1 + f), 0.0).to(DOT)
     x = x1 + tl.dot(inner, tl.load(w2 + f[:, None] * D + d), input_precision=PRECISION)
-    normal2, scale2 = _normalise(x + tl.load(b2 + d), D)
+    normal2, scale2 = _normalize(x + tl.load(b2 + d), D)
     x2 = tl.maximum(normal2 * tl.load(n2 + d) + tl.load(n2 + D + d), 0.0)
     hidden = tl.dot(x2.to(DOT), tl.load(w3 + d[:, None] * H + h), input_precision=PRECISION)
     hidden = tl.maximum(hidden + tl.load(b3 + h), 0.0).to(DOT)
@@ -236,7 +242,7 @@ def _backward(
     gradient = tl.where(x2 > 0, gradient, 0.0)
     tl.store(sums + F + H + D + d, tl.sum(gradient * normal2, 0))
     tl.store(sums + F + H + 2 * D + d, tl.sum(gradient, 0))
-    gradient = _unnormalise(gradient * tl.load(n2 + d), normal2, scale2, D)
+    gradient = _unnormalize(gradient * tl.load(n2 + d), normal2, scale2, D)
     tl.store(sums + F + H + d, tl.sum(gradient, 0))
     tl.store(x2_grad_out + row * D + d, gradient.to(DOT), here)
     inner_grad = tl.dot(
@@ -252,7 +258,7 @@ def _backward(
     )
     tl.store(sums + F + H + 3 * D + d, tl.sum(gradient * normal1, 0))
     tl.store(sums + F + H + 4 * D + d, tl.sum(gradient, 0))
-    gradient = _unnormalise(gradient * tl.load(n1 + d), normal1, scale1, D)
+    gradient = _unnormalize(gradient * tl.load(n1 + d), normal1, scale1, D)
     given = gradient.to(DOT)
     tl.store(x_grad_out + row * D + d, given, here)
 
@@ -279,7 +285,7 @@ class _Deform(torch.autograd.Function):
     def forward(ctx, exact, points, camera, x, query, keys, merged, base, *weights):
         kind = torch.float32 if exact else torch.bfloat16
         weights = Weights(*weights)
-        multiplied = {"feed_in", "feed_out", "hidden", "heads"}
+        multiplied = {"linear1", "linear2", "hidden", "heads"}
         matrices = [
             value.to(kind) if name in multiplied else value
             for name, value in weights._asdict().items()
@@ -302,7 +308,7 @@ class _Deform(torch.autograd.Function):
         weights = Weights(*inputs[7:])
         frames, count = ctx.shape
         _, query, keys = inputs[:3]
-        features, inner = weights.feed_in.shape
+        features, inner = weights.linear1.shape
         hidden = weights.hidden.shape[1]
         widths = (features, inner, features, hidden, inner, features, hidden, OUTPUTS)
         kept = [
@@ -319,15 +325,15 @@ class _Deform(torch.autograd.Function):
         )
         b1, b3, b2, *norms = sums.sum(0).split([inner, hidden, *[features] * 5])
         found = Weights(
-            feed_in=(x1.T @ fed_grad).float(),
-            feed_in_bias=b1,
-            feed_out=(fed.T @ x2_grad).float(),
-            feed_out_bias=b2,
+            linear1=(x1.T @ fed_grad).float(),
+            linear1_bias=b1,
+            linear2=(fed.T @ x2_grad).float(),
+            linear2_bias=b2,
             hidden=(x2.T @ hid_grad).float(),
             hidden_bias=b3,
             heads=(hid.T @ out_grad).float(),
-            norm_attended=torch.stack(norms[2:]),
-            norm_out=torch.stack(norms[:2]),
+            norm1=torch.stack(norms[2:]),
+            norm2=torch.stack(norms[:2]),
         )
         return (
             *(None, None, None),
@@ -341,7 +347,7 @@ class _Deform(torch.autograd.Function):
 
 
 def _launch(kernel, layout, exact, inputs, weights, others, frames, count):
-    features, inner = weights.feed_in.shape
+    features, inner = weights.linear1.shape
     kernel[(triton.cdiv(count, layout.rows), frames)](
         *inputs, *others, count,
         D=features, F=inner, H=weights.hidden.shape[1], M=layout.rows,
@@ -350,46 +356,81 @@ def _launch(kernel, layout, exact, inputs, weights, others, frames, count):
     )  # fmt: skip
 
 
+class NetworkInputs(NamedTuple):
+    """Inputs of `deform` that all frames have in common."""
+
+    x: Tensor
+    """[G, D], to which attention is added; the bias of its output is included."""
+    query: Tensor
+    """[G, D], scaled queries."""
+    base: Tensor
+    """[G, 64], canonical parameters plus the bias of the heads, in the order of `Weights.heads`."""
+    weights: Weights
+    """D, F and H are powers of 2, D from 16 to 64, H from 16 to 128."""
+
+
+def network_inputs(
+    features: Tensor,
+    gaussians: Gaussians,
+    block: TokenAttention,
+    hidden: nn.Linear,
+    heads: nn.Linear,
+) -> NetworkInputs:
+    """Prepare the inputs of `deform` from the network's layers and features [G, D]."""
+    flat = [
+        *(gaussians.means, gaussians.quats, gaussians.scales),
+        *(gaussians.opacities[:, None], gaussians.sh.flatten(1)),
+    ]
+    weights = Weights(
+        linear1=block.linear1.weight.T,
+        linear1_bias=block.linear1.bias,
+        linear2=block.linear2.weight.T,
+        linear2_bias=block.linear2.bias,
+        hidden=hidden.weight.T,
+        hidden_bias=hidden.bias,
+        heads=_in_columns(heads.weight.T),
+        norm1=torch.stack([block.norm1.weight, block.norm1.bias]),
+        norm2=torch.stack([block.norm2.weight, block.norm2.bias]),
+    )
+    base = _in_columns(torch.cat(flat, dim=-1) + heads.bias)
+    return NetworkInputs(
+        features + block.out_proj.bias, block.scaled_query(features), base, weights
+    )
+
+
 def deform(
-    x: Tensor,
-    query: Tensor,
+    shared: NetworkInputs,
     keys: Tensor,
-    merged: Tensor,
-    base: Tensor,
+    values: Tensor,
     points: Tensor,
-    camera: Tensor,
-    weights: Weights,
+    centers: Tensor,
     exact: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """What the rasteriser takes, for B frames of G Gaussians.
+    """Deform G Gaussians for B frames.
 
     Args:
-        x: [G, D] what attention is added to (the bias of its output included).
-        query: [G, D] scaled queries.
         keys: [B, heads, 4, D / heads] of the tokens, at most 4 heads.
-        merged: [B, heads, 4, D], values after the output projection.
-        base: [G, 64] canonical parameters plus the bias of the heads, in the order of
-            `Weights.heads`: log scales, logit opacity.
-        points: [G, 3] where colours are seen; gets no gradient.
-        camera: [B, 3] centres of the cameras; get no gradient.
-        weights: see there. D, F and H are powers of 2, D from 16 to 64, H from 16 to 128.
+        values: [B, heads, 4, D], output-projected values of the tokens.
+        points: [G, 3] from where the viewing directions are taken; gets no gradient.
+        centers: [B, 3] world positions of the cameras; get no gradient.
         exact: multiply in float32 instead of bfloat16.
 
     Returns:
-        means [B,G,3], quats [B,G,4], scales [B,G,3], opacities [B,G] and colors [B,G,3] as
-        `rasterize` takes them.
+        means [B, G, 3], quats [B, G, 4], scales [B, G, 3], opacities [B, G] and colors [B, G, 3]
+        as `rasterize` takes them.
     """
+    x, query, base, weights = shared
     heads = keys.shape[1]
     missing = (0, 0, 0, SLOTS - TOKENS * heads)
-    # Row 4 h + n of the matrix [16, D] of a frame: a head's key is zero in the others' columns.
-    apart = torch.eye(heads, device=keys.device)[:, None, :, None]
-    keys = (keys[:, :, :, None] * apart).flatten(3).flatten(1, 2)
-    keys, merged = F.pad(keys, missing), F.pad(merged.flatten(1, 2), missing)
-    return _Deform.apply(exact, points, camera, x, query, keys, merged, base, *weights)
+    # Row 4 h + n of a frame's matrix [16, D]: the key of a head is zero in the others' columns.
+    own_columns = torch.eye(heads, device=keys.device)[:, None, :, None]
+    keys = (keys[:, :, :, None] * own_columns).flatten(3).flatten(1, 2)
+    keys, values = F.pad(keys, missing), F.pad(values.flatten(1, 2), missing)
+    return _Deform.apply(exact, points, centers, x, query, keys, values, base, *weights)
 
 
-def in_columns(values: Tensor) -> Tensor:
-    """Geometry and harmonics [N, 11 + 3 K] in the order of `Weights.heads`, [N, 64]."""
+def _in_columns(values: Tensor) -> Tensor:
+    """Bring geometry and harmonics [N, 11 + 3 K] into the order of `Weights.heads`, [N, 64]."""
     geometry, sh = values[:, :11], values[:, 11:].unflatten(-1, (-1, 3)).transpose(1, 2)
     geometry = F.pad(geometry, (0, GEOMETRY - geometry.shape[-1]))
     return torch.cat([geometry, F.pad(sh, (0, HARMONICS - sh.shape[-1])).flatten(1)], dim=-1)

@@ -1,20 +1,20 @@
 """Mean structural similarity and its gradient on the CPU, as two passes of numba kernels.
 
 An image row with its channels is one vector: blurring it down the columns adds whole rows, along
-the columns it adds the row to itself shifted by whole pixels. Nothing but three slope maps is kept.
+the columns it adds the row to itself shifted by whole pixels. Only three slope maps are kept.
 """
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from talker.avatar.kernels import constants
+from talker.avatar import kernels
+from talker.avatar.kernels import TAPS
 from talker.avatar.kernels.jit import inlined, kernel, run
 
 f32 = np.float32
 index = np.uint64  # signed indices would be tested for wrap-around in the inner loops
-C1, C2 = f32(constants.C1), f32(constants.C2)
-TAPS = constants.TAPS
+C1, C2 = f32(kernels.C1), f32(kernels.C2)
 RADIUS = TAPS // 2
 
 

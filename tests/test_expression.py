@@ -1,26 +1,15 @@
-"""Speech context, encoder and the prior that teaches it mouth shapes."""
+"""The linear map from speech to expression and the targets that it is fitted to."""
 
 import numpy as np
 import pytest
 import torch
 
-from talker.avatar.speech_encoder import SpeechEncoder, speech_context
-from talker.avatar.speech_prior import (
+from talker.avatar.expression import (
+    SpeechToExpression,
     expression_targets,
-    fit_speech_encoder,
+    fit_speech_to_expression,
     rest_expression,
 )
-
-
-def test_context_is_frames_minus_4_to_plus_3_with_repeated_edges() -> None:
-    windows = torch.arange(10.0)[:, None, None].expand(10, 16, 2)
-    context = speech_context(windows, torch.tensor([0, 5, 9]))
-    assert context.shape == (3, 8, 16, 2)
-    assert context[:, :, 0, 0].tolist() == [
-        [0, 0, 0, 0, 0, 1, 2, 3],
-        [1, 2, 3, 4, 5, 6, 7, 8],
-        [5, 6, 7, 8, 9, 9, 9, 9],
-    ]
 
 
 def test_prior_learns_an_expression_that_follows_the_speech_and_generalises() -> None:
@@ -32,15 +21,14 @@ def test_prior_learns_an_expression_that_follows_the_speech_and_generalises() ->
     expression = rng.normal(size=(frames, 12)) * 0.1
     expression[:, 3] += sound
     torch.manual_seed(0)
-    encoder = SpeechEncoder(4, 10)
+    layer = SpeechToExpression(4)
     targets = expression_targets(expression, rng.random(frames))
-    ids = torch.arange(frames)
-    _, correlation = fit_speech_encoder(
-        encoder, torch.from_numpy(windows[:train]).float(), targets[:train]
+    _, correlation = fit_speech_to_expression(
+        layer, torch.from_numpy(windows[:train]).float(), targets[:train]
     )
     with torch.no_grad():
-        told = encoder(speech_context(torch.from_numpy(windows).float(), ids))[train:, 0]
-    held_out = np.corrcoef(told, targets[train:, 0])[0, 1]
+        predicted = layer(torch.from_numpy(windows).float())[train:, 0]
+    held_out = np.corrcoef(predicted, targets[train:, 0])[0, 1]
     assert abs(held_out) > 0.9
     assert abs(correlation - held_out) < 0.1
 
@@ -48,8 +36,8 @@ def test_prior_learns_an_expression_that_follows_the_speech_and_generalises() ->
 def test_left_out_correlation_is_honest_about_noise() -> None:
     rng = np.random.default_rng(2)
     windows = torch.from_numpy(rng.normal(size=(300, 16, 4))).float()
-    _, correlation = fit_speech_encoder(
-        SpeechEncoder(4, 10),
+    _, correlation = fit_speech_to_expression(
+        SpeechToExpression(4),
         windows,
         expression_targets(rng.normal(size=(300, 12)), rng.random(300)),
     )
@@ -76,7 +64,7 @@ def test_expression_tells_nothing_of_the_blinks() -> None:
 
 
 def test_silence_is_answered_by_the_face_at_rest() -> None:
-    """Even where speech tells nothing, and whatever AudioNet learnt."""
+    """Even where speech does not predict the expression."""
     rng = np.random.default_rng(5)
     windows = torch.from_numpy(rng.normal(size=(300, 16, 4))).float()
     opening = rng.random(300)
@@ -86,17 +74,12 @@ def test_silence_is_answered_by_the_face_at_rest() -> None:
     rest = rest_expression(targets, opening)
     silence = torch.full((4,), 2.0)
     torch.manual_seed(0)
-    encoder = SpeechEncoder(4, 10, corrected=True)
-    fit_speech_encoder(encoder, windows, targets, silence, rest)
-    assert encoder.audio_net is not None
-    for part in encoder.audio_net.out:
-        if isinstance(part, torch.nn.Linear):
-            torch.nn.init.normal_(part.weight)
-    told = encoder(silence.expand(1, 8, 16, 4))[0]
+    layer = SpeechToExpression(4)
+    fit_speech_to_expression(layer, windows, targets, silence, rest)
+    answer = layer(silence.expand(1, 16, 4))[0]
     assert (rest[0] - targets[:, 0].mean()).abs() > 1
-    assert (told - rest).norm() < 0.2 * (rest - targets.mean(0)).norm()
-    spoken = encoder(speech_context(windows, torch.arange(300)))
-    assert (spoken - told).norm(dim=1).min() > 0
+    assert (answer - rest).norm() < 0.2 * (rest - targets.mean(0)).norm()
+    assert (layer(windows) - answer).norm(dim=1).min() > 0
 
 
 def test_rest_is_the_mean_of_the_least_open_tenth_and_a_little_more() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from talker.avatar.spherical_harmonics import C0, evaluate_sh, sh_basis
+from talker.avatar.gaussians import C0, evaluate_sh, sh_basis
 
 
 def quadrature() -> tuple[torch.Tensor, torch.Tensor]:
@@ -40,7 +40,7 @@ def test_signs_and_order_are_those_of_3dgs():
     assert signs[[0, 1, 3, 5, 6, 7, 8, 9, 11]].tolist() == [1, -1, -1, -1, 1, -1, -1, -1, 1]
 
 
-def test_colour_is_grey_for_zero_and_never_negative():
+def test_color_is_gray_for_zero_and_never_negative():
     directions = torch.nn.functional.normalize(torch.randn(2, 5, 3), dim=-1)
     sh = torch.zeros(5, 16, 3)
     assert torch.equal(evaluate_sh(sh, directions), torch.full((2, 5, 3), 0.5))

@@ -1,0 +1,79 @@
+"""Building blocks of the network: tri-plane features and attention to condition tokens."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+AXES = ((0, 1), (0, 2), (1, 2))
+"""Coordinates that span the three planes of a tri-plane."""
+
+
+class TriPlane(nn.Module):
+    """Features [G, channels * len(resolutions)] of points [G, 3] in the box `bounds` [2, 3].
+
+    The bilinear samples of the XY, XZ and YZ planes are multiplied, those of the resolutions
+    concatenated (K-Planes, Fridovich-Keil et al., CVPR 2023). Points outside of the box get the
+    features of its border.
+    """
+
+    bounds: Tensor
+
+    def __init__(self, bounds: Tensor, resolutions: tuple[int, ...], channels: int) -> None:
+        super().__init__()
+        self.register_buffer("bounds", bounds)
+        self.planes = nn.ParameterList(
+            nn.Parameter(torch.empty(3, channels, side, side).uniform_(0.1, 0.5))
+            for side in resolutions
+        )
+        self.out_features = channels * len(resolutions)
+
+    def forward(self, points: Tensor) -> Tensor:
+        low, high = self.bounds
+        unit = ((points - low) / (high - low) * 2 - 1).unbind(-1)
+        grid = torch.stack([torch.stack([unit[a], unit[b]], -1) for a, b in AXES])[:, None]
+        features = []
+        for plane in self.planes.parameters():
+            sampled = F.grid_sample(plane, grid, padding_mode="border", align_corners=True)
+            xy, xz, yz = sampled[:, :, 0]
+            features.append((xy * xz * yz).T)
+        return torch.cat(features, dim=-1)
+
+
+class TokenAttention(nn.Module):
+    """A post-norm transformer block in which Gaussians attend to tokens (GaussianTalker 3.2).
+
+    It maps x [B, G, D] (or [1, G, D]) and tokens [B, N, D] to [B, G, D]. The Gaussians' queries are
+    the same in every frame and a frame has only four tokens, so the value and output projections
+    are applied to the tokens instead of to the Gaussians.
+    """
+
+    def __init__(self, features: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(features, features)
+        self.key = nn.Linear(features, features)
+        self.value = nn.Linear(features, features)
+        self.out_proj = nn.Linear(features, features)
+        self.norm1 = nn.LayerNorm(features)
+        self.linear1 = nn.Linear(features, 2 * features)
+        self.linear2 = nn.Linear(2 * features, features)
+        self.norm2 = nn.LayerNorm(features)
+
+    def project_tokens(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the tokens' keys [B, H, N, D / H] and output-projected values [B, H, N, D]."""
+        key = self.key(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        value = self.value(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        out_proj = self.out_proj.weight.unflatten(-1, (self.heads, -1))
+        return key, torch.einsum("bhnw,ohw->bhno", value, out_proj)
+
+    def scaled_query(self, x: Tensor) -> Tensor:
+        """Return the queries of x, both [..., D], divided by the root of a head's width."""
+        return self.query(x) * (x.shape[-1] // self.heads) ** -0.5
+
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+        key, value = self.project_tokens(tokens)
+        query = self.scaled_query(x).unflatten(-1, (self.heads, -1)).expand(len(tokens), -1, -1, -1)
+        weights = torch.softmax(torch.einsum("bghw,bhnw->bghn", query, key), dim=-1)
+        attended = torch.einsum("bghn,bhno->bgo", weights, value) + self.out_proj.bias
+        x = self.norm1(x + attended)
+        return self.norm2(x + self.linear2(torch.relu(self.linear1(x))))

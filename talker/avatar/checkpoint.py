@@ -1,0 +1,87 @@
+"""Checkpoints of a training run: what a checkpoint belongs to, how it is written and read."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from talker.avatar.options import Config
+from talker.core.files import atomic_write
+from talker.core.provenance import code_of
+from talker.data.layout import Folder
+from talker.dataset import Dataset
+
+logger = logging.getLogger(__name__)
+
+NO_EFFECT = ("checkpoint_seconds",)
+"""Options that do not change the result of training."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Hashes of everything that determines the result of a training run."""
+
+    code: str
+    """Code of `talker.train` and of all modules that it imports."""
+    options: str
+    """Options of the run."""
+    data: str
+    """Content of the dataset's files. Arrays computed from them are rounded differently on
+    different machines."""
+
+    @classmethod
+    def of(cls, config: Config, data: Dataset) -> "Origin":
+        """Hash the code, the options and the files of the dataset that training reads."""
+        options = {k: v for k, v in dataclasses.asdict(config).items() if k not in NO_EFFECT}
+
+        def content(file: Folder) -> bytes:
+            return hashlib.sha256(file.read_bytes()).digest()
+
+        with ThreadPoolExecutor() as pool:
+            parts = b"".join(pool.map(content, data.training_files(config.encoder)))
+        return cls(
+            code=code_of("talker.train"),
+            options=hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest(),
+            data=hashlib.sha256(parts).hexdigest(),
+        )
+
+    def differences(self, other: "Origin") -> list[str]:
+        """Return the names of the fields in which two origins differ."""
+        names = (item.name for item in dataclasses.fields(self))
+        return [name for name in names if getattr(self, name) != getattr(other, name)]
+
+
+def save_checkpoint(path: Path, state: dict[str, Any], origin: Origin) -> None:
+    """Write the state of a training run and its origin; the file is replaced as a whole."""
+    with atomic_write(path) as (scratch,):
+        torch.save({"origin": dataclasses.asdict(origin), **state}, scratch)
+
+
+def load_checkpoint(path: Path, origin: Origin) -> dict[str, Any] | None:
+    """Read the state of a training run, if there is one with the same origin; else log why not."""
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        found = Origin(**state.pop("origin"))
+    except Exception as error:  # torch raises many kinds of errors for foreign or damaged files
+        logger.warning(
+            "%s: cannot be read as a checkpoint (%s); training starts from the beginning",
+            path,
+            error,
+        )
+        return None
+    if differences := origin.differences(found):
+        logger.info(
+            "%s: the checkpoint was written with other %s; training starts from the beginning",
+            path,
+            " and other ".join(differences),
+        )
+        return None
+    return state

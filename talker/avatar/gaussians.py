@@ -1,0 +1,167 @@
+"""3D Gaussians: their parameters, their start on the tracked head mesh, their color from a view.
+
+Kerbl et al., "3D Gaussian Splatting for Real-Time Radiance Field Rendering", SIGGRAPH 2023.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.spatial import KDTree
+from torch import Tensor
+from torch.nn import functional as F
+
+from talker.avatar.rasterize import Splats
+from talker.head.camera import project
+
+START_OPACITY = 0.5
+"""Opacity (0..1) of every Gaussian before training."""
+NEIGHBORS = 3
+"""Number of nearest neighbors whose mean distance gives a Gaussian its first size."""
+MAX_SH_DEGREE = 3
+"""Highest supported degree of the spherical harmonics of a color."""
+C0 = 0.28209479177387814
+"""Value of the constant spherical harmonic, 1 / (2 sqrt(pi))."""
+
+
+@dataclass(frozen=True)
+class Gaussians:
+    """Raw parameters of G Gaussians, one set or one for each of B frames: [(B,) G, ...]."""
+
+    means: Tensor
+    """[(B,) G, 3] centers, dm"""
+    quats: Tensor
+    """[(B,) G, 4] rotations as quaternions wxyz, not normalized"""
+    scales: Tensor
+    """[(B,) G, 3] natural logarithms of the standard deviations in dm"""
+    opacities: Tensor
+    """[(B,) G] logits"""
+    sh: Tensor
+    """[(B,) G, K, 3] spherical harmonics coefficients of the color"""
+
+
+def sample_surface(
+    vertices: np.ndarray, faces: np.ndarray | None, count: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Sample points [count, 3] uniformly on a triangle mesh, or among its vertices without faces.
+
+    Args:
+        vertices: [V, 3].
+        faces: [F, 3] vertex ids, or None.
+    """
+    if faces is None:
+        return vertices[rng.choice(len(vertices), count, replace=len(vertices) < count)]
+    corners = vertices[faces]
+    areas = np.linalg.norm(
+        np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=-1
+    )
+    chosen = corners[rng.choice(len(faces), count, p=areas / areas.sum())]
+    weights = rng.dirichlet(np.ones(3), count)
+    return np.einsum("nc,ncd->nd", weights, chosen)
+
+
+def mean_colors(
+    points: np.ndarray, images: np.ndarray, viewmats: np.ndarray, K: np.ndarray
+) -> np.ndarray:
+    """Return the mean color [P, 3] (0..1) of the pixels that points project to.
+
+    Args:
+        points: [P, 3], dm.
+        images: uint8 [N, H, W, 3].
+        viewmats: [N, 4, 4] world to camera.
+        K: [3, 3] intrinsics, pixels.
+    """
+    height, width = images.shape[1:3]
+    columns, rows = np.moveaxis(project(points, viewmats, K).astype(int), -1, 0)
+    views = np.arange(len(images))[:, None]
+    sampled = images[views, rows.clip(0, height - 1), columns.clip(0, width - 1)]
+    return sampled.mean(0) / 255
+
+
+def initial_gaussians(points: np.ndarray, colors: np.ndarray, sh_degree: int) -> Gaussians:
+    """Create round Gaussians as large as the gaps between the points (3DGS, section 5.1).
+
+    Args:
+        points: [G, 3] centers, dm.
+        colors: [G, 3], 0..1.
+    """
+    count = len(points)
+    gaps, _ = KDTree(points).query(points, k=NEIGHBORS + 1)
+    radius = np.sqrt(np.mean(gaps[:, 1:] ** 2, axis=1)).clip(1e-4)
+    quats = torch.zeros(count, 4)
+    quats[:, 0] = 1
+    sh = torch.zeros(count, (sh_degree + 1) ** 2, 3)
+    sh[:, 0] = torch.from_numpy((colors - 0.5) / C0)
+    return Gaussians(
+        means=torch.from_numpy(points).float(),
+        quats=quats,
+        scales=torch.from_numpy(np.log(radius)).float()[:, None].repeat(1, 3),
+        opacities=torch.logit(torch.full((count,), START_OPACITY)),
+        sh=sh,
+    )
+
+
+def to_view(gaussians: Gaussians, points: Tensor, viewmats: Tensor) -> Splats:
+    """Activate Gaussians [(B,) G, ...] and evaluate their colors for B views.
+
+    Args:
+        points: [G, 3] canonical means, from which the viewing directions are taken: deformation
+            hardly changes them, and the colors then have no gradient with respect to the means.
+        viewmats: [B, 4, 4] world to camera.
+    """
+    directions = F.normalize(points - camera_centers(viewmats)[:, None], dim=-1)
+
+    def batched(x: Tensor, dims: int) -> Tensor:
+        return x if x.ndim == dims else x.expand(len(viewmats), *x.shape)
+
+    return Splats(
+        means=batched(gaussians.means, 3),
+        quats=batched(gaussians.quats, 3),
+        scales=batched(gaussians.scales, 3).exp(),
+        opacities=batched(gaussians.opacities, 2).sigmoid(),
+        colors=evaluate_sh(batched(gaussians.sh, 4), directions),
+    )
+
+
+def camera_centers(viewmats: Tensor) -> Tensor:
+    """Return the world positions [B, 3] of cameras with world-to-camera matrices [B, 4, 4]."""
+    return -(viewmats[:, :3, :3].transpose(1, 2) @ viewmats[:, :3, 3:])[..., 0]
+
+
+def evaluate_sh(sh: Tensor, directions: Tensor) -> Tensor:
+    """Evaluate spherical harmonics as colors [..., 3], at least 0.
+
+    Args:
+        sh: coefficients [..., K, 3], K = 1, 4, 9 or 16, in the order and with the signs of 3DGS
+            and gsplat; all zero gives middle gray.
+        directions: unit vectors [..., 3] from the camera to the Gaussian, in the world.
+
+    Raises:
+        ValueError: K is not one of those numbers.
+    """
+    basis = sh_basis(directions, sh.shape[-2])
+    return ((basis[..., None] * sh).sum(dim=-2) + 0.5).clamp_min(0)
+
+
+def sh_basis(directions: Tensor, count: int) -> Tensor:
+    """Return the first `count` real harmonics [..., count] at unit vectors [..., 3].
+
+    P.-P. Sloan, "Efficient Spherical Harmonic Evaluation", JCGT 2013.
+    """
+    if count not in (1, 4, 9, 16):
+        raise ValueError(f"expected 1, 4, 9 or 16 coefficients, got {count}")
+    x, y, z = directions.unbind(dim=-1)
+    values = [torch.full_like(x, C0)]
+    if count > 1:
+        c = 0.4886025119029199
+        values += [-c * y, c * z, -c * x]
+    if count > 4:
+        c = 1.0925484305920792
+        values += [c * x * y, -c * y * z, 0.31539156525252005 * (3 * z * z - 1)]
+        values += [-c * x * z, c / 2 * (x * x - y * y)]
+    if count > 9:
+        c3, c2, c1 = 0.5900435899266435, 1.445305721320277, 0.4570457994644658
+        values += [-c3 * y * (3 * x * x - y * y), 2 * c2 * x * y * z, -c1 * y * (5 * z * z - 1)]
+        values += [0.3731763325901154 * z * (5 * z * z - 3), -c1 * x * (5 * z * z - 1)]
+        values += [c2 * z * (x * x - y * y), -c3 * x * (x * x - 3 * y * y)]
+    return torch.stack(values, dim=-1)

@@ -1,0 +1,107 @@
+"""Options of training, with their ranges and defaults; a preset or config.yaml overrides them."""
+
+from dataclasses import field
+from typing import Annotated
+
+from pydantic import Field
+
+from talker.avatar.density import DensityConfig
+from talker.avatar.gaussians import MAX_SH_DEGREE, NEIGHBORS
+from talker.avatar.losses import LossWeights
+from talker.core.config import AtLeast0, AtLeast1, Fraction, NonNegative, Positive, validated
+
+MIN_SIZE = 16
+"""Smallest size of the training images, pixels; the crop around the head is a multiple of it."""
+ImageSize = Annotated[int, Field(ge=MIN_SIZE)]
+
+
+@validated
+class LearningRates:
+    """Learning rates of the Adam optimizer for each group of parameters."""
+
+    means: NonNegative = 4e-4
+    """Learning rate of the centers of the Gaussians, dm per step."""
+    quats: NonNegative = 1e-3
+    """Learning rate of the rotations of the Gaussians."""
+    scales: NonNegative = 5e-3
+    """Learning rate of the logarithms of the sizes of the Gaussians."""
+    opacities: NonNegative = 0.05
+    """Learning rate of the logits of the opacities of the Gaussians; it does not decay."""
+    sh: NonNegative = 2.5e-3
+    """Learning rate of the color coefficients of the Gaussians; it does not decay."""
+    planes: NonNegative = 5e-3
+    """Learning rate of the tri-plane."""
+    network: NonNegative = 1e-3
+    """Learning rate of the attention blocks and deformation heads."""
+    decay: Positive = 0.05
+    """Ratio of the last to the first learning rate of a stage; the decay is exponential."""
+
+
+@validated
+class Config:
+    """Options of `talker train`."""
+
+    encoder: str = "hama"
+    """Speech encoder whose features the avatar is trained on. The workflow sets it from its own
+    key `encoder`."""
+    image_size: ImageSize = 512
+    """Longer side of the training images, pixels. Rendered frames have the same size."""
+    device: str = "auto"
+    """Device to train on: cpu, cuda, or auto, which is cuda where there is a GPU."""
+    seed: AtLeast0 = 6666
+    """Seed of all random numbers. On a CPU the same seed gives the same avatar, bit by bit."""
+
+    gaussians: Annotated[int, Field(gt=NEIGHBORS)] = 20_000
+    """Number of Gaussians at the start of training. Densification adds more."""
+    sh_degree: Annotated[int, Field(ge=0, le=MAX_SH_DEGREE)] = 3
+    """Degree of the spherical harmonics that make a color depend on the viewing direction."""
+    plane_resolutions: tuple[AtLeast1, ...] = (64, 128)
+    """Side lengths of the tri-planes, cells; one tri-plane for each."""
+    plane_channels: AtLeast1 = 32
+    """Channels of each tri-plane."""
+    features: AtLeast1 = 64
+    """Width of tokens, queries and attention."""
+    heads: AtLeast1 = 2
+    """Number of attention heads; must divide `features`."""
+    layers: AtLeast1 = 1
+    """Number of attention blocks."""
+    hidden: AtLeast1 = 128
+    """Width of the hidden layer that the deformation heads share."""
+
+    canonical_steps: AtLeast1 = 1_500
+    """Steps of the canonical stage, which fits one head that does not move its face."""
+    canonical_batch: AtLeast1 = 8
+    """Images in a batch of the canonical stage."""
+    deformation_steps: AtLeast1 = 4_000
+    """Steps of the deformation stage, which fits the face's motion."""
+    deformation_batch: AtLeast1 = 32
+    """Images in a batch of the deformation stage."""
+    max_epochs: AtLeast1 = 400
+    """Largest number of times that the deformation stage uses each frame. It ends the stage early
+    on short clips."""
+    pose_noise: NonNegative = 1.0
+    """Noise on the pose token, in standard deviations of the poses. Without it the network
+    recognizes training frames by their pose, and the mouth follows the head instead of the
+    speech."""
+    speech_noise: NonNegative = 0.1
+    """Noise on the speech features, which have unit variance."""
+    expression_share: Fraction = 0.5
+    """Fraction of the training frames that are driven by the tracked expression instead of the one
+    predicted from speech. The tracked one determines the mouth fully, so that the network does not
+    guess the rest from blink and pose."""
+
+    rates: LearningRates = field(default_factory=LearningRates)
+    weights: LossWeights = field(default_factory=LossWeights)
+    density: DensityConfig = field(default_factory=DensityConfig)
+    perceptual: str = ""
+    """TorchScript file of a perceptual network such as LPIPS, for the loss term of the same name
+    (talker/measure/networks.py describes its interface). Empty: the loss has no such term."""
+    perceptual_sha256: str = ""
+    """SHA-256 of the file of the perceptual network, which must match."""
+    checkpoint_seconds: NonNegative = 30.0
+    """Seconds of training between two checkpoints: the most that a killed run loses. The default
+    is 30."""
+
+    def __post_init__(self) -> None:
+        if self.features % self.heads:
+            raise ValueError(f"heads: {self.heads} does not divide features: {self.features}")

@@ -1,0 +1,490 @@
+"""The training loop: a canonical stage that fits one head, a deformation stage that makes it talk.
+
+The order of the stages and the losses follow GaussianTalker (ACM MM 2024). A checkpoint lets a
+stopped run continue where it was, with the same result.
+"""
+
+import logging
+import math
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from talker.avatar.checkpoint import Origin, load_checkpoint, save_checkpoint
+from talker.avatar.density import DensityControl
+from talker.avatar.expression import fit_speech_to_expression
+from talker.avatar.gaussians import initial_gaussians, mean_colors, sample_surface, to_view
+from talker.avatar.losses import PerceptualNetwork, compute_loss
+from talker.avatar.model import Avatar, AvatarConfig
+from talker.avatar.options import Config
+from talker.avatar.rasterize import Rasterized, Splats, rasterize
+from talker.avatar.training_set import Prefetch, Targets, TrainingSet
+from talker.core.parallel import one_thread
+from talker.core.progress import progress
+from talker.dataset import Dataset
+from talker.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+BOUNDS_MARGIN = 1.1
+"""Size of the tri-planes' box relative to the bounding box of the head."""
+COLOR_FRAMES = 16
+"""Number of training frames from which the Gaussians get their first colors."""
+LOG_EVERY = 20
+"""Steps between two entries of the training log."""
+CPU_CHUNK = 2
+"""Images of a batch that one thread computes on the CPU. The batch is split among Python threads
+because torch's own threads wait for each other at each of the many small operations. Results do
+not depend on the number of cores."""
+
+
+class Conditions(NamedTuple):
+    """The conditions that drive B training frames."""
+
+    speech: Tensor
+    """[B, 16, C] speech windows."""
+    expression: Tensor
+    """[B, 10] tracked expressions."""
+    tracked: Tensor
+    """bool [B, 1]: driven by the tracked expression, else by the one predicted from speech."""
+    eye: Tensor
+    """[B] eye closure."""
+    pose: Tensor
+    """[B, 12] standardized head poses."""
+
+
+class DeformationModule(nn.Module):
+    """The network of the deformation stage as a function of tensors only, as CUDA graphs need it.
+
+    It maps the fields of `Conditions` and viewmats [B, 4, 4] to the fields of `Splats`.
+    """
+
+    def __init__(self, avatar: Avatar) -> None:
+        super().__init__()
+        self.avatar = avatar
+
+    def forward(
+        self,
+        speech: Tensor,
+        expression: Tensor,
+        tracked: Tensor,
+        eye: Tensor,
+        pose: Tensor,
+        viewmats: Tensor,
+    ) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            predicted = self.avatar.speech_to_expression(speech)
+        expression = torch.where(tracked, expression, predicted)
+        return tuple(self.avatar.deform(expression, eye, viewmats, pose=pose))
+
+
+class Trainer:
+    """A training run: the state that a checkpoint holds, and one step of each stage."""
+
+    STAGES = ("canonical", "deformation")
+
+    def __init__(
+        self,
+        data: Dataset,
+        subset: TrainingSet,
+        config: Config,
+        perceptual: PerceptualNetwork | None = None,
+    ) -> None:
+        self.config, self.subset, self.perceptual = config, subset, perceptual
+        self.stage, self.step = self.STAGES[0], 0
+        self.log: list[dict[str, Any]] = []
+        self.seconds = 0.0
+        self.workers = ThreadPoolExecutor(torch.get_num_threads())
+        torch.manual_seed(config.seed)
+        device = subset.ids.device
+        self.avatar = _initial_avatar(data, subset, config).to(device)
+        self.density = DensityControl(config.density)
+        self.optimizer = self._new_optimizer()
+        self.diverged = torch.zeros((), device=device)
+        self.targets = Prefetch(subset, self.batch_rows)
+        self.deform: Callable[..., tuple[Tensor, ...]] = DeformationModule(self.avatar)
+        self.graph_captured = False
+
+    @property
+    def stage_steps(self) -> int:
+        """Number of steps of the current stage."""
+        config = self.config
+        if self.stage == "canonical":
+            return config.canonical_steps
+        epoch = math.ceil(len(self.subset.ids) / config.deformation_batch)
+        return min(config.deformation_steps, config.max_epochs * epoch)
+
+    def _new_optimizer(self) -> torch.optim.Adam:
+        rates, avatar = self.config.rates, self.avatar
+        groups = [
+            {"params": [value], "lr": getattr(rates, name), "name": name}
+            for name, value in avatar.canonical.items()
+        ]
+        if self.stage == "deformation":
+            speech = list(avatar.speech_to_expression.parameters())
+            planes = list(avatar.planes.parameters())
+            others = {id(p) for p in [*speech, *planes, *avatar.canonical.values()]}
+            network = [p for p in avatar.parameters() if id(p) not in others]
+            groups += [
+                {"params": planes, "lr": rates.planes, "name": "planes"},
+                {"params": network, "lr": rates.network, "name": "network"},
+            ]
+        for group in groups:
+            group["initial_lr"] = group["lr"]
+        return torch.optim.Adam(groups, eps=1e-15, fused=True)
+
+    def _decay_rates(self) -> None:
+        share = self.config.rates.decay ** (self.step / self.stage_steps)
+        for group in self.optimizer.param_groups:
+            if group["name"] not in ("sh", "opacities"):
+                group["lr"] = group["initial_lr"] * share
+
+    def _generator(self) -> torch.Generator:
+        """Return a generator seeded by the step, so that a resumed run draws the same numbers."""
+        offset = self.STAGES.index(self.stage) * 1_000_003 + self.step
+        generator = torch.Generator(self.subset.ids.device)
+        return generator.manual_seed(self.config.seed * 1_000_033 + offset)
+
+    def batch_rows(self, step: int) -> Tensor:
+        """Return the rows of the training set in the batch of a step of this stage, int64 [B].
+
+        They are pinned for a GPU: copying memory that is not pinned waits for the GPU.
+        """
+        config = self.config
+        canonical = self.stage == "canonical"
+        batch = config.canonical_batch if canonical else config.deformation_batch
+        rows = batch_rows(len(self.subset.ids), batch, step, config.seed)
+        return rows.pin_memory() if self.subset.ids.is_cuda else rows
+
+    def sample_conditions(self, rows: Tensor) -> Conditions:
+        """Return the conditions of training frames, with the noise and choices of this step."""
+        subset, config, generator = self.subset, self.config, self._generator()
+
+        def noise(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, device=generator.device)
+
+        chance = torch.rand(len(rows), 1, generator=generator, device=generator.device)
+        speech = subset.windows[subset.ids[rows]]
+        speech = speech + config.speech_noise * noise(len(rows), 8, *speech.shape[1:])[:, 4]
+        pose = self.avatar.pose_vector(subset.viewmats[rows])
+        return Conditions(
+            speech=speech,
+            expression=subset.expression[rows],
+            tracked=chance < config.expression_share,
+            eye=subset.eye[rows],
+            pose=pose + config.pose_noise * noise(*pose.shape),
+        )
+
+    def render(self, rows: Tensor, conditions: Conditions | None) -> Rasterized:
+        """Render training frames; without conditions the canonical head in their poses."""
+        avatar, viewmats = self.avatar, self.subset.viewmats[rows]
+        if conditions is None:
+            splats = to_view(avatar.gaussians(), avatar.canonical["means"].detach(), viewmats)
+        else:
+            splats = Splats(*self.deform(*conditions, viewmats))
+        height, width = self.subset.size
+        return rasterize(splats, viewmats, self.subset.K.expand(len(rows), 3, 3), width, height)
+
+    def compute_loss(
+        self, rgb: Tensor, alpha: Tensor, targets: Targets
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss, and the loss and its terms without gradients, by name."""
+        loss, parts = compute_loss(rgb, alpha, targets, self.config.weights, self.perceptual)
+        return loss, {name: part.detach() for name, part in {"loss": loss, **parts}.items()}
+
+    def loss_and_gradients(
+        self, rows: Tensor, targets: Targets, conditions: Conditions | None, share: float = 1.0
+    ) -> tuple[list[Tensor], dict[str, Tensor], Rasterized]:
+        """Render a part of a batch, compute its loss and differentiate it.
+
+        Args:
+            share: fraction of the batch that the part has; gradients and losses are multiplied by
+                it, so that those of all parts add up.
+
+        Returns:
+            The gradients of all trained parameters and of `Rasterized.means2d`, the losses by name,
+            and the rendered images.
+        """
+        rendered = self.render(rows, conditions)
+        loss, values = self.compute_loss(rendered.rgb, rendered.alpha, targets)
+        inputs = [*self._parameters(), rendered.means2d]
+        gradients = list(torch.autograd.grad(share * loss, inputs))
+        return gradients, {name: share * value for name, value in values.items()}, rendered
+
+    def in_parts(self, work: Callable[[slice], Result], count: int) -> list[Result]:
+        """Return work(part) for each part in which a batch of `count` images is computed."""
+        size = count if self.subset.ids.is_cuda else CPU_CHUNK
+        parts = (slice(start, start + size) for start in range(0, count, size))
+        return list(self.workers.map(work, parts))
+
+    def _parameters(self) -> list[Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def _capture_graph(self, rows: Tensor, conditions: Conditions) -> None:
+        """Replay the network as a CUDA graph from now on.
+
+        Launching its hundreds of small kernels one by one takes Python longer than the GPU needs.
+        """
+        # Expected, because the capture has a stream of its own, and without consequences.
+        warnings.filterwarnings("ignore", "The AccumulateGrad node's stream")
+        capture: Any = partial(torch.cuda.make_graphed_callables, allow_unused_input=True)
+        self.deform = capture(self.deform, (*conditions, self.subset.viewmats[rows]))
+        self.graph_captured = True
+
+    def train_step(self) -> dict[str, float] | None:
+        """Take one step; return the losses every `LOG_EVERY` steps and at the end of the stage.
+
+        Raises:
+            UserError: a gradient is not finite. On a GPU this is checked only where losses are
+                logged, but the optimizer changes nothing from the first such step on.
+        """
+        subset, canonical = self.subset, self.stage == "canonical"
+        rows = self.batch_rows(self.step).to(subset.ids.device, non_blocking=True)
+        targets = self.targets(self.step)
+        conditions = None if canonical else self.sample_conditions(rows)
+        if conditions and rows.is_cuda and not self.graph_captured:
+            self._capture_graph(rows, conditions)
+
+        def work(part: slice) -> tuple[list[Tensor], dict[str, Tensor], Rasterized]:
+            return self.loss_and_gradients(
+                rows[part],
+                Targets(*(x[part] for x in targets)),
+                conditions and Conditions(*(x[part] for x in conditions)),
+                share=len(rows[part]) / len(rows),
+            )
+
+        done = self.in_parts(work, len(rows))
+        by_parameter = zip(*(gradients[:-1] for gradients, *_ in done), strict=True)
+        if len(done) == 1:
+            gradients = [g.contiguous() for (g,) in by_parameter]
+        else:
+            gradients = [torch.stack(g).sum(0) for g in by_parameter]
+        broken = 1 - torch.isfinite(get_total_norm(gradients)).float()
+        # Adam changes nothing where this is not zero.
+        self.optimizer.found_inf = broken  # pyright: ignore[reportAttributeAccessIssue]
+        self.diverged = torch.maximum(self.diverged, broken)
+        logs = (self.step + 1) % LOG_EVERY == 0 or self.step + 1 == self.stage_steps
+        if (logs or not rows.is_cuda) and self.diverged:  # reading it waits for the GPU
+            self.refuse_divergence()
+        for parameter, gradient in zip(self._parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        self._decay_rates()
+        self.optimizer.step()
+        if canonical and self.density.watches(self.step):
+            for gradients, _, rendered in done:
+                self.density.observe(gradients[-1], rendered.radii, *subset.size, len(rows))
+            self.density.step(self.avatar.canonical, self.optimizer, self.step, self._generator())
+        self.step += 1
+        if not logs:
+            return None
+        return {name: sum(values[name].item() for _, values, _ in done) for name in done[0][1]}
+
+    def refuse_divergence(self) -> None:
+        """Raise UserError if a gradient of a step so far was not finite."""
+        if self.diverged:
+            raise UserError(
+                f"training diverged by step {self.step} of the {self.stage} stage: a gradient is "
+                "not finite. The last checkpoint precedes this. Lower the learning rates, or look "
+                "for broken values in the dataset with `talker check`"
+            )
+
+    def state(self) -> dict[str, Any]:
+        """Return the state that a checkpoint holds; UserError if training diverged."""
+        self.refuse_divergence()
+        return {
+            "stage": self.stage,
+            "step": self.step,
+            "avatar": self.avatar.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "density": self.density.state_dict(),
+            "log": self.log,
+            "seconds": self.seconds,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from `state`; its number of Gaussians may differ from the initial one."""
+        self.stage, self.step = state["stage"], state["step"]
+        self.log, self.seconds = state["log"], state["seconds"]
+        for name in self.avatar.canonical:
+            value = state["avatar"][f"canonical.{name}"]
+            self.avatar.canonical[name] = torch.nn.Parameter(value.to(self.subset.ids.device))
+        self.avatar.load_state_dict(state["avatar"])
+        self.optimizer = self._new_optimizer()
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.density.load_state_dict(state["density"], self.subset.ids.device)
+
+    def next_stage(self) -> None:
+        """Go on to the deformation stage."""
+        self.stage, self.step = "deformation", 0
+        self.optimizer = self._new_optimizer()
+
+    def run_stage(self) -> Iterator[None]:
+        """Take the steps that are left of the stage, yield after each, and keep the log."""
+        while self.step < self.stage_steps:
+            start = time.monotonic()
+            values = self.train_step()
+            self.seconds += time.monotonic() - start
+            if values is not None:
+                self.log.append(
+                    {
+                        "stage": self.stage,
+                        "step": self.step,
+                        **values,
+                        "gaussians": len(self.avatar.canonical["means"]),
+                        "seconds": round(self.seconds, 3),
+                    }
+                )
+            yield
+
+
+def batch_rows(count: int, batch: int, step: int, seed: int) -> Tensor:
+    """Return the rows of a batch, out of `count`: epochs shuffled by seed and epoch alone."""
+    batch = min(batch, count)
+    per_epoch = count // batch
+    epoch, place = divmod(step, per_epoch)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 10_007 + epoch))
+    return order[place * batch : (place + 1) * batch]
+
+
+def _initial_avatar(data: Dataset, subset: TrainingSet, config: Config) -> Avatar:
+    """Create the avatar before training: Gaussians on the tracked head, a random network."""
+    rng = np.random.default_rng(config.seed)
+    points = sample_surface(data.vertices, data.faces, config.gaussians, rng)
+    some = np.linspace(0, len(subset.ids) - 1, COLOR_FRAMES).astype(int)
+    colors = mean_colors(
+        points,
+        subset.frame[some].cpu().numpy(),
+        subset.viewmats[some].cpu().numpy(),
+        subset.K.cpu().numpy(),
+    )
+    low, high = points.min(0), points.max(0)
+    center, half = (low + high) / 2, (high - low) / 2 * BOUNDS_MARGIN
+    shape = AvatarConfig(
+        image_size=config.image_size,
+        speech_features=data.speech.shape[-1],
+        encoder=config.encoder,
+        sh_degree=config.sh_degree,
+        plane_resolutions=config.plane_resolutions,
+        plane_channels=config.plane_channels,
+        features=config.features,
+        heads=config.heads,
+        layers=config.layers,
+        hidden=config.hidden,
+    )
+    bounds = torch.from_numpy(np.stack([center - half, center + half])).float()
+    gaussians = initial_gaussians(points, colors, config.sh_degree)
+    return Avatar(shape, gaussians, bounds, subset.viewmats.cpu())
+
+
+def fit(
+    data: Dataset,
+    subset: TrainingSet,
+    config: Config,
+    checkpoint: Path,
+    perceptual: PerceptualNetwork | None = None,
+) -> Trainer:
+    """Run all stages, continuing from `checkpoint` if it has the same code, options and data.
+
+    SIGINT (Ctrl-C) and SIGTERM write a checkpoint after the current step and stop the run; a second
+    signal stops it at once.
+
+    Raises:
+        KeyboardInterrupt: after SIGINT.
+        SystemExit: after SIGTERM, with status 143.
+        UserError: training diverged.
+    """
+    origin = Origin.of(config, data)
+    trainer = Trainer(data, subset, config, perceptual)
+
+    def save() -> None:
+        save_checkpoint(checkpoint, trainer.state(), origin)
+
+    with one_thread(), _stop_signals() as received:
+        _begin(trainer, load_checkpoint(checkpoint, origin))
+        saved = -math.inf  # the first step is saved, too
+        while True:
+            left = trainer.stage_steps - trainer.step
+            for _ in progress(trainer.run_stage(), trainer.stage, left, "steps"):
+                if received:
+                    save()
+                    _stop(trainer, checkpoint, received[0])
+                if time.monotonic() - saved >= config.checkpoint_seconds:
+                    save()
+                    saved = time.monotonic()
+            if trainer.stage == Trainer.STAGES[-1]:
+                save()
+                return trainer
+            trainer.next_stage()
+
+
+def _begin(trainer: Trainer, state: dict[str, Any] | None) -> None:
+    """Continue from `state`, or else fit the map from speech to expression."""
+    if state is not None:
+        trainer.restore(state)
+        logger.info("Continuing at step %d of the %s stage.", trainer.step, trainer.stage)
+        return
+    subset = trainer.subset
+    strength, correlation = fit_speech_to_expression(
+        trainer.avatar.speech_to_expression,
+        subset.windows[subset.ids],
+        subset.expression,
+        subset.silence if len(subset.silence) else None,
+        subset.rest,
+    )
+    logger.info(
+        "Speech predicts the expression with a correlation of %.2f on held-out stretches "
+        "(ridge strength %g).",
+        correlation,
+        strength,
+    )
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[signal.Signals]]:
+    """Collect SIGINT and SIGTERM instead of stopping; the second one stops at once.
+
+    Python delivers signals to the main thread only; in other threads nothing is collected.
+    """
+    received: list[signal.Signals] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(signal.Signals(number))
+
+    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stop(trainer: Trainer, checkpoint: Path, received: signal.Signals) -> None:
+    """Say how to continue, and end as a process does that the signal stopped."""
+    logger.info(
+        "Training stopped at step %d of %d of the %s stage. The checkpoint %s holds the state; "
+        "run the same command again to continue.",
+        *(trainer.step, trainer.stage_steps, trainer.stage, checkpoint),
+    )
+    if received == signal.SIGTERM:
+        raise SystemExit(128 + received)
+    raise KeyboardInterrupt
