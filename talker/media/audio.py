@@ -24,7 +24,14 @@ from av.error import InvalidDataError
 
 from talker.clip import SAMPLE_RATE
 from talker.errors import UserError
-from talker.media.container import MAX_IDLE_SECONDS, MAX_SECONDS, open_media, seconds
+from talker.media.container import (
+    MAX_IDLE_SECONDS,
+    MAX_SECONDS,
+    default_audio,
+    open_media,
+    read_packets,
+    seconds,
+)
 
 SYNC = {
     "first_pts": "0",  # cut samples before time zero, pad a late start with silence
@@ -119,15 +126,13 @@ def audio_stream(
         UserError: there is no audio track, or none with this number.
     """
     streams = container.streams.audio
-    if not streams:
+    stream = default_audio(container)
+    if stream is None:
         raise UserError(f"{path}: expected sound, but the file has no audio track")
-    if track is None:
-        best = container.streams.best("audio")
-        stream = next((stream for stream in streams if stream is best), streams[0])
-    elif 1 <= track <= len(streams):
+    if track is not None:
+        if not 1 <= track <= len(streams):
+            raise UserError(f"{path}: has no audio track {track}, only 1 to {len(streams)}")
         stream = streams[track - 1]
-    else:
-        raise UserError(f"{path}: has no audio track {track}, only 1 to {len(streams)}")
     if stream.codec_context is None:
         raise UserError(f"{path}: cannot be read as sound: its codec is unknown")
     return stream
@@ -264,7 +269,7 @@ def _decode_frames(
     Many sound files end in tags that do not decode, so damage is only logged.
     """
     damaged = 0
-    for packet in container.demux(stream):
+    for packet in read_packets(container, path, stream):
         try:
             yield from stream.decode(packet)
         except InvalidDataError:

@@ -13,6 +13,7 @@ from typing import Any
 import av
 import av.container
 from av.error import FFmpegError
+from av.stream import Stream
 
 from talker.errors import UserError
 
@@ -73,6 +74,32 @@ def check_regular_file(path: Path) -> None:
         raise OSError(f"it is a {kinds.get(stat.S_IFMT(status.st_mode), 'device')}, not a file")
     if status.st_size == 0:
         raise OSError("it is an empty file")
+
+
+def default_audio(container: av.container.InputContainer) -> av.AudioStream | None:
+    """Return the audio track that players choose, or None if there is no audio."""
+    streams = container.streams.audio
+    try:
+        best = container.streams.best("audio")
+    except IndexError:  # FFmpeg has found a track after PyAV has listed them
+        best = None
+    return next((stream for stream in streams if stream is best), streams[0] if streams else None)
+
+
+def read_packets(
+    container: av.container.InputContainer, path: Path | zipfile.Path, *streams: Stream
+) -> Iterator[av.Packet]:
+    """Yield all packets of the streams, by default of all streams, and then one to flush each.
+
+    Raises:
+        UserError: the file contains a track that its header does not declare.
+    """
+    try:
+        yield from container.demux(*streams)
+    except IndexError as error:  # PyAV lists the tracks when it opens the file
+        raise UserError(
+            f"{path}: contains a track that its header does not declare. Re-encode it as mp4."
+        ) from error
 
 
 def seconds(ticks: int | None, time_base: Fraction | None) -> Fraction | None:

@@ -39,11 +39,15 @@ def read_image(path: Path | zipfile.Path) -> np.ndarray:
 
 
 def write_image(path: Path, pixels: np.ndarray, quality: int = 95) -> None:
-    """Write RGB uint8 [H, W, 3] or RGBA [H, W, 4]; `quality` (0-100) applies to .jpg."""
+    """Write RGB uint8 [H, W, 3] or RGBA [H, W, 4]; `quality` (0-100) applies to .jpg.
+
+    Raises:
+        OSError: the file cannot be written, with the reason of the system.
+    """
     code = cv2.COLOR_RGBA2BGRA if pixels.shape[2] == 4 else cv2.COLOR_RGB2BGR
     options = [cv2.IMWRITE_JPEG_QUALITY, quality] if path.suffix == ".jpg" else []
-    if not cv2.imwrite(str(path), cv2.cvtColor(pixels, code), options):
-        raise OSError(f"{path}: could not be written")
+    encoded = cv2.imencode(path.suffix, cv2.cvtColor(pixels, code), options)[1]
+    path.write_bytes(encoded.tobytes())
 
 
 def jpeg_bytes(pixels: np.ndarray, quality: int = 95) -> bytes:

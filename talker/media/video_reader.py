@@ -18,7 +18,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import islice, pairwise
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -40,7 +40,9 @@ from talker.media.container import (
     MAX_IDLE_SECONDS,
     MAX_PIXELS,
     MAX_SECONDS,
+    default_audio,
     open_media,
+    read_packets,
     seconds,
 )
 
@@ -119,7 +121,7 @@ def probe(path: Path) -> Source:
     """
     with open_media(path, "a video") as container:
         stream = video_stream(container, path)
-        index = _read_index(container, stream)
+        index = _read_index(container, stream, path)
         if not index.frames:
             raise UserError(f"{path}: contains no video frame that can be decoded")
         declared = Fraction((container.start_time or 0) + (container.duration or 0), av.time_base)
@@ -137,8 +139,8 @@ def probe(path: Path) -> Source:
         check_color(color, path)
         kind, times, start = _choose_times(index, stream)
         period, uneven = _frame_period(times, stream, path)
-        sounds = container.streams.audio
-        best = container.streams.best("audio")
+        sound = default_audio(container)
+        sound_start = seconds(sound.start_time, sound.time_base) or 0 if sound else None
         return Source(
             name=path.name,
             width=width,
@@ -148,14 +150,14 @@ def probe(path: Path) -> Source:
             rotation=orientation.rotation,
             duration=float(times[-1] + period - times[0]),
             video_start=float(start),
-            audio_start=float(seconds(best.start_time, best.time_base) or 0) if best else None,
+            audio_start=None if sound_start is None else float(sound_start),
             codec=stream.codec_context.name,
             mirrored=orientation.mirrored,
             pixel_aspect=float(stream.sample_aspect_ratio or 1),
             interlaced=any(frame.interlaced_frame for frame in index.frames),
             timestamps=kind,
             color=color,
-            audio_tracks=len(sounds),
+            audio_tracks=len(container.streams.audio),
         )
 
 
@@ -217,9 +219,11 @@ class _Index:
     end: Fraction = Fraction(0)
 
 
-def _read_index(container: av.container.InputContainer, stream: av.VideoStream) -> _Index:
+def _read_index(
+    container: av.container.InputContainer, stream: av.VideoStream, path: Path
+) -> _Index:
     index = _Index()
-    for packet in container.demux():
+    for packet in read_packets(container, path):
         if packet.stream is stream and len(index.frames) < PROBED_FRAMES:
             try:
                 index.frames += stream.decode(packet)
@@ -312,7 +316,8 @@ def _decode(
     """Yield each frame with its rising time; raise at the first damaged frame."""
     origin, time, period = None, None, 1 / Fraction(source.fps)
     try:
-        for frame in container.decode(stream):
+        packets = read_packets(container, path, stream)
+        for frame in chain.from_iterable(map(stream.decode, packets)):
             if frame.is_corrupt:
                 raise InvalidDataError(0, "a frame is incomplete")
             stamp = {"pts": frame.pts, "dts": frame.dts, "none": None}[source.timestamps]
