@@ -8,13 +8,14 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 comma := ,
 install = pip install --quiet -c constraints.txt -e
 
-.PHONY: help demo run video-exists test test-cluster lint docs clean
+.PHONY: help demo run video-exists test test-cluster fuzz lint docs clean
 
 help:
 	@echo 'make demo               run the whole pipeline on the demo subject'
 	@echo 'make run VIDEO=me.mp4   run it on your video; ARGS="..." adds arguments of snakemake'
 	@echo 'make test               run the tests; ARGS="-k track" selects some'
 	@echo 'make test-cluster       run many subjects on a real Slurm, if there is one (SUBJECTS=20)'
+	@echo 'make fuzz               run frames and audio on 1,200 damaged media files (SEED=0)'
 	@echo 'make lint               check style, types, workflow and import contracts'
 	@echo 'make docs               build the documentation site in build/site'
 	@echo 'make clean              remove the environment and the files of the demo'
@@ -37,6 +38,9 @@ test: .venv/installed-dev
 
 test-cluster: .venv/installed-dev
 	TALKER_SLURM_SUBJECTS=$(or $(SUBJECTS),20) pytest -m slurm $(ARGS)
+
+fuzz: .venv/installed-dev
+	python scripts/fuzz_media.py --count 1200 --seed $(or $(SEED),0) $(ARGS)
 
 lint: .venv/installed-dev
 	ruff check
