@@ -83,7 +83,8 @@ def fit_rigid(
     Args:
         meshes: [N, 478, 3] pixels; z in the same scale, growing away from the camera.
         template: [478, 3] dm, the mean face, which defines scale, shape and frontal direction.
-        width, height: size of the image in pixels.
+        width: width of the image in pixels.
+        height: height of the image in pixels.
         focal_range: bounds of the focal length in pixels; equal bounds fix it.
         distance: median of the prior on the mean distance from camera to head, in dm.
         distance_sigma: standard deviation of the logarithm of that distance.

@@ -93,7 +93,8 @@ def track_forward_backward(
     """Track points from one gray image to another and back again.
 
     Args:
-        first, second: uint8 [H, W].
+        first: uint8 [H, W].
+        second: uint8 [H, W].
         start: float32 [P, 2], array coordinates (pixel centers at whole numbers).
         expected: float32 [P, 2], expected positions in the second image.
 

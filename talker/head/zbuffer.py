@@ -35,7 +35,8 @@ def zbuffer(
     Args:
         points: float32 [V, 3], pixel coordinates x, y (pixel centers at +0.5) and depth > 0.
         faces: int [F, 3].
-        height, width: size of the image in pixels.
+        height: height of the image in pixels.
+        width: width of the image in pixels.
         cutouts: holes of the triangles, if any.
 
     Returns:
