@@ -50,8 +50,9 @@ lint: .venv/installed-dev
 	snakemake --lint
 	lint-imports --no-cache
 
-docs: .venv/installed-docs
-	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
+# an environment of its own: the API reference is read from the source, without importing talker
+docs: build/docs-venv/installed
+	NO_MKDOCS_2_WARNING=1 build/docs-venv/bin/mkdocs build --strict
 
 clean:
 	rm -rf .venv {data,results,logs,benchmarks}/demo
@@ -70,6 +71,7 @@ clean:
 	$(install) '.[cluster,dev$(if $(GPU),$(comma)$(GPU))]'
 	@touch $@
 
-.venv/installed-docs: .venv/installed
-	$(install) '.[docs]'
+build/docs-venv/installed: constraints.txt
+	$(PYTHON) -m venv build/docs-venv
+	build/docs-venv/bin/pip install --quiet -c constraints.txt mkdocs-material 'mkdocstrings[python]'
 	@touch $@
