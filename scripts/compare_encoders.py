@@ -22,7 +22,7 @@ from talker.avatar.expression import (
     rest_expression,
 )
 from talker.dataset import Dataset
-from talker.encoders.statistics import Statistics
+from talker.encoders.features import FeatureStats
 from talker.head.landmarks68 import mouth_opening
 from talker.measure.metrics import correlation
 
@@ -40,7 +40,7 @@ def compare(data: Dataset, name: str, model: str) -> tuple[float, float]:
             config=speech.Config(encoder=name, model=model),  # pyright: ignore[reportArgumentType]
         )
         windows = torch.from_numpy(np.load(features))
-        silence = torch.from_numpy(Statistics.load(statistics).silence)
+        silence = torch.from_numpy(FeatureStats.load(statistics).silence)
     ids, held_out = data.train_ids, data.val_ids
     targets = expression_targets(data.expression[ids], data.eye[ids])
     opening = mouth_opening(data.landmarks)

@@ -33,9 +33,9 @@ from talker.core.config import AtLeast0, AtLeast1, NonNegative, validated
 from talker.core.files import atomic_write
 from talker.core.parallel import one_thread, ordered_map
 from talker.dataset import Dataset
+from talker.encoders import load_encoder
 from talker.encoders.base import Choice, Encoder
-from talker.encoders.features import describe_clip
-from talker.encoders.registry import load_encoder
+from talker.encoders.features import extract_clip
 from talker.errors import UserError
 from talker.media.audio import write_wav
 from talker.media.video_writer import video_writer
@@ -308,7 +308,7 @@ def time_speaking(
     tone = np.sin(2 * np.pi * 150 * seconds) * np.sin(2 * np.pi * 2 * seconds) ** 2
     audio = np.round(8000 * tone).astype(np.int16)
     choice = Choice(config.encoder)
-    learned, _ = describe_clip(encoder, choice, audio, frames, data.speech.shape[-1])
+    learned, _ = extract_clip(encoder, choice, audio, frames, data.speech.shape[-1])
     parts = avatar, data, encoder, learned, SpeakConfig(hop=config.hop)
     list(StreamingAvatar(*parts).push_audio(audio))  # compiles
     result = measure_latency(StreamingAvatar(*parts), audio)

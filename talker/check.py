@@ -33,9 +33,9 @@ from talker.core.files import Output, atomic_write
 from talker.data.formats import AU45_SATURATION, read_au45, read_track_params, read_transforms
 from talker.data.masks import COLORS, HEAD, to_classes
 from talker.dataset import SOUND_TOLERANCE, load_sound, speech_file
+from talker.encoders import ENCODERS, load_encoder
 from talker.encoders.base import Choice
-from talker.encoders.features import describe_clip, windows
-from talker.encoders.registry import ENCODERS, load_encoder
+from talker.encoders.features import extract_clip, windows
 from talker.errors import UserError
 from talker.head.camera import transform_matrices
 from talker.head.landmarks68 import mouth_opening, read_lms
@@ -429,7 +429,7 @@ def spoken(folder: Folder) -> np.ndarray:
     So the limits mean the same for all, and another encoder needs no other verdict.
     """
     choice, sound = Choice(), load_sound(folder.path, folder.frames)
-    learned, slots = describe_clip(load_encoder(choice), choice, sound, folder.train_frames)
+    learned, slots = extract_clip(load_encoder(choice), choice, sound, folder.train_frames)
     return np.concatenate(list(windows([slots], learned.look_ahead)))
 
 

@@ -23,7 +23,7 @@ from talker.clip import (
     load_arrays,
     load_json,
 )
-from talker.core.presets import DEFAULT_ENCODER
+from talker.core.config import DEFAULT_ENCODER
 from talker.core.progress import progress
 from talker.data import layout
 from talker.data.formats import eye_closure, read_au45, read_track_params, read_transforms

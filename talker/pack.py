@@ -18,13 +18,12 @@ import cv2
 import numpy as np
 from pydantic import Field
 
-from talker.core.config import validated
+from talker.core.config import DEFAULT_ENCODER, validated
 from talker.core.files import Output, atomic_write
-from talker.core.presets import DEFAULT_ENCODER
 from talker.core.progress import progress
 from talker.data import layout
 from talker.dataset import Dataset, speech_file
-from talker.encoders.registry import ENCODERS
+from talker.encoders import ENCODERS
 from talker.errors import UserError
 from talker.measure.metrics import psnr
 from talker.media.images import read_image, webp_bytes

@@ -23,20 +23,20 @@ from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
 from talker.core.config import AtLeast0, AtLeast1, NonNegative, validated
 from talker.data.layout import speech_statistics
 from talker.dataset import Dataset
+from talker.encoders import load_encoder
 from talker.encoders.base import Encoder
 from talker.encoders.features import (
     SLOT,
     SLOT_RATE,
     SLOTS_PER_FRAME,
     WINDOW,
+    FeatureStats,
     mirrored,
+    mute,
     rows_at,
-    silenced,
     whole_frames,
 )
 from talker.encoders.loudness import gain_between, pauses, slot_levels, speech_level
-from talker.encoders.registry import load_encoder
-from talker.encoders.statistics import Statistics
 from talker.errors import UserError
 from talker.media.audio import WavFile
 
@@ -87,7 +87,7 @@ class StreamingAvatar:
         avatar: Avatar,
         dataset: Dataset,
         encoder: Encoder,
-        statistics: Statistics,
+        statistics: FeatureStats,
         config: Config,
     ) -> None:
         self.avatar, self.dataset, self.config = avatar, dataset, config
@@ -155,13 +155,13 @@ class StreamingAvatar:
         gain = gain_between(speech_level(self.levels), self.statistics.level)
         begin = self.received - len(self.audio)
         piece = gain * mirrored(self.audio, first - begin, self.received - begin)
-        rows = self.encoder.describe(piece, first)
+        rows = self.encoder.extract(piece, first)
         centers = (np.arange(self.encoded, ready) + 0.5) * SLOT - first
         slots = self.statistics.reduce(rows_at(rows, self.encoder, centers / SAMPLE_RATE))
         known = self.received // SLOT
         silent = pauses(self.levels, self.statistics.pause)
         at = np.arange(self.encoded, ready) - (known - len(silent))
-        slots = silenced(slots, silent[at.clip(0, len(silent) - 1)], self.statistics)
+        slots = mute(slots, silent[at.clip(0, len(silent) - 1)], self.statistics)
         self.slots = np.concatenate([self.slots, slots])[-(len(slots) + 2 * WINDOW) :]
         self.encoded = ready
 
@@ -194,7 +194,7 @@ def load_streaming_avatar(data: Path, avatar: Path, config: Config) -> Streaming
     dataset = avatar_dataset(data, model)
     own = avatar / "speech.npz"
     stored = dataset.folder / speech_statistics(model.config.encoder)
-    statistics = Statistics.load(own if own.exists() else stored)
+    statistics = FeatureStats.load(own if own.exists() else stored)
     return StreamingAvatar(model, dataset, load_encoder(statistics.choice), statistics, config)
 
 

@@ -1,54 +1,54 @@
-"""Speech features: one window of 16 slots of 20 ms for each frame, reduced by PCA.
+"""Extract speech features: for each frame a window of 16 slots of 20 ms, reduced by PCA.
 
 `talker speech --wav aud.wav --clip clip.json --statistics aud_hama.npz --features aud_hama.npy`
-learns the PCA from the clip's training frames; without `--clip` it applies it to new speech.
+computes the PCA from the clip's training frames; without `--clip` it applies it to new speech.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from talker.clip import Clip
-from talker.core.config import validated
+from talker.core.config import AtLeast0, AtLeast1, NonNegative, validated
 from talker.core.files import Output, atomic_write
-from talker.encoders.base import Choice, Encoder, Name
+from talker.core.presets import DEFAULT_ENCODER
+from talker.encoders import EncoderName, load_encoder
+from talker.encoders.base import Choice
 from talker.encoders.features import (
+    MAX_LOOK_AHEAD,
+    FeatureStats,
     avatar_features,
-    describe_clip,
+    extract_clip,
     save_windows,
     whole_frames,
     windows,
 )
-from talker.encoders.registry import load_encoder
-from talker.encoders.statistics import Statistics
 from talker.errors import UserError
 from talker.media.audio import WavFile
-
-MOST_LOOK_AHEAD = 8
 
 
 @validated
 class Config:
-    """Options of `talker speech` for a clip; new speech takes them from the clip's statistics."""
+    """How speech features are extracted; new speech uses the options of the clip's statistics."""
 
-    encoder: Name = "hama"
-    """What describes the sound (the workflow sets it from its own key `encoder`)."""
+    encoder: EncoderName = DEFAULT_ENCODER
+    """Speech encoder. The workflow sets it from the key `encoder` of its configuration."""
     model: str = ""
-    """Weights of hubert, wav2vec2 or whisper: a folder or a hub id; empty is the usual one."""
-    layer: int = 0
-    """Layer of hubert, wav2vec2 or whisper, from 1; 0 is the one at three quarters of the depth."""
-    components: int = 32
-    """Principal components to keep; encoders with fewer dimensions keep those."""
-    look_ahead: int = 2
-    """Slots of 20 ms that a window's centre lies after its frame: lips move before the sound."""
-    pause: float = 0.3
-    """Seconds; in longer pauses the features are those of silence, and the mouth closes."""
+    """Weights of hubert, wav2vec2 or whisper: a folder or a hub id. Default: the family's usual
+    weights."""
+    layer: AtLeast0 = 0
+    """Layer of hubert, wav2vec2 or whisper, counted from 1. Default: the one at 3/4 of the
+    depth."""
+    components: AtLeast1 = 32
+    """Number of principal components; encoders with fewer dimensions keep those."""
+    look_ahead: Annotated[int, Field(ge=0, le=MAX_LOOK_AHEAD)] = 2
+    """Slots of 20 ms by which the center of a window is later than its frame, because lips move
+    before the sound."""
+    pause: NonNegative = 0.3
+    """Shortest pause in seconds that gets the features of silence, so that the mouth closes."""
     match_level: bool = True
-    """Bring new speech to the loudness of the training speech before it is described."""
-
-
-def apply(encoder: Encoder, sound: WavFile, learned: Statistics, config: Config) -> Iterator:
-    """The windows of new speech, block by block: float32 [n, 16, C]."""
-    return windows(avatar_features(encoder, learned, sound, config.match_level), learned.look_ahead)
+    """Bring new speech to the loudness of the training speech before features are extracted."""
 
 
 def main(
@@ -59,44 +59,42 @@ def main(
     clip: Path | None = None,
     config: Config = Config(),
 ) -> None:
-    """Write the speech windows of a clip and their statistics, or those of new speech.
+    """Write the speech windows of a clip and their statistics, or the windows of new speech.
 
     Args:
         wav: sound that `talker audio` wrote.
-        statistics: .npz of the PCA: written with `clip`, read without.
+        statistics: .npz of the PCA and the features of silence; written with `clip`, else read.
         features: .npy of windows float32 [T, 16, C] to write.
-        clip: clip.json of the sound; leave out for new speech.
+        clip: clip.json that belongs to the sound; leave it out for new speech.
         config: options.
     """
     sound = WavFile(wav)
     frames = whole_frames(sound, wav)
     if clip is None:
-        learned = Statistics.load(statistics)
-        encoder = load_encoder(learned.choice, wav)
-        if encoder.sha256 != learned.sha256:
-            raise UserError(f"{statistics}: was made with other weights of {learned.encoder}")
+        stats = FeatureStats.load(statistics)
+        encoder = load_encoder(stats.choice, wav)
+        if encoder.sha256 != stats.sha256:
+            raise UserError(
+                f"{statistics}: was computed with other weights of {stats.encoder} than those that "
+                "are installed; install the same weights, or train the avatar again"
+            )
+        slots = avatar_features(encoder, stats, sound, config.match_level)
         with atomic_write(features) as (file,):
-            save_windows(file, apply(encoder, sound, learned, config), frames)
+            save_windows(file, windows(slots, stats.look_ahead), frames)
         return
-    about = Clip.load(clip)
-    if frames != about.frames:
-        raise UserError(f"{wav}: lasts {frames} frames, expected {about.frames} as in {clip}")
-    if not 0 <= config.look_ahead <= MOST_LOOK_AHEAD:
-        raise UserError(
-            f"look_ahead: expected 0 to {MOST_LOOK_AHEAD} slots, found {config.look_ahead}"
-        )
-    if not config.pause >= 0:
-        raise UserError(f"pause: expected at least 0 seconds, found {config.pause}")
+    expected = Clip.load(clip)
+    if frames != expected.frames:
+        raise UserError(f"{wav}: lasts {frames} frames, expected {expected.frames} as in {clip}")
     choice = Choice(config.encoder, config.model, config.layer)
-    learned, slots = describe_clip(
+    stats, slots = extract_clip(
         load_encoder(choice, wav),
         choice,
         sound,
-        about.train_frames,
+        expected.train_frames,
         config.components,
         config.look_ahead,
         config.pause,
     )
     with atomic_write(features, statistics) as (file, archive):
-        save_windows(file, windows([slots], learned.look_ahead), frames)
-        learned.save(archive)
+        save_windows(file, windows([slots], stats.look_ahead), frames)
+        stats.save(archive)

@@ -14,6 +14,7 @@ import yaml
 
 from talker.__main__ import COMMANDS
 from talker.clip import SAMPLE_RATE
+from talker.encoders.base import Choice
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "config/README.md"])
@@ -98,11 +99,11 @@ def test_the_encoder_of_the_tutorial_describes_the_right_time() -> None:
     page = (ROOT / "docs/tutorials/own-encoder.md").read_text()
     names: dict[str, Any] = {}
     exec(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)[0], names)
-    encoder = names["load"]()
+    encoder = names["load"](Choice("centroid"), None)
     rng = np.random.default_rng(0)
     sound = 1e-3 * rng.standard_normal(2 * SAMPLE_RATE).astype(np.float32)
     sound[SAMPLE_RATE - 160 : SAMPLE_RATE + 160] += rng.standard_normal(320).astype(np.float32)
-    rows = encoder.describe(sound, 0)
+    rows = encoder.extract(sound, 0)
     assert rows.shape[1] == encoder.dims
-    loudest = encoder.first_centre + rows[:, 1].argmax() / encoder.rate
+    loudest = encoder.first_center + rows[:, 1].argmax() / encoder.rate
     assert loudest == pytest.approx(1.0, abs=0.011)

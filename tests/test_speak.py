@@ -18,10 +18,9 @@ from talker.clip import SAMPLES_PER_FRAME
 from talker.core.parallel import one_thread
 from talker.dataset import Dataset
 from talker.encoders.base import Choice, Encoder
-from talker.encoders.features import avatar_features, describe, fit_statistics, windows
+from talker.encoders.features import FeatureStats, avatar_features, extract, fit_stats, windows
 from talker.encoders.loudness import slot_levels
 from talker.encoders.mel import load
-from talker.encoders.statistics import Statistics
 from talker.errors import UserError
 from talker.media.audio import write_wav
 from talker.speak import Config, StreamingAvatar, measure_latency, speak
@@ -70,14 +69,14 @@ def syllables(frames: int, seed: int = 0) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def encoder() -> Encoder:
-    return load()
+    return load(Choice("mel"), None)
 
 
 @pytest.fixture(scope="module")
-def learned(encoder: Encoder) -> Statistics:
+def learned(encoder: Encoder) -> FeatureStats:
     sound = syllables(200)
-    slots = np.concatenate(list(describe(encoder, sound)))
-    return fit_statistics(slots, slot_levels(sound), encoder, Choice("mel"), 12, 2, 0.3)
+    slots = np.concatenate(list(extract(encoder, sound)))
+    return fit_stats(slots, slot_levels(sound), encoder, Choice("mel"), 12, 2, 0.3)
 
 
 def streaming_avatar(data, encoder, learned, **options) -> StreamingAvatar:

@@ -5,11 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from talker.encoders import mel, transformer
+from talker.encoders import load_encoder, mel, transformer
 from talker.encoders.base import Choice, Encoder
-from talker.encoders.features import describe
+from talker.encoders.features import extract
 from talker.encoders.loudness import gain_between, pauses, silence_of, slot_levels, speech_level
-from talker.encoders.registry import load_encoder
 from talker.errors import UserError
 from talker.media.audio import write_wav
 
@@ -67,10 +66,10 @@ def click(at: float, seconds: float = 14.0) -> np.ndarray:
 
 def centre_of_change(encoder: Encoder, at: float) -> float:
     """When the rows differ from those without the click, on average, seconds."""
-    quiet = encoder.describe(np.random.default_rng(0).normal(0, 1e-4, 224_000).astype("f4"), 0)
-    moved = np.linalg.norm(encoder.describe(click(at), 0) - quiet, axis=1)
+    quiet = encoder.extract(np.random.default_rng(0).normal(0, 1e-4, 224_000).astype("f4"), 0)
+    moved = np.linalg.norm(encoder.extract(click(at), 0) - quiet, axis=1)
     moved = np.where(moved > 0.8 * moved.max(), moved, 0)
-    times = encoder.first_centre + np.arange(len(moved)) / encoder.rate
+    times = encoder.first_center + np.arange(len(moved)) / encoder.rate
     return float((moved * times).sum() / moved.sum())
 
 
@@ -94,7 +93,7 @@ def test_a_row_of_a_transformer_is_centred_on_its_samples(
         reach, hop = reach + (kernel - 1) * hop, hop * stride
     encoder = load_encoder(Choice(name, models[name], 1))
     assert (encoder.dims, encoder.rate) == (32, 16_000 / hop)
-    assert encoder.first_centre == pytest.approx(
+    assert encoder.first_center == pytest.approx(
         ((reach - 1) / 2 - transformer.EDGE) / 16_000, 1e-2
     )
 
@@ -114,7 +113,7 @@ def test_a_transformer_gives_two_slots_a_frame(
 ) -> None:
     encoder = load_encoder(Choice(name, models[name]))
     noise = np.random.default_rng(0).normal(0, 3000, frames * 640).astype(np.int16)
-    slots = np.concatenate(list(describe(encoder, noise)))
+    slots = np.concatenate(list(extract(encoder, noise)))
     assert slots.shape == (2 * frames, 32)
     assert np.isfinite(slots).all()
 
@@ -123,7 +122,7 @@ def test_a_transformer_gives_two_slots_a_frame(
 def test_layers_differ_and_weights_have_a_fingerprint(models: dict[str, str]) -> None:
     first, last = (load_encoder(Choice("hubert", models["hubert"], k)) for k in (1, 3))
     sound = click(1.0, 2.0)
-    assert not np.allclose(first.describe(sound, 0), last.describe(sound, 0))
+    assert not np.allclose(first.extract(sound, 0), last.extract(sound, 0))
     assert first.sha256 == last.sha256
     assert first.sha256 != load_encoder(Choice("wav2vec2", models["wav2vec2"])).sha256
     with pytest.raises(UserError, match="layer: expected 1 to 3"):
@@ -168,7 +167,7 @@ def test_deepspeech_takes_scores_or_their_windows(tmp_path: Path) -> None:
     for array in (logits, stored):
         np.save(tmp_path / "aud_ds.npy", array)
         encoder = load_encoder(Choice("deepspeech"), tmp_path / "aud.wav")
-        found.append(np.concatenate(list(describe(encoder, np.zeros(20 * 640, np.int16)))))
+        found.append(np.concatenate(list(extract(encoder, np.zeros(20 * 640, np.int16)))))
     assert np.array_equal(*found)
     assert found[0][:-1] == pytest.approx((logits[:-1] + logits[1:]) / 2, abs=1e-6)
 
@@ -195,7 +194,7 @@ def test_deepspeech_s_scores_last_as_long_as_the_sound(
     if fits:
         load_encoder(Choice("deepspeech"), tmp_path / "aud.wav")
         return
-    with pytest.raises(UserError, match=rf"aud_ds\.npy: 40 scores, expected {2 * frames}"):
+    with pytest.raises(UserError, match=rf"aud_ds\.npy: found 40 scores, expected {2 * frames}"):
         load_encoder(Choice("deepspeech"), tmp_path / "aud.wav")
 
 
@@ -205,7 +204,7 @@ def test_published_deepspeech_windows_are_taken(clips: Path, tmp_path: Path) -> 
     (tmp_path / "aud_ds.npy").symlink_to(published.resolve())
     write_wav(tmp_path / "aud.wav", np.zeros(262 * 640, np.int16))
     encoder = load_encoder(Choice("deepspeech"), tmp_path / "aud.wav")
-    assert encoder.describe(np.zeros(262 * 640, np.float32), 0).shape == (524, 29)
+    assert encoder.extract(np.zeros(262 * 640, np.float32), 0).shape == (524, 29)
 
 
 def talk(seconds: float, level: float, noise: float = -70) -> np.ndarray:

@@ -1,1 +1,53 @@
-"""Speech encoders: one adapter file for each model, and what they share."""
+"""Speech encoders, one module for each model, loaded by name.
+
+Nothing imports the module of an encoder directly, so that its code belongs to no stage that does
+not use it. A new encoder is a module with a function `load(choice, wav)` that returns an
+`Encoder`, its name in `EncoderName` and its line in `ENCODERS`.
+"""
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from talker.errors import UserError
+
+if TYPE_CHECKING:
+    from talker.encoders.base import Choice, Encoder
+
+EncoderName = Literal["hama", "mel", "deepspeech", "hubert", "wav2vec2", "whisper"]
+"""Names of the speech encoders."""
+
+ENCODERS: dict[EncoderName, str] = {
+    "hama": "hama",
+    "mel": "mel",
+    "deepspeech": "deepspeech",
+    "hubert": "transformer",
+    "wav2vec2": "transformer",
+    "whisper": "transformer",
+}
+"""Module of each speech encoder within this package."""
+
+
+def encoder_module(name: str) -> str:
+    """Return the dotted name of the module that implements a speech encoder.
+
+    Raises:
+        UserError: there is no encoder of that name.
+    """
+    for encoder, module in ENCODERS.items():
+        if encoder == name:
+            return f"{__name__}.{module}"
+    raise UserError(f"encoder: expected one of {', '.join(ENCODERS)}; found '{name}'")
+
+
+def load_encoder(choice: "Choice", wav: Path | None = None) -> "Encoder":
+    """Load a speech encoder.
+
+    Args:
+        choice: the encoder, with its weights and layer.
+        wav: the sound that will be encoded, if it is a file; `deepspeech` needs it.
+
+    Raises:
+        UserError: there is no encoder of that name, or a package or file that it needs is missing.
+    """
+    return importlib.import_module(encoder_module(choice.name)).load(choice, wav)

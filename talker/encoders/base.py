@@ -1,38 +1,42 @@
-"""What a speech encoder is: sound in, a feature vector every few milliseconds out."""
+"""The interface of a speech encoder: sound in, one feature vector every few milliseconds out."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
-Name = Literal["hama", "mel", "deepspeech", "hubert", "wav2vec2", "whisper"]
+from talker.core.presets import DEFAULT_ENCODER
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """A frozen description of speech.
-
-    `describe` maps a piece of sound, float32 [S] at 16 kHz in -1..1, and the place of its first
-    sample in the whole (which only what is stored beside the sound needs) to float32 [N, dims]; row
-    k describes the sound around `first_centre` + k / `rate` seconds of the piece. Pieces have 14 s.
-    `sha256` identifies the weights; it is empty where there are none.
-    """
+    """A frozen speech encoder."""
 
     name: str
     dims: int
+    """Number of values of a feature vector."""
     rate: float
-    first_centre: float
+    """Feature vectors per second."""
+    first_center: float
+    """Time in seconds on which the first feature vector of a piece of sound is centered."""
     sha256: str
-    describe: Callable[[np.ndarray, int], np.ndarray]
+    """Hash that identifies the weights; empty if there are none."""
+    extract: Callable[[np.ndarray, int], np.ndarray]
+    """Map a piece of sound to its features.
+
+    Takes float32 [S] at 16 kHz in -1..1, and the position of its first sample in the whole sound,
+    which may be negative and which only encoders with stored features need. Returns float32
+    [N, dims]; row k is centered on `first_center` + k / `rate` seconds of the piece. Pieces last
+    14 s.
+    """
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Which encoder: its family, and for those that need it which weights and which layer."""
+    """A speech encoder together with its weights and layer, for those that have a choice."""
 
-    name: str = "hama"
+    name: str = DEFAULT_ENCODER
     model: str = ""
-    """folder or hub id of a transformer's weights; empty is the family's usual one"""
+    """Folder or hub id of the weights of a transformer; empty selects the default of the family."""
     layer: int = 0
-    """layer whose output is taken, from 1; 0 is the one at three quarters of the depth"""
+    """Layer whose output is used, counted from 1; 0 selects the one at 3/4 of the depth."""

@@ -1,73 +1,77 @@
-"""DeepSpeech's letter scores, as the scripts of the AD-NeRF family leave them; nothing is run here.
+"""Stored letter scores of DeepSpeech, as the scripts of the AD-NeRF family write them.
 
-Its TensorFlow graph is not for today's Python. Whoever has `aud_ds.npy` puts it beside the wav.
+DeepSpeech itself is not run, because its TensorFlow graph needs an outdated version of Python. Put
+`aud_ds.npy` into the folder of the wav.
 """
 
 from pathlib import Path
 
 import numpy as np
 
-from talker.clip import SAMPLE_RATE, load_array
-from talker.encoders.base import Encoder
+from talker.clip import SLOT, SLOT_RATE, WINDOW, load_array
+from talker.data.layout import DEEPSPEECH_FEATURES
+from talker.encoders.base import Choice, Encoder
 from talker.errors import UserError
 from talker.media.audio import WavFile
 
-FILE = "aud_ds.npy"
 DIMS = 29
-WINDOW = 16
-RATE = 50
-HOP = SAMPLE_RATE // RATE
+"""Letters of DeepSpeech: a to z, blank, apostrophe, and the CTC blank."""
 SPARE = 4
-"""slots by which the scores may be longer or shorter than the sound: 2 frames"""
+"""Slots by which the scores may be longer or shorter than the sound: 2 frames."""
 
 
-def load(wav: Path | None) -> Encoder:
-    """The scores in `aud_ds.npy` beside the sound.
+def load(choice: Choice, wav: Path | None) -> Encoder:
+    """Read the scores in `aud_ds.npy`, in the folder of the sound `wav`.
 
     Raises:
-        UserError: there is no file, or it does not hold DeepSpeech's scores of that sound.
+        UserError: the file is missing, or does not contain the DeepSpeech scores of that sound.
     """
     if wav is None:
-        raise UserError("deepspeech: describes stored sound only, from its aud_ds.npy")
-    logits = read(wav.with_name(FILE))
-
-    slots = len(WavFile(wav)) // HOP
+        raise UserError(
+            "encoder deepspeech: reads stored scores, so it only works for files; choose another "
+            "encoder for live speech"
+        )
+    path = wav.with_name(DEEPSPEECH_FEATURES)
+    logits = read(path)
+    slots = len(WavFile(wav)) // SLOT
     if abs(len(logits) - slots) > SPARE:
         raise UserError(
-            f"{wav.with_name(FILE)}: {len(logits)} scores, expected {slots} for the "
-            f"{slots / RATE:.1f} s of {wav}; make them from that sound, at 50 Hz"
+            f"{path}: found {len(logits)} scores, expected {slots} for the "
+            f"{slots / SLOT_RATE:.1f} s of {wav}; compute them from that sound, at 50 Hz"
         )
 
-    def describe(sound: np.ndarray, start: int) -> np.ndarray:
-        wanted = np.arange(start // HOP, (start + len(sound)) // HOP)
-        return logits[wanted.clip(0, len(logits) - 1)]
+    def extract(sound: np.ndarray, start: int) -> np.ndarray:
+        slots = np.arange(start // SLOT, (start + len(sound)) // SLOT)
+        return logits[slots.clip(0, len(logits) - 1)]
 
-    return Encoder("deepspeech", DIMS, RATE, 0.0, "", describe)
+    return Encoder("deepspeech", DIMS, SLOT_RATE, 0.0, "", extract)
 
 
 def read(path: Path) -> np.ndarray:
-    """Scores float32 [2 N, 29] at 50 Hz, of stored scores or of stored windows [N, 16, 29].
+    """Read scores float32 [2 N, 29] at 50 Hz, from stored scores or stored windows [N, 16, 29].
 
-    Window i holds the scores 2 i - 8 to 2 i + 7, so that neighbours share 14 of them.
+    Window i contains the scores 2 i - 8 to 2 i + 7, so that neighbors share 14 of them.
 
     Raises:
-        UserError: the file is missing or of another shape, or its windows do not overlap so.
+        UserError: the file is missing or has another shape, or its windows do not overlap that way.
     """
     try:
         stored = load_array(path)
     except UserError as error:
         raise UserError(
-            f"{error}; the encoder deepspeech takes the scores that DeepSpeech 0.1 made, float "
+            f"{error}; the encoder deepspeech reads the scores of DeepSpeech 0.1, floating-point "
             "[N, 16, 29] or [2 N, 29] at 50 Hz"
         ) from error
+    if stored.dtype.kind != "f" or not np.isfinite(stored).all():
+        raise UserError(f"{path}: expected finite floating-point numbers, found {stored.dtype}")
     if stored.ndim == 2 and stored.shape[1:] == (DIMS,) and len(stored) > 1:
         return stored.astype(np.float32)
     if stored.shape[1:] != (WINDOW, DIMS) or len(stored) == 0:
         raise UserError(f"{path}: expected [N, 16, 29] or [2 N, 29], found {stored.shape}")
     if not np.array_equal(stored[1:, :-2], stored[:-1, 2:]):
         raise UserError(
-            f"{path}: expected windows that move by 2 slots a frame (25 fps), but the slots that "
-            "neighbours should share differ"
+            f"{path}: expected windows that move by 2 slots per frame (25 fps), but neighboring "
+            "windows differ in the slots that they should share"
         )
     middle = WINDOW // 2
     return stored[:, middle : middle + 2].reshape(-1, DIMS).astype(np.float32)

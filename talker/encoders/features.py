@@ -1,82 +1,170 @@
 """Speech features of any encoder: slots of 20 ms, reduced by PCA, a window of 16 for each frame.
 
-Sound is described piece by piece, so that an hour takes no more memory than a minute. New speech
-is brought to the loudness of the training speech, and long pauses become one fixed feature vector,
-whatever the noise in them, so that an avatar can learn to close its mouth there.
+The sound is encoded piece by piece, so that an hour takes no more memory than a minute. New speech
+is brought to the loudness of the training speech. Long pauses get one fixed feature vector,
+whatever noise they contain, so that an avatar can learn to close its mouth there. `talker.clip`
+defines slots and windows.
 """
 
+import zipfile
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from talker.clip import SAMPLE_RATE, SAMPLES_PER_FRAME
-from talker.encoders.base import Choice, Encoder
-from talker.encoders.loudness import (
+from talker.clip import (
+    SAMPLE_RATE,
+    SAMPLES_PER_FRAME,
     SLOT,
     SLOT_RATE,
-    gain_between,
-    pauses,
-    slot_levels,
-    speech_level,
+    SLOTS_PER_FRAME,
+    WINDOW,
+    check_regular,
+    load_arrays,
 )
-from talker.encoders.statistics import Statistics
+from talker.encoders.base import Choice, Encoder
+from talker.encoders.loudness import gain_between, pauses, slot_levels, speech_level
 from talker.errors import UserError
 from talker.media.audio import Waveform
 
-SLOTS_PER_FRAME = 2  # slot k is centred on 10 + 20 k ms
-WINDOW = 16
 CHUNK = 10 * SLOT_RATE
-"""slots described at once; networks that average over a piece want pieces of one length"""
+"""Slots per piece of sound; all pieces have one length, because some encoders average over it."""
 CONTEXT = 2 * SLOT_RATE
-"""slots heard, but not described, on both sides of them"""
+"""Slots of sound on both sides of a piece that the encoder receives in addition."""
+MAX_LOOK_AHEAD = WINDOW // 2
+"""Largest number of slots by which the center of a window may be later than its frame."""
 QUIETEST = 0.05
-"""part of the training slots whose mean points to the feature vector of silence"""
+"""Fraction of the training slots, the quietest ones, that define the features of silence."""
 
 
-def describe(encoder: Encoder, sound: Waveform, gain: float = 1.0) -> Iterator[np.ndarray]:
-    """Describe sound at the centres of its slots, by linear interpolation of the encoder's rows.
+@dataclass(frozen=True)
+class FeatureStats:
+    """How an encoder's features become those of an avatar, computed from its training frames."""
 
-    Before its start and after its end the sound is continued by its mirror image.
+    encoder: str
+    """name of the encoder"""
+    model: str
+    """weights of the encoder, as in `Choice`"""
+    layer: int
+    """layer of the encoder, as in `Choice`"""
+    sha256: str
+    """hash that identifies the encoder's weights"""
+    look_ahead: int
+    """slots by which the center of a window is later than its frame"""
+    level: float
+    """loudness of the training speech in dBFS; nan if unknown"""
+    pause: float
+    """shortest pause, in seconds, that gets the features of silence"""
+    mean: np.ndarray
+    """[D], mean of the encoder's features"""
+    components: np.ndarray
+    """[C, D], orthonormal principal components"""
+    scale: np.ndarray
+    """[C], standard deviations of the components"""
+    silence: np.ndarray
+    """[C], features of silence"""
+
+    @property
+    def choice(self) -> Choice:
+        """The encoder with its weights and layer."""
+        return Choice(self.encoder, self.model, self.layer)
+
+    def reduce(self, slots: np.ndarray) -> np.ndarray:
+        """Map encoder features [K, D] to whitened components float32 [K, C]."""
+        return ((slots - self.mean) @ self.components.T / self.scale).astype(np.float32)
+
+    @classmethod
+    def load(cls, path: Path | zipfile.Path) -> "FeatureStats":
+        """Read the statistics of an encoder's features from an .npz file.
+
+        Raises:
+            UserError: the file is missing or damaged, or its arrays do not fit together.
+        """
+        try:
+            arrays = load_arrays(path)
+            stats = cls(
+                encoder=str(arrays["encoder"]),
+                model=str(arrays["model"]),
+                layer=int(arrays["layer"]),
+                sha256=str(arrays["sha256"]),
+                look_ahead=int(arrays["look_ahead"]),
+                level=float(arrays["level"]),
+                pause=float(arrays["pause"]),
+                mean=arrays["mean"],
+                components=arrays["components"],
+                scale=arrays["scale"],
+                silence=arrays["silence"],
+            )
+            stats._check()
+        except (UserError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path}: expected the statistics that `talker speech --clip` writes ({error})"
+            ) from error
+        return stats
+
+    def _check(self) -> None:
+        count, dims = self.components.shape
+        shapes = {"mean": (dims,), "scale": (count,), "silence": (count,)}
+        for name, shape in {**shapes, "components": (count, dims)}.items():
+            array = getattr(self, name)
+            if array.shape != shape or array.dtype.kind != "f" or not np.isfinite(array).all():
+                raise ValueError(f"{name} {list(array.shape)}: expected finite {list(shape)}")
+        if not (
+            0 <= self.look_ahead <= MAX_LOOK_AHEAD and self.pause >= 0 and self.scale.min() > 0
+        ):
+            raise ValueError("look_ahead, pause or scale is out of range")
+
+    def save(self, path: Path) -> None:
+        """Write the statistics as an .npz file."""
+        np.savez(path, **vars(self))
+
+
+def extract(encoder: Encoder, sound: Waveform, gain: float = 1.0) -> Iterator[np.ndarray]:
+    """Extract features at the centers of the slots, by linear interpolation of the encoder's rows.
+
+    The sound is continued by its mirror image before its start and after its end.
 
     Args:
-        encoder: the network.
+        encoder: the speech encoder.
         sound: int16 [640 T] at 16 kHz.
-        gain: factor of the samples.
+        gain: factor by which the samples are multiplied.
 
     Yields:
         float32 [<= 500, D], 2 T rows in all.
 
     Raises:
-        RuntimeError: the encoder returned far more or fewer rows than its rate says.
+        RuntimeError: the number of rows that the encoder returned does not fit its rate.
     """
     slots = len(sound) // SLOT
     for start in range(0, slots, CHUNK):
         first = (start - CONTEXT) * SLOT
         piece = gain * mirrored(sound, first, first + (CHUNK + 2 * CONTEXT) * SLOT)
-        rows = encoder.describe(piece, first)
+        rows = encoder.extract(piece, first)
         expected = len(piece) / SAMPLE_RATE * encoder.rate
         if abs(len(rows) - expected) > 2 * encoder.rate / 25:
-            raise RuntimeError(f"{encoder.name}: {len(rows)} rows for {expected:.0f}")
+            raise RuntimeError(
+                f"{encoder.name}: returned {len(rows)} rows, expected {expected:.0f}"
+            )
         count = min(CHUNK, slots - start)
-        centres = (CONTEXT + np.arange(count) + 0.5) / SLOT_RATE
-        yield rows_at(rows, encoder, centres)
+        centers = (CONTEXT + np.arange(count) + 0.5) / SLOT_RATE
+        yield rows_at(rows, encoder, centers)
 
 
 def rows_at(rows: np.ndarray, encoder: Encoder, seconds: np.ndarray) -> np.ndarray:
-    """Interpolate the encoder's rows [N, D] of a piece at times [K] in it: [K, D].
+    """Interpolate the encoder's rows [N, D] of a piece at times [K] in seconds: [K, D].
 
-    Beyond the first and the last row those go on.
+    Times before the first and after the last row get the first and the last row.
     """
-    position = ((seconds - encoder.first_centre) * encoder.rate).clip(0, len(rows) - 1)
+    position = ((seconds - encoder.first_center) * encoder.rate).clip(0, len(rows) - 1)
     before = np.floor(position + 1e-6).astype(int)
     after = np.minimum(before + 1, len(rows) - 1)
     weight = (position - before)[:, None].astype(np.float32)
     return rows[before] * (1 - weight) + rows[after] * weight
 
 
-def describe_clip(
+def extract_clip(
     encoder: Encoder,
     choice: Choice,
     sound: Waveform,
@@ -84,23 +172,32 @@ def describe_clip(
     components: int = 32,
     look_ahead: int = 2,
     pause: float = 0.3,
-) -> tuple[Statistics, np.ndarray]:
-    """Learn the statistics of a clip from its first `train_frames` frames.
+) -> tuple[FeatureStats, np.ndarray]:
+    """Extract the features of a clip, with statistics of its first `train_frames` frames.
+
+    Args:
+        encoder: the speech encoder.
+        choice: its name, weights and layer, to be stored.
+        sound: int16 [640 T] at 16 kHz, the sound of the clip.
+        train_frames: number of training frames.
+        components: number of principal components; encoders with fewer dimensions keep those.
+        look_ahead: slots by which the center of a window is later than its frame.
+        pause: shortest pause, in seconds, that gets the features of silence.
 
     Returns:
         The statistics, and the features of the whole clip [2 T, C].
     """
-    slots = np.concatenate(list(describe(encoder, sound)))
+    slots = np.concatenate(list(extract(encoder, sound)))
     levels = slot_levels(sound)
     train = SLOTS_PER_FRAME * train_frames
-    learned = fit_statistics(
+    stats = fit_stats(
         *(slots[:train], levels[:train], encoder, choice),
         *(min(components, encoder.dims), look_ahead, pause),
     )
-    return learned, silenced(learned.reduce(slots), pauses(levels, pause), learned)
+    return stats, mute(stats.reduce(slots), pauses(levels, pause), stats)
 
 
-def fit_statistics(
+def fit_stats(
     slots: np.ndarray,
     levels: np.ndarray,
     encoder: Encoder,
@@ -108,24 +205,29 @@ def fit_statistics(
     components: int,
     look_ahead: int,
     pause: float,
-) -> Statistics:
-    """Learn the principal components of training features [K, D] and what silence is among them.
+) -> FeatureStats:
+    """Compute the principal components of training features and the features of silence.
 
     The largest entry of each component is positive, so that the same sound gives the same signs.
-    The features of silence point where the quietest slots lie, twice as far out as usual ones, so
-    that they are no speech sound's.
+    The features of silence have the direction of the mean of the quietest slots and twice the usual
+    length, so that no speech sound has them.
 
     Args:
-        slots: of `describe`.
-        levels: of the same slots, dBFS [K].
+        slots: features of the training frames, [K, D], as `extract` yields them.
+        levels: loudness of the same slots, [K], dBFS.
+        encoder: the speech encoder.
+        choice: its name, weights and layer, to be stored.
+        components: number of principal components.
+        look_ahead: slots by which the center of a window is later than its frame, to be stored.
+        pause: shortest pause, in seconds, that gets the features of silence.
 
     Raises:
-        UserError: more components are asked for than the features have.
+        UserError: `components` is larger than the number of dimensions of the features.
     """
     most = min(encoder.dims, len(slots) - 1)
     if not 0 < components <= most:
         raise UserError(
-            f"components: expected 1 to {most} for the encoder {encoder.name} and {len(slots)} "
+            f"components: expected 1 to {most} for the encoder {encoder.name} with {len(slots)} "
             f"training slots, found {components}"
         )
     exact = slots.astype(np.float64)
@@ -139,7 +241,7 @@ def fit_statistics(
     quiet = levels <= np.quantile(levels, QUIETEST)
     away = (exact[quiet].mean(axis=0) - mean) @ rows.T / scale
     silence = 2 * np.sqrt(components) * away / max(np.linalg.norm(away), 1e-9)
-    return Statistics(
+    return FeatureStats(
         encoder=encoder.name,
         model=choice.model,
         layer=choice.layer,
@@ -155,45 +257,50 @@ def fit_statistics(
 
 
 def avatar_features(
-    encoder: Encoder, statistics: Statistics, sound: Waveform, match_level: bool = True
+    encoder: Encoder, stats: FeatureStats, sound: Waveform, match_level: bool = True
 ) -> Iterator[np.ndarray]:
-    """The features of an avatar for new speech, pauses silenced: float32 [n, C], 2 T rows in all.
+    """Extract the features of new speech for an avatar, with its pauses muted.
 
     Args:
-        encoder: the one that the statistics name.
-        statistics: of the avatar.
+        encoder: the speech encoder that `stats` names.
+        stats: statistics of the avatar's training speech.
         sound: int16 [640 T] at 16 kHz.
-        match_level: bring the sound to the loudness of the training speech first.
+        match_level: whether to bring the sound to the loudness of the training speech first.
+
+    Yields:
+        float32 [n, C], 2 T rows in all.
     """
     levels = slot_levels(sound)
-    gain = gain_between(speech_level(levels), statistics.level) if match_level else 1.0
-    silent = pauses(levels, statistics.pause)
+    gain = gain_between(speech_level(levels), stats.level) if match_level else 1.0
+    silent = pauses(levels, stats.pause)
     done = 0
-    for rows in describe(encoder, sound, gain):
-        yield silenced(statistics.reduce(rows), silent[done : done + len(rows)], statistics)
+    for rows in extract(encoder, sound, gain):
+        yield mute(stats.reduce(rows), silent[done : done + len(rows)], stats)
         done += len(rows)
 
 
-def silenced(slots: np.ndarray, silent: np.ndarray, statistics: Statistics) -> np.ndarray:
-    """Fade features [K, C] to those of silence where `silent` [K] goes to 1."""
+def mute(slots: np.ndarray, silent: np.ndarray, stats: FeatureStats) -> np.ndarray:
+    """Blend features [K, C] with those of silence; `silent` [K] is the weight of silence."""
     share = silent[:, None].astype(np.float32)
-    return slots * (1 - share) + statistics.silence * share
+    return slots * (1 - share) + stats.silence * share
 
 
 def windows(slots: Iterable[np.ndarray], look_ahead: int) -> Iterator[np.ndarray]:
-    """Cut a window for each frame out of consecutive slots; the first and last slot go on outside.
+    """Cut a window for each frame out of consecutive slots.
+
+    Windows that reach beyond the sound are filled with its first or last slot.
 
     Args:
         slots: blocks [n, C], 2 T rows in all.
-        look_ahead: slots that a window's centre lies after its frame.
+        look_ahead: slots by which the center of a window is later than its frame.
 
     Yields:
         [n, 16, C], T in all; window i holds slots 2 i - 7 + `look_ahead` to 2 i + 8 + `look_ahead`.
     """
     lead = WINDOW // 2 - 1 - look_ahead
-    waiting, heard, made = None, 0, 0
+    waiting, received, yielded = None, 0, 0
     for block in slots:
-        heard += len(block)
+        received += len(block)
         if waiting is None:
             waiting = block[np.arange(-lead, len(block)).clip(0, len(block) - 1)]
         else:
@@ -201,9 +308,9 @@ def windows(slots: Iterable[np.ndarray], look_ahead: int) -> Iterator[np.ndarray
         ready = max(0, (len(waiting) - WINDOW) // SLOTS_PER_FRAME + 1)
         if ready:
             yield _cut(waiting, ready)
-            made += ready
+            yielded += ready
             waiting = waiting[ready * SLOTS_PER_FRAME :]
-    rest = heard // SLOTS_PER_FRAME - made
+    rest = received // SLOTS_PER_FRAME - yielded
     if waiting is not None and rest > 0:
         needed = WINDOW + (rest - 1) * SLOTS_PER_FRAME
         yield _cut(waiting[np.arange(needed).clip(0, len(waiting) - 1)], rest)
@@ -215,32 +322,35 @@ def save_windows(path: Path, blocks: Iterable[np.ndarray], frames: int) -> None:
     with open(path, "wb") as file:
         for block in blocks:
             if not written:
-                about = {"descr": "<f4", "fortran_order": False}
+                header = {"descr": "<f4", "fortran_order": False}
                 shape = (frames, *block.shape[1:])
-                np.lib.format.write_array_header_1_0(file, {**about, "shape": shape})
+                np.lib.format.write_array_header_1_0(file, {**header, "shape": shape})
             file.write(np.ascontiguousarray(block, "<f4").tobytes())
             written += len(block)
     if written != frames:
-        raise RuntimeError(f"{written} windows for {frames} frames")
+        raise RuntimeError(f"expected {frames} windows, received {written}")
 
 
 class WindowsFile:
-    """Windows float32 [N, 16, C] of an .npy file, read as they are asked for: file[i:j].
+    """Windows float32 [N, 16, C] of an .npy file, of which only the requested rows are in memory.
 
-    A memory map would do the same, but fill the memory with an hour of speech.
+    Use it as file[i:j]. A memory map would keep every page that was read resident: 184 MB for an
+    hour of speech.
 
     Raises:
-        UserError: the file is missing, or no such array.
+        UserError: the file is missing, or is not such an array.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        check_regular(path)
         try:
-            mapped = np.lib.format.open_memmap(path, mode="r")
+            mapped = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise UserError(f"{path}: cannot be read as .npy ({error})") from error
-        self.shape, self.dtype = mapped.shape, mapped.dtype
-        self.start = getattr(mapped, "offset", 0)
+        if not isinstance(mapped, np.memmap) or mapped.ndim != 3 or mapped.dtype.kind != "f":
+            raise UserError(f"{path}: expected an array of windows [N, {WINDOW}, C]")
+        self.shape, self.dtype, self.start = mapped.shape, mapped.dtype, mapped.offset
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -254,12 +364,12 @@ class WindowsFile:
 
 
 def whole_frames(sound: Waveform, path: Path) -> int:
-    """How many frames a sound lasts; UserError if that is no whole number, or none."""
+    """Return the duration of a sound in frames; UserError if it is not a positive whole number."""
     frames, left = divmod(len(sound), SAMPLES_PER_FRAME)
     if left or not frames:
         raise UserError(
             f"{path}: expected whole frames of {SAMPLES_PER_FRAME} samples, found {len(sound)} "
-            "samples; make it with `talker audio`"
+            "samples; convert it with `talker audio`"
         )
     return frames
 
@@ -270,7 +380,7 @@ def _cut(slots: np.ndarray, count: int) -> np.ndarray:
 
 
 def mirrored(sound: Waveform, start: int, stop: int) -> np.ndarray:
-    """Samples start..stop as float32 in -1..1, mirrored at both ends of the sound."""
+    """Return samples start..stop as float32 in -1..1; the sound is mirrored at both of its ends."""
     last = len(sound) - 1
     places = np.abs((np.arange(start, stop) + last) % max(2 * last, 1) - last)
     low = int(places.min())

@@ -1,7 +1,7 @@
-"""Speech features from the convolutional trunk of hama's phoneme recogniser (Apache-2.0), in torch.
+"""Speech features from the convolutional trunk of hama's phoneme recognizer (Apache-2.0).
 
-The weights are read from the ONNX file inside the `hama` wheel; nothing of its code is imported.
-Its middle layers predict mouth shapes better than its phoneme scores do: block 6 is the best one.
+The weights are read from the ONNX file inside the `hama` wheel; its code is not imported. The
+middle layers predict mouth shapes better than the phoneme scores do, block 6 best of all.
 """
 
 import hashlib
@@ -15,16 +15,22 @@ from torch.nn import functional as F
 
 from talker.clip import SAMPLE_RATE
 from talker.core.parallel import one_thread
-from talker.encoders.base import Encoder
+from talker.encoders.base import Choice, Encoder
 from talker.errors import UserError
 
 VERSION = "1.3.10"
+"""Version of hama whose weights are used."""
 WEIGHTS = "hama/assets/asr_waveform_fp16.onnx"
+"""File of the weights inside the wheel."""
 SHA256 = "a884b5ac55f8bbc00673e8cf6d2dd601aa76e5031dd85cf3de2f25b5987cd59a"
+"""Hash of the weights."""
 
-HOP = 320  # samples between feature vectors
+HOP = 320
+"""Samples between feature vectors."""
 DIMS = 256
-DILATIONS = (1, 1, 2, 2, 4, 1, 1)  # of blocks 0..6
+"""Values of a feature vector."""
+DILATIONS = (1, 1, 2, 2, 4, 1, 1)
+"""Dilations of blocks 0 to 6."""
 
 
 class SpectrogramStem(nn.Module):
@@ -62,7 +68,7 @@ class Block(nn.Module):
 
 
 class Trunk(nn.Module):
-    """The recogniser up to and including block 6."""
+    """The recognizer up to and including block 6."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +80,7 @@ class Trunk(nn.Module):
         return self.blocks(self.stem(sound))
 
     def load_onnx(self, path: Path) -> None:
-        """Copy the weights of the ONNX file, whose convolutions stand in the order of ours."""
+        """Copy the weights of the ONNX file, whose convolutions have the order of ours."""
         import onnx
         from onnx.numpy_helper import to_array
 
@@ -92,8 +98,8 @@ class Trunk(nn.Module):
                     parameter.copy_(weights[name])
 
 
-def load() -> Encoder:
-    """Build the encoder from the wheel's weights.
+def load(choice: Choice, wav: Path | None) -> Encoder:
+    """Build the encoder from the weights in the wheel; the arguments are not used.
 
     Raises:
         UserError: hama is not installed, or its weights are not those of the expected version.
@@ -106,24 +112,24 @@ def load() -> Encoder:
         name="hama",
         dims=DIMS,
         rate=SAMPLE_RATE / HOP,
-        first_centre=0.0,
+        first_center=0.0,
         sha256=SHA256,
-        describe=lambda sound, start: describe(trunk, sound),
+        extract=lambda sound, start: extract(trunk, sound),
     )
 
 
 @torch.inference_mode()
-def describe(trunk: Trunk, sound: np.ndarray) -> np.ndarray:
+def extract(trunk: Trunk, sound: np.ndarray) -> np.ndarray:
     """Map sound, float32 [S], to float32 [1 + S // 320, 256]; row k is centred on sample 320 k.
 
-    The excitations average over the whole piece, so pieces of one length are described alike.
+    The excitations average over the whole piece, so only pieces of one length are comparable.
     """
-    with one_thread():  # enough for 80 times real time
+    with one_thread():  # one thread reaches 80 times real time
         return trunk(torch.from_numpy(sound)[None])[0].T.numpy()
 
 
 def weights() -> Path:
-    """Find the weights of the installed wheel; UserError if they are not those expected."""
+    """Return the path of the weights of the installed wheel; UserError if they are not valid."""
     advice = f"install it with `pip install hama=={VERSION}`"
     try:
         path = Path(str(distribution("hama").locate_file(WEIGHTS)))

@@ -1,30 +1,36 @@
-"""How loud speech is, and where it pauses: levels of 20 ms slots in dB below full scale."""
+"""Loudness and pauses of speech: levels of 20 ms slots in dB below full scale."""
 
 import numpy as np
 
-from talker.clip import SAMPLE_RATE, runs
+from talker.clip import SAMPLE_RATE, SLOT, SLOT_RATE, runs
 from talker.media.audio import Waveform
 
-SLOT_RATE = 50  # slots a second
-SLOT = SAMPLE_RATE // SLOT_RATE
 FLOOR = -100.0
-"""dBFS of digital silence"""
-ABSOLUTE_GATE, RELATIVE_GATE = -70.0, -10.0
-"""dB; slots below are no part of the loudness (the gates of ITU-R BS.1770)"""
-FAINT, STEADY = -45.0, 10.0
-"""Sound that is both below this level in dBFS and within this range in dB holds no speech."""
-MOST_GAIN = 20.0
-"""dB"""
+"""Level of digital silence in dBFS."""
+ABSOLUTE_GATE = -70.0
+"""Level in dBFS below which slots do not count toward the loudness (ITU-R BS.1770)."""
+RELATIVE_GATE = -10.0
+"""Level in dB, relative to the mean, below which slots do not count (ITU-R BS.1770)."""
+FAINT = -45.0
+"""Level in dBFS below which steady sound is taken for noise and not for speech."""
+STEADY = 10.0
+"""Range in dB of the levels of a sound below which it counts as steady."""
+MAX_GAIN = 20.0
+"""Largest change of the loudness of new speech, in dB."""
 ABOVE_NOISE = 6.0
+"""Level of a pause in dB above the noise floor."""
 BELOW_SPEECH = -35.0, -20.0
-"""A pause is less than 6 dB above the noise, which is taken to lie this far below the speech."""
-MARGIN, FADE = 4, 4
-"""slots between a sound and the pause around it: lips move before they are heard"""
+"""Lower and upper bound of the level of a pause, in dB relative to the speech."""
+MARGIN = 4
+"""Slots between a sound and the pause next to it, since lips move before the sound starts."""
+FADE = 4
+"""Slots over which a pause fades in and out."""
 READ = 60 * SAMPLE_RATE
+"""Samples that are read at a time: one minute."""
 
 
 def slot_levels(sound: Waveform) -> np.ndarray:
-    """Level of each slot of int16 [S] samples (an array or a file): float32 [S // 320], dBFS."""
+    """Return the level of each slot, float32 [S // 320] in dBFS, of sound int16 [S]."""
     levels = []
     for start in range(0, len(sound) // SLOT * SLOT, READ):
         part = sound[start : start + READ]
@@ -35,9 +41,9 @@ def slot_levels(sound: Waveform) -> np.ndarray:
 
 
 def speech_level(levels: np.ndarray) -> float:
-    """Loudness of the speech in levels [K]: the mean power of its louder slots, dBFS.
+    """Return the loudness of speech with levels [K], in dBFS: the mean power of its louder slots.
 
-    nan where there is no speech: nothing but silence, or faint, steady noise.
+    It is nan if there is no speech: only silence, or faint and steady noise.
     """
     loud = levels[levels > ABSOLUTE_GATE]
     if not loud.size:
@@ -48,18 +54,19 @@ def speech_level(levels: np.ndarray) -> float:
     return float("nan") if level < FAINT and steady else level
 
 
-def gain_between(level: float, wanted: float) -> float:
-    """The factor that brings `level` to `wanted`, at most 20 dB; 1 where either is unknown."""
-    difference = np.clip(wanted - level, -MOST_GAIN, MOST_GAIN)
+def gain_between(level: float, target: float) -> float:
+    """Return the factor that brings `level` to `target`, at most 20 dB; 1 if either is nan."""
+    difference = np.clip(target - level, -MAX_GAIN, MAX_GAIN)
     return float(10 ** (difference / 20)) if np.isfinite(difference) else 1.0
 
 
 def pauses(levels: np.ndarray, shortest: float) -> np.ndarray:
-    """Where speech pauses: levels [K] -> float32 [K], 0 speech .. 1 silence.
+    """Detect the pauses of speech: float32 [K], 0 in speech, 1 in silence.
 
     Args:
-        levels: of `slot_levels`.
-        shortest: seconds; shorter gaps belong to the speech (lips close for p, b and m).
+        levels: levels [K] of the slots in dBFS, as `slot_levels` returns them.
+        shortest: shortest pause in seconds; shorter gaps belong to the speech, because lips close
+            for p, b and m.
     """
     speech = speech_level(levels)
     if np.isnan(speech):
@@ -71,7 +78,7 @@ def pauses(levels: np.ndarray, shortest: float) -> np.ndarray:
 
 
 def silence_of(quiet: np.ndarray, shortest: float) -> np.ndarray:
-    """Fade in and out of the runs of bool [K] that last `shortest` seconds: float32 [K], 0..1."""
+    """Return the weight of silence, float32 [K]: 1 in runs of bool [K] of `shortest` seconds."""
     silent = np.zeros(len(quiet), np.float32)
     for start, end in zip(*runs(quiet), strict=True):
         if end - start < shortest * SLOT_RATE:

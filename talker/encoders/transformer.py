@@ -1,87 +1,92 @@
 """HuBERT, wav2vec 2.0 and Whisper through transformers, from a folder or a hub id.
 
-`pip install talker[transformers]`. Never add torchvision from PyPI to a CPU torch: its build is for
-CUDA, fails to load, and takes transformers with it.
+They need `pip install 'transformers>=5.23,<6'`. Do not add torchvision from PyPI to a CPU build of
+PyTorch: it is built for CUDA and fails to load, and then transformers fails, too.
 """
 
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from talker.clip import SAMPLE_RATE
-from talker.encoders.base import Encoder
+from talker.clip import SAMPLE_RATE, SLOT, SLOT_RATE
+from talker.encoders.base import Choice, Encoder
 from talker.errors import UserError
 
-RATE = 50
-HOP = SAMPLE_RATE // RATE
 EDGE = 40
-"""samples that a row's 400 reach beyond its 320, on each side"""
+"""Samples by which the 400 samples of a row exceed its 320, on each side."""
 QUIETEST = 1e-3
-"""deviation of a piece of sound that is normalised up to 1; below, it is silence and stays so"""
+"""Smallest standard deviation by which a piece of sound is divided; silence stays quiet."""
 
 
 @dataclass(frozen=True)
 class Family:
+    """A family of networks of the package transformers."""
+
     model: str
-    """class of transformers"""
+    """Name of the class of the network."""
     preprocessor: str
-    usual: str
-    """hub id"""
-    first_centre: float
-    describe: Callable[[Any, Any, int, np.ndarray], torch.Tensor]
+    """Name of the class of its preprocessor."""
+    default: str
+    """Hub id of the default weights."""
+    first_center: float
+    """Time in seconds on which the first row is centered."""
+    extract: Callable[[Any, Any, int, np.ndarray], torch.Tensor]
 
 
-def load(name: str, model: str, layer: int) -> Encoder:
-    """Build an encoder from a folder or a hub id (empty: the family's usual one).
+def load(choice: Choice, wav: Path | None) -> Encoder:
+    """Build an encoder from the weights in a folder or of a hub id.
 
     Raises:
-        UserError: transformers is not installed, the weights cannot be had, or no such layer.
+        UserError: transformers is not installed, the weights cannot be loaded, or the network does
+            not have the layer.
     """
+    name, layer = choice.name, choice.layer
     family = FAMILIES[name]
-    source = model or family.usual
+    source = choice.model or family.default
     try:
         import transformers
     except ImportError as error:
         raise UserError(
             f"the speech encoder {name} needs transformers ({error}); install it with "
-            "`pip install 'talker[transformers]'`, and without torchvision"
+            "`pip install 'transformers>=5.23,<6'`, without torchvision"
         ) from error
     try:
         network = getattr(transformers, family.model).from_pretrained(source)
         preprocessor = getattr(transformers, family.preprocessor).from_pretrained(source)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"speech encoder {name}: no weights at '{source}' ({error}); give a folder that holds "
-            "config.json, preprocessor_config.json and the weights, or a hub id, as the option "
-            "`model` of `talker speech`"
+            f"speech encoder {name}: no weights at '{source}' ({error}); set the option `model` of "
+            "`talker speech` to a folder with config.json, preprocessor_config.json and the "
+            "weights, or to a hub id"
         ) from error
     network.eval().requires_grad_(False)
     depth = getattr(network.config, "encoder_layers", None) or network.config.num_hidden_layers
     if not 0 <= layer <= depth:
         raise UserError(f"layer: expected 1 to {depth} for {source}, or 0, found {layer}")
-    chosen = layer or max(1, round(0.75 * depth))
+    chosen_layer = layer or max(1, round(0.75 * depth))
 
-    def describe(sound: np.ndarray, start: int) -> np.ndarray:
+    def extract(sound: np.ndarray, start: int) -> np.ndarray:
         with torch.inference_mode():
-            return family.describe(network, preprocessor, chosen, sound).numpy()
+            return family.extract(network, preprocessor, chosen_layer, sound).numpy()
 
     return Encoder(
         name=name,
         dims=network.config.hidden_size,
-        rate=RATE,
-        first_centre=family.first_centre,
+        rate=SLOT_RATE,
+        first_center=family.first_center,
         sha256=fingerprint(network),
-        describe=describe,
+        extract=extract,
     )
 
 
 def fingerprint(network: torch.nn.Module) -> str:
-    """sha256 of the weights, whatever file they came from."""
+    """Return the sha256 of the weights, independent of the file format."""
     digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
         digest.update(name.encode())
@@ -90,29 +95,29 @@ def fingerprint(network: torch.nn.Module) -> str:
 
 
 def _from_waveform(network: Any, preprocessor: Any, layer: int, sound: np.ndarray) -> torch.Tensor:
-    """Rows of HuBERT and wav2vec 2.0 [S // 320, D]; row k is centred on sample 320 k + 160."""
+    """Return rows of HuBERT or wav2vec 2.0, [S // 320, D]; row k is centered on 320 k + 160."""
     x = torch.from_numpy(sound)
     if preprocessor.do_normalize:
         x = (x - x.mean()) / x.std().clamp_min(QUIETEST)
     rows = network(F.pad(x, (EDGE, EDGE))[None], output_hidden_states=True).hidden_states[layer][0]
-    return _exactly(rows, len(sound) // HOP)
+    return _exactly(rows, len(sound) // SLOT)
 
 
 def _from_spectrogram(
     network: Any, preprocessor: Any, layer: int, sound: np.ndarray
 ) -> torch.Tensor:
-    """Rows of Whisper's encoder [S // 320, D]; row k is centred on sample 320 k.
+    """Return rows of Whisper's encoder, [S // 320, D]; row k is centered on sample 320 k.
 
-    Whisper hears 30 s, filled with silence.
+    Whisper's input always has 30 s; the sound is padded with silence.
     """
-    heard = preprocessor(sound, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
-    rows = network.get_encoder()(heard, output_hidden_states=True).hidden_states[layer][0]
-    return _exactly(rows[: len(sound) // HOP], len(sound) // HOP)
+    spectrogram = preprocessor(sound, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
+    rows = network.get_encoder()(spectrogram, output_hidden_states=True).hidden_states[layer][0]
+    return _exactly(rows[: len(sound) // SLOT], len(sound) // SLOT)
 
 
 def _exactly(rows: torch.Tensor, count: int) -> torch.Tensor:
     if len(rows) != count:
-        raise RuntimeError(f"{len(rows)} rows for {count} slots of sound")
+        raise RuntimeError(f"the network returned {len(rows)} rows, expected {count}")
     return rows
 
 
@@ -120,22 +125,22 @@ FAMILIES = {
     "hubert": Family(
         model="HubertModel",
         preprocessor="Wav2Vec2FeatureExtractor",
-        usual="facebook/hubert-base-ls960",
-        first_centre=0.01,
-        describe=_from_waveform,
+        default="facebook/hubert-base-ls960",
+        first_center=0.01,
+        extract=_from_waveform,
     ),
     "wav2vec2": Family(
         model="Wav2Vec2Model",
         preprocessor="Wav2Vec2FeatureExtractor",
-        usual="facebook/wav2vec2-base-960h",
-        first_centre=0.01,
-        describe=_from_waveform,
+        default="facebook/wav2vec2-base-960h",
+        first_center=0.01,
+        extract=_from_waveform,
     ),
     "whisper": Family(
         model="WhisperModel",
         preprocessor="WhisperFeatureExtractor",
-        usual="openai/whisper-tiny",
-        first_centre=0.0,
-        describe=_from_spectrogram,
+        default="openai/whisper-tiny",
+        first_center=0.0,
+        extract=_from_spectrogram,
     ),
 }

@@ -15,10 +15,10 @@ import numpy as np
 
 from talker.clip import FPS
 from talker.dataset import Dataset
+from talker.encoders import load_encoder
 from talker.encoders.base import Choice, Encoder
-from talker.encoders.features import SLOTS_PER_FRAME, describe, windows
+from talker.encoders.features import SLOTS_PER_FRAME, extract, windows
 from talker.encoders.loudness import pauses, slot_levels, speech_level
-from talker.encoders.registry import load_encoder
 from talker.head.landmarks68 import mouth_shape
 from talker.measure.metrics import correlation, lag_curve
 from talker.media.audio import Waveform
@@ -145,7 +145,7 @@ def _standardised(encoder: Encoder, sound: Waveform) -> np.ndarray:
     45 s it raised the correlation with avatars of an unheard English and a German voice from 0.42
     and 0.04 to 0.5 and 0.3, and left that of the same voice as it was.
     """
-    slots = np.concatenate(list(describe(encoder, sound)))
+    slots = np.concatenate(list(extract(encoder, sound)))
     levels = slot_levels(sound)
     loud = levels > np.nan_to_num(speech_level(levels), nan=np.inf) - LOUD
     known = slots[loud] if loud.sum() > 1 else slots

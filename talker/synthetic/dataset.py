@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from talker.clip import FPS, SAMPLES_PER_FRAME, Clip, Source, save_per_frame
-from talker.core.presets import DEFAULT_ENCODER
+from talker.core.config import DEFAULT_ENCODER
 from talker.data import layout
 from talker.data.formats import AU45_CLOSED, write_au45, write_track_params, write_transforms
 from talker.data.masks import write_mask
