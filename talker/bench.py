@@ -29,7 +29,7 @@ from talker.avatar.renderer import MAX_WORKERS, Drive, render_frames
 from talker.avatar.trainer import Conditions, Trainer
 from talker.avatar.training_set import Targets, TrainingSet, training_set
 from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
-from talker.core.config import AtLeast0, AtLeast1, NonNegative, validated
+from talker.core.config import DEFAULT_ENCODER, AtLeast0, AtLeast1, NonNegative, validated
 from talker.core.files import atomic_write
 from talker.core.parallel import one_thread, ordered_map
 from talker.dataset import Dataset
@@ -62,7 +62,7 @@ class Config:
     """Numbers of Gaussians of the avatars to measure."""
     image_size: ImageSize = 512
     """Longer side of the images, pixels."""
-    encoder: str = "hama"
+    encoder: str = DEFAULT_ENCODER
     """Speech encoder whose features of the dataset are used, and which encodes live speech."""
     render_batches: tuple[AtLeast1, ...] = (1, 128)
     """Batch sizes to measure rendering with, frames."""

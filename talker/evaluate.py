@@ -22,7 +22,7 @@ from scipy.ndimage import binary_dilation, binary_erosion
 from talker.avatar.model import Avatar
 from talker.avatar.renderer import Drive, avatar_dataset, load_avatar, render_frames
 from talker.clip import SAMPLE_RATE, SAMPLES_PER_FRAME
-from talker.core.config import AtLeast0, AtLeast1, validated
+from talker.core.config import DEFAULT_ENCODER, AtLeast0, AtLeast1, validated
 from talker.core.files import Output, atomic_write
 from talker.core.progress import progress
 from talker.dataset import Dataset, over
@@ -261,7 +261,7 @@ def measure(images: Iterable[np.ndarray], truth: Truth) -> Measured:
 
 
 def evaluate(
-    avatar: Avatar, dataset: Dataset, config: Config, encoder: str = "hama"
+    avatar: Avatar, dataset: Dataset, config: Config, encoder: str = DEFAULT_ENCODER
 ) -> dict[str, Any]:
     """All numbers and curves of `metrics.json`; `encoder` is the one that drives the avatar.
 

@@ -10,9 +10,8 @@ from typing import Annotated
 from pydantic import Field
 
 from talker.clip import Clip
-from talker.core.config import AtLeast0, AtLeast1, NonNegative, validated
+from talker.core.config import DEFAULT_ENCODER, AtLeast0, AtLeast1, NonNegative, validated
 from talker.core.files import Output, atomic_write
-from talker.core.presets import DEFAULT_ENCODER
 from talker.encoders import EncoderName, load_encoder
 from talker.encoders.base import Choice
 from talker.encoders.features import (

@@ -8,7 +8,15 @@ from pydantic import Field
 from talker.avatar.density import DensityConfig
 from talker.avatar.gaussians import MAX_SH_DEGREE, NEIGHBORS
 from talker.avatar.losses import LossWeights
-from talker.core.config import AtLeast0, AtLeast1, Fraction, NonNegative, Positive, validated
+from talker.core.config import (
+    DEFAULT_ENCODER,
+    AtLeast0,
+    AtLeast1,
+    Fraction,
+    NonNegative,
+    Positive,
+    validated,
+)
 
 MIN_SIZE = 16
 """Smallest size of the training images, pixels; the crop around the head is a multiple of it."""
@@ -41,7 +49,7 @@ class LearningRates:
 class Config:
     """Options of `talker train`."""
 
-    encoder: str = "hama"
+    encoder: str = DEFAULT_ENCODER
     """Speech encoder whose features the avatar is trained on. The workflow sets it from its own
     key `encoder`."""
     image_size: ImageSize = 512

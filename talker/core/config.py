@@ -31,6 +31,9 @@ Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 """Number from 0 to 1."""
 
+DEFAULT_ENCODER = "hama"
+"""Default of the option `encoder`, the speech encoder, which several stages share."""
+
 _STRICT = ConfigDict(
     extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
 )

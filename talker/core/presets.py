@@ -8,10 +8,9 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
+from talker.core.config import DEFAULT_ENCODER
 from talker.core.gpu import visible_gpus
 
-DEFAULT_ENCODER = "hama"
-"""Name of the speech encoder that is used if the configuration does not name one."""
 ENCODER_STAGES = ("speech", "train")
 """Stages whose option `encoder` is set by the key `encoder` of the configuration."""
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from talker.core.presets import DEFAULT_ENCODER
+from talker.core.config import DEFAULT_ENCODER
 
 
 @dataclass(frozen=True)
