@@ -24,8 +24,13 @@ Percentile = Annotated[float, Field(ge=0, le=100)]
 class Config:
     """How the eye closure is measured."""
 
-    backend: Literal["ear"] = "ear"
-    """Method: `ear` (eye aspect ratio of the landmarks)."""
+    backend: Literal["ear", "openface", "pyfeat", "blendshapes"] = "ear"
+    """Method: `ear` (eye aspect ratio of the landmarks), `openface` or `pyfeat` (a table that the
+    program wrote), or `blendshapes` (MediaPipe's face landmarker)."""
+    table: str | None = None
+    """Path of the csv file that `openface` or `pyfeat` reads."""
+    weights: str | None = None
+    """Path of face_landmarker.task for `blendshapes`."""
     open_percentile: Percentile = 75.0
     """Percentile of the eye aspect ratio at which `ear` considers the eyes open."""
     closed_percentile: Percentile = 0.5
@@ -35,19 +40,27 @@ class Config:
     clip without blinks is not rescaled."""
 
 
-def main(*, clip: Path, landmarks: Path, au: Output, config: Config = Config()) -> None:
+def main(
+    *,
+    clip: Path,
+    landmarks: Path,
+    au: Output,
+    images: Path | None = None,
+    config: Config = Config(),
+) -> None:
     """Write the eye closure of every frame in the format of OpenFace.
 
     Args:
         clip: clip.json of the dataset.
         landmarks: landmarks.npz, the face mesh of every frame.
         au: au.csv to write, with the column " AU45_r" (0 open to 5 closed).
+        images: folder of the frames, %d.jpg; only `blendshapes` needs it.
         config: options.
     """
     described = Clip.load(clip)
     meshes = load_per_frame(landmarks, described.frames, "points")
     backend = load_backend("blink", config.backend)
-    au45 = backend.measure(described, meshes["points"], meshes["valid"], config)
+    au45 = backend.measure(described, images, meshes["points"], meshes["valid"], config)
     with atomic_write(au) as (scratch,):
         write_au45(scratch, au45, meshes["valid"])
     closed = au45 > AU45_CLOSED / 2

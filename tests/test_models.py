@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.io import savemat
+from scipy.io import loadmat, savemat
 from scipy.spatial import KDTree
 from scipy.spatial.transform import Rotation
 
@@ -111,7 +111,9 @@ def test_basel_expressions_are_read_if_given(basel: Path, ours: MorphableHead, t
     rng = np.random.default_rng(0)
     basis = rng.normal(size=(3 * len(kept), EXPRESSIONS))
     sizes = np.linspace(2.0, 1.0, EXPRESSIONS)
-    info = {"base_exp": basis, "sig_exp": sizes, "mu_exp": np.zeros(3 * len(kept))}
+    mean = np.zeros((len(kept), 3))
+    mean[:, 1] = 4e3
+    info = {"base_exp": basis, "sig_exp": sizes, "mu_exp": mean.ravel()}
     np.save(tmp_path / "exp_info.npy", np.array(info, dtype=object))
     np.save(tmp_path / "topology_info.npy", np.array({"sub_inds": kept}, dtype=object))
     found = load_head("bfm2009", tmp_path)
@@ -119,6 +121,38 @@ def test_basel_expressions_are_read_if_given(basel: Path, ours: MorphableHead, t
     assert not found.expressions[:, 1::2].any()
     expected = np.linalg.norm(basis, axis=0) * sizes * 1e-5
     np.testing.assert_allclose(np.linalg.norm(found.expressions, axis=(1, 2)), expected, rtol=1e-3)
+    shift = found.vertices - load_head("bfm2009", basel).vertices
+    raised = shift[::2].mean(axis=0) - shift[1::2].mean(axis=0)
+    np.testing.assert_allclose(raised, [0, 0.04, 0], atol=0.01)
+
+
+def test_converted_basel_model_is_read(basel: Path, ours: MorphableHead, tmp_path: Path):
+    """3DMM_info.npy and topology_info.npy give the head that the .mat file gives."""
+    arrays = loadmat(basel / "01_MorphableModel.mat")
+    rng = np.random.default_rng(0)
+    count = len(ours.vertices)
+    shift = np.full(3 * count, 500.0)
+    info = {
+        "mu_shape": arrays["shapeMU"].ravel() - shift,
+        "b_shape": arrays["shapePC"].T,
+        "sig_shape": arrays["shapeEV"].ravel(),
+        "mu_exp": shift,
+        "b_exp": rng.normal(size=(EXPRESSIONS, 3 * count)),
+        "sig_exp": np.ones(EXPRESSIONS),
+    }
+    np.save(tmp_path / "3DMM_info.npy", np.array(info, dtype=object))
+    with pytest.raises(UserError, match=r"topology_info\.npy: missing"):
+        load_head("bfm2009", tmp_path)
+    topology = {"tris": arrays["tl"].astype(int) - 1}
+    np.save(tmp_path / "topology_info.npy", np.array(topology, dtype=object))
+    found, expected = load_head("bfm2009", tmp_path), load_head("bfm2009", basel)
+    np.testing.assert_allclose(found.vertices, expected.vertices, atol=1e-4)
+    np.testing.assert_allclose(found.identities, expected.identities, atol=1e-4)
+    assert found.expressions.shape == (EXPRESSIONS, count, 3)
+    del info["sig_exp"]
+    np.save(tmp_path / "3DMM_info.npy", np.array(info, dtype=object))
+    with pytest.raises(UserError, match=r"3DMM_info\.npy: expected .*sig_exp"):
+        load_head("bfm2009", tmp_path)
 
 
 def test_ict_clone_is_read(ours: MorphableHead, tmp_path: Path):

@@ -10,9 +10,9 @@ from types import ModuleType
 from typing import Any
 
 BACKENDS = {
-    "landmarks": ("mediapipe",),
-    "parsing": ("color",),
-    "blink": ("ear",),
+    "landmarks": ("mediapipe", "fan", "dlib"),
+    "parsing": ("color", "bisenet", "multiclass"),
+    "blink": ("ear", "openface", "pyfeat", "blendshapes"),
     "head": ("anny", "bfm2009", "ict"),
 }
 """Names of the backends of each step; the first one is the default."""

@@ -3,6 +3,7 @@
 The ratio is scaled by the subject's own open and closed eyes, because it differs between people.
 """
 
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -20,11 +21,14 @@ class Options(Protocol):
     closed_ratio: float
 
 
-def measure(clip: Clip, points: np.ndarray, valid: np.ndarray, options: Options) -> np.ndarray:
+def measure(
+    clip: Clip, images: Path | None, points: np.ndarray, valid: np.ndarray, options: Options
+) -> np.ndarray:
     """Return the AU45 intensity of every frame, float64 [T] from 0 (open) to 5 (closed).
 
     Args:
         clip: the clip.
+        images: not used.
         points: face meshes [T, 478, 3].
         valid: bool [T]; the ratio of the other frames is interpolated.
         options: options of the stage.

@@ -87,7 +87,7 @@ def _run_graph(make_graph: Any, images: Iterable[np.ndarray]) -> Iterator[tuple[
     try:
         for image in images:
             if graph is None:
-                with _silence():
+                with silence():
                     graph = make_graph()
                     result = graph.process(image)
             else:
@@ -99,7 +99,7 @@ def _run_graph(make_graph: Any, images: Iterable[np.ndarray]) -> Iterator[tuple[
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Discard stderr of native code: these graphs print warnings that no log level suppresses."""
     sys.stderr.flush()
     kept = os.dup(2)

@@ -1,0 +1,61 @@
+"""Eye closure by py-feat (Cheong et al. 2023): AU43 of the csv file that its detector writes.
+
+py-feat runs in an environment of its own (envs/pyfeat.yaml) and downloads its networks itself.
+"""
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from talker.backends.blink_table import column, require_table, resample
+from talker.clip import FPS, Clip
+from talker.data.formats import AU45_CLOSED, read_table
+
+
+class Options(Protocol):
+    """The options of the stage that this backend reads."""
+
+    table: str | None
+
+
+def measure(
+    clip: Clip, images: Path | None, points: np.ndarray, valid: np.ndarray, options: Options
+) -> np.ndarray:
+    """Return the eye closure of every frame, float64 [T] from 0 (open) to 5 (closed).
+
+    AU43, the probability of closed eyes, is scaled to the range of AU45. Rows are assigned by their
+    frame number; of several faces in a frame the largest counts.
+
+    Args:
+        clip: the clip.
+        images: not used.
+        points: not used.
+        valid: not used.
+        options: options of the stage.
+
+    Raises:
+        UserError: the table is missing, damaged, or of another duration than the clip.
+    """
+    program = "`python scripts/run_pyfeat.py` in the environment of envs/pyfeat.yaml"
+    path = require_table(options.table, "pyfeat", program)
+    table = read_table(path)
+    frames = column(path, table, "frame", 0, 1e7).astype(int)
+    closure = AU45_CLOSED * np.nan_to_num(_numbers(table, path, "AU43"), nan=-1.0)
+    areas = _numbers(table, path, "FaceRectWidth") * _numbers(table, path, "FaceRectHeight")
+    areas = np.nan_to_num(areas, nan=-1.0)
+    order = np.lexsort([-areas, frames])
+    first = order[np.unique(frames[order], return_index=True)[1]]
+    times, values = frames[first] / FPS, closure[first]
+    return resample(path, clip, times, values, values >= 0)
+
+
+def _numbers(table: dict[str, list[str]], path: Path, name: str) -> np.ndarray:
+    """Return a column; empty cells, which py-feat writes for frames without a face, become nan."""
+    filled = dict(table)
+    if name in filled:
+        filled[name] = [
+            cell if cell.strip().lower() not in ("", "nan") else "-1" for cell in table[name]
+        ]
+    values = column(path, filled, name, -1.0, 1e6)
+    return np.where(values < 0, np.nan, values)
