@@ -12,7 +12,9 @@ import yaml
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
+from talker.backends import OPTIONS as BACKEND_OPTIONS
 from talker.backends import backend_module
+from talker.backends.weights import missing_file
 from talker.core.batch import (
     SubjectRow,
     failures,
@@ -153,6 +155,21 @@ def require_deepspeech_scores():
             )
 
 
+def require_backend_files():
+    """Stop where a backend lacks the weights, the table or the head model that it needs."""
+    if workflow.remote_exec or not LOCAL:
+        return
+    subjects = [None, *(name for name in SUBJECTS if SUBJECTS[name].options)]
+    missing = {
+        fault: None
+        for subject in subjects
+        for stage in BACKEND_OPTIONS
+        if (fault := missing_file(stage, options_of(stage, subject)))
+    }
+    if missing:
+        raise WorkflowError("\n".join(missing))
+
+
 def require_named_preset():
     """Stop if the GPU of this machine would decide about the preset of jobs on other machines."""
     if config["preset"] == "auto" and workflow.non_local_exec:
@@ -269,6 +286,7 @@ ENV_MODULES = {"media": [], "face": [], "avatar": []} | (config.get("modules") o
 
 require_input_files()
 require_deepspeech_scores()
+require_backend_files()
 
 # The `talker` next to this Python comes last on the PATH, so that an active environment has
 # precedence. Snakemake sets OMP_NUM_THREADS for every job; numba reads a variable of its own.

@@ -83,13 +83,14 @@ rule blink:
         mem_mb=scale_with_attempt(1000),
         runtime=scale_with_attempt(5),
     params:
+        images=rules.frames.output.images,
         options=stage_options("blink"),
         fingerprint=fingerprint("blink", after=[rules.landmarks]),
     message:
         "{wildcards.subject}: measuring eye closure in every frame"
     shell:
-        "talker blink --clip {input.clip:q} --landmarks {input.landmarks:q} --au {output.au:q}"
-        " {params.options} > {log:q} 2>&1"
+        "talker blink --clip {input.clip:q} --images {params.images:q}"
+        " --landmarks {input.landmarks:q} --au {output.au:q} {params.options} > {log:q} 2>&1"
 
 
 rule track:

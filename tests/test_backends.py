@@ -15,12 +15,18 @@ import pytest
 import torch
 
 from talker import blink, landmarks, parsing, track
-from talker.backends import BACKENDS, OPTIONS, backend_module, blink_blendshapes, load_backend
+from talker.backends import (
+    BACKENDS,
+    OPTIONS,
+    backend_module,
+    blink_blendshapes,
+    load_backend,
+)
 from talker.backends.bisenet import CLASSES, BiSeNet
 from talker.backends.landmarks_fan import MIRRORED, peaks, predict
 from talker.backends.parsing_bisenet import CLASS_OF, classify
 from talker.backends.parsing_multiclass import merge_classes
-from talker.backends.weights import Weights, require_weights
+from talker.backends.weights import FILES, Weights, missing_file, require_weights
 from talker.clip import Clip, Source, save_per_frame
 from talker.data.formats import read_au45
 from talker.data.masks import BACKGROUND, HEAD, NECK, TORSO
@@ -74,6 +80,27 @@ def test_missing_and_shortened_weights_are_refused(tmp_path: Path):
         require_weights(str(tmp_path / "net.pth"), "bisenet", weights)
     (tmp_path / "mine.pth").write_bytes(bytes(400))
     assert require_weights(str(tmp_path / "mine.pth"), "bisenet", weights).name == "mine.pth"
+
+
+def test_the_workflow_can_refuse_missing_files(tmp_path: Path):
+    assert missing_file("frames", {}) is None
+    for stage, (step, option) in OPTIONS.items():
+        assert missing_file(stage, {}) is None
+        for name in BACKENDS[step]:
+            fault = missing_file(stage, {option: name})
+            key = FILES.get((step, name))
+            assert (fault is None) == (key is None)
+            if fault is not None:
+                assert fault.startswith(f"{stage}: {key}: ") and f"'{name}'" in fault
+                assert missing_file(stage, {option: name, key: str(tmp_path)}) is None or (
+                    key == "weights"
+                )
+    fault = missing_file("parsing", {"backend": "bisenet", "weights": str(tmp_path / "no.pth")})
+    assert fault and "no.pth: missing" in fault and "github.com" in fault
+    (tmp_path / "no.pth").touch()
+    assert (
+        missing_file("parsing", {"backend": "bisenet", "weights": str(tmp_path / "no.pth")}) is None
+    )
 
 
 class Malicious:
@@ -325,7 +352,14 @@ def test_pyfeat_takes_the_largest_face_of_each_frame(tmp_path: Path):
     table.write_text("\n".join(rows) + "\n")
     au45 = run_blink(folder, backend="pyfeat", table=str(table))
     assert au45 == pytest.approx([1.0, 2.0, 3.5, 5.0], abs=1e-3)
-    with pytest.raises(UserError, match=r"table: not set.*'pyfeat'.*run_pyfeat"):
+    clip = json.loads((folder / "clip.json").read_text())
+    clip["source"]["fps"] = 50.0
+    (folder / "clip.json").write_text(json.dumps(clip))
+    frames = [f"{i},1,1,50,50,0.5,{i / 8:.3f},me.mp4" for i in range(8)]
+    table.write_text("\n".join([rows[0], *frames]) + "\n")
+    au45 = run_blink(folder, backend="pyfeat", table=str(table))
+    assert au45 == pytest.approx(np.arange(0, 8, 2) * 5 / 8, abs=1e-3)
+    with pytest.raises(UserError, match=r"table: not set.*'pyfeat'.*py-feat's detector"):
         run_blink(folder, backend="pyfeat")
 
 

@@ -19,6 +19,8 @@ import yaml
 from fake_workflow import ROOT, Workflow
 
 from talker.__main__ import COMMANDS
+from talker.backends import OPTIONS as BACKEND_OPTIONS
+from talker.backends.weights import FILES
 
 GRAPHS = yaml.safe_load((ROOT / "tests" / "rulegraphs.yaml").read_text())
 GRAPH = {rule: set(producers) for rule, producers in GRAPHS["a speech"].items() if rule != "all"}
@@ -138,6 +140,12 @@ def test_every_option_reruns_its_stage_and_what_follows(tmp_path: Path) -> None:
         if not key.startswith("synthesize.")  # options of the demo, tested below
     ]
     cells = {f"s{i}": {key: value} for i, (key, value) in enumerate(keys)}
+    for chosen in cells.values():
+        ((key, value),) = chosen.items()
+        stage, _, option = key.partition(".")
+        if stage in BACKEND_OPTIONS and option == BACKEND_OPTIONS[stage][1]:
+            needed = FILES.get((BACKEND_OPTIONS[stage][0], value))
+            chosen |= {f"{stage}.{needed}": "config/config.yaml"} if needed else {}
     workflow = Workflow(tmp_path)
     for name in cells:
         (tmp_path / f"{name}.mp4").touch()
@@ -156,7 +164,7 @@ def test_every_option_reruns_its_stage_and_what_follows(tmp_path: Path) -> None:
     for name, rule in re.findall(r"> logs/(\w+)/([a-z]+)\w*\.log 2>&1", workflow.run("-n", "-p")):
         planned[name].add(rule)
     for name, chosen in cells.items():
-        (key,) = chosen
+        key = next(iter(chosen))
         stage = key.partition(".")[0]
         expected = {rule for rule in followers({stage}) if "novel" not in rule}
         assert planned[name] == expected, key

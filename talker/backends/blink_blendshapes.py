@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from talker.backends.weights import Weights, require_weights, wrong_weights
+from talker.backends.weights import WEIGHTS, require_weights, wrong_weights
 from talker.clip import Clip
 from talker.core.progress import progress
 from talker.data.formats import AU45_CLOSED
@@ -14,12 +14,7 @@ from talker.errors import UserError
 from talker.media.images import read_numbered
 from talker.media.mediapipe_tasks import predict_blendshapes
 
-WEIGHTS = Weights(
-    name="face_landmarker.task",
-    source="https://storage.googleapis.com/mediapipe-models/face_landmarker/face_landmarker/"
-    "float16/1/face_landmarker.task",
-    licence="Apache-2.0",
-)
+PUBLISHED = WEIGHTS["blink", "blendshapes"]
 """The published weights."""
 
 EYES = ("eyeBlinkLeft", "eyeBlinkRight")
@@ -47,15 +42,15 @@ def measure(
     Raises:
         UserError: the weights are missing or wrong, or no frame shows a face.
     """
-    file = require_weights(options.weights, "blendshapes", WEIGHTS)
+    file = require_weights(options.weights, "blendshapes", PUBLISHED)
     if images is None:
         raise UserError("images: the backend 'blendshapes' needs the folder of the frames")
     if not zipfile.is_zipfile(file):
-        raise wrong_weights(file, "not a complete task file", WEIGHTS)
+        raise wrong_weights(file, "not a complete task file", PUBLISHED)
     try:
         shapes = predict_blendshapes(read_numbered(images, clip), file)
     except (RuntimeError, ValueError) as error:
-        raise wrong_weights(file, str(error).splitlines()[0][:200], WEIGHTS) from error
+        raise wrong_weights(file, str(error).splitlines()[0][:200], PUBLISHED) from error
     return closure(list(progress(shapes, "blendshapes", clip.frames)), images)
 
 

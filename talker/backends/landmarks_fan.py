@@ -9,15 +9,11 @@ import torch
 
 from talker.backends.detect68 import Options, detect_with, square
 from talker.backends.torch_weights import device, load_state
-from talker.backends.weights import Weights, require_weights
+from talker.backends.weights import WEIGHTS, require_weights
 from talker.clip import Clip
 from talker.errors import UserError
 
-WEIGHTS = Weights(
-    name="2DFAN4-11f355bf06.pth.tar",
-    source="https://www.adrianbulat.com/downloads/python-fan/2DFAN4-11f355bf06.pth.tar",
-    licence="code BSD-3; trained on 300W-LP, which is for non-commercial research",
-)
+PUBLISHED = WEIGHTS["landmarks", "fan"]
 """The published weights."""
 
 INPUT = 256
@@ -66,14 +62,14 @@ def load(weights: str | None) -> torch.nn.Module:
     Raises:
         UserError: face-alignment is not installed, or the weights are missing or wrong.
     """
-    file = require_weights(weights, "fan", WEIGHTS)
+    file = require_weights(weights, "fan", PUBLISHED)
     try:
         from face_alignment.models import FAN  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(
             "the backend 'fan' needs the package face-alignment: run `pip install face-alignment`"
         ) from error
-    return load_state(FAN(4), file, WEIGHTS)
+    return load_state(FAN(4), file, PUBLISHED)
 
 
 @torch.no_grad()

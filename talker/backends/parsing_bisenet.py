@@ -10,17 +10,12 @@ import torch
 
 from talker.backends.bisenet import CLASSES, BiSeNet
 from talker.backends.torch_weights import device, load_state
-from talker.backends.weights import Weights, require_weights
+from talker.backends.weights import WEIGHTS, require_weights
 from talker.clip import Clip
 from talker.data.masks import BACKGROUND, HEAD, NECK, TORSO
 from talker.media.images import read_numbered
 
-WEIGHTS = Weights(
-    name="79999_iter.pth",
-    source="https://github.com/zllrunning/face-parsing.PyTorch (section Demo)",
-    licence="code MIT; trained on CelebAMask-HQ, which is for non-commercial research",
-    size=53_289_463,
-)
+PUBLISHED = WEIGHTS["parsing", "bisenet"]
 """The published weights."""
 
 SIZE = 512
@@ -59,8 +54,8 @@ def parse(clip: Clip, images: Path, points: np.ndarray, options: Options) -> Ite
     Raises:
         UserError: the weights are missing or wrong; raised before a frame is read.
     """
-    file = require_weights(options.weights, "bisenet", WEIGHTS)
-    network = load_state(BiSeNet(), file, WEIGHTS)
+    file = require_weights(options.weights, "bisenet", PUBLISHED)
+    network = load_state(BiSeNet(), file, PUBLISHED)
     return (classify(network, image) for image in read_numbered(images, clip))
 
 

@@ -10,18 +10,13 @@ from typing import Protocol
 
 import numpy as np
 
-from talker.backends.weights import Weights, require_weights, wrong_weights
+from talker.backends.weights import WEIGHTS, require_weights, wrong_weights
 from talker.clip import Clip
 from talker.data.masks import BACKGROUND, HEAD, NECK, TORSO
 from talker.media.images import read_numbered
 from talker.media.mediapipe_tasks import segment_classes
 
-WEIGHTS = Weights(
-    name="selfie_multiclass_256x256.tflite",
-    source="https://storage.googleapis.com/mediapipe-models/image_segmenter/"
-    "selfie_multiclass_256x256/float32/1/selfie_multiclass_256x256.tflite",
-    licence="Apache-2.0",
-)
+PUBLISHED = WEIGHTS["parsing", "multiclass"]
 """The published weights."""
 
 HAIR, BODY_SKIN, FACE_SKIN, CLOTHES, OTHERS = range(1, 6)
@@ -55,20 +50,20 @@ def parse(clip: Clip, images: Path, points: np.ndarray, options: Options) -> Ite
     Raises:
         UserError: the weights are missing or wrong; raised before a frame is read.
     """
-    file = require_weights(options.weights, "multiclass", WEIGHTS)
+    file = require_weights(options.weights, "multiclass", PUBLISHED)
     with file.open("rb") as stream:
         if stream.read(8)[4:] != b"TFL3":
-            raise wrong_weights(file, "not a TensorFlow Lite model", WEIGHTS)
+            raise wrong_weights(file, "not a TensorFlow Lite model", PUBLISHED)
     try:
         predicted = segment_classes(read_numbered(images, clip), file)
     except (RuntimeError, ValueError) as error:
-        raise wrong_weights(file, str(error).splitlines()[0][:200], WEIGHTS) from error
+        raise wrong_weights(file, str(error).splitlines()[0][:200], PUBLISHED) from error
 
     def masks() -> Iterator[np.ndarray]:
         for probabilities, mesh in zip(predicted, points, strict=True):
             if len(probabilities) != OTHERS + 1:
                 reason = f"{len(probabilities)} classes, expected {OTHERS + 1}"
-                raise wrong_weights(file, reason, WEIGHTS)
+                raise wrong_weights(file, reason, PUBLISHED)
             yield merge_classes(probabilities.argmax(0), mesh)
 
     return masks()
