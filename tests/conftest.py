@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from jaxtyping import install_import_hook
 
 if TYPE_CHECKING:
     from talker.synthetic.subject import GroundTruth, SyntheticSubject
@@ -15,6 +16,12 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 CLIPS = ROOT.parent / "shared" / "clips"
 DEMO = ROOT / "demo"
+SHAPES_CHECKED = [
+    f"talker.avatar.{path.stem}" for path in (ROOT / "talker/avatar").glob("[!_]*.py")
+]
+"""Modules whose annotations, the shapes of arrays among them, are checked in every call. Kernels
+are compiled from their source and cannot be wrapped."""
+install_import_hook(SHAPES_CHECKED, "beartype.beartype")
 FRAMES, SIZE = 100, 256
 
 

@@ -32,7 +32,7 @@ def untrained_avatar(data: Dataset) -> Avatar:
     return Avatar(config, gaussians, bounds, torch.from_numpy(data.viewmats))
 
 
-class FakeAvatar(nn.Module):
+class FakeAvatar(Avatar):
     """Shows the real head of the frame it hears, in any pose; what it cannot place, as frame 0.
 
     Args:
@@ -40,7 +40,7 @@ class FakeAvatar(nn.Module):
     """
 
     def __init__(self, dataset: Dataset, delay: int = 0) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self.device_of = nn.Parameter(torch.zeros(1))
         self.dataset, self.delay = dataset, delay
         self.config = SimpleNamespace(

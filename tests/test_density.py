@@ -200,11 +200,11 @@ def test_opacities_are_reset_on_schedule():
 
 def test_statistics_survive_a_checkpoint():
     saved = DensityControl(CONFIG)
-    saved.observe(torch.ones(1, 4, 2), torch.ones(1, 4), 10, 10, 1)
+    saved.observe(torch.ones(1, 4, 2), torch.ones(1, 4).int(), 10, 10, 1)
     loaded = DensityControl(CONFIG)
     loaded.load_state_dict(saved.state_dict(), torch.device("cpu"))
     for control in (saved, loaded):
-        control.observe(torch.ones(1, 4, 2), torch.ones(1, 4), 10, 10, 1)
+        control.observe(torch.ones(1, 4, 2), torch.ones(1, 4).int(), 10, 10, 1)
     assert saved.gradients is not None and loaded.gradients is not None
     assert torch.equal(saved.gradients, loaded.gradients)
 
@@ -215,7 +215,8 @@ def test_counting_goes_on_where_the_gaussians_are():
     control = DensityControl(CONFIG)
     counted: dict[str, Tensor | None] = {"gradients": torch.ones(4), "views": torch.ones(4)}
     control.load_state_dict(counted, device)
-    control.observe(torch.ones(1, 4, 2, device=device), torch.ones(1, 4, device=device), 10, 10, 1)
+    radii = torch.ones(1, 4, dtype=torch.int32, device=device)
+    control.observe(torch.ones(1, 4, 2, device=device), radii, 10, 10, 1)
     assert control.gradients is not None and control.gradients.device == device
     control.load_state_dict({"gradients": None, "views": None}, device)
     assert control.gradients is None

@@ -10,6 +10,7 @@ from torch import nn
 
 from talker.avatar.drive import longest_run, nearest_valid, ping_pong
 from talker.avatar.live import live_avatar
+from talker.avatar.model import Avatar
 from talker.avatar.renderer import Drive, load_avatar, render_frames
 from talker.dataset import Dataset
 
@@ -19,11 +20,11 @@ def data(dataset: Path) -> Dataset:
     return Dataset.load(dataset, 64)
 
 
-class Recorder(nn.Module):
+class Recorder(Avatar):
     """Remembers its input; draws `color` with `alpha` everywhere."""
 
     def __init__(self, color: float, alpha: float) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self.device_of = nn.Parameter(torch.zeros(1))
         self.color, self.alpha = color, alpha
         self.inputs: list[tuple[torch.Tensor, ...]] = []

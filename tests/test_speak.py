@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from talker import speak as stage
+from talker.avatar.model import Avatar
 from talker.clip import SAMPLES_PER_FRAME
 from talker.core.parallel import one_thread
 from talker.dataset import Dataset
@@ -26,11 +27,11 @@ from talker.media.audio import write_wav
 from talker.speak import Config, StreamingAvatar, measure_latency, speak
 
 
-class Listener(nn.Module):
+class Listener(Avatar):
     """Renders gray and keeps the windows that it was given, in the order in which they come."""
 
     def __init__(self) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self.device_of = nn.Parameter(torch.zeros(1))
         self.windows: list[torch.Tensor] = []
 

@@ -1,6 +1,7 @@
 """Building blocks of the network: tri-plane features and attention to condition tokens."""
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,7 +19,9 @@ class TriPlane(nn.Module):
 
     bounds: Tensor
 
-    def __init__(self, bounds: Tensor, resolutions: tuple[int, ...], channels: int) -> None:
+    def __init__(
+        self, bounds: Float[Tensor, "2 3"], resolutions: tuple[int, ...], channels: int
+    ) -> None:
         super().__init__()
         self.register_buffer("bounds", bounds)
         self.planes = nn.ParameterList(
@@ -27,7 +30,7 @@ class TriPlane(nn.Module):
         )
         self.out_features = channels * len(resolutions)
 
-    def forward(self, points: Tensor) -> Tensor:
+    def forward(self, points: Float[Tensor, "G 3"]) -> Float[Tensor, "G {self.out_features}"]:
         low, high = self.bounds
         unit = ((points - low) / (high - low) * 2 - 1).unbind(-1)
         grid = torch.stack([torch.stack([unit[a], unit[b]], -1) for a, b in AXES])[:, None]
@@ -59,18 +62,22 @@ class TokenAttention(nn.Module):
         self.linear2 = nn.Linear(2 * features, features)
         self.norm2 = nn.LayerNorm(features)
 
-    def project_tokens(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def project_tokens(
+        self, tokens: Float[Tensor, "B N D"]
+    ) -> tuple[Float[Tensor, "B {self.heads} N width"], Float[Tensor, "B {self.heads} N D"]]:
         """Return the tokens' keys [B, H, N, D / H] and output-projected values [B, H, N, D]."""
         key = self.key(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         value = self.value(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         out_proj = self.out_proj.weight.unflatten(-1, (self.heads, -1))
         return key, torch.einsum("bhnw,ohw->bhno", value, out_proj)
 
-    def scaled_query(self, x: Tensor) -> Tensor:
+    def scaled_query(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
         """Return the queries of x, both [..., D], divided by the root of a head's width."""
         return self.query(x) * (x.shape[-1] // self.heads) ** -0.5
 
-    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+    def forward(
+        self, x: Float[Tensor, "#B G D"], tokens: Float[Tensor, "B N D"]
+    ) -> Float[Tensor, "B G D"]:
         key, value = self.project_tokens(tokens)
         query = self.scaled_query(x).unflatten(-1, (self.heads, -1)).expand(len(tokens), -1, -1, -1)
         weights = torch.softmax(torch.einsum("bghw,bhnw->bghn", query, key), dim=-1)

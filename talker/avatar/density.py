@@ -8,6 +8,7 @@ import math
 from typing import Annotated
 
 import torch
+from jaxtyping import Bool, Float, Integer
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -74,7 +75,12 @@ class DensityControl:
         return self.config.start - self.config.every < step < self.config.stop
 
     def observe(
-        self, gradients: Tensor, radii: Tensor, height: int, width: int, batch: int
+        self,
+        gradients: Float[Tensor, "B G 2"],
+        radii: Integer[Tensor, "B G"],
+        height: int,
+        width: int,
+        batch: int,
     ) -> None:
         """Add the gradients of B images of `height` x `width` pixels.
 
@@ -113,7 +119,7 @@ class DensityControl:
 def densify(
     params: nn.ParameterDict,
     optimizer: torch.optim.Optimizer,
-    gradients: Tensor,
+    gradients: Float[Tensor, "G"],
     config: DensityConfig,
     generator: torch.Generator,
 ) -> None:
@@ -146,7 +152,7 @@ def densify(
 def replace(
     params: nn.ParameterDict,
     optimizer: torch.optim.Optimizer,
-    keep: Tensor,
+    keep: Bool[Tensor, "G"],
     fresh: dict[str, Tensor],
 ) -> None:
     """Replace each parameter, in `params` and in the optimizer, by its rows `keep` and new rows.
@@ -182,7 +188,7 @@ def reset_opacities(
             value.zero_()
 
 
-def rotate(quats: Tensor, vectors: Tensor) -> Tensor:
+def rotate(quats: Float[Tensor, "N 4"], vectors: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3"]:
     """Rotate vectors [N, 3] by quaternions wxyz [N, 4] of any norm but 0."""
     w, axis = F.normalize(quats, dim=-1).split([1, 3], dim=-1)
     twice = 2 * torch.linalg.cross(axis, vectors)

@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Bool, Float, Float32, Int64, Real
 from scipy.ndimage import gaussian_filter1d
 from scipy.spatial.transform import Rotation
 
@@ -34,7 +35,7 @@ CORNERS = np.stack(np.meshgrid([-1, 1], [-1, 1], [-1, 1]), -1).reshape(-1, 3)
 """Points on the head [8, 3] that represent its pose, dm."""
 
 
-def ping_pong(length: int, period: int) -> np.ndarray:
+def ping_pong(length: int, period: int) -> Int64[np.ndarray, "{length}"]:
     """Count from 0 to period - 1 and back again and again, without repeating the ends.
 
     Returns:
@@ -44,7 +45,7 @@ def ping_pong(length: int, period: int) -> np.ndarray:
     return np.minimum(steps, 2 * period - 2 - steps)
 
 
-def longest_run(valid: np.ndarray) -> np.ndarray:
+def longest_run(valid: Bool[np.ndarray, "T"]) -> Int64[np.ndarray, "N"]:
     """Return the ids of the longest run of true entries of bool [T], int64, maybe empty."""
     starts, ends = runs(valid)
     if len(starts) == 0:
@@ -53,7 +54,7 @@ def longest_run(valid: np.ndarray) -> np.ndarray:
     return np.arange(starts[best], ends[best])
 
 
-def close_gaps(valid: np.ndarray, longest: int = MAX_GAP) -> np.ndarray:
+def close_gaps(valid: Bool[np.ndarray, "T"], longest: int = MAX_GAP) -> Bool[np.ndarray, "T"]:
     """Fill gaps of at most `longest` frames between valid ones: bool [T] -> bool [T]."""
     filled = valid.copy()
     for start, end in zip(*runs(~valid), strict=True):
@@ -62,7 +63,9 @@ def close_gaps(valid: np.ndarray, longest: int = MAX_GAP) -> np.ndarray:
     return filled
 
 
-def nearest_valid(frames: np.ndarray, valid: np.ndarray) -> np.ndarray:
+def nearest_valid(
+    frames: Int64[np.ndarray, "N"], valid: Bool[np.ndarray, "T"]
+) -> Int64[np.ndarray, "N"]:
     """Replace invalid frame ids by the nearest valid ones (the earlier of two equally near)."""
     good = np.flatnonzero(valid)
     right = np.searchsorted(good, frames).clip(0, len(good) - 1)
@@ -71,14 +74,14 @@ def nearest_valid(frames: np.ndarray, valid: np.ndarray) -> np.ndarray:
     return np.where(takes_left, good[left], good[right])
 
 
-def head_speed(viewmats: np.ndarray) -> np.ndarray:
+def head_speed(viewmats: Float[np.ndarray, "T 4 4"]) -> Float[np.ndarray, "T"]:
     """Return the smoothed speed of the head relative to the camera, [T, 4, 4] -> [T], dm/frame."""
     points = _points(viewmats)
     velocity = np.gradient(points, axis=0) if len(points) > 1 else np.zeros_like(points)
     return gaussian_filter1d(np.linalg.norm(velocity, axis=-1).mean(-1), 1.5, mode="nearest")
 
 
-def recorded_path(dataset: Dataset, length: int) -> np.ndarray:
+def recorded_path(dataset: Dataset, length: int) -> Int64[np.ndarray, "{length}"]:
     """Return frame ids, int64 [length], that play the longest recorded stretch back and forth.
 
     Raises:
@@ -88,7 +91,7 @@ def recorded_path(dataset: Dataset, length: int) -> np.ndarray:
     return ids[ping_pong(length, len(ids))]
 
 
-def longest_stretch(dataset: Dataset) -> np.ndarray:
+def longest_stretch(dataset: Dataset) -> Int64[np.ndarray, "N"]:
     """Return the frame ids, int64, of the longest recorded stretch of one shot.
 
     It begins and ends where the head is nearly still, within the first and the last third of the
@@ -119,7 +122,7 @@ def longest_stretch(dataset: Dataset) -> np.ndarray:
     return ids
 
 
-def followed_path(dataset: Dataset, viewmats: np.ndarray) -> np.ndarray:
+def followed_path(dataset: Dataset, viewmats: Float[np.ndarray, "N 4 4"]) -> Int64[np.ndarray, "N"]:
     """Return frames whose recorded poses are near to given ones: [N, 4, 4] -> int64 [N].
 
     They are neighbors in time unless a frame elsewhere is nearer by `JUMP_DISTANCE`.
@@ -138,7 +141,9 @@ def followed_path(dataset: Dataset, viewmats: np.ndarray) -> np.ndarray:
     return path
 
 
-def scaled_poses(viewmats: np.ndarray, factor: float) -> np.ndarray:
+def scaled_poses(
+    viewmats: Float[np.ndarray, "N 4 4"], factor: float
+) -> Float32[np.ndarray, "N 4 4"]:
     """Scale head motion about its mean pose, [N, 4, 4] -> float32 [N, 4, 4]; 0 stops it."""
     rotations = Rotation.from_matrix(viewmats[:, :3, :3].astype(np.float64))
     mean = rotations.mean()
@@ -150,7 +155,9 @@ def scaled_poses(viewmats: np.ndarray, factor: float) -> np.ndarray:
     return scaled.astype(np.float32)
 
 
-def natural_blinks(eye: np.ndarray, length: int, seed: int) -> np.ndarray:
+def natural_blinks(
+    eye: Real[np.ndarray, "T"], length: int, seed: int
+) -> Float32[np.ndarray, "{length}"]:
     """Sample eye closure with the subject's own blinks at its own intervals.
 
     Args:
@@ -180,7 +187,9 @@ def natural_blinks(eye: np.ndarray, length: int, seed: int) -> np.ndarray:
     return np.clip(open_eye + closure[BLINK_REACH : BLINK_REACH + length], 0, 1).astype(np.float32)
 
 
-def pose_track(path: Path, frames: int, dataset: Dataset) -> tuple[np.ndarray, np.ndarray | None]:
+def pose_track(
+    path: Path, frames: int, dataset: Dataset
+) -> tuple[Int64[np.ndarray, "{frames}"], Float32[np.ndarray, "{frames} 4 4"] | None]:
     """Read a pose for each of N = `frames` output frames.
 
     A table with a column `frame` replays recorded poses, one with the columns `rx ry rz tx ty tz`
@@ -213,7 +222,7 @@ def pose_track(path: Path, frames: int, dataset: Dataset) -> tuple[np.ndarray, n
     return followed_path(dataset, viewmats), viewmats
 
 
-def blink_track(path: Path, frames: int) -> np.ndarray:
+def blink_track(path: Path, frames: int) -> Float32[np.ndarray, "{frames}"]:
     """Read eye closure float32 [frames]: a column `blink`, 0 open .. 1, or OpenFace's `AU45_r`."""
     table = read_track(path, frames)
     if "blink" in table:
@@ -223,7 +232,9 @@ def blink_track(path: Path, frames: int) -> np.ndarray:
     raise UserError(f"{path}: expected a column 'blink' or 'AU45_r', found {', '.join(table)}")
 
 
-def expression_track(path: Path, frames: int, width: int) -> np.ndarray:
+def expression_track(
+    path: Path, frames: int, width: int
+) -> Float32[np.ndarray, "{frames} {width}"]:
     """Read expressions float32 [frames, width] from columns `e0`, `e1`, ...; missing ones are 0."""
     table = read_track(path, frames)
     names = [f"e{k}" for k in range(width)]

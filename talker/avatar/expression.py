@@ -8,6 +8,7 @@ as well as AudioNet, the convolutional encoder of the AD-NeRF family (docs/speec
 
 import numpy as np
 import torch
+from jaxtyping import Float, Real
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -38,12 +39,14 @@ class SpeechToExpression(nn.Linear):
     def __init__(self, speech_features: int) -> None:
         super().__init__(WINDOW * speech_features, EXPRESSIONS)
 
-    def forward(self, windows: Tensor) -> Tensor:
+    def forward(self, windows: Float[Tensor, "B 16 C"]) -> Float[Tensor, "B 10"]:
         return super().forward(windows.flatten(1))
 
 
 @one_thread()
-def expression_targets(expression: np.ndarray, eye: np.ndarray) -> Tensor:
+def expression_targets(
+    expression: Float[np.ndarray, "T E"], eye: Float[np.ndarray, "T"]
+) -> Float[Tensor, "T 10"]:
     """Return the principal components [T, 10] of tracked expressions; the first has unit variance.
 
     The part that follows the blinks is removed: speech cannot predict it, and the avatar gets it
@@ -63,7 +66,9 @@ def expression_targets(expression: np.ndarray, eye: np.ndarray) -> Tensor:
     return (scores * len(centered) ** 0.5 / sizes[0].clamp_min(1e-9)).float()
 
 
-def rest_expression(targets: Tensor, opening: np.ndarray) -> Tensor:
+def rest_expression(
+    targets: Float[Tensor, "N 10"], opening: Real[np.ndarray, "N"]
+) -> Float[Tensor, "10"]:
     """Return the expression [10] of a closed mouth.
 
     Args:
@@ -77,10 +82,10 @@ def rest_expression(targets: Tensor, opening: np.ndarray) -> Tensor:
 @torch.no_grad()
 def fit_speech_to_expression(
     layer: SpeechToExpression,
-    windows: Tensor,
-    targets: Tensor,
-    silence: Tensor | None = None,
-    rest: Tensor | None = None,
+    windows: Float[Tensor, "N 16 C"],
+    targets: Float[Tensor, "N 10"],
+    silence: Float[Tensor, "C"] | None = None,
+    rest: Float[Tensor, "10"] | None = None,
 ) -> tuple[float, float]:
     """Set the weights of `layer` by ridge regression with cross-validated strength.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float, Integer, UInt8
 from scipy.spatial import KDTree
 from torch import Tensor
 from torch.nn import functional as F
@@ -28,21 +29,24 @@ C0 = 0.28209479177387814
 class Gaussians:
     """Raw parameters of G Gaussians, one set or one for each of B frames: [(B,) G, ...]."""
 
-    means: Tensor
+    means: Float[Tensor, "*B G 3"]
     """[(B,) G, 3] centers, dm"""
-    quats: Tensor
+    quats: Float[Tensor, "*B G 4"]
     """[(B,) G, 4] rotations as quaternions wxyz, not normalized"""
-    scales: Tensor
+    scales: Float[Tensor, "*B G 3"]
     """[(B,) G, 3] natural logarithms of the standard deviations in dm"""
-    opacities: Tensor
+    opacities: Float[Tensor, "*B G"]
     """[(B,) G] logits"""
-    sh: Tensor
+    sh: Float[Tensor, "*B G K 3"]
     """[(B,) G, K, 3] spherical harmonics coefficients of the color"""
 
 
 def sample_surface(
-    vertices: np.ndarray, faces: np.ndarray | None, count: int, rng: np.random.Generator
-) -> np.ndarray:
+    vertices: Float[np.ndarray, "V 3"],
+    faces: Integer[np.ndarray, "F 3"] | None,
+    count: int,
+    rng: np.random.Generator,
+) -> Float[np.ndarray, "{count} 3"]:
     """Sample points [count, 3] uniformly on a triangle mesh, or among its vertices without faces.
 
     Args:
@@ -61,8 +65,11 @@ def sample_surface(
 
 
 def mean_colors(
-    points: np.ndarray, images: np.ndarray, viewmats: np.ndarray, K: np.ndarray
-) -> np.ndarray:
+    points: Float[np.ndarray, "P 3"],
+    images: UInt8[np.ndarray, "N H W 3"],
+    viewmats: Float[np.ndarray, "N 4 4"],
+    K: Float[np.ndarray, "3 3"],
+) -> Float[np.ndarray, "P 3"]:
     """Return the mean color [P, 3] (0..1) of the pixels that points project to.
 
     Args:
@@ -78,7 +85,9 @@ def mean_colors(
     return sampled.mean(0) / 255
 
 
-def initial_gaussians(points: np.ndarray, colors: np.ndarray, sh_degree: int) -> Gaussians:
+def initial_gaussians(
+    points: Float[np.ndarray, "G 3"], colors: Float[np.ndarray, "G 3"], sh_degree: int
+) -> Gaussians:
     """Create round Gaussians as large as the gaps between the points (3DGS, section 5.1).
 
     Args:
@@ -101,7 +110,9 @@ def initial_gaussians(points: np.ndarray, colors: np.ndarray, sh_degree: int) ->
     )
 
 
-def to_view(gaussians: Gaussians, points: Tensor, viewmats: Tensor) -> Splats:
+def to_view(
+    gaussians: Gaussians, points: Float[Tensor, "G 3"], viewmats: Float[Tensor, "B 4 4"]
+) -> Splats:
     """Activate Gaussians [(B,) G, ...] and evaluate their colors for B views.
 
     Args:
@@ -123,12 +134,14 @@ def to_view(gaussians: Gaussians, points: Tensor, viewmats: Tensor) -> Splats:
     )
 
 
-def camera_centers(viewmats: Tensor) -> Tensor:
+def camera_centers(viewmats: Float[Tensor, "B 4 4"]) -> Float[Tensor, "B 3"]:
     """Return the world positions [B, 3] of cameras with world-to-camera matrices [B, 4, 4]."""
     return -(viewmats[:, :3, :3].transpose(1, 2) @ viewmats[:, :3, 3:])[..., 0]
 
 
-def evaluate_sh(sh: Tensor, directions: Tensor) -> Tensor:
+def evaluate_sh(
+    sh: Float[Tensor, "*#N K 3"], directions: Float[Tensor, "*#N 3"]
+) -> Float[Tensor, "*#N 3"]:
     """Evaluate spherical harmonics as colors [..., 3], at least 0.
 
     Args:
@@ -143,7 +156,7 @@ def evaluate_sh(sh: Tensor, directions: Tensor) -> Tensor:
     return ((basis[..., None] * sh).sum(dim=-2) + 0.5).clamp_min(0)
 
 
-def sh_basis(directions: Tensor, count: int) -> Tensor:
+def sh_basis(directions: Float[Tensor, "*N 3"], count: int) -> Float[Tensor, "*N {count}"]:
     """Return the first `count` real harmonics [..., count] at unit vectors [..., 3].
 
     P.-P. Sloan, "Efficient Spherical Harmonic Evaluation", JCGT 2013.

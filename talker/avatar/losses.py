@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -32,12 +33,12 @@ class LossWeights:
 
 
 def compute_loss(
-    rgb: Tensor,
-    alpha: Tensor,
+    rgb: Float[Tensor, "B H W 3"],
+    alpha: Float[Tensor, "B H W 1"],
     targets: Targets,
     weights: LossWeights,
     perceptual: PerceptualNetwork | None = None,
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """Return the loss of a rendered batch, and its terms by the names of their weights.
 
     The target is the frame inside the head mask and the background outside of it. Alpha is
@@ -62,7 +63,9 @@ def compute_loss(
     return total, parts
 
 
-def pixel_terms(rgb: Tensor, alpha: Tensor, targets: Targets) -> tuple[Tensor, Tensor, Tensor]:
+def pixel_terms(
+    rgb: Float[Tensor, "B H W 3"], alpha: Float[Tensor, "B H W 1"], targets: Targets
+) -> tuple[Float[Tensor, "B H W 3"], Float[Tensor, "B H W 3"], Float[Tensor, "3"]]:
     """Compose a rendered batch with its background and compare it with its target, pixel by pixel.
 
     Plain torch, the twin of `losses_triton.PixelTerms`.
@@ -94,7 +97,7 @@ def pixel_terms(rgb: Tensor, alpha: Tensor, targets: Targets) -> tuple[Tensor, T
     return image, target, torch.stack(terms)
 
 
-def ssim(image: Tensor, target: Tensor) -> Tensor:
+def ssim(image: Float[Tensor, "B H W C"], target: Float[Tensor, "B H W C"]) -> Float[Tensor, ""]:
     """Return the mean SSIM of images [B, H, W, C] in 0..1; `target` gets no gradient.
 
     Wang et al. 2004, with a Gaussian window of 11 x 11 pixels and sigma 1.5. As in 3DGS the images
@@ -111,7 +114,9 @@ def ssim(image: Tensor, target: Tensor) -> Tensor:
     return MeanSsim.apply(image, target, window)
 
 
-def ssim_by_convolution(image: Tensor, target: Tensor, window: Tensor) -> Tensor:
+def ssim_by_convolution(
+    image: Float[Tensor, "B H W C"], target: Float[Tensor, "B H W C"], window: Float[Tensor, "taps"]
+) -> Float[Tensor, ""]:
     """Return the mean SSIM as `ssim` does, in plain torch, for a window [TAPS] that sums to 1."""
     x, y = image.permute(0, 3, 1, 2), target.detach().permute(0, 3, 1, 2)
     moments = torch.cat([x, y, x * x, y * y, x * y], dim=1)

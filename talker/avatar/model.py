@@ -7,28 +7,25 @@ deformation heads share their hidden layer, so that one matrix product serves al
 From speech to image there is one road: `speech_to_expression`, `deform`, `rasterize`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from talker.avatar.blocks import TokenAttention, TriPlane
 from talker.avatar.expression import EXPRESSIONS, SpeechToExpression
+from talker.avatar.fused import NetworkInputs, network_inputs
 from talker.avatar.gaussians import Gaussians, camera_centers, to_view
 from talker.avatar.ply import save_ply
 from talker.avatar.rasterize import Splats, rasterize
 from talker.core.config import from_mapping, validated
 from talker.errors import UserError
-
-if TYPE_CHECKING:
-    from talker.avatar.kernels.deform_triton import NetworkInputs
 
 FORMAT_VERSION = 2
 """Version of the avatar format, stored in config.json; other versions are refused by number."""
@@ -86,7 +83,11 @@ class Avatar(nn.Module):
     pose_std: Tensor
 
     def __init__(
-        self, config: AvatarConfig, gaussians: Gaussians, bounds: Tensor, poses: Tensor
+        self,
+        config: AvatarConfig,
+        gaussians: Gaussians,
+        bounds: Float[Tensor, "2 3"],
+        poses: Float[Tensor, "T 4 4"],
     ) -> None:
         super().__init__()
         self.config = config
@@ -131,10 +132,8 @@ class Avatar(nn.Module):
             return Shared(features, None)
         return Shared(features, self.fused_inputs(features))
 
-    def fused_inputs(self, features: Tensor) -> NetworkInputs:
+    def fused_inputs(self, features: Float[Tensor, "G D"]) -> NetworkInputs:
         """Prepare the inputs of the fused kernel from tri-plane features [G, D]."""
-        from talker.avatar.kernels.deform_triton import network_inputs
-
         return network_inputs(
             features, self.gaussians(), self._only_block(), self.hidden, self.heads
         )
@@ -149,11 +148,16 @@ class Avatar(nn.Module):
         assert isinstance(block, TokenAttention)
         return block
 
-    def pose_vector(self, viewmats: Tensor) -> Tensor:
+    def pose_vector(self, viewmats: Float[Tensor, "B 4 4"]) -> Float[Tensor, "B 12"]:
         """Return the standardized camera poses [B, 12] that the network gets of [B, 4, 4]."""
         return (_pose_vector(viewmats) - self.pose_mean) / self.pose_std
 
-    def tokens(self, expression: Tensor, eye: Tensor, pose: Tensor) -> Tensor:
+    def tokens(
+        self,
+        expression: Float[Tensor, "B 10"],
+        eye: Float[Tensor, "B"],
+        pose: Float[Tensor, "B 12"],
+    ) -> Float[Tensor, "B 4 D"]:
         """Return the condition tokens [B, 4, D] of B frames: speech, eye, pose and a constant.
 
         Args:
@@ -173,11 +177,11 @@ class Avatar(nn.Module):
 
     def deform(
         self,
-        expression: Tensor,
-        eye: Tensor,
-        viewmats: Tensor,
+        expression: Float[Tensor, "B 10"],
+        eye: Float[Tensor, "B"],
+        viewmats: Float[Tensor, "B 4 4"],
         shared: Shared | None = None,
-        pose: Tensor | None = None,
+        pose: Float[Tensor, "B 12"] | None = None,
     ) -> Splats:
         """Deform the Gaussians for B frames.
 
@@ -213,14 +217,14 @@ class Avatar(nn.Module):
 
     def render_from_expression(
         self,
-        expression: Tensor,
-        eye: Tensor,
-        viewmats: Tensor,
-        Ks: Tensor,
+        expression: Float[Tensor, "B 10"],
+        eye: Float[Tensor, "B"],
+        viewmats: Float[Tensor, "B 4 4"],
+        Ks: Float[Tensor, "B 3 3"],
         height: int,
         width: int,
         shared: Shared | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Float[Tensor, "B {height} {width} 3"], Float[Tensor, "B {height} {width} 1"]]:
         """Render B frames; arguments as of `deform`.
 
         Args:
@@ -247,7 +251,7 @@ class Avatar(nn.Module):
         (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device | str = "cpu") -> Avatar:
+    def load(cls, folder: Path, device: torch.device | str = "cpu") -> "Avatar":
         """Read what `save` wrote.
 
         Raises:
@@ -290,7 +294,7 @@ def _read_config(values: object, path: Path) -> AvatarConfig:
     return from_mapping(AvatarConfig, values, str(path))
 
 
-def _pose_vector(viewmats: Tensor) -> Tensor:
+def _pose_vector(viewmats: Float[Tensor, "B 4 4"]) -> Float[Tensor, "B 12"]:
     """Return camera-to-world rotations, row-major, and world-to-camera translations [B, 12]."""
     rotation = viewmats[:, :3, :3].transpose(1, 2).flatten(1)
     return torch.cat([rotation, viewmats[:, :3, 3]], dim=1)

@@ -7,6 +7,7 @@ import math
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 TILE_SIZE = 16
@@ -41,7 +42,13 @@ class Rasterized(NamedTuple):
     """int [B, G], pixels; 0: not visible"""
 
 
-def rasterize(splats: Splats, viewmats: Tensor, Ks: Tensor, width: int, height: int) -> Rasterized:
+def rasterize(
+    splats: Splats,
+    viewmats: Shaped[Tensor, "B 4 4"],
+    Ks: Shaped[Tensor, "B 3 3"],
+    width: int,
+    height: int,
+) -> Rasterized:
     """Render a batch of images, each of its own Gaussians (Kerbl et al. 2023, as in gsplat 1.5.3).
 
     All tensors are float32 and on one device, which decides about the backend.

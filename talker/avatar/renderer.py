@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice, repeat
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import cv2
 import numpy as np
 import torch
+from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
 from talker.avatar.model import Avatar
@@ -33,6 +34,7 @@ MAX_WORKERS = 8
 """Most threads that decode layers, or render on a CPU."""
 
 
+@runtime_checkable
 class Windows(Protocol):
     """Speech windows float32 [M, 16, C], an array or a file, of which slices are read."""
 
@@ -44,17 +46,17 @@ class Windows(Protocol):
 class Drive:
     """What drives each of N output frames."""
 
-    background_frame_ids: np.ndarray
+    background_frame_ids: Int64[np.ndarray, "N"]
     """int64 [N], recorded frames whose torso and background are shown."""
     windows: Windows
     """float32 [M, 16, C], speech windows."""
-    window_ids: np.ndarray
+    window_ids: Int64[np.ndarray, "N"]
     """int64 [N], index of the speech window of each output frame."""
-    eye: np.ndarray | None = None
+    eye: Float32[np.ndarray, "N"] | None = None
     """float32 [N], 0 open .. 1 closed; None: as recorded in the background frames."""
-    viewmats: np.ndarray | None = None
+    viewmats: Float32[np.ndarray, "N 4 4"] | None = None
     """float32 [N, 4, 4]; None: as recorded in the background frames."""
-    expression: np.ndarray | None = None
+    expression: Float32[np.ndarray, "N 10"] | None = None
     """float32 [N, 10]; None: predicted from the speech."""
     expression_scale: float = 1.0
     """Factor of the expression."""
@@ -166,13 +168,15 @@ def render_frames(
             yield from frames
 
 
-def _over(torso: np.ndarray, background: np.ndarray) -> np.ndarray:
+def _over(
+    torso: UInt8[np.ndarray, "H W 4"], background: UInt8[np.ndarray, "H W 3"]
+) -> UInt8[np.ndarray, "H W 3"]:
     """Composite premultiplied RGBA over RGB, uint8 [H, W, 3]."""
     rest = cv2.cvtColor(255 - cv2.extractChannel(torso, 3), cv2.COLOR_GRAY2RGB)
     return torso[..., :3] + cv2.multiply(background, rest, scale=1 / 255)
 
 
-def _read_windows(windows: Windows, ids: np.ndarray) -> Tensor:
+def _read_windows(windows: Windows, ids: Int64[np.ndarray, "B"]) -> Float32[Tensor, "B 16 C"]:
     """Return windows [B, 16, C] by their ids, reading only the stretch that holds them."""
     first, last = int(ids.min()), int(ids.max())
     near = np.array(windows[first : last + 1], np.float32)

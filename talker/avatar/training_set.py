@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from talker.avatar.expression import expression_targets, rest_expression
@@ -45,29 +46,29 @@ class Targets(NamedTuple):
 class TrainingSet:
     """The N training frames, cropped; all but the images are on the device of `ids`."""
 
-    frame: Tensor
+    frame: UInt8[Tensor, "N H W 3"]
     """uint8 [N, H, W, 3]"""
-    background: Tensor
+    background: UInt8[Tensor, "N H W 3"]
     """uint8 [N, H, W, 3]"""
-    mask: Tensor
+    mask: UInt8[Tensor, "N H W"]
     """uint8 [N, H, W]"""
-    lips: Tensor
+    lips: Int64[Tensor, "N 4"]
     """int64 [N, 4], bounding box x0, y0, x1, y1 of the lips in the crop"""
-    viewmats: Tensor
+    viewmats: Float[Tensor, "N 4 4"]
     """[N, 4, 4], world to camera"""
-    K: Tensor
+    K: Float[Tensor, "3 3"]
     """[3, 3], intrinsics of the crop, pixels"""
-    eye: Tensor
+    eye: Float[Tensor, "N"]
     """[N], eye closure"""
-    windows: Tensor
+    windows: Float[Tensor, "T 16 C"]
     """[T, 16, C], speech windows of all frames of the clip"""
-    ids: Tensor
+    ids: Int64[Tensor, "N"]
     """int64 [N], frame ids"""
-    expression: Tensor
+    expression: Float[Tensor, "N 10"]
     """[N, 10], tracked expressions, which speech is to predict"""
-    rest: Tensor
+    rest: Float[Tensor, "10"]
     """[10], expression of a closed mouth"""
-    silence: Tensor
+    silence: Float[Tensor, "channels"]
     """[C], speech features of a pause; [0] where they are unknown"""
 
     @property
@@ -75,7 +76,7 @@ class TrainingSet:
         """Height and width of the crop, pixels."""
         return self.frame.shape[1], self.frame.shape[2]
 
-    def targets(self, rows: Tensor) -> Targets:
+    def targets(self, rows: Int64[Tensor, "B"]) -> Targets:
         """Return the images of `rows`, int64 [B] on any device, on the device of `ids`."""
         device, selected = self.ids.device, []
         on_device = rows.to(device, non_blocking=True)
@@ -124,7 +125,7 @@ class Prefetch:
         return targets, copied
 
 
-def crop_box(covered: np.ndarray) -> tuple[int, int, int, int]:
+def crop_box(covered: Bool[np.ndarray, "H W"]) -> tuple[int, int, int, int]:
     """Return the box x0, y0, x1, y1 around the true pixels of bool [H, W], with a margin."""
     height, width = covered.shape
     spans = []
@@ -138,7 +139,9 @@ def crop_box(covered: np.ndarray) -> tuple[int, int, int, int]:
     return spans[0][0], spans[1][0], spans[0][1], spans[1][1]
 
 
-def lip_boxes(landmarks: np.ndarray, height: int, width: int) -> np.ndarray:
+def lip_boxes(
+    landmarks: Float[np.ndarray, "N 68 2"], height: int, width: int
+) -> Int64[np.ndarray, "N 4"]:
     """Return the squares around the outer lips (GaussianTalker), int64 [N, 4].
 
     Args:
