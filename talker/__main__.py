@@ -1,21 +1,23 @@
 """The `talker` command: `talker STAGE [options]` runs one stage.
 
-Only the module of the stage that was asked for is imported, so `talker --help` is instant.
+Only the module of that stage is imported, so `talker --help` is instant.
 """
 
 import functools
 import hashlib
 import importlib
 import inspect
+import io
 import logging
 import sys
 import typing
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 from talker import __version__
+from talker.core.boundary import boundary, use_writable_caches
 from talker.errors import UserError
 
 COMMANDS = {
@@ -37,27 +39,30 @@ COMMANDS = {
     "report": "write a page with all results of a subject",
     "bench": "measure how fast this machine renders and trains",
     "synthesize": "render the demo's synthetic person, with exact ground truth",
+    "info": "print what a bug report needs: versions, GPU, memory, disk",
 }
 
 GPU_STAGES = {"train", "render", "evaluate", "report", "bench"}
+"""Stages that take a GPU slot. `speak` takes none: it would wait behind a training."""
 WORKFLOW_KEYS = {"preset", "encoder", "options", "subjects"}
-"""Keys that tell the workflow's configuration from a file with a section for each stage."""
+"""Keys that occur in the workflow's configuration, but not in a file with a section per stage."""
 
 
 def _usage() -> str:
+    """Return the text of `talker --help`."""
     width = max(map(len, COMMANDS))
     rows = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
     return (
         "usage: talker STAGE [options]\n\n"
         f"{rows}\n\n"
-        "`talker STAGE --help` lists a stage's options. `--config FILE` reads them from the\n"
-        "workflow's configuration (config/config.yaml), or from a YAML file with a section for\n"
-        "each stage."
+        "`talker STAGE --help` lists the options of a stage. `--config FILE` reads options from\n"
+        "the workflow's configuration (config/config.yaml), or from a YAML file with a section\n"
+        "for each stage. Options on the command line override those of the file."
     )
 
 
 def _take_config(args: list[str]) -> tuple[Path | None, list[str]]:
-    """Split `--config FILE` off the arguments."""
+    """Return the file of `--config FILE`, if given, and the other arguments."""
     for i, arg in enumerate(args):
         if arg.startswith("--config="):
             return Path(arg.removeprefix("--config=")), args[:i] + args[i + 1 :]
@@ -68,38 +73,51 @@ def _take_config(args: list[str]) -> tuple[Path | None, list[str]]:
     return None, args
 
 
-def _marks(hint: typing.Any) -> tuple[str, ...]:
-    """What `Annotated` says of an argument, which may be optional."""
+def _annotations(hint: typing.Any) -> tuple[str, ...]:
+    """Return the metadata of an argument's `Annotated` type, which may be optional."""
     parts = typing.get_args(hint) if not hasattr(hint, "__metadata__") else ()
-    return getattr(hint, "__metadata__", ()) or sum(map(_marks, parts), ())
+    return getattr(hint, "__metadata__", ()) or sum(map(_annotations, parts), ())
 
 
-def _alone(stage: str, main: Callable[..., None]) -> Callable[..., None]:
-    """Make `main` the only one to make its outputs, with a GPU of its own where it needs one."""
+def _exclusive(stage: str, main: Callable[..., None]) -> Callable[..., None]:
+    """Wrap `main` so that it holds the lock of its outputs and, if it needs one, a GPU."""
     from talker.core.files import OUTPUT, exclusive
-    from talker.core.gpu import gpu_slot
     from talker.core.provenance import code_of
 
-    marks = {
-        role: _marks(hint)
-        for role, hint in typing.get_type_hints(main, include_extras=True).items()
+    roles = {
+        name: _annotations(hint)
+        for name, hint in typing.get_type_hints(main, include_extras=True).items()
     }
 
     @functools.wraps(main)
-    def run(**given: typing.Any) -> None:
-        work = hashlib.sha256(f"{code_of(f'talker.{stage}')} {given}".encode())
-        paths = {role: path for role, path in given.items() if isinstance(path, Path)}
-        outputs = [path for role, path in paths.items() if OUTPUT in marks[role]]
-        inputs = [path for role, path in paths.items() if not marks[role]]
+    def run(**arguments: typing.Any) -> None:
+        work = hashlib.sha256(f"{code_of(f'talker.{stage}')} {arguments}".encode())
+        paths = {name: path for name, path in arguments.items() if isinstance(path, Path)}
+        outputs = [path for name, path in paths.items() if OUTPUT in roles[name]]
+        inputs = [path for name, path in paths.items() if not roles[name]]
         with exclusive(outputs, work.hexdigest()[:12], inputs) as needed:
             if needed:
-                with gpu_slot() if stage in GPU_STAGES else nullcontext():
-                    main(**given)
+                with _gpu(stage, arguments.get("config")):
+                    main(**arguments)
 
     return run
 
 
+@contextmanager
+def _gpu(stage: str, config: typing.Any) -> Iterator[None]:
+    """Hold a GPU while the block runs, if the stage uses one and the machine has one."""
+    from talker.core.gpu import gpu_slot, require_usable_gpu
+
+    if stage not in GPU_STAGES or getattr(config, "device", "auto") == "cpu":
+        yield
+        return
+    with gpu_slot():
+        require_usable_gpu()
+        yield
+
+
 def _run(stage: str, args: list[str]) -> None:
+    """Parse the arguments of a stage and run it."""
     import tyro
     from pydantic import ValidationError
 
@@ -107,9 +125,9 @@ def _run(stage: str, args: list[str]) -> None:
 
     main = importlib.import_module(f"talker.{stage}").main
     default = inspect.signature(main).parameters["config"].default
-    # Options go by their own name, those of a group as --group.name.
+    # An option of the dataclass is a flag of its own name, one of a group is --group.name.
     main.__annotations__["config"] = Annotated[type(default), tyro.conf.arg(name="")]
-    main = _alone(stage, main)
+    main = _exclusive(stage, main)
     config_file, args = _take_config(args)
     if config_file is not None:
         main = functools.partial(main, config=_read_options(config_file, stage, type(default)))
@@ -121,10 +139,12 @@ def _run(stage: str, args: list[str]) -> None:
 
 
 def _read_options(path: Path, stage: str, config: type) -> typing.Any:
-    """Read the options of a stage from a file: the workflow's configuration, or one of sections.
+    """Read the options of a stage from a file.
+
+    The file is the workflow's configuration, or has a section for each stage.
 
     Raises:
-        UserError: the file holds neither, or an option is unknown or out of range.
+        UserError: the file is neither, or an option is unknown or out of range.
     """
     from talker.core.config import from_mapping, read_yaml
     from talker.core.presets import choose_preset, merge_options
@@ -144,6 +164,10 @@ def _read_options(path: Path, stage: str, config: type) -> typing.Any:
 
 
 def main() -> None:
+    """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not all names fit the encoding of the terminal
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     args = sys.argv[1:]
     if not args or args[0] in ("-h", "--help"):
@@ -155,12 +179,9 @@ def main() -> None:
     stage = args[0]
     if stage not in COMMANDS:
         sys.exit(f"talker: unknown stage '{stage}'\n\n{_usage()}")
-    try:
+    use_writable_caches()
+    with boundary(stage):
         _run(stage, args[1:])
-    except UserError as error:
-        sys.exit(f"talker {stage}: error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 if __name__ == "__main__":

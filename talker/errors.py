@@ -1,8 +1,8 @@
-"""The one exception that stands for a user's mistake rather than a bug."""
+"""The exception for mistakes of the user, as opposed to bugs."""
 
 
 class UserError(Exception):
-    """Bad input: says which file, what was expected, what was found and what to do.
+    """Bad input. The message names the file or option, what was found, and what to do.
 
-    The command line prints it as one message, without a traceback, and exits with status 1.
+    The command line prints the message without a traceback and exits with status 1.
     """

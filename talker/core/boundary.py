@@ -1,0 +1,239 @@
+"""Turn every exception of a command into one sentence and an exit status.
+
+Bad input, a full disk, missing permissions, a lack of memory or an interruption are explained
+without a traceback. The traceback of any other exception goes to a file, for a bug report.
+"""
+
+import errno
+import os
+import platform
+import re
+import shlex
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+from talker import __version__
+from talker.errors import UserError
+
+ERRNO_TEXTS = {
+    errno.ENOSPC: "no space is left on the disk. Free some space, or write to another disk",
+    errno.EDQUOT: "the disk quota is used up. Free some space, or write to another disk",
+    errno.EFBIG: "the file is larger than this file system or `ulimit -f` allows",
+    errno.EROFS: "this file system is read-only. Name a folder that you may write to",
+    errno.EACCES: "permission denied. Change the permissions, or name another path",
+    errno.EPERM: "permission denied. Change the permissions, or name another path",
+    errno.EMFILE: "too many files are open. Raise the limit, for example with `ulimit -n 4096`",
+    errno.ENFILE: "too many files are open on this machine. Stop other programs",
+    errno.EIO: "the disk reported an input/output error. Check the disk and the cables",
+    errno.ENOENT: "this file or folder does not exist. Check the path",
+    errno.EEXIST: "a file is in the place of a folder. Remove it, or name another path",
+    errno.ENOTDIR: "a file is in the place of a folder. Remove it, or name another path",
+    errno.EISDIR: "this is a folder, but a file was expected. Name another path",
+    errno.ESTALE: "this file was replaced on the file server. Run the command again",
+}
+"""What an error number of the operating system means to a user, and what to do."""
+
+OUT_OF_MEMORY = (
+    "the memory of this machine is used up. Stop other programs, run fewer jobs at once "
+    "(`--cores 1`), or use a shorter video"
+)
+OUT_OF_GPU_MEMORY = (
+    "the memory of the GPU is used up. Stop other programs that use it (see `nvidia-smi`), run one "
+    "job per GPU (`jobs_per_gpu: 1`), or lower {options}"
+)
+GPU_MEMORY_OPTIONS = {"render": "`--batch`", "evaluate": "`--batch`"}
+"""Options that reduce the GPU memory of a stage; for other stages, the size of the avatar does."""
+WRITING_FAILED = (
+    "a file could not be written completely. Check the free space of the disk with `df -h`"
+)
+
+EXTRAS = {"gsplat": "'.[cuda]'", "transformers": "'.[transformers]'"}
+"""What to install for an optional package, in the folder of the project."""
+PACKAGES = {"cv2": "opencv-contrib-python==4.11.0.86", "yaml": "pyyaml"}
+"""Names of the packages whose modules have another name."""
+
+_ERRNO_IN_TEXT = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
+_GPU_MEMORY_TEXT = re.compile(
+    r"CUDA out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED"
+)
+_MEMORY_TEXT = re.compile(
+    r"can't allocate memory|[Cc]annot allocate memory|bad_alloc|Insufficient memory|"
+    r"can't start new thread|failed to map segment|unable to allocate|out of memory",
+)
+_WRITE_TEXT = re.compile(r"file write failed|failed writing file|\d+ requested and \d+ written")
+
+
+class Terminated(BaseException):
+    """Raised in the main thread when the process receives SIGTERM."""
+
+
+@contextmanager
+def boundary(stage: str) -> Iterator[None]:
+    """Exit with one message and the right status if the block raises.
+
+    The status is 1 after an error, 130 after Ctrl-C, and 143 after SIGTERM. SIGTERM unwinds the
+    block like Ctrl-C, so that temporary files are removed.
+
+    Args:
+        stage: name of the command, which begins the message.
+    """
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    except KeyboardInterrupt:
+        _exit(f"talker {stage}: interrupted", 130)
+    except Terminated:
+        _exit(f"talker {stage}: terminated by SIGTERM", 143)
+    except BrokenPipeError as error:
+        # Python would fail again when it flushes the closed pipe at exit.
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _exit(f"talker {stage}: error: {error.filename or 'the reader of the output'}: closed", 1)
+    except Exception as error:
+        text = explain(error, stage) or _report_bug(error, stage)
+        _exit(f"talker {stage}: error: {text}", 1)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def _exit(message: str, status: int) -> None:
+    """Print a message and exit; the message is lost if standard error is closed or full."""
+    with suppress(OSError, ValueError):
+        print(message, file=sys.stderr, flush=True)
+    raise SystemExit(status)
+
+
+def explain(error: BaseException, stage: str = "") -> str | None:
+    """Return what happened and what to do in one sentence or two, or None for a bug.
+
+    The causes of `error` count as well: a library may raise an exception of its own after a failure
+    of the disk.
+    """
+    if isinstance(error, UserError):
+        return str(error)
+    link: BaseException | None = error
+    while link is not None:
+        if text := _explain_one(link, stage):
+            return text
+        link = link.__cause__
+    return None
+
+
+def _explain_one(error: BaseException, stage: str) -> str | None:
+    message = str(error)
+    if type(error).__name__ == "OutOfMemoryError" or _GPU_MEMORY_TEXT.search(message):
+        return OUT_OF_GPU_MEMORY.format(
+            options=GPU_MEMORY_OPTIONS.get(stage, "the size of the avatar (`options: train`)")
+        )
+    if isinstance(error, MemoryError) or _MEMORY_TEXT.search(message):
+        return OUT_OF_MEMORY
+    if isinstance(error, ImportError):
+        return _explain_import(error)
+    if isinstance(error, OSError) and error.errno in errno.errorcode:
+        text = ERRNO_TEXTS.get(error.errno) or os.strerror(error.errno).lower()
+        return f"{error.filename}: {text}" if error.filename else text
+    if match := _ERRNO_IN_TEXT.search(message):
+        number = int(match[1] or match[2])
+        return ERRNO_TEXTS.get(number)
+    if _WRITE_TEXT.search(message):
+        return WRITING_FAILED
+    return None
+
+
+def _explain_import(error: ImportError) -> str | None:
+    module = (error.name or "").partition(".")[0]
+    if not module or module == "talker":
+        return None
+    package = EXTRAS.get(module) or PACKAGES.get(module, module)
+    return (
+        f"the Python package '{module}' cannot be imported ({error}). Install it with "
+        f"`pip install {package}`"
+    )
+
+
+def _report_bug(error: Exception, stage: str) -> str:
+    """Save the traceback of an unexpected exception; return what to tell the user.
+
+    The file goes to the folder `logs` of the project, or to the folder for temporary files. If
+    neither can be written, the traceback is printed.
+    """
+    first_line = (str(error).splitlines() or [""])[0]
+    what = f"unexpected {type(error).__name__}: {first_line}".rstrip(": ")
+    report = "\n".join(
+        (
+            f"command: {shlex.join(['talker', *sys.argv[1:]])}",
+            f"talker {__version__}, Python {platform.python_version()}, {platform.platform()}",
+            "".join(traceback.format_exception(error)),
+        )
+    )
+    name = f"talker-{stage}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
+    for folder in _report_folders():
+        with suppress(OSError):
+            path = folder / name
+            path.write_text(report, encoding="utf-8", errors="backslashreplace")
+            return (
+                f"{what}. This is a bug in talker. Please report it with the file {path} and the "
+                "output of `talker info`."
+            )
+    print(report, file=sys.stderr)
+    return (
+        f"{what}. This is a bug in talker. Please report it with the traceback above and the "
+        "output of `talker info`."
+    )
+
+
+def _report_folders() -> Iterator[Path]:
+    if Path("logs").is_dir():
+        yield Path("logs").resolve()
+    with suppress(OSError):
+        yield Path(tempfile.gettempdir())
+
+
+def use_writable_caches() -> None:
+    """Use a private folder for compiled code if the home folder is not writable.
+
+    Numba, Triton and torch write compiled code to the cache folder of the user. In containers it is
+    often read-only or missing. Call this before these packages are imported.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    if cache.is_absolute() and _is_writable(cache):
+        return
+    with suppress(OSError):  # without any writable folder, the outputs will fail as well
+        private = _private_folder()
+        os.environ["XDG_CACHE_HOME"] = str(private)
+        os.environ.setdefault("TRITON_CACHE_DIR", str(private / "triton"))
+
+
+def _is_writable(folder: Path) -> bool:
+    """Return whether a folder exists or can be created, and files can be created in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        return False
+    return True
+
+
+def _private_folder() -> Path:
+    """Return a folder for temporary files that no other user may write to.
+
+    Caches hold code that is executed, so a folder of another user must not be used.
+    """
+    folder = Path(tempfile.gettempdir(), f"talker-cache-{os.getuid()}")
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    status = folder.lstat()
+    if folder.is_symlink() or status.st_uid != os.getuid() or status.st_mode & 0o022:
+        return Path(tempfile.mkdtemp(prefix="talker-cache-"))
+    return folder
