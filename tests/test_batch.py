@@ -60,6 +60,7 @@ def test_every_faulty_row_is_listed_at_once(tmp_path: Path) -> None:
         "cut",
         "long | long.mp4 |  |  | more",
         "open | open.mp4 | [1 | ",
+        "low | low.mp4 | -1 | ",
     )
     with pytest.raises(UserError) as refused:
         subjects(path)
@@ -72,9 +73,10 @@ def test_every_faulty_row_is_listed_at_once(tmp_path: Path) -> None:
         "line 7: video: None is not of type 'string'",
         "line 8: unknown key 'cells without a column'",
         "line 9: train.image_size: '[1' is not valid YAML",
+        "line 10: train.image_size: -1 is less than the minimum of ",
     ):
         assert any(line.startswith(f"{path}, {complaint}") for line in lines), (complaint, lines)
-    assert len(lines) == 7
+    assert len(lines) == 8
 
 
 def test_speeches_are_for_all_or_some(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_memory_errors_of_libraries_are_recognized() -> None:
 def failing(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Run `talker track` in this process with a stage that raises the given exception."""
 
-    def run_stage(error: BaseException) -> tuple[Any, str]:
+    def run_stage(error: BaseException) -> Any:
         def main() -> None:
             raise error
 
@@ -118,15 +118,14 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_a_bug_is_one_line_and_a_file(
-    failing: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    failing: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "logs").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert failing(KeyError("mouth")) == 1
+    message = failing(KeyError("mouth"))
     (saved,) = (tmp_path / "logs").iterdir()
-    message = capsys.readouterr().err
     assert message.startswith("talker track: error: unexpected KeyError: 'mouth'. This is a bug")
-    assert message.count("\n") == 1
+    assert "\n" not in message
     assert str(saved) in message
     assert "talker info" in message
     report = saved.read_text()
@@ -139,10 +138,9 @@ def test_a_traceback_that_cannot_be_saved_is_printed(
     failing: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.setattr(boundary, "_report_folders", lambda: iter([Path("/proc/nowhere")]))
-    assert failing(KeyError("mouth")) == 1
-    message = capsys.readouterr().err
-    assert "Traceback" in message
-    assert message.splitlines()[-1].startswith("talker track: error: unexpected KeyError")
+    message = failing(KeyError("mouth"))
+    assert "Traceback" in capsys.readouterr().err
+    assert message.startswith("talker track: error: unexpected KeyError")
 
 
 def test_an_interrupted_command_exits_like_one(failing: Any, capsys: Any) -> None:

@@ -1,8 +1,9 @@
-"""The command line: quick, strict, and a user's mistake is one message without a traceback."""
+"""The command line is quick and strict, and prints one message for a user's mistake."""
 
 import dataclasses
 import importlib
 import inspect
+import shutil
 import subprocess
 import sys
 import typing
@@ -13,16 +14,19 @@ import pytest
 
 from talker import __main__ as cli
 from talker import __version__
-from talker.core.config import validated
+from talker.core.config import AtLeast1, read_yaml, validated
 from talker.core.files import Output
 from talker.errors import UserError
 
 STAGES = list(cli.COMMANDS)
 
 
+ROOT = Path(__file__).parents[1]
+
+
 @validated
 class Config:
-    size: int = 256
+    size: AtLeast1 = 256
     smooth: bool = True
 
 
@@ -106,6 +110,52 @@ def test_a_wrong_key_of_the_file_is_named(talker, clip, tmp_path, text, message)
         talker("track", "--clip", clip, "--config")
 
 
+@pytest.mark.parametrize("source", ["flag", "sections", "workflow"])
+def test_a_value_out_of_range_is_refused_before_the_stage_runs(talker, clip, tmp_path, source):
+    file = tmp_path / "mine.yaml"
+    sections = "track: {size: 0, smooth: 3}\n"
+    file.write_text(sections if source == "sections" else f"options: {{{sections.strip()}}}\n")
+    flags = ["--size", "0"] if source == "flag" else ["--config", str(file)]
+    where = {
+        "flag": "--size",
+        "sections": f"{file}: track: size",
+        "workflow": f"{file}: options: track: size",
+    }[source]
+    with pytest.raises(SystemExit) as refused:
+        talker("track", "--clip", clip, *flags)
+    first, *others = str(refused.value.code).splitlines()
+    assert first.startswith(f"talker track: error: {where}: should be greater than or equal to 1")
+    assert first.endswith(", found 0")
+    assert len(others) == (0 if source == "flag" else 1), "one line for every error"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_reads_the_configuration_of_the_workflow(stage, monkeypatch, tmp_path):
+    main = importlib.import_module(f"talker.{stage}").main
+    kind = type(inspect.signature(main).parameters["config"].default)
+    assert isinstance(cli._read_options(ROOT / "config" / "config.yaml", stage, kind), kind)
+    sections = tmp_path / "mine.yaml"
+    sections.write_text(f"{stage}: {{no_such_option: 1}}\n")
+    with pytest.raises(UserError, match=rf"mine\.yaml: {stage}: no_such_option: unknown option"):
+        cli._read_options(sections, stage, kind)
+
+
+def test_the_preset_of_the_configuration_reaches_a_stage(tmp_path):
+    from talker.train import Config as TrainConfig
+
+    shutil.copytree(ROOT / "config", tmp_path / "config")
+    file = tmp_path / "config" / "config.yaml"
+    for preset in ("draft", "full"):
+        file.write_text(f"preset: {preset}\nencoder: mel\nsubjects: x.tsv\n")
+        options = cli._read_options(file, "train", TrainConfig)
+        expected = read_yaml(ROOT / "config" / "presets" / f"{preset}.yaml").get("train", {})
+        assert (options.image_size, options.gaussians) == (
+            expected.get("image_size", TrainConfig().image_size),
+            expected.get("gaussians", TrainConfig().gaussians),
+        )
+        assert options.encoder == "mel"
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_takes_paths_and_frozen_options(stage):
     main = importlib.import_module(f"talker.{stage}").main
@@ -130,7 +180,7 @@ def test_a_stage_explains_itself_and_refuses_unknown_flags(monkeypatch, capsys, 
     assert "--no-such-flag" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("stage", sorted(set(STAGES) - {"bench", "speak"}))
+@pytest.mark.parametrize("stage", sorted(set(STAGES) - {"bench", "info", "speak"}))
 def test_a_stage_says_what_it_makes(stage):
     main = importlib.import_module(f"talker.{stage}").main
     hints = typing.get_type_hints(main, include_extras=True)

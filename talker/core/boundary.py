@@ -95,10 +95,9 @@ def boundary(stage: str) -> Iterator[None]:
         # Python would fail again when it flushes the closed pipe at exit.
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        _exit(f"talker {stage}: error: {error.filename or 'the reader of the output'}: closed", 1)
+        sys.exit(f"talker {stage}: error: {error.filename or 'the reader of the output'}: closed")
     except Exception as error:
-        text = explain(error, stage) or _report_bug(error, stage)
-        _exit(f"talker {stage}: error: {text}", 1)
+        sys.exit(f"talker {stage}: error: {explain(error, stage) or _report_bug(error, stage)}")
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -140,7 +139,7 @@ def _explain_one(error: BaseException, stage: str) -> str | None:
         return OUT_OF_MEMORY
     if isinstance(error, ImportError):
         return _explain_import(error)
-    if isinstance(error, OSError) and error.errno in errno.errorcode:
+    if isinstance(error, OSError) and error.errno and error.errno in errno.errorcode:
         text = ERRNO_TEXTS.get(error.errno) or os.strerror(error.errno).lower()
         return f"{error.filename}: {text}" if error.filename else text
     if match := _ERRNO_IN_TEXT.search(message):
