@@ -18,6 +18,7 @@ import pytest
 import torch
 import yaml
 
+from talker.avatar import trainer as trainer_module
 from talker.avatar.checkpoint import Origin, save_checkpoint
 from talker.avatar.density import DensityConfig
 from talker.avatar.losses import LossWeights, compute_loss
@@ -212,6 +213,7 @@ def test_the_origin_of_a_checkpoint_does_not_depend_on_the_threads(dataset: Path
 import hashlib, sys
 from pathlib import Path
 import numpy as np
+from talker.avatar import trainer as trainer_module
 from talker.avatar.checkpoint import Origin
 from talker.avatar.expression import expression_targets
 from talker.avatar.options import Config
@@ -401,6 +403,69 @@ def test_killed_training_ends_with_the_same_weights(dataset: Path, tmp_path: Pat
     once_more = subprocess.run(command("killed"), check=True, capture_output=True, text=True)
     assert "Continuing at step 60 of the deformation stage" in once_more.stderr
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_writes_a_checkpoint_and_says_how_to_continue(
+    dataset: Path, tmp_path: Path, sent: signal.Signals, status: int
+) -> None:
+    """Between two checkpoints: only the first step and the signal write one."""
+    config = dataclasses.replace(TINY, canonical_steps=10_000, checkpoint_seconds=1000.0)
+    options = tmp_path / "config.yaml"
+    options.write_text(
+        yaml.safe_dump({"train": json.loads(json.dumps(dataclasses.asdict(config)))})
+    )
+    command = [
+        *(sys.executable, "-m", "talker", "train", "--config", str(options)),
+        *("--data", str(dataset), "--avatar", str(tmp_path / "avatar")),
+        *("--checkpoints", str(tmp_path / "checkpoints")),
+    ]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    checkpoint = tmp_path / "checkpoints" / "latest.pt"
+    while not checkpoint.exists():
+        assert running.poll() is None
+        time.sleep(0.01)
+    time.sleep(1)
+    running.send_signal(sent)
+    _, log = running.communicate(timeout=60)
+    assert running.returncode == status
+    state = torch.load(checkpoint, weights_only=True)
+    assert state["step"] > 1
+    (line,) = [line for line in log.splitlines() if "Training stopped" in line]
+    assert line == (
+        f"Training stopped at step {state['step']} of 10000 of the canonical stage. The checkpoint "
+        f"{checkpoint} holds the state; run the same command again to continue."
+    )
+    assert "Traceback" not in log
+    assert not (tmp_path / "avatar").exists()
+
+
+def test_checkpoints_are_written_by_time(
+    data: Dataset, subset: TrainingSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the first step, then every 30 s, and at the end; here a step takes 7 s."""
+    clock = iter(range(0, 10**9, 7))
+    steps = []
+    config = dataclasses.replace(TINY, checkpoint_seconds=30.0)
+    save = trainer_module.save_checkpoint
+
+    def watched(path: Path, state: dict[str, Any], origin: Origin) -> None:
+        steps.append((state["stage"], state["step"]))
+        save(path, state, origin)
+
+    now = [0.0]
+    step = Trainer.train_step
+
+    def slow_step(self: Trainer) -> dict[str, float] | None:
+        now[0] = next(clock)
+        return step(self)
+
+    monkeypatch.setattr(trainer_module, "save_checkpoint", watched)
+    monkeypatch.setattr(Trainer, "train_step", slow_step)
+    monkeypatch.setattr(trainer_module.time, "monotonic", lambda: now[0])
+    fit(data, subset, config, tmp_path / "latest.pt")
+    assert steps[:4] == [("canonical", count) for count in (1, 6, 11, 16)]
+    assert steps[-1] == ("deformation", 20)
 
 
 @pytest.mark.gpu
