@@ -16,10 +16,16 @@ pathvars:
 
 
 include: "rules/common.smk"
+include: "rules/given.smk"
 include: "rules/media.smk"
 include: "rules/face.smk"
 include: "rules/avatar.smk"
 include: "rules/render.smk"
+
+
+protect_given_files()
+log_given_files()
+require_same_videos()
 
 
 rule all:
@@ -38,6 +44,7 @@ rule prepare:
 
 onstart:
     require_named_preset()
+    require_own_folders(workflow.dag.needrun_jobs())
 
 
 onsuccess:

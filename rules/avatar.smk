@@ -7,19 +7,7 @@ An interrupted training continues from its last checkpoint.
 
 rule check:
     input:
-        clip="<data>/{subject}/clip.json",
-        images=ancient("<data>/{subject}/ori_imgs"),
-        wav="<data>/{subject}/aud.wav",
-        landmarks="<data>/{subject}/landmarks.npz",
-        masks="<data>/{subject}/parsing",
-        au="<data>/{subject}/au.csv",
-        params="<data>/{subject}/track_params.pt",
-        report="<data>/{subject}/track_report.json",
-        train="<data>/{subject}/transforms_train.json",
-        val="<data>/{subject}/transforms_val.json",
-        plate="<data>/{subject}/bc.jpg",
-        truth="<data>/{subject}/gt_imgs",
-        torso="<data>/{subject}/torso_imgs",
+        dataset=dataset_of,
     output:
         quality="<data>/{subject}/quality.json",
     log:
@@ -35,7 +23,7 @@ rule check:
         mem_mb=scale_with_attempt(2000),
         runtime=scale_with_attempt(10),
     params:
-        data=lambda wildcards, input: Path(input.clip).parent,
+        data=lambda wildcards: DATA / wildcards.subject,
         options=stage_options("check"),
         fingerprint=fingerprint(
             "check", after=[rules.audio, rules.blink, rules.track, rules.layers]
@@ -49,7 +37,7 @@ rule check:
 
 rule train:
     input:
-        dataset=rules.check.input,
+        dataset=dataset_of,
         features=rules.speech.output.features,
         quality="<data>/{subject}/quality.json",
     output:
@@ -68,7 +56,7 @@ rule train:
         runtime=scale_with_attempt(720),
         gpu=GPU,
     params:
-        data=lambda wildcards, input: Path(input.quality).parent,
+        data=lambda wildcards: DATA / wildcards.subject,
         checkpoints=lambda wildcards, output: Path(output.avatar).with_name("checkpoints"),
         options=stage_options("train"),
         fingerprint=fingerprint("train", after=[rules.check, rules.speech]),

@@ -39,8 +39,12 @@ DATA, RESULTS, LOGS, BENCHMARKS = (
 LOCAL = not workflow.storage_settings.default_storage_provider
 
 
+# Folder of the rules, as Snakemake names it.
+RULES = Path(str(workflow.current_basedir))
+
+
+# rules/given.smk constrains `subject`.
 wildcard_constraints:
-    subject="[^/]+",
     name="[^/]+",
     split="train|val",
 
@@ -72,17 +76,8 @@ def read_tables():
 
 
 def video_of(wildcards):
-    """Return the video of a subject.
-
-    It is named in the subject's row, or in the record of what its dataset was made from, or it is
-    the video with the subject's name in the dataset folder.
-    """
-    dataset = DATA / wildcards.subject
-    if wildcards.subject in SUBJECTS:
-        return SUBJECTS[wildcards.subject].video
-    if (dataset / "source.txt").exists():
-        return (dataset / "source.txt").read_text()
-    return str(dataset / f"{wildcards.subject}.mp4")
+    """Return the video of a subject."""
+    return find_video(wildcards.subject)
 
 
 def require_input_files():
@@ -137,6 +132,33 @@ def speech_of(wildcards):
     return str(DATA / wildcards.subject / "novel" / f"{wildcards.name}.wav")
 
 
+def dataset_of(wildcards):
+    """Return the files of a dataset, without its speech features.
+
+    Files that the dataset of another program lacks are left out if no rule can make them.
+    """
+    folder = DATA / wildcards.subject
+    files = [
+        str(folder / name)
+        for name in (
+            "clip.json",
+            "aud.wav",
+            "landmarks.npz",
+            "parsing",
+            "au.csv",
+            "track_params.pt",
+            "track_report.json",
+            "transforms_train.json",
+            "transforms_val.json",
+            "bc.jpg",
+            "gt_imgs",
+            "torso_imgs",
+        )
+    ]
+    made = [file for file in files if file not in UNMADE or Path(file).exists()]
+    return [*made, ancient(str(folder / "ori_imgs"))]
+
+
 def deepspeech_scores(folder):
     """Return the DeepSpeech scores that the encoder `deepspeech` reads; others read none."""
     return f"{folder}/aud_ds.npy" if ENCODER == "deepspeech" else []
@@ -186,9 +208,8 @@ def targets_of(subject):
     return [folder / file for file in ["val.mp4", "metrics.json", "report.html", *novel]]
 
 
-def subject_with_overrides(wildcards):
+def subject_with_overrides(subject):
     """Return the subject if its row overrides options, else None."""
-    subject = getattr(wildcards, "subject", "demo")
     return subject if subject in SUBJECTS and SUBJECTS[subject].options else None
 
 
@@ -222,32 +243,37 @@ def cli_flags(stage, subject):
 
 def stage_options(stage):
     """Return a parameter of a rule: the options of a stage as command line flags."""
-    return lambda wildcards: cli_flags(stage, subject_with_overrides(wildcards))
+    return lambda wildcards: cli_flags(
+        stage, subject_with_overrides(wildcards.get("subject", "demo"))
+    )
 
 
 def fingerprint(stage, after=()):
     """Return a parameter of a rule: a hash of everything but files that determines its outputs.
 
     It covers the code and the options of the stage, the code of its backend, and the same of the
-    rules in `after`. Snakemake reruns a rule whose parameters changed. The earlier rules count
-    because Snakemake does not rerun a rule to replace a missing intermediate file: if an earlier
-    rule changed and then failed, the outputs of the later ones would be taken as up to date.
+    rules in `after`, or instead the files that the user brought as outputs of such a rule.
+    Snakemake reruns a rule whose parameters changed. The earlier rules count because Snakemake does
+    not rerun a rule to replace a missing intermediate file: if an earlier rule changed and then
+    failed, the outputs of the later ones would be taken as up to date.
     """
     code = code_of(f"talker.{stage}")
-    earlier = [rule.params.fingerprint.of_subject for rule in after]
 
     @functools.cache
-    def of_subject(subject):
+    def hash_of(**wildcards):
+        subject = subject_with_overrides(wildcards.get("subject", "demo"))
         parts = [code, cli_flags(stage, subject)]
         if module := backend_module(stage, options_of(stage, subject)):
             parts.append(code_of(module))
-        parts += [of_earlier(subject) for of_earlier in earlier]
+        for earlier in after:
+            of_earlier = earlier.params.fingerprint.hash_of
+            parts += given_content(earlier, wildcards) or [of_earlier(**wildcards)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
     def parameter(wildcards):
-        return of_subject(subject_with_overrides(wildcards))
+        return hash_of(**wildcards)
 
-    parameter.of_subject = of_subject
+    parameter.hash_of = hash_of
     return parameter
 
 

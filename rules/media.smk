@@ -1,33 +1,34 @@
 """The demo's video, the frames and audio of a video, and the speech features."""
 
+if not note_given_files([DATA / "demo" / name for name in ("demo.mp4", "truth.npz")]):
 
-rule synthesize:
-    input:
-        speech="demo/speech.wav",
-        timings="demo/timings.json",
-    output:
-        video="<data>/demo/demo.mp4",
-        truth="<data>/demo/truth.npz",
-    log:
-        "<logs>/demo/synthesize.log",
-    benchmark:
-        "<benchmarks>/demo/synthesize.tsv"
-    conda:
-        "../envs/media.yaml"
-    envmodules:
-        *ENV_MODULES["media"],
-    threads: 2
-    resources:
-        mem_mb=scale_with_attempt(2000),
-        runtime=scale_with_attempt(10),
-    params:
-        options=stage_options("synthesize"),
-        fingerprint=fingerprint("synthesize"),
-    message:
-        "demo: rendering a synthetic talking person with known ground truth"
-    shell:
-        "talker synthesize --speech {input.speech:q} --timings {input.timings:q}"
-        " --video {output.video:q} --truth {output.truth:q} {params.options} > {log:q} 2>&1"
+    rule synthesize:
+        input:
+            speech="demo/speech.wav",
+            timings="demo/timings.json",
+        output:
+            video="<data>/demo/demo.mp4",
+            truth="<data>/demo/truth.npz",
+        log:
+            "<logs>/demo/synthesize.log",
+        benchmark:
+            "<benchmarks>/demo/synthesize.tsv"
+        conda:
+            "../envs/media.yaml"
+        envmodules:
+            *ENV_MODULES["media"],
+        threads: 2
+        resources:
+            mem_mb=scale_with_attempt(2000),
+            runtime=scale_with_attempt(10),
+        params:
+            options=stage_options("synthesize"),
+            fingerprint=fingerprint("synthesize"),
+        message:
+            "demo: rendering a synthetic talking person with known ground truth"
+        shell:
+            "talker synthesize --speech {input.speech:q} --timings {input.timings:q}"
+            " --video {output.video:q} --truth {output.truth:q} {params.options} > {log:q} 2>&1"
 
 
 rule frames:
@@ -56,7 +57,8 @@ rule frames:
         "{wildcards.subject}: extracting frames at 25 fps, cropped around the face"
     shell:
         "talker frames --video {input.video:q} --clip {output.clip:q} --images {output.images:q}"
-        " {params.options} > {log:q} 2>&1 && printf '%s' {input.video:q} > {params.source:q}"
+        " {params.options} > {log:q} 2>&1"
+        ' && printf "%s\\n" {input.video:q} "$(cksum < {input.video:q})" > {params.source:q}'
 
 
 rule audio:

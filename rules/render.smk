@@ -3,7 +3,7 @@
 
 rule render:
     input:
-        dataset=rules.check.input,
+        dataset=dataset_of,
         features=rules.speech.output.features,
         avatar="<results>/{subject}/avatar",
     output:
@@ -27,7 +27,7 @@ rule render:
         runtime=scale_with_attempt(60),
         gpu=GPU,
     params:
-        data=lambda wildcards, input: Path(input.dataset[0]).parent,
+        data=lambda wildcards: DATA / wildcards.subject,
         options=stage_options("render"),
         fingerprint=fingerprint("render", after=[rules.train]),
     message:
@@ -39,7 +39,7 @@ rule render:
 
 rule render_novel:
     input:
-        dataset=rules.check.input,
+        dataset=dataset_of,
         features=rules.speech.output.features,
         avatar="<results>/{subject}/avatar",
         speech=rules.novel_speech.output.features,
@@ -65,7 +65,7 @@ rule render_novel:
         runtime=scale_with_attempt(60),
         gpu=GPU,
     params:
-        data=lambda wildcards, input: Path(input.dataset[0]).parent,
+        data=lambda wildcards: DATA / wildcards.subject,
         options=stage_options("render"),
         fingerprint=fingerprint("render", after=[rules.train, rules.novel_speech]),
     message:
@@ -78,7 +78,7 @@ rule render_novel:
 
 rule evaluate:
     input:
-        dataset=rules.check.input,
+        dataset=dataset_of,
         features=rules.speech.output.features,
         avatar="<results>/{subject}/avatar",
     output:
@@ -102,7 +102,7 @@ rule evaluate:
         runtime=scale_with_attempt(60),
         gpu=GPU,
     params:
-        data=lambda wildcards, input: Path(input.dataset[0]).parent,
+        data=lambda wildcards: DATA / wildcards.subject,
         options=stage_options("evaluate"),
         fingerprint=fingerprint("evaluate", after=[rules.train]),
     message:
@@ -114,7 +114,7 @@ rule evaluate:
 
 rule evaluate_novel:
     input:
-        dataset=rules.check.input,
+        dataset=dataset_of,
         features=rules.speech.output.features,
         avatar="<results>/{subject}/avatar",
         video="<results>/{subject}/novel/{name}.mp4",
@@ -133,7 +133,7 @@ rule evaluate_novel:
         mem_mb=scale_with_attempt(3000),
         runtime=scale_with_attempt(60),
     params:
-        data=lambda wildcards, input: Path(input.dataset[0]).parent,
+        data=lambda wildcards: DATA / wildcards.subject,
         options=stage_options("evaluate"),
         fingerprint=fingerprint("evaluate", after=[rules.render_novel]),
     message:
@@ -145,7 +145,7 @@ rule evaluate_novel:
 
 rule report:
     input:
-        dataset=rules.check.input,
+        dataset=dataset_of,
         features=rules.speech.output.features,
         avatar="<results>/{subject}/avatar",
         metrics="<results>/{subject}/metrics.json",
@@ -170,7 +170,7 @@ rule report:
         mem_mb=scale_with_attempt(2000),
         runtime=scale_with_attempt(10),
     params:
-        data=lambda wildcards, input: Path(input.dataset[0]).parent,
+        data=lambda wildcards: DATA / wildcards.subject,
         benchmarks=lambda wildcards: BENCHMARKS / wildcards.subject,
         options=stage_options("report"),
         fingerprint=fingerprint("report", after=[rules.render, rules.evaluate]),

@@ -25,7 +25,7 @@ def stages_of(group: str) -> list[str]:
     """Return the stages whose rules use the environment of a group."""
     stages: set[str] = set()
     for file in (ROOT / "rules").glob("*.smk"):
-        for rule in re.split(r"^rule ", file.read_text(), flags=re.MULTILINE):
+        for rule in re.split(r"^ *rule ", file.read_text(), flags=re.MULTILINE):
             if f"envs/{group}.yaml" in rule:
                 stages.update(re.findall(r'"talker (\w+) ', rule))
     return sorted(stages)

@@ -6,48 +6,13 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from fake_workflow import Workflow
+from fake_workflow import WRITING_TALKER, Workflow
 
-TALKER = f"""#!{sys.executable}
-import hashlib, os, sys, time
-from pathlib import Path
-from talker.core.files import exclusive, atomic_write
-OUTPUTS = {{
-    "synthesize": "video truth", "frames": "clip images", "audio": "wav train novel",
-    "speech": "features statistics", "landmarks": "landmarks", "parsing": "masks", "blink": "au",
-    "track": "params train val report overlay", "background": "plate", "layers": "truth torso",
-    "check": "quality", "train": "avatar", "render": "video", "evaluate": "metrics",
-    "report": "html",
-}}
-stage, *words = sys.argv[1:]
-given = {{k: Path(v) for k, v in zip(words[::2], words[1::2]) if k.startswith("--")}}
-targets = [given[f"--{{role}}"] for role in OUTPUTS[stage].split()]
-digest = hashlib.sha256()
-for path in given.values():
-    if path not in targets and path.is_file():
-        digest.update(path.read_bytes())
-with exclusive(targets, stage) as needed:
-    if needed:
-        with atomic_write(*targets) as scratch:
-            for path, target in zip(scratch, targets):
-                files = [path]
-                if not target.suffix:
-                    path.mkdir()
-                    files = [path / f"{{i}}.png" for i in range(3)]
-                for file in files:
-                    with open(file, "w") as half:
-                        for _ in range(4):
-                            half.write(digest.hexdigest())
-                            half.flush()
-                            time.sleep(0.01)
-"""
-"""A stage that writes slowly, with the locks of the real stages."""
 MOMENTS = int(os.environ.get("TALKER_KILL_MOMENTS", "4"))
 
 
@@ -77,12 +42,12 @@ def jobs(workflow: Workflow) -> list[int]:
 
 
 def contents(workflow: Workflow) -> dict[str, bytes]:
-    """Return the content of all files in data/ and results/, except locks and the batch table."""
+    """Return the content of the visible files in data/ and results/, without the batch table."""
     return {
         str(path.relative_to(workflow.folder)): path.read_bytes()
         for outer in ("data", "results")
         for path in (workflow.folder / outer).rglob("*")
-        if path.is_file() and path.suffix != ".lock" and path.name != "batch.tsv"
+        if path.is_file() and not path.name.startswith(".") and path.name != "batch.tsv"
     }
 
 
@@ -107,7 +72,7 @@ def journal_is_sane(workflow: Workflow) -> None:
 
 @pytest.fixture(scope="module")
 def workflow(tmp_path_factory: pytest.TempPathFactory) -> Workflow:
-    return Workflow(tmp_path_factory.mktemp("kill"), TALKER)
+    return Workflow(tmp_path_factory.mktemp("kill"), WRITING_TALKER)
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, TextIO
 
+from talker.core import ownership
 from talker.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -213,9 +214,12 @@ def _scratch(targets: Sequence[Path]) -> Iterator[tuple[Path, ...]]:
         for path in scratch:
             _apply_umask(path)  # raises if the path was not written
         for path, target in zip(scratch, targets, strict=True):
+            ownership.record(path, target)
+        for path, target in zip(scratch, targets, strict=True):
             if target.is_dir():
                 target.rename(path.parent / "replaced")
             os.replace(path, target)
+            ownership.confirm(target)
     except UserError:
         raise
     except Exception as error:

@@ -1,0 +1,153 @@
+"""Files that the user brought: the rules use them, and never replace or delete them.
+
+Snakemake deletes the outputs of a job before it runs it, and folders with everything in them.
+Therefore a job must not exist if one of its outputs is the user's: the wildcard `subject` of its
+rule is constrained so that these outputs match no rule, and Snakemake takes them as source files.
+"""
+
+import filecmp
+import glob
+import subprocess
+
+from talker.core.ownership import content_of, foreign_files, foreign_outputs
+
+GIVEN = {}
+"""{path: text that changes with the content} of the outputs that the user brought."""
+UNMADE = set()
+"""Other outputs of the jobs that would write files in `GIVEN`, and therefore do not exist."""
+
+
+def jobs_with_outputs(job_rule):
+    """Yield the outputs of every job of a rule of which at least one output exists."""
+    patterns = [re.sub(r"\{(\w+)[^}]*\}", r"{\1}", str(output)) for output in job_rule.output]
+    jobs = set()
+    for output, pattern in zip(job_rule.output, patterns):
+        parts = [glob.escape(part) for part in re.split(r"\{\w+\}", pattern)]
+        for path in glob.iglob("*".join(parts)):
+            if match := output.match(path):
+                jobs.add(tuple(name.format(**match.groupdict()) for name in patterns))
+    yield from jobs
+
+
+def note_given_files(paths):
+    """Add the outputs of a job that the user brought to `GIVEN`; return whether there are any."""
+    given = foreign_outputs([Path(path) for path in paths]) if LOCAL else []
+    GIVEN.update({str(path): content_of(path) for path in given})
+    UNMADE.update({str(path) for path in paths} - set(GIVEN) if given else ())
+    return bool(given)
+
+
+def protect_given_files():
+    """Constrain the wildcard `subject` of every rule to the jobs that may write their outputs."""
+    for own in workflow.rules:
+        outputs = [str(output) for output in own.output]
+        if Path(own.snakefile).parent != RULES or not all("{subject" in path for path in outputs):
+            continue
+        taken = {path for job in jobs_with_outputs(own) if note_given_files(job) for path in job}
+        root = "".join(outputs).partition("{subject")[0]
+        tails = "|".join(re.escape(path.removeprefix(root)) for path in sorted(taken))
+        own.set_wildcard_constraints(subject=f"(?!(?:{tails})$)[^/]+" if taken else "[^/]+")
+        own.update_wildcard_constraints()
+
+
+def given_content(job_rule, wildcards):
+    """Return the content of those outputs of a job that the user brought, or None."""
+    values = {"split": "val", **wildcards}  # the report has no wildcard for the video that it shows
+    outputs = [str(output).format_map(values) for output in job_rule.output] if GIVEN else []
+    return [GIVEN[path] for path in outputs if path in GIVEN] or None
+
+
+def log_given_files():
+    """Log which files of the subjects are used as they are."""
+    for subject in SUBJECTS if GIVEN and not workflow.remote_exec else ():
+        for folder in (DATA / subject, RESULTS / subject):
+            names = [
+                path.removeprefix(f"{folder}/")
+                for path in sorted(GIVEN)
+                if folder in Path(path).parents
+            ]
+            if names:
+                logger.info(
+                    f"{folder}: using {', '.join(names)}, which talker did not write. "
+                    "To have talker write them, move yours away."
+                )
+
+
+def require_own_folders(jobs):
+    """Stop if a folder that is about to be replaced contains files of the user."""
+    folders = [Path(output) for job in jobs for output in job.output if output.is_directory]
+    foreign = {folder: foreign_files(folder) for folder in folders if folder.exists()}
+    lines = [
+        f"  {folder}: {', '.join(names[:3])}{' and more' if len(names) > 3 else ''} ({len(names)})"
+        for folder, names in foreign.items()
+        if names
+    ]
+    if lines:
+        raise WorkflowError(
+            "These folders would be replaced, but contain files that talker did not write:\n"
+            + "\n".join(lines)
+            + "\nNothing was changed. Either move these files away, or run the same command again "
+            "to use the folders as they are."
+        )
+
+
+def checksum(file):
+    """Return the POSIX checksum and the size of a file, as text."""
+    with open(file, "rb") as content:
+        return subprocess.run(
+            ["cksum"], stdin=content, capture_output=True, text=True
+        ).stdout.strip()
+
+
+def read_source(subject):
+    """Return the path and the checksum of the video that a dataset was made from, or Nones."""
+    record = DATA / subject / "source.txt"
+    path, _, recorded = record.read_text().partition("\n") if record.exists() else ("", "", "")
+    return path or None, recorded.strip() or None
+
+
+def is_same_video(video, source, recorded):
+    """Return whether a video is the one that a dataset was made from; None if that is unknown."""
+    if not Path(video).exists():
+        return None
+    if recorded:
+        return checksum(video) == recorded
+    return filecmp.cmp(video, source, shallow=False) if Path(source).exists() else None
+
+
+@functools.cache
+def find_video(subject):
+    """Return the path of a subject's video.
+
+    If its dataset was made from the same video at another path, it is that path: a new path would
+    make Snakemake run everything again.
+
+    Raises:
+        UserError: the dataset was made from another video.
+    """
+    source, recorded = read_source(subject) if LOCAL else (None, None)
+    if subject not in SUBJECTS:
+        return source or str(DATA / subject / f"{subject}.mp4")
+    video = SUBJECTS[subject].video
+    if source in (None, video):
+        return video
+    same = is_same_video(video, source, recorded)
+    if same is False:
+        raise UserError(
+            f"subject '{subject}': {DATA / subject} was made from {source}, but {video} is another "
+            f"video. Give it another name (rename the file, or add a row to {config['subjects']}), "
+            f"or move {DATA / subject} and {RESULTS / subject} away."
+        )
+    return source if same else video
+
+
+def require_same_videos():
+    """List the subjects whose dataset was made from another video."""
+    complaints = []
+    for subject in SUBJECTS:
+        try:
+            find_video(subject)
+        except UserError as error:
+            complaints.append(str(error))
+    if complaints:
+        raise WorkflowError("\n".join(complaints))
