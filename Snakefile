@@ -38,7 +38,7 @@ rule all:
 rule prepare:
     input:
         expand("<data>/{subject}/quality.json", subject=SUBJECTS),
-        expand(f"<data>/{{subject}}/aud_{ENCODER}.npy", subject=SUBJECTS),
+        expand(SPEECH_FEATURES, subject=SUBJECTS),
     localrule: True
 
 

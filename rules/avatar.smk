@@ -38,7 +38,7 @@ rule check:
 rule train:
     input:
         dataset=dataset_of,
-        features=rules.speech.output.features,
+        features=SPEECH_FEATURES,
         quality="<data>/{subject}/quality.json",
     output:
         avatar=directory("<results>/{subject}/avatar"),

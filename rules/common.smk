@@ -253,8 +253,8 @@ def fingerprint(stage, after=()):
 
     It covers the code and the options of the stage, the code of its backend, and the same of the
     rules in `after`, or instead the files that the user brought as outputs of such a rule.
-    Snakemake reruns a rule whose parameters changed. The earlier rules count because Snakemake does
-    not rerun a rule to replace a missing intermediate file: if an earlier rule changed and then
+    Snakemake reruns a job whose parameters changed. The earlier rules count because Snakemake does
+    not run a job to replace a missing intermediate file. If an earlier stage was changed and then
     failed, the outputs of the later ones would be taken as up to date.
     """
     code = code_of(f"talker.{stage}")
@@ -308,6 +308,11 @@ PRESET = choose_preset(config["preset"])
 GPU = int(PRESET != "draft")
 OPTIONS = merge_options(read_yaml(f"../config/presets/{PRESET}.yaml"), config)
 ENCODER = OPTIONS["speech"]["encoder"]
+# Rules refer to outputs by path, not as `rules.speech.output`: Snakemake would run that rule even if
+# its outputs were brought by the user.
+SPEECH_FEATURES = f"<data>/{{subject}}/aud_{ENCODER}.npy"
+SPEECH_STATISTICS = f"<data>/{{subject}}/aud_{ENCODER}.npz"
+NOVEL_FEATURES = f"<data>/{{subject}}/novel/{{name}}/aud_{ENCODER}.npy"
 ENV_MODULES = {"media": [], "face": [], "avatar": []} | (config.get("modules") or {})
 
 require_input_files()

@@ -97,8 +97,8 @@ rule speech:
         clip="<data>/{subject}/clip.json",
         scores=deepspeech_scores("<data>/{subject}"),
     output:
-        statistics=f"<data>/{{subject}}/aud_{ENCODER}.npz",
-        features=f"<data>/{{subject}}/aud_{ENCODER}.npy",
+        statistics=SPEECH_STATISTICS,
+        features=SPEECH_FEATURES,
     log:
         "<logs>/{subject}/speech.log",
     benchmark:
@@ -152,10 +152,10 @@ rule novel_audio:
 rule novel_speech:
     input:
         wav="<data>/{subject}/novel/{name}/aud.wav",
-        statistics=rules.speech.output.statistics,
+        statistics=SPEECH_STATISTICS,
         scores=deepspeech_scores("<data>/{subject}/novel/{name}"),
     output:
-        features=f"<data>/{{subject}}/novel/{{name}}/aud_{ENCODER}.npy",
+        features=NOVEL_FEATURES,
     log:
         "<logs>/{subject}/novel/{name}/speech.log",
     benchmark:

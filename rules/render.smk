@@ -4,7 +4,7 @@
 rule render:
     input:
         dataset=dataset_of,
-        features=rules.speech.output.features,
+        features=SPEECH_FEATURES,
         avatar="<results>/{subject}/avatar",
     output:
         video=report(
@@ -40,9 +40,9 @@ rule render:
 rule render_novel:
     input:
         dataset=dataset_of,
-        features=rules.speech.output.features,
+        features=SPEECH_FEATURES,
         avatar="<results>/{subject}/avatar",
-        speech=rules.novel_speech.output.features,
+        speech=NOVEL_FEATURES,
         wav="<data>/{subject}/novel/{name}/aud.wav",
     output:
         video=report(
@@ -79,7 +79,7 @@ rule render_novel:
 rule evaluate:
     input:
         dataset=dataset_of,
-        features=rules.speech.output.features,
+        features=SPEECH_FEATURES,
         avatar="<results>/{subject}/avatar",
     output:
         metrics=report(
@@ -115,7 +115,7 @@ rule evaluate:
 rule evaluate_novel:
     input:
         dataset=dataset_of,
-        features=rules.speech.output.features,
+        features=SPEECH_FEATURES,
         avatar="<results>/{subject}/avatar",
         video="<results>/{subject}/novel/{name}.mp4",
     output:
@@ -146,7 +146,7 @@ rule evaluate_novel:
 rule report:
     input:
         dataset=dataset_of,
-        features=rules.speech.output.features,
+        features=SPEECH_FEATURES,
         avatar="<results>/{subject}/avatar",
         metrics="<results>/{subject}/metrics.json",
         video="<results>/{subject}/val.mp4",

@@ -15,6 +15,7 @@ from talker.backends import load_backend
 from talker.clip import Clip, save_per_frame
 from talker.core.config import AtLeast1, Fraction, validated
 from talker.core.files import Changed, Output
+from talker.core.ownership import adding_to
 from talker.data.layout import FRAME_LANDMARKS
 from talker.errors import UserError
 from talker.head.follow import bounding_boxes, interpolate_frames
@@ -76,8 +77,9 @@ def main(*, clip: Path, images: Changed, landmarks: Output, config: Config = Con
         config: options.
     """
     arrays = find_landmarks(Clip.load(clip), images, config)
-    for i, points in enumerate(landmarks68(arrays["points"])):
-        write_lms(images / FRAME_LANDMARKS.file_name(i), points)
+    with adding_to(images) as folder:
+        for i, points in enumerate(landmarks68(arrays["points"])):
+            write_lms(folder / FRAME_LANDMARKS.file_name(i), points)
     save_per_frame(landmarks, **arrays)
     logger.info(
         "face found in %d of %d frames; several faces in %d frames",
