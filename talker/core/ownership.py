@@ -27,7 +27,7 @@ def record(made: Path, target: Path) -> None:
     The previous manifest stays valid until `confirm` is called, so that there is always a valid
     manifest of whichever output an interruption leaves.
     """
-    _pending(target).write_text(_lines(_files(made)))
+    _write(_pending(target), _lines(_files(made)))
 
 
 def confirm(target: Path) -> None:
@@ -56,7 +56,7 @@ def adding_to(folder: Path) -> Iterator[Path]:
             and not earlier_version
             and not _matches(folder / name, known[name])
         }
-        _added(folder).write_text(_lines(files.items()))
+        _write(_added(folder), _lines(files.items()))
         for name in files.keys() - kept:
             os.replace(files[name], folder / name)
     if kept:
@@ -110,7 +110,7 @@ def _is_own(path: Path) -> bool:
     if not _matches(path, entries):
         return False
     if path.stat().st_mtime_ns not in {time for *_, time in entries}:
-        _append(manifests[0], _lines([(path.name, path)]).strip())  # compare the content only once
+        _append(manifests[0], _lines([(path.name, path)]))  # compare the content only once
     return True
 
 
@@ -154,7 +154,8 @@ def _entries(output: Path) -> defaultdict[str, list[Entry]]:
     """Return {name: entries} of all files that talker wrote as `output` or added to it."""
     entries: defaultdict[str, list[Entry]] = defaultdict(list)
     for manifest in [*_manifests(output), _added(output)]:
-        for line in manifest.read_text().split("\n") if manifest.exists() else ():
+        text = manifest.read_text("utf-8", "surrogateescape") if manifest.exists() else ""
+        for line in text.split("\n"):
             if line:
                 digest, size, time, name = line.split(" ", 3)
                 entries[name].append((digest, int(size), int(time)))
@@ -169,9 +170,14 @@ def _lines(files: Iterable[tuple[str, Path]]) -> str:
     return "".join(lines)
 
 
-def _append(manifest: Path, line: str) -> None:
-    with contextlib.suppress(OSError), open(manifest, "a") as file:
-        file.write(f"{line}\n")
+def _write(manifest: Path, text: str) -> None:
+    manifest.unlink(missing_ok=True)  # it may belong to another user of a shared folder
+    manifest.write_text(text, "utf-8", "surrogateescape")
+
+
+def _append(manifest: Path, text: str) -> None:
+    with contextlib.suppress(OSError), open(manifest, "a", encoding="utf-8") as file:
+        file.write(text)
 
 
 def _hash(path: Path) -> str:
