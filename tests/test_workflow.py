@@ -17,6 +17,7 @@ import yaml
 from fake_workflow import ROOT, Workflow
 
 from talker import __main__ as cli
+from talker.core import batch
 from talker.core.config import from_mapping
 from talker.core.provenance import closure
 
@@ -63,8 +64,8 @@ def changed(value, schema):
     if isinstance(value, bool):
         return not value
     if isinstance(value, int | float):
-        twice = value * 2 or 1
-        return twice if twice <= schema.get("maximum", twice) else type(value)(value / 2)
+        others = (value * 2 or 1, type(value)(value / 2), value + 1)
+        return next(other for other in others if batch.schema_errors(other, schema, "") == [])
     if isinstance(value, tuple):
         schemas = schema.get("prefixItems") or [schema.get("items", {})] * len(value)
         return [changed(member, one) for member, one in zip(value, schemas, strict=True)]

@@ -64,6 +64,8 @@ def options(schema: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tupl
 
 def example(schema: dict[str, Any]) -> Any:
     """Return a value that fits the schema and is not the default."""
+    if "const" in schema:
+        return schema["const"]
     if "enum" in schema:
         return schema["enum"][-1]
     if "anyOf" in schema:
@@ -73,7 +75,9 @@ def example(schema: dict[str, Any]) -> Any:
     kind = schema["type"] if isinstance(schema["type"], str) else schema["type"][0]
     if kind == "array":
         return [example(schema["items"])]
-    return {"integer": 97, "number": 0.97, "string": "other", "boolean": False}[kind]
+    value = {"integer": 97, "number": 0.97, "string": "other", "boolean": False}[kind]
+    limit = schema.get("maximum", schema.get("exclusiveMaximum", value))
+    return value if isinstance(value, str) or value <= limit else type(value)(limit * 0.7)
 
 
 def graph(text: str) -> dict[str, set[str]]:
