@@ -25,6 +25,7 @@ from talker.core.batch import (
 )
 from talker.core.presets import choose_preset, merge_options, update
 from talker.core.provenance import code_of
+from talker.encoders import encoder_module, stage_encoder
 from talker.errors import UserError
 
 AUDIO_SUFFIXES = {".wav", ".mp3", ".flac", ".m4a", ".aac", ".ogg", ".opus"}
@@ -241,6 +242,19 @@ def cli_flags(stage, subject):
     return shlex.join(flags_of(options_of(stage, subject)))
 
 
+code_hash = functools.cache(code_of)
+
+
+def modules_of(stage, subject):
+    """Return the modules with the code of a stage: its own, its backend and its encoder."""
+    chosen = [f"talker.{stage}"]
+    if backend := backend_module(stage, options_of(stage, subject)):
+        chosen.append(backend)
+    if encoder := stage_encoder(stage, ENCODER):
+        chosen.append(encoder_module(encoder))
+    return chosen
+
+
 def stage_options(stage):
     """Return a parameter of a rule: the options of a stage as command line flags."""
     return lambda wildcards: cli_flags(
@@ -251,20 +265,18 @@ def stage_options(stage):
 def fingerprint(stage, after=()):
     """Return a parameter of a rule: a hash of everything but files that determines its outputs.
 
-    It covers the code and the options of the stage, the code of its backend, and the same of the
+    It covers the code and the options of the stage, of its backend and encoder, and the same of the
     rules in `after`, or instead the files that the user brought as outputs of such a rule.
     Snakemake reruns a job whose parameters changed. The earlier rules count because Snakemake does
     not run a job to replace a missing intermediate file. If an earlier stage was changed and then
     failed, the outputs of the later ones would be taken as up to date.
     """
-    code = code_of(f"talker.{stage}")
 
     @functools.cache
     def hash_of(**wildcards):
         subject = subject_with_overrides(wildcards.get("subject", "demo"))
-        parts = [code, cli_flags(stage, subject)]
-        if module := backend_module(stage, options_of(stage, subject)):
-            parts.append(code_of(module))
+        parts = [cli_flags(stage, subject)]
+        parts += [code_hash(module) for module in modules_of(stage, subject)]
         for earlier in after:
             of_earlier = earlier.params.fingerprint.hash_of
             parts += given_content(earlier, wildcards) or [of_earlier(**wildcards)]

@@ -26,6 +26,7 @@ from talker.core.config import DEFAULT_ENCODER, AtLeast0, AtLeast1, validated
 from talker.core.files import Output, atomic_write
 from talker.core.progress import progress
 from talker.dataset import Dataset, over
+from talker.encoders import sync_encoder
 from talker.encoders.features import SLOTS_PER_FRAME
 from talker.encoders.loudness import pauses, slot_levels
 from talker.errors import UserError
@@ -43,7 +44,7 @@ from talker.measure.networks import (
     load_judge,
     perceptual_distance,
 )
-from talker.measure.sync import NULL_FROM, Predictor, family_beside, fit_predictor, sync_score
+from talker.measure.sync import NULL_FROM, Predictor, fit_predictor, sync_score
 from talker.measure.syncnet import load_syncnet, sync_distances
 from talker.media.audio import Waveform, decode_audio
 from talker.media.mediapipe import track_meshes
@@ -301,7 +302,7 @@ def evaluate(
             "real": judge_sync(networks, truth.frames, truth.found, ids, sound),
         }
     first, last = int(ids[0]), int(ids[-1])
-    family = family_beside(encoder)
+    family = sync_encoder(encoder)
     predicted = fit_predictor(dataset, family).shapes(sound)[first : last + 1]
     sync = {
         name: sync_score(predicted, _on_time_axis(found, ids))
@@ -509,7 +510,7 @@ def main(
     model = load_avatar(avatar)
     dataset = avatar_dataset(data, model)
     if video is not None:
-        predictor = fit_predictor(dataset, family_beside(model.config.encoder))
+        predictor = fit_predictor(dataset, sync_encoder(model.config.encoder))
         results = judge(video, dataset, predictor, load_networks(config))
         logger.info("%s: %s", video, sync_text(results["sync"]))
     else:

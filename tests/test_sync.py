@@ -8,8 +8,9 @@ import pytest
 from scipy.ndimage import gaussian_filter1d
 
 from talker.dataset import Dataset
+from talker.encoders import sync_encoder
 from talker.head.landmarks68 import mouth_shape
-from talker.measure.sync import Predictor, family_beside, fit_predictor, sync_score
+from talker.measure.sync import Predictor, fit_predictor, sync_score
 from talker.media.audio import WavFile, write_wav
 
 FRAMES = 500
@@ -137,7 +138,7 @@ def test_pauses_say_nothing(data: Dataset, wav: Path, opening: np.ndarray) -> No
 
 @pytest.mark.parametrize("driver", ["hama", "mel", "hubert", "deepspeech"])
 def test_the_score_hears_with_other_ears_than_the_avatar(driver: str) -> None:
-    assert family_beside(driver) != driver
+    assert sync_encoder(driver) != driver
 
 
 def own_score(data: Dataset) -> dict[str, float]:

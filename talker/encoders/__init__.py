@@ -9,6 +9,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from talker.core.config import DEFAULT_ENCODER
 from talker.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,6 +39,22 @@ def encoder_module(name: str) -> str:
         if encoder == name:
             return f"{__name__}.{module}"
     raise UserError(f"encoder: expected one of {', '.join(ENCODERS)}; found '{name}'")
+
+
+def sync_encoder(encoder: str) -> str:
+    """Return the encoder that measures lip sync of an avatar: not the one that drives it."""
+    return "mel" if encoder == "hama" else "hama"
+
+
+def stage_encoder(stage: str, encoder: str) -> str | None:
+    """Return the encoder that a stage of the workflow runs, or None if it runs no encoder.
+
+    Args:
+        stage: name of the stage, such as "speech".
+        encoder: the speech encoder that drives the avatar.
+    """
+    encoders = {"speech": encoder, "check": DEFAULT_ENCODER, "evaluate": sync_encoder(encoder)}
+    return encoders.get(stage)
 
 
 def load_encoder(choice: "Choice", wav: Path | None = None) -> "Encoder":

@@ -63,11 +63,6 @@ class Predictor:
         return np.where(silent[:, None], np.nan, _with_one(heard) @ self.weight)
 
 
-def family_beside(encoder: str) -> str:
-    """A feature family other than the one that drives the avatar."""
-    return "mel" if encoder == "hama" else "hama"
-
-
 def fit_predictor(dataset: Dataset, family: str) -> Predictor:
     """Fit on the real training frames of a dataset; the strength is cross-validated over time.
 
