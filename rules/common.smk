@@ -52,7 +52,7 @@ wildcard_constraints:
 
 def read_yaml(path):
     """Return the content of a YAML file of the workflow."""
-    return yaml.safe_load(Path(workflow.source_path(path)).read_text()) or {}
+    return yaml.safe_load(Path(workflow.source_path(path)).read_text(encoding="utf-8")) or {}
 
 
 def read_schema(name):
@@ -298,7 +298,7 @@ def report_outcome(logs):
     """Write the batch table and log how many subjects are complete and why others failed."""
     if not LOCAL:
         return
-    failed = failures("\n".join(Path(log).read_text() for log in logs))
+    failed = failures("\n".join(Path(log).read_text(encoding="utf-8") for log in logs))
     table = RESULTS / "batch.tsv"
     targets = {subject: targets_of(subject) for subject in SUBJECTS}
     done, rest = write_outcome(table, targets, failed, LOGS)

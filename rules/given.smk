@@ -102,7 +102,7 @@ def checksum(file):
 def read_source(subject):
     """Return the path and the checksum of the video that a dataset was made from, or Nones."""
     record = DATA / subject / "source.txt"
-    path, _, recorded = record.read_text().partition("\n") if record.exists() else ("", "", "")
+    path, _, recorded = record.read_text(encoding="utf-8").partition("\n") if record.exists() else ("", "", "")
     return path or None, recorded.strip() or None
 
 

@@ -439,7 +439,7 @@ def run_limited(case: Case, stage: str, work: Callable[[], None], out: Path) -> 
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         return Result(case, stage, "hang", taken, "")
-    text = log.read_text(errors="replace") if log.exists() else ""
+    text = log.read_text(errors="replace", encoding="utf-8") if log.exists() else ""
     outcome = {0: "accepted", 1: "refused", 2: "traceback", 3: "memory"}.get(
         os.waitstatus_to_exitcode(status), "crash"
     )
@@ -454,10 +454,13 @@ def run_limited(case: Case, stage: str, work: Callable[[], None], out: Path) -> 
 def _work_and_exit(work: Callable[[], None], log: Path) -> None:
     code = 0
     try:
-        with log.open("w") as file:
+        with log.open("w", encoding="utf-8") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
-            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            used = (
+                int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
+                * resource.getpagesize()
+            )
             resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             try:

@@ -127,4 +127,4 @@ def render() -> str:
 
 
 if __name__ == "__main__":
-    SCHEMA.write_text(render())
+    SCHEMA.write_text(render(), encoding="utf-8")

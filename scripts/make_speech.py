@@ -82,7 +82,8 @@ def main() -> None:
     rows = ",\n    ".join(json.dumps(row) for row in phonemes)
     (DEMO / "timings.json").write_text(
         f'{{\n  "text": {json.dumps(TEXT)},\n  "voice": "espeak-ng {VOICE}",\n'
-        f'  "phonemes": [\n    {rows}\n  ]\n}}\n'
+        f'  "phonemes": [\n    {rows}\n  ]\n}}\n',
+        encoding="utf-8",
     )
 
 

@@ -25,7 +25,7 @@ def stages_of(group: str) -> list[str]:
     """Return the stages whose rules use the environment of a group."""
     stages: set[str] = set()
     for file in (ROOT / "rules").glob("*.smk"):
-        for rule in re.split(r"^ *rule ", file.read_text(), flags=re.MULTILINE):
+        for rule in re.split(r"^ *rule ", file.read_text(encoding="utf-8"), flags=re.MULTILINE):
             if f"envs/{group}.yaml" in rule:
                 stages.update(re.findall(r'"talker (\w+) ', rule))
     return sorted(stages)
@@ -33,7 +33,9 @@ def stages_of(group: str) -> list[str]:
 
 def packages_of(group: str) -> list[str]:
     """Return the pinned packages of a group."""
-    *_, pip = yaml.safe_load((ROOT / "envs" / f"{group}.yaml").read_text())["dependencies"]
+    *_, pip = yaml.safe_load((ROOT / "envs" / f"{group}.yaml").read_text(encoding="utf-8"))[
+        "dependencies"
+    ]
     return pip["pip"]
 
 
@@ -64,12 +66,14 @@ def main(folder: Path) -> None:
     modules.mkdir(parents=True, exist_ok=True)
     for group in stages:
         install(folder / group, group)
-        (modules / group).write_text(f"#%Module1.0\nprepend-path PATH {folder}/{group}/bin\n")
+        (modules / group).write_text(
+            f"#%Module1.0\nprepend-path PATH {folder}/{group}/bin\n", encoding="utf-8"
+        )
     names = {"modules": {group: [f"talker/{group}"] for group in stages}}
-    (folder / "modules.yaml").write_text(yaml.safe_dump(names))
+    (folder / "modules.yaml").write_text(yaml.safe_dump(names), encoding="utf-8")
     script = folder / "bin" / "talker"
     script.parent.mkdir(exist_ok=True)
-    script.write_text(launcher(stages))
+    script.write_text(launcher(stages), encoding="utf-8")
     script.chmod(0o755)
 
 

@@ -46,7 +46,7 @@ def main() -> None:
     data, avatar = options.data, options.avatar
     statistics = avatar / "speech.npz"
     if not statistics.exists():
-        encoder = json.loads((avatar / "config.json").read_text())["encoder"]
+        encoder = json.loads((avatar / "config.json").read_text(encoding="utf-8"))["encoder"]
         statistics = data / f"aud_{encoder}.npz"
     sound = WavFile(data / "aud.wav")[:]
     print(f"{'minutes':>8} {'stage':8} {'peak MB':>8} {'CPU s':>8} {'s':>8}")

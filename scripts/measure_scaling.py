@@ -34,14 +34,16 @@ def workflow(folder: Path, subjects: int) -> None:
     for name in names:
         (folder / f"{name}.mp4").touch()
     rows = [f"{name}\t{name}.mp4\n" for name in names]
-    (folder / "config/subjects.tsv").write_text("subject\tvideo\n" + "".join(rows))
+    (folder / "config/subjects.tsv").write_text(
+        "subject\tvideo\n" + "".join(rows), encoding="utf-8"
+    )
 
 
 def empty_stages(folder: Path) -> None:
     """Write a `talker` command that only creates its outputs."""
     stage = folder / "bin/talker"
     stage.parent.mkdir()
-    stage.write_text(STAGE)
+    stage.write_text(STAGE, encoding="utf-8")
     stage.chmod(0o755)
 
 

@@ -124,7 +124,7 @@ def main(*, data: Path | None = None, json: Path | None = None, config: Config =
             "results": results,
         }
         with atomic_write(json) as (scratch,):
-            scratch.write_text(json_format.dumps(record, indent=2) + "\n")
+            scratch.write_text(json_format.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def bench(

@@ -505,7 +505,7 @@ def main(*, data: Path, quality: Output, config: Config = Config()) -> None:
         "warnings": verdict.warnings,
     }
     with atomic_write(quality) as (scratch,):
-        scratch.write_text(json.dumps(facts, indent=2) + "\n")
+        scratch.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     for name in MEASURES:
         if facts.get(name) is not None:
             logger.info("%-26s %8.3f", name, facts[name])

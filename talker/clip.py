@@ -153,7 +153,9 @@ class Clip:
     def save(self, path: Path) -> None:
         """Write a `clip.json`."""
         with atomic_write(path) as (scratch,):
-            scratch.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+            scratch.write_text(
+                json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8"
+            )
 
 
 def train_length(frames: int) -> int:

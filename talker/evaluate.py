@@ -522,7 +522,7 @@ def main(
         for name, value in row.items():
             logger.info("%s, %s: %.4f", name, who, value)
     with atomic_write(metrics) as (scratch,):
-        scratch.write_text(json.dumps(_plain(results), indent=1) + "\n")
+        scratch.write_text(json.dumps(_plain(results), indent=1) + "\n", encoding="utf-8")
 
 
 def sync_text(sync: dict[str, Any]) -> str:

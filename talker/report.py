@@ -191,7 +191,7 @@ def mouth_curves(metrics: Section) -> Section:
 
 def training(log: Path) -> Section:
     """The losses of both training stages, as charts."""
-    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    entries = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     charts = {}
     for stage in dict.fromkeys(entry["stage"] for entry in entries):
         rows = [entry for entry in entries if entry["stage"] == stage]
@@ -232,7 +232,7 @@ def clip_facts(data: Path) -> Section:
 
 def tracking_facts(path: Path) -> Section:
     """How well the head was followed, from `track_report.json`, as label -> text."""
-    found = json.loads(path.read_text())
+    found = json.loads(path.read_text(encoding="utf-8"))
     focal, degrees, lost = found["focal"], found["degrees"], found["rejected"]
     facts = {
         "focal length": f"{focal['px']:.0f} px, {focal['per_longer_side']:.2f} x the image",
@@ -255,7 +255,7 @@ def tracking_facts(path: Path) -> Section:
 def json_facts(path: Path) -> Section:
     """A JSON file, one level deep, as label -> text."""
     facts = {}
-    for key, value in json.loads(path.read_text()).items():
+    for key, value in json.loads(path.read_text(encoding="utf-8")).items():
         inner = value.items() if isinstance(value, dict) else [("", value)]
         for name, one in inner:
             label = f"{key} {name}".replace("_", " ").strip()
@@ -270,7 +270,7 @@ def timings(benchmarks: Path) -> Section:
     """Seconds and peak memory of every step, from Snakemake's benchmark files."""
     rows = []
     for path in sorted(benchmarks.rglob("*.tsv")):
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file, delimiter="\t"):
                 name = str(path.relative_to(benchmarks).with_suffix(""))
                 rows.append(
@@ -372,7 +372,7 @@ def main(
     dataset = avatar_dataset(data, model)
 
     def measured() -> Section:
-        return json.loads(_given(metrics, "metrics").read_text())
+        return json.loads(_given(metrics, "metrics").read_text(encoding="utf-8"))
 
     sections = {
         "tiles": _section("key numbers", lambda: {"tiles": tiles(measured())}),
@@ -393,7 +393,8 @@ def main(
     }
     with atomic_write(html) as (scratch,):
         scratch.write_text(
-            page(subject=data.resolve().name, dataset=dataset, versions=versions(), **sections)
+            page(subject=data.resolve().name, dataset=dataset, versions=versions(), **sections),
+            encoding="utf-8",
         )
 
 

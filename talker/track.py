@@ -481,7 +481,7 @@ def main(
         save_params(scratch[0], tracked, config.model)
         for path, ids in zip(scratch[1:3], halves, strict=True):
             write_transforms(path, matrices, tracked.focal, size, ids)
-        scratch[3].write_text(json.dumps(facts, indent=2) + "\n")
+        scratch[3].write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     if overlay is not None:
         write_overlay(overlay, described, images, tracked)
     motion = facts["motion_px"]["final"]["c1"]

@@ -60,6 +60,6 @@ def main(data: Path, avatar: Output, checkpoints: Changed, config: Config = Conf
         if statistics.exists():
             (folder / "speech.npz").write_bytes(statistics.read_bytes())
         lines = (json.dumps(entry) + "\n" for entry in trainer.log)
-        (folder / "log.jsonl").write_text("".join(lines))
+        (folder / "log.jsonl").write_text("".join(lines), encoding="utf-8")
     count = len(trainer.avatar.canonical["means"])
     logger.info("%s: trained avatar with %d Gaussians", avatar, count)

@@ -155,9 +155,9 @@ class Slurm:
 
 def _end(pid_file: Path, how: signal.Signals) -> None:
     """Send a signal to the process of a pid file and wait for its end."""
-    if not pid_file.exists() or not pid_file.read_text().strip():
+    if not pid_file.exists() or not pid_file.read_text(encoding="utf-8").strip():
         return
-    pid = int(pid_file.read_text())
+    pid = int(pid_file.read_text(encoding="utf-8"))
     try:
         os.kill(pid, how)
         for _ in range(100):

@@ -267,7 +267,7 @@ def openface_csv(path: Path, times: np.ndarray, au45: np.ndarray, comma: str = "
     ]
     for i, (time, value) in enumerate(zip(times, au45, strict=True)):
         rows.append(comma.join([str(i + 1), "0", f"{time:.3f}", "0.98", "1", f"{value:.2f}", "0"]))
-    path.write_text("\n".join(rows) + "\n")
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
     return str(path)
 
 

@@ -1,5 +1,6 @@
 """Every failure of a disk, memory, permission or process is one sentence with an exit status."""
 
+import ast
 import errno
 import os
 import re
@@ -263,6 +264,20 @@ def test_names_that_the_terminal_cannot_show_are_no_failure(tmp_path: Path) -> N
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert done.stderr.startswith(f"talker audio: error: {tmp_path}/m")
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: file.name)
+def test_text_files_have_a_named_encoding(file: Path) -> None:
+    """Without a name, the encoding is that of the locale."""
+    calls = [
+        node
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in ("read_text", "write_text")
+    ]
+    for call in calls:
+        assert "encoding" in {keyword.arg for keyword in call.keywords}, call.lineno
 
 
 def test_caches_move_out_of_a_home_that_cannot_be_written(

@@ -36,7 +36,7 @@ def code_spans(text: str) -> list[str]:
 def test_paths_in_the_documentation_exist(page: Path) -> None:
     paths = [
         span
-        for span in code_spans(page.read_text())
+        for span in code_spans(page.read_text(encoding="utf-8"))
         if re.fullmatch(rf"({FOLDERS})/[\w./*-]+", span) and not PLACEHOLDER.search(span)
     ]
     missing = [path for path in paths if not (ROOT / path).exists()]
@@ -45,7 +45,7 @@ def test_paths_in_the_documentation_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_in_the_documentation_lead_somewhere(page: Path) -> None:
-    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
     files = [link.partition("#")[0] for link in links if "://" not in link]
     missing = [file for file in files if file and not (page.parent / file).exists()]
     assert not missing
@@ -53,7 +53,9 @@ def test_links_in_the_documentation_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_commands_in_the_documentation_exist(page: Path) -> None:
-    words = re.findall(r"(?:^|[`|] ?)talker ([a-z]+)\b", page.read_text(), flags=re.MULTILINE)
+    words = re.findall(
+        r"(?:^|[`|] ?)talker ([a-z]+)\b", page.read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
     assert set(words) <= {*COMMANDS}
 
 
@@ -61,7 +63,9 @@ def test_commands_in_the_documentation_exist(page: Path) -> None:
 def test_configurations_in_the_documentation_are_valid(page: Path) -> None:
     schema = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
     schema.pop("required", None)  # the examples show only what differs from the defaults
-    for block in re.findall(r"```yaml\n(.*?)```", page.read_text(), flags=re.DOTALL):
+    for block in re.findall(
+        r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL
+    ):
         jsonschema.validate(yaml.safe_load(block.replace("sha256: ...", 'sha256: ""')), schema)
 
 

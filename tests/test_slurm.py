@@ -57,7 +57,7 @@ class Study:
         }
 
     def start(self, name: str, *args: str) -> subprocess.Popen[bytes]:
-        with open(self.folder / f"{name}.out", "w") as output:
+        with open(self.folder / f"{name}.out", "w", encoding="utf-8") as output:
             return subprocess.Popen(
                 self.command(*args),
                 cwd=self.folder,
@@ -202,7 +202,7 @@ def test_subjects_on_a_cluster_survive_everything(tmp_path: Path, clips: list[Pa
         watch.join()
         watch.look()
 
-    with open(study.folder / "results/batch.tsv", newline="") as file:
+    with open(study.folder / "results/batch.tsv", encoding="utf-8", newline="") as file:
         outcome = {row["subject"]: row for row in csv.DictReader(file, delimiter="\t")}
     assert {name for name, row in outcome.items() if row["state"] == "done"} == set(names)
     assert outcome["broken"]["rule"] == "frames"

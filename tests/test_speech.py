@@ -346,7 +346,9 @@ def test_windows_are_read_without_being_kept_in_memory(tmp_path):
     file = WindowsFile(path)
 
     def resident():
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * os.sysconf(
+            "SC_PAGE_SIZE"
+        )
 
     before = resident()
     for start in range(0, frames, 1000):

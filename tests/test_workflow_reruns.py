@@ -251,8 +251,8 @@ def edited(finished: Workflow) -> Iterator[Any]:
     before: dict[Path, str] = {}
 
     def edit(path: Path, text: str) -> None:
-        before.setdefault(path, path.read_text())
-        path.write_text(text)
+        before.setdefault(path, path.read_text(encoding="utf-8"))
+        path.write_text(text, encoding="utf-8")
 
     yield edit
     for path, text in before.items():

@@ -248,7 +248,7 @@ class Avatar(nn.Module):
         cloud = {name: value.detach().cpu().numpy() for name, value in self.canonical.items()}
         save_ply(folder / "point_cloud.ply", **cloud)
         values = {"format_version": FORMAT_VERSION, **dataclasses.asdict(self.config)}
-        (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
+        (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | str = "cpu") -> "Avatar":
@@ -260,7 +260,7 @@ class Avatar(nn.Module):
         """
         try:
             state = load_file(folder / "weights.safetensors")
-            values = json.loads((folder / "config.json").read_text())
+            values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError, SafetensorError) as error:
             raise UserError(
                 f"{folder}: cannot be read as an avatar ({error}); expected the folder that "

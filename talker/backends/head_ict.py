@@ -66,7 +66,7 @@ def read_obj(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """
     vertices, faces = [], []
     try:
-        with path.open() as file:
+        with path.open(encoding="utf-8") as file:
             for line in file:
                 kind, _, rest = line.partition(" ")
                 if kind == "v":

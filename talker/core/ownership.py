@@ -146,7 +146,7 @@ def _manifests(output: Path) -> list[Path]:
 def _was_finished(output: Path) -> bool:
     """Return whether the journal of an output has the end of a job in it."""
     with contextlib.suppress(OSError):
-        return " done " in (output.parent / f".{output.name}.lock").read_text()
+        return " done " in (output.parent / f".{output.name}.lock").read_text(encoding="utf-8")
     return False
 
 
@@ -154,7 +154,7 @@ def _entries(output: Path) -> defaultdict[str, list[Entry]]:
     """Return {name: entries} of all files that talker wrote as `output` or added to it."""
     entries: defaultdict[str, list[Entry]] = defaultdict(list)
     for manifest in [*_manifests(output), _added(output)]:
-        text = manifest.read_text("utf-8", "surrogateescape") if manifest.exists() else ""
+        text = manifest.read_text("utf-8", "surrogateescape", encoding="utf-8") if manifest.exists() else ""
         for line in text.split("\n"):
             if line:
                 digest, size, time, name = line.split(" ", 3)
@@ -172,7 +172,7 @@ def _lines(files: Iterable[tuple[str, Path]]) -> str:
 
 def _write(manifest: Path, text: str) -> None:
     manifest.unlink(missing_ok=True)  # it may belong to another user of a shared folder
-    manifest.write_text(text, "utf-8", "surrogateescape")
+    manifest.write_text(text, "utf-8", "surrogateescape", encoding="utf-8")
 
 
 def _append(manifest: Path, text: str) -> None:
