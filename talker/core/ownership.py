@@ -154,7 +154,11 @@ def _entries(output: Path) -> defaultdict[str, list[Entry]]:
     """Return {name: entries} of all files that talker wrote as `output` or added to it."""
     entries: defaultdict[str, list[Entry]] = defaultdict(list)
     for manifest in [*_manifests(output), _added(output)]:
-        text = manifest.read_text("utf-8", "surrogateescape", encoding="utf-8") if manifest.exists() else ""
+        text = (
+            manifest.read_text("utf-8", "surrogateescape", encoding="utf-8")
+            if manifest.exists()
+            else ""
+        )
         for line in text.split("\n"):
             if line:
                 digest, size, time, name = line.split(" ", 3)
