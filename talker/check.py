@@ -30,9 +30,10 @@ from talker.clip import (
 )
 from talker.core.config import validated
 from talker.core.files import Output, atomic_write
+from talker.data import layout
 from talker.data.formats import AU45_SATURATION, read_au45, read_track_params, read_transforms
 from talker.data.masks import COLORS, HEAD, to_classes
-from talker.dataset import SOUND_TOLERANCE, load_sound, speech_file
+from talker.dataset import SPARE_ROWS, speech_file
 from talker.encoders import ENCODERS, load_encoder
 from talker.encoders.base import Choice
 from talker.encoders.features import extract_clip, windows
@@ -47,6 +48,7 @@ from talker.measure.gate import (
     lag_of,
     sync_curve,
 )
+from talker.media.audio import SOUND_TOLERANCE, clip_sound
 from talker.media.images import image_header, read_image
 
 logger = logging.getLogger(__name__)
@@ -111,6 +113,11 @@ class Folder:
     def ids(self) -> range:
         return range(self.frames)
 
+    def has_spare(self, rows: int) -> bool:
+        """Return whether a per-frame file of other scripts has the rows beyond the frames that
+        their readers ignore."""
+        return not self.own and self.frames < rows <= self.frames + SPARE_ROWS
+
     def some(self, ids: Iterable[int]) -> str:
         """`frames 3, 4, 5 and 17 more`"""
         all_ids = sorted(ids)
@@ -138,6 +145,7 @@ def open_folder(path: Path, config: Config) -> Folder:
     own = (path / "clip.json").exists() or (path / "landmarks.npz").exists()
     try:
         clip = Clip.load(path / "clip.json")
+        own = not clip.adopted
     except UserError:
         numbers = [int(image.stem) for image in path.glob("ori_imgs/*.jpg") if image.stem.isdigit()]
         if not numbers:
@@ -291,6 +299,8 @@ def speech_faults(folder: Folder) -> Iterator[str]:
         except UserError as error:
             yield str(error)
             continue
+        if features.ndim == 3 and folder.has_spare(len(features)):
+            features = features[: folder.frames]
         if features.ndim != 3 or features.shape[:2] != (folder.frames, 16):
             yield f"{path}: shape {list(features.shape)}, expected [{folder.frames}, 16, C]"
         elif not np.isfinite(features).all():
@@ -301,7 +311,7 @@ def blink_faults(folder: Folder) -> Iterator[str]:
     """au.csv has a finite AU45 for each frame."""
     path = folder.path / "au.csv"
     au45 = read_au45(path)
-    if len(au45) != folder.frames:
+    if len(au45) != folder.frames and not folder.has_spare(len(au45)):
         yield f"{path}: {len(au45)} rows, expected one for each of {folder.frames} frames"
     elif not np.isfinite(au45).all():
         yield f"{path}: AU45 is no number in {_bad_rows(folder, au45)}"
@@ -396,7 +406,7 @@ def check(path: Path, config: Config) -> dict[str, Any]:
 def quality(folder: Folder) -> dict[str, Any]:
     """Facts about a folder without faults; None: not to be known from these files."""
     valid = read_track_params(folder.path / "track_params.pt").valid
-    au45 = read_au45(folder.path / "au.csv")
+    au45 = read_au45(folder.path / "au.csv")[: folder.frames]
     landmarks = np.stack([read_lms(folder.path / "ori_imgs" / f"{i}.lms") for i in folder.ids])
     starts, ends = runs(valid)
     longest = int((ends - starts).max(initial=0))
@@ -428,7 +438,7 @@ def spoken(folder: Folder) -> np.ndarray:
 
     So the limits mean the same for all, and another encoder needs no other verdict.
     """
-    choice, sound = Choice(), load_sound(folder.path, folder.frames)
+    choice, sound = Choice(), clip_sound(folder.path / layout.SOUND, folder.frames)
     learned, slots = extract_clip(load_encoder(choice), choice, sound, folder.train_frames)
     return np.concatenate(list(windows([slots], learned.look_ahead)))
 

@@ -123,6 +123,8 @@ class Clip:
     source: Source
     crop: Crop | None = None
     fps: Annotated[int, Field(ge=FPS, le=FPS)] = FPS
+    adopted: bool = False
+    """Whether other scripts prepared the folder, so that its sound may have another format."""
     version: int = VERSION
 
     @property

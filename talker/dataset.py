@@ -15,9 +15,6 @@ import cv2
 import numpy as np
 
 from talker.clip import (
-    FPS,
-    SAMPLE_RATE,
-    SAMPLES_PER_FRAME,
     WINDOW,
     load_array,
     load_arrays,
@@ -32,11 +29,9 @@ from talker.data.masks import HEAD, class_mask
 from talker.errors import UserError
 from talker.head.camera import intrinsics, viewmats_from_pose
 from talker.head.landmarks68 import read_lms
-from talker.media.audio import decode_audio
+from talker.media.audio import clip_sound
 from talker.media.images import read_image
 
-SOUND_TOLERANCE = 1.0
-"""Largest difference in seconds between the durations of aud.wav and of the frames."""
 SPARE_ROWS = 1
 """Rows that a published per-frame file may have beyond the frames; its readers ignore them too."""
 
@@ -180,7 +175,7 @@ class Dataset:
     @cached_property
     def sound(self) -> np.ndarray:
         """The sound of the clip, int16 [640 T] at 16 kHz."""
-        return load_sound(self.folder, self.frames)
+        return clip_sound(self.folder / layout.SOUND, self.frames)
 
     @cached_property
     def cuts(self) -> np.ndarray:
@@ -310,23 +305,6 @@ def over(front: np.ndarray, behind: np.ndarray, alpha: np.ndarray) -> np.ndarray
     """Blend `front` over `behind`, uint8 [H, W, 3], by alpha uint8 [H, W], rounded to nearest."""
     share = alpha.astype(np.float32)
     return cv2.blendLinear(front, behind, share, 255 - share)
-
-
-def load_sound(folder: Folder, frames: int) -> np.ndarray:
-    """Read the sound of a clip of T frames as int16 [640 T] at 16 kHz, whatever format it has.
-
-    Sound that is slightly too long is cut, sound that is slightly too short is padded with silence.
-
-    Raises:
-        UserError: there is no sound, or its duration differs by more than `SOUND_TOLERANCE`.
-    """
-    path, samples = folder / layout.SOUND, frames * SAMPLES_PER_FRAME
-    sound = decode_audio(path)
-    if abs(len(sound) - samples) > SOUND_TOLERANCE * SAMPLE_RATE:
-        raise UserError(
-            f"{path}: lasts {len(sound) / SAMPLE_RATE:.2f} s, its frames {frames / FPS:.2f} s"
-        )
-    return np.pad(sound[:samples], (0, max(0, samples - len(sound))))
 
 
 def rows(array: np.ndarray, frames: int, path: Folder) -> np.ndarray:

@@ -24,7 +24,7 @@ from talker.encoders.features import (
     windows,
 )
 from talker.errors import UserError
-from talker.media.audio import WavFile
+from talker.media.audio import WavFile, clip_sound
 
 
 @validated
@@ -67,9 +67,10 @@ def main(
         clip: clip.json that belongs to the sound; leave it out for new speech.
         config: options.
     """
-    sound = WavFile(wav)
+    expected = Clip.load(clip) if clip else None
+    sound = clip_sound(wav, expected.frames) if expected and expected.adopted else WavFile(wav)
     frames = whole_frames(sound, wav)
-    if clip is None:
+    if expected is None:
         stats = FeatureStats.load(statistics)
         encoder = load_encoder(stats.choice, wav)
         if encoder.sha256 != stats.sha256:
@@ -81,7 +82,6 @@ def main(
         with atomic_write(features) as (file,):
             save_windows(file, windows(slots, stats.look_ahead), frames)
         return
-    expected = Clip.load(clip)
     if frames != expected.frames:
         raise UserError(f"{wav}: lasts {frames} frames, expected {expected.frames} as in {clip}")
     choice = Choice(config.encoder, config.model, config.layer)

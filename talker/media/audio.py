@@ -22,7 +22,7 @@ from av.error import BlockingIOError as NotYetError
 from av.error import EOFError as DrainedError
 from av.error import InvalidDataError
 
-from talker.clip import SAMPLE_RATE
+from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
 from talker.errors import UserError
 from talker.media.container import (
     MAX_IDLE_SECONDS,
@@ -33,6 +33,8 @@ from talker.media.container import (
     seconds,
 )
 
+SOUND_TOLERANCE = 1.0
+"""Largest difference in seconds between the durations of aud.wav and of the frames."""
 SYNC = {
     "first_pts": "0",  # cut samples before time zero, pad a late start with silence
     "async": "1",  # follow the timestamps: fill gaps and cut overlaps ...
@@ -68,6 +70,23 @@ class Waveform(Protocol):
 
     def __len__(self) -> int: ...
     def __getitem__(self, part: slice, /) -> np.ndarray: ...
+
+
+def clip_sound(path: Path | zipfile.Path, frames: int) -> np.ndarray:
+    """Read the sound of a clip of T frames as int16 [640 T] at 16 kHz, whatever format it has.
+
+    Sound that is slightly too long is cut, sound that is slightly too short is padded with silence.
+
+    Raises:
+        UserError: there is no sound, or its duration differs by more than `SOUND_TOLERANCE`.
+    """
+    samples = frames * SAMPLES_PER_FRAME
+    sound = decode_audio(path)
+    if abs(len(sound) - samples) > SOUND_TOLERANCE * SAMPLE_RATE:
+        raise UserError(
+            f"{path}: lasts {len(sound) / SAMPLE_RATE:.2f} s, its frames {frames / FPS:.2f} s"
+        )
+    return np.pad(sound[:samples], (0, max(0, samples - len(sound))))
 
 
 def decode_audio(
