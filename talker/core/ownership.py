@@ -155,7 +155,7 @@ def _entries(output: Path) -> defaultdict[str, list[Entry]]:
     entries: defaultdict[str, list[Entry]] = defaultdict(list)
     for manifest in [*_manifests(output), _added(output)]:
         text = (
-            manifest.read_text("utf-8", "surrogateescape", encoding="utf-8")
+            manifest.read_text(encoding="utf-8", errors="surrogateescape")
             if manifest.exists()
             else ""
         )
@@ -176,7 +176,7 @@ def _lines(files: Iterable[tuple[str, Path]]) -> str:
 
 def _write(manifest: Path, text: str) -> None:
     manifest.unlink(missing_ok=True)  # it may belong to another user of a shared folder
-    manifest.write_text(text, "utf-8", "surrogateescape", encoding="utf-8")
+    manifest.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def _append(manifest: Path, text: str) -> None:
