@@ -1,7 +1,12 @@
-"""Outputs appear whole or not at all."""
+"""Outputs appear completely or not at all, one process at a time, with the permissions of umask."""
 
+import errno
+import fcntl
 import multiprocessing
+import os
+import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -68,12 +73,12 @@ def test_a_second_process_waits_for_the_lock(tmp_path):
     assert waited > 0.2
 
 
-def _make(target, taken, work, source):
+def _produce(target, taken, release, work, source):
     with exclusive([target], work, [source]) as needed:
+        assert needed
         taken.set()
-        if needed:
-            time.sleep(0.5)
-            target.write_text(work)
+        assert release.wait(20)
+        target.write_text(work)
 
 
 @pytest.mark.parametrize(
@@ -81,17 +86,18 @@ def _make(target, taken, work, source):
     [("same", None, False), ("other", None, True), ("same", "a.txt", True), ("same", ".b", False)],
 )
 def test_work_that_was_done_while_waiting_is_not_done_again(tmp_path, work, touched, needed):
-    """But what was done of inputs that have changed since is."""
+    """Unless an input changed after the other process had started."""
     context = multiprocessing.get_context("spawn")
-    taken = context.Event()
+    taken, release = context.Event(), context.Event()
     target, source = tmp_path / "a.json", tmp_path / "data"
     source.mkdir()
     (source / "a.txt").touch()
-    holder = context.Process(target=_make, args=(target, taken, "same", source))
+    holder = context.Process(target=_produce, args=(target, taken, release, "same", source))
     holder.start()
     assert taken.wait(20)
     if touched:
         (source / touched).write_text("new")
+    threading.Timer(0.5, release.set).start()  # after this process has begun to wait
     with exclusive([target], work, [source]) as wanted:
         assert wanted is needed
     holder.join()
@@ -99,7 +105,59 @@ def test_work_that_was_done_while_waiting_is_not_done_again(tmp_path, work, touc
     assert events[:2] == [["start", "same"], ["done", "same"]]
     assert events[2:] == ([["start", work], ["done", work]] if needed else [])
     with exclusive([target], work) as wanted:
-        assert wanted, "without waiting there is always work"
+        assert wanted, "a process that did not have to wait always works"
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_outputs_have_the_permissions_of_the_umask(tmp_path, umask):
+    file, folder = tmp_path / "weights.bin", tmp_path / "avatar"
+    before = os.umask(umask)
+    try:
+        with atomic_write(file, folder) as (scratch, scratch_folder):
+            os.close(os.open(scratch, os.O_CREAT | os.O_WRONLY, 0o600))  # as safetensors does
+            scratch_folder.mkdir(mode=0o700)
+            os.close(os.open(scratch_folder / "0.bin", os.O_CREAT | os.O_WRONLY, 0o600))
+    finally:
+        os.umask(before)
+    modes = [path.stat().st_mode & 0o777 for path in (file, folder, folder / "0.bin")]
+    assert modes == [0o666 & ~umask, 0o777 & ~umask, 0o666 & ~umask]
+
+
+@pytest.mark.parametrize(("folder_mode", "lock_mode"), [(0o2775, 0o664), (0o755, 0o644)])
+def test_everyone_who_may_write_to_a_folder_may_lock_in_it(tmp_path, folder_mode, lock_mode):
+    tmp_path.chmod(folder_mode)
+    with atomic_write(tmp_path / "a.json") as (scratch,):
+        scratch.touch()
+    assert (tmp_path / ".a.json.lock").stat().st_mode & 0o777 == lock_mode
+
+
+def test_a_lock_file_that_is_not_writable_is_named(tmp_path, monkeypatch):
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    (tmp_path / ".a.json.lock").touch()
+    monkeypatch.setattr(Path, "touch", refuse)
+    with pytest.raises(UserError, match=r"\.a\.json\.lock: .*another user.*chmod g\+w"):
+        file_lock(tmp_path / "a.json").__enter__()
+    with pytest.raises(PermissionError):  # the folder is the problem
+        file_lock(tmp_path / "b.json").__enter__()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, caplog, number):
+    def refuse(file, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with exclusive([tmp_path / "a.json"], "work") as needed:
+        assert needed
+        with atomic_write(tmp_path / "a.json") as (scratch,):
+            scratch.write_text("whole")
+    assert (tmp_path / "a.json").read_text() == "whole"
+    assert f"{tmp_path}: this file system does not support file locks" in caplog.text
+    number = errno.EBADF
+    with pytest.raises(OSError, match="Bad file"), file_lock(tmp_path / "a.json"):
+        pass
 
 
 def test_a_folder_of_somebody_else_is_not_lost(tmp_path):

@@ -1,5 +1,7 @@
-"""GPU slots: one job on each, whatever kills it; an assignment that is there is kept."""
+"""Every job gets a GPU of its own, and frees it when it dies; an assigned GPU is kept."""
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -100,4 +102,14 @@ def test_a_wrong_number_of_jobs_is_refused(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     monkeypatch.setenv("TALKER_JOBS_PER_GPU", "0")
     with pytest.raises(UserError, match="positive integer, found '0'"), gpu_slot(tmp_path):
+        pass
+
+
+def test_a_folder_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(UserError, match=r"does not support file locks.*TMPDIR"), gpu_slot(tmp_path):
         pass

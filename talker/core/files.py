@@ -236,7 +236,10 @@ def _scratch(targets: Sequence[Path]) -> Iterator[tuple[Path, ...]]:
 def _apply_umask(path: Path) -> None:
     """Grant the permissions that the umask allows; some libraries write files with mode 0600."""
     allowed = stat.S_IMODE(path.parent.stat().st_mode)  # mkdir applied the umask
-    path.chmod(stat.S_IMODE(path.stat().st_mode) | (allowed & (0o777 if path.is_dir() else 0o666)))
+    mode = stat.S_IMODE(path.stat().st_mode)
+    wider = mode | (allowed & (0o777 if path.is_dir() else 0o666))
+    if wider != mode:
+        path.chmod(wider)
     if path.is_dir():
         for child in path.iterdir():
             if not child.is_symlink():
