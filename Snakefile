@@ -44,6 +44,7 @@ rule prepare:
 
 onstart:
     require_named_preset()
+    require_gpu_for_torch()
     require_own_folders(workflow.dag.needrun_jobs())
 
 

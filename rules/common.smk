@@ -3,6 +3,7 @@
 import copy
 import functools
 import hashlib
+import importlib.util
 import re
 import shlex
 import sys
@@ -23,6 +24,7 @@ from talker.core.batch import (
     schema_errors,
     write_outcome,
 )
+from talker.core.gpu import require_usable_gpu
 from talker.core.presets import choose_preset, merge_options, update
 from talker.core.provenance import code_of
 from talker.encoders import encoder_module, stage_encoder
@@ -200,6 +202,16 @@ def require_named_preset():
             "config: preset: 'auto' depends on the machine, but jobs run on other machines; "
             "name a preset, for example `--config preset=full`"
         )
+
+
+def require_gpu_for_torch():
+    """Stop if jobs on this machine would train on the CPU because torch cannot use its GPU."""
+    if not GPU or workflow.non_local_exec or not importlib.util.find_spec("torch"):
+        return
+    try:
+        require_usable_gpu()
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
 
 
 def targets_of(subject):

@@ -209,6 +209,28 @@ def test_wrong_options_are_refused_by_name(finished, tmp_path):
         assert re.search(complaint, output), output
 
 
+def test_a_gpu_that_torch_cannot_use_stops_the_run_before_the_first_job(finished, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    driver = finished.folder / "bin" / "nvidia-smi"
+    torch = finished.folder / "torch.py"
+    try:
+        driver.write_text("#!/bin/sh\necho 'GPU 0: GTX 1080 (UUID: GPU-a)'\n")
+        driver.chmod(0o755)
+        torch.write_text(
+            "__version__ = '2.0'\n"
+            "class version: cuda = '13.0'\n"
+            "class cuda: is_available = staticmethod(lambda: False)\n"
+        )
+        output = finished.refuse("--forcerun", "train", "--config", "preset=full")
+        assert "nvidia-smi lists 1 GPU, but torch cannot use it" in output
+        assert "preset=draft" in output
+        assert "Error in rule" not in output
+        finished.run("-n", "--config", "preset=full")
+    finally:
+        driver.unlink()
+        torch.unlink()
+
+
 @pytest.mark.parametrize(
     ("rows", "complaint"),
     [

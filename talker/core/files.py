@@ -169,8 +169,12 @@ def _newest(inputs: Sequence[Path]) -> float:
 
 
 def _record(journal: TextIO, event: str, work: str) -> None:
-    journal.write(f"{time.time():.3f} {socket.gethostname()}:{os.getpid()} {event} {work}\n")
-    journal.flush()
+    try:
+        journal.write(f"{time.time():.3f} {socket.gethostname()}:{os.getpid()} {event} {work}\n")
+        journal.flush()
+    except OSError as error:
+        error.filename = journal.name
+        raise
 
 
 @contextmanager

@@ -53,10 +53,12 @@ def require_usable_gpu() -> None:
     Raises:
         UserError: the driver lists GPUs, but torch cannot use them.
     """
-    import torch
-
     gpus = visible_gpus() if shutil.which("nvidia-smi") else []
-    if not gpus or torch.cuda.is_available():
+    if not gpus:
+        return
+    import torch  # takes seconds
+
+    if torch.cuda.is_available():
         return
     if torch.version.cuda is None:
         reason = f"torch {torch.__version__} was built without CUDA"
