@@ -44,6 +44,7 @@ rule render_novel:
         avatar="<results>/{subject}/avatar",
         speech=NOVEL_FEATURES,
         wav="<data>/{subject}/novel/{name}/aud.wav",
+        sound=speech_of,
     output:
         video=report(
             "<results>/{subject}/novel/{name}.mp4",
@@ -72,8 +73,8 @@ rule render_novel:
         "{wildcards.subject}: rendering the new speech '{wildcards.name}'"
     shell:
         "talker render --data {params.data:q} --avatar {input.avatar:q}"
-        " --speech {input.speech:q} --wav {input.wav:q} --video {output.video:q}"
-        " {params.options} > {log:q} 2>&1"
+        " --speech {input.speech:q} --wav {input.wav:q} --sound {input.sound:q}"
+        " --video {output.video:q} {params.options} > {log:q} 2>&1"
 
 
 rule evaluate:

@@ -147,9 +147,9 @@ def apply_tracks(drive: Drive, dataset: Dataset, tracks: Tracks, config: Config)
 
 
 def render(
-    avatar: Avatar, dataset: Dataset, drive: Drive, wav: Path, video: Path, config: Config
+    avatar: Avatar, dataset: Dataset, drive: Drive, sound: Path, video: Path, config: Config
 ) -> None:
-    """Render a drive and write it as a video with the sound of `wav` (16 kHz mono).
+    """Render a drive and write it as a video with `sound`, a file of any format, at its own rate.
 
     Raises:
         UserError: the background cannot be read, or the video's format cannot be transparent.
@@ -166,7 +166,7 @@ def render(
     if config.background not in (PLATE, TRANSPARENT):
         backgrounds = backdrop(Path(config.background), dataset.height, dataset.width)
     frames = render_frames(avatar, dataset, drive, config.batch, backgrounds, transparent)
-    with video_writer(video, wav, crf=config.crf) as write:
+    with video_writer(video, sound, crf=config.crf) as write:
         for frame in progress(frames, "render", len(drive)):
             write(frame)
     logger.info(
@@ -184,6 +184,7 @@ def main(
     split: Literal["train", "val"] | None = None,
     speech: Path | None = None,
     wav: Path | None = None,
+    sound: Path | None = None,
     pose: Path | None = None,
     blink: Path | None = None,
     expression: Path | None = None,
@@ -201,6 +202,8 @@ def main(
         split: part of the clip to replay with its own sound.
         speech: features of new speech, from `talker speech`; an alternative to `split`.
         wav: sound of the new speech, from `talker audio`.
+        sound: file that `wav` was made from; its sound goes into the video at its own sample rate
+            and with its own channels. By default the video has the 16 kHz mono sound of `wav`.
         pose: head poses: a column `frame` (whose pose is replayed), or the columns
             rx ry rz tx ty tz in the convention of track_params.pt.
         blink: eye closure: a column `blink`, 0 open to 1 closed, or OpenFace's `AU45_r`.
@@ -209,18 +212,20 @@ def main(
     """
     if (split is None) == (speech is None) or (speech is None) != (wav is None):
         raise UserError("expected either `--split`, or `--speech` together with `--wav`")
+    if split is not None and sound is not None:
+        raise UserError("--sound belongs to new speech, which is given by --speech and --wav")
     model = load_avatar(avatar)
     dataset = avatar_dataset(data, model)
     tracks = Tracks(pose, blink, expression)
     if split is not None:
         drive = apply_tracks(split_drive(dataset, split), dataset, tracks, config)
-        with _excerpt(dataset, drive.window_ids) as sound:
-            render(model, dataset, drive, sound, video, config)
+        with _excerpt(dataset, drive.window_ids) as part:
+            render(model, dataset, drive, part, video, config)
     elif speech is not None and wav is not None:
         windows = _read_windows(speech, dataset.speech.shape[1:])
         _check_length(wav, speech, len(windows))
         drive = apply_tracks(speech_drive(dataset, windows, config), dataset, tracks, config)
-        render(model, dataset, drive, wav, video, config)
+        render(model, dataset, drive, sound or wav, video, config)
 
 
 @contextmanager

@@ -120,6 +120,27 @@ def test_novel_speech_of_any_length(
     assert abs(len(sound) - frames * SAMPLES_PER_FRAME) <= SAMPLES_PER_FRAME + 1024
 
 
+def test_the_given_sound_goes_into_the_video_at_its_own_rate(
+    dataset: Path, data: Dataset, tmp_path: Path
+) -> None:
+    speech = speech_of(data, 25, tmp_path)
+    clock = np.arange(48_000) / 48_000
+    stereo = np.sin(2 * np.pi * np.outer([440, 15_000], clock)).astype(np.float32)
+    sound = tmp_path / "hello.flac"
+    with av.open(str(sound), "w") as container:
+        stream = container.add_stream("flac", rate=48_000, layout="stereo")
+        frame = av.AudioFrame.from_ndarray(0.3 * stereo, format="fltp", layout="stereo")
+        frame.sample_rate = 48_000
+        container.mux([*stream.encode(frame), *stream.encode()])
+    video = tmp_path / "out.mp4"
+    stage.main(data=dataset, avatar=tmp_path, video=video, **speech, sound=sound)
+    with av.open(str(video)) as container:
+        track = container.streams.audio[0]
+        assert (track.rate, track.channels) == (48_000, 2)
+    with pytest.raises(UserError, match="--sound belongs to new speech"):
+        stage.main(data=dataset, avatar=tmp_path, video=video, split="val", sound=sound)
+
+
 def test_long_speech_neither_jumps_nor_freezes(data: Dataset) -> None:
     """The head moves on beyond the clip's end, forth and back, and blinks."""
     windows = np.zeros((1000, 16, 32), np.float32)
