@@ -32,6 +32,7 @@ COMMANDS = {
     "layers": "compose training targets and torso images",
     "check": "verify a dataset folder and refuse clips that cannot give a good avatar",
     "adopt": "adopt a folder that the scripts of another method prepared",
+    "export": "export a dataset folder for another method",
     "pack": "pack a dataset folder into one file, for training elsewhere",
     "train": "train the avatar",
     "render": "render the avatar to a video",

@@ -1,0 +1,224 @@
+"""Export a dataset folder for another method, in the layout that its reader opens.
+
+    talker export --data data/me --method gaussiantalker --out exports/me
+
+The folder is not changed; a copy is written. What talker cannot compute, such as DeepSpeech
+features or further action units, is listed with the tool that computes it.
+"""
+
+import json
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from talker.avatar.gaussians import sample_surface
+from talker.clip import load_array, load_json
+from talker.core.config import AtLeast1, validated
+from talker.core.files import Output, atomic_write
+from talker.data import layout
+from talker.data.formats import read_au45, read_table, read_track_params
+from talker.dataset import Dataset
+from talker.errors import UserError
+from talker.head.landmarks68 import OUTER_LIPS, read_lms
+
+logger = logging.getLogger(__name__)
+
+MethodName = Literal["gaussiantalker", "talkinggaussian", "ernerf", "radnerf", "synctalk"]
+"""Names of the methods that a folder can be exported for."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """What the reader of a method opens beyond the files that all of them share."""
+
+    speech: dict[str, tuple[int, int]]
+    """file names of the speech features that it accepts, with the shape of a window; none if it
+    computes them from the sound"""
+    extractor: str
+    """the tool that computes the speech features"""
+    action_units: tuple[int, ...] = (45,)
+    """numbers of the action units that it reads from au.csv"""
+    folders: tuple[str, ...] = ()
+    """further folders that it reads, which talker does not write"""
+
+
+DEEPSPEECH = {layout.DEEPSPEECH_FEATURES: (16, 29)}
+ESPERANTO = {"aud_eo.npy": (16, 44)}
+HUBERT = {"aud_hu.npy": (2, 1024)}
+
+METHODS: dict[MethodName, Method] = {
+    "gaussiantalker": Method(DEEPSPEECH, "data_utils/deepspeech_features of GaussianTalker"),
+    "talkinggaussian": Method(
+        DEEPSPEECH | ESPERANTO | HUBERT,
+        "data_utils/deepspeech_features, wav2vec.py or hubert.py of TalkingGaussian",
+        (1, 4, 5, 6, 7, 25, 45),
+        ("teeth_mask",),
+    ),
+    "ernerf": Method(
+        DEEPSPEECH | ESPERANTO | HUBERT,
+        "data_utils/deepspeech_features, nerf_triplane/asr.py or hubert.py of ER-NeRF",
+    ),
+    "radnerf": Method(ESPERANTO | DEEPSPEECH, "nerf/asr.py of RAD-NeRF"),
+    "synctalk": Method({}, "", (45,), ()),
+}
+"""The methods, by name."""
+
+TABLE_HEADER = "frame, timestamp, confidence, success"
+
+
+@validated
+class Config:
+    """How a folder is exported."""
+
+    vertices: AtLeast1 = 34_650
+    """Number of points of the head mesh in track_params.pt, from which GaussianTalker starts. The
+    default is the number of the Basel Face Model as AD-NeRF cuts it."""
+
+
+def export(data: Path, name: MethodName, out: Path, config: Config) -> list[str]:
+    """Write the folder `out` for a method.
+
+    Returns:
+        What the method needs in addition, one sentence each.
+
+    Raises:
+        UserError: the dataset is incomplete or damaged.
+    """
+    method = METHODS[name]
+    params = read_track_params(data / layout.TRACK_PARAMS)
+    frames = len(params.euler)
+    Dataset.load(data, 64, _any_encoder(data))  # raises if the folder is incomplete
+    _copy(data, out, frames)
+    _write_params(data, out, config.vertices)
+    for file in (layout.TRANSFORMS_TRAIN, layout.TRANSFORMS_VAL):
+        _write_transforms(data, out, file)
+    missing = _write_speech(data, out, method, frames)
+    missing += _write_action_units(data, out, method, frames)
+    for folder in method.folders:
+        missing.append(
+            f"{folder}/: one file per frame; run the script of the method that writes it"
+        )
+    return missing
+
+
+def _any_encoder(data: Path) -> str:
+    """Return an encoder whose features exist, since export does not use them."""
+    files = sorted(data.glob(layout.speech_features("*")))
+    names = [file.stem.removeprefix("aud_") for file in files]
+    return "deepspeech" if names == ["ds"] else next((n for n in names if n != "ds"), "deepspeech")
+
+
+def _copy(data: Path, out: Path, frames: int) -> None:
+    for name in (layout.PLATE, layout.SOUND, layout.TRAIN_SOUND, layout.NOVEL_SOUND):
+        if (data / name).exists():
+            shutil.copyfile(data / name, out / name)
+    for kind in (*layout.IMAGES, layout.FRAME_LANDMARKS):
+        (out / kind.folder).mkdir(exist_ok=True)
+        for i in range(frames):
+            shutil.copyfile(kind.path(data, i), kind.path(out, i))
+
+
+def _write_params(data: Path, out: Path, count: int) -> None:
+    """Write track_params.pt with `count` points on the head mesh, for every frame the same ones.
+
+    Readers average the points over the frames. They are stored once: the tensor repeats them.
+    """
+    import torch
+
+    params = read_track_params(data / layout.TRACK_PARAMS)
+    if params.vertices is None:
+        raise UserError(f"{data / layout.TRACK_PARAMS}: has no vertices; run `talker track`")
+    points = params.vertices
+    if len(points) < count:
+        rng = np.random.default_rng(0)
+        points = sample_surface(params.vertices, params.faces, count, rng)
+    frames = len(params.euler)
+    fields = {
+        "id": torch.zeros(1, 100),
+        "exp": torch.from_numpy(params.expression),
+        "euler": torch.from_numpy(params.euler),
+        "trans": torch.from_numpy(params.trans),
+        "focal": torch.tensor([params.focal]),
+        "vertices": torch.from_numpy(points.astype(np.float32)).expand(frames, -1, -1),
+    }
+    torch.save(fields, out / layout.TRACK_PARAMS)
+
+
+def _write_transforms(data: Path, out: Path, name: str) -> None:
+    """Write a transforms file with the rectangles of the face and the lips of every frame."""
+    content = load_json(data / name)
+    for frame in content["frames"]:
+        landmarks = read_lms(layout.FRAME_LANDMARKS.path(data, frame["img_id"]))
+        frame["face_rect"] = _rectangle(landmarks)
+        frame["lips_rect"] = _rectangle(landmarks[OUTER_LIPS])
+    text = json.dumps(content, indent=2) + "\n"
+    (out / name).write_text(text, encoding="utf-8")
+
+
+def _rectangle(points: np.ndarray) -> list[int]:
+    """Return x, y, width and height of the bounding box of points [P, 2], in whole pixels."""
+    low, high = np.floor(points.min(0)).astype(int), np.ceil(points.max(0)).astype(int)
+    return [*low.tolist(), *(high - low).tolist()]
+
+
+def _write_speech(data: Path, out: Path, method: Method, frames: int) -> list[str]:
+    """Copy the speech features that the method accepts; return what is missing."""
+    copied = False
+    for name, window in method.speech.items():
+        if not (data / name).exists():
+            continue
+        features = load_array(data / name)
+        if features.shape[1:] != window or len(features) < frames:
+            raise UserError(
+                f"{data / name}: expected [{frames}, {window[0]}, {window[1]}], found "
+                f"{list(features.shape)}"
+            )
+        np.save(out / name, features[:frames].astype(np.float32))
+        copied = True
+    if copied or not method.speech:
+        return []
+    names = " or ".join(
+        f"{name} [{frames}, {window[0]}, {window[1]}]" for name, window in method.speech.items()
+    )
+    return [f"{names}: run {method.extractor} on {layout.SOUND}"]
+
+
+def _write_action_units(data: Path, out: Path, method: Method, frames: int) -> list[str]:
+    """Write au.csv with the action units of the method; return which ones are missing."""
+    path = data / layout.ACTION_UNITS
+    table = read_table(path)
+    columns = {"AU45_r": [f"{value:.3f}" for value in read_au45(path)]}
+    columns |= {name: values for name, values in table.items() if name not in columns}
+    wanted = [f"AU{number:02d}_r" for number in method.action_units]
+    present = [name for name in wanted if name in columns]
+    rows = [", ".join([TABLE_HEADER, *present])]
+    for i in range(frames):
+        values = [columns[name][i].strip() for name in present]
+        rows.append(", ".join([f"{i + 1}", f"{i / 25:.2f}", "1.00", "1", *values]))
+    (out / layout.ACTION_UNITS).write_text("\n".join(rows) + "\n", encoding="utf-8")
+    absent = [name for name in wanted if name not in columns]
+    return [f"{layout.ACTION_UNITS}: {', '.join(absent)}; run OpenFace"] if absent else []
+
+
+def main(*, data: Path, method: MethodName, out: Output, config: Config = Config()) -> None:
+    """Write a copy of a dataset folder in the layout of another method.
+
+    Args:
+        data: dataset folder.
+        method: the method whose reader shall open the copy.
+        out: folder to write.
+        config: options.
+
+    Raises:
+        UserError: the dataset is incomplete or damaged.
+    """
+    with atomic_write(out) as (folder,):
+        folder.mkdir()
+        missing = export(data, method, folder, config)
+    logger.info("%s: written for %s", out, method)
+    for text in missing:
+        logger.warning("still needed: %s", text)
