@@ -40,7 +40,7 @@ def column(path: Path, table: dict[str, list[str]], name: str, low: float, high:
 
 
 def largest_group(table: dict[str, list[str]], name: str) -> dict[str, list[str]]:
-    """Keep the rows of the most frequent value of a column, such as the face that is seen most."""
+    """Keep the rows of the most frequent value of a column, such as the id of a face."""
     if name not in table or not table[name]:
         return table
     values, counts = np.unique(table[name], return_counts=True)

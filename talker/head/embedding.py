@@ -47,7 +47,7 @@ def embed(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
     Args:
         vertices: [V, 3] dm; x to the image's right, y up, looking along +z, near the origin.
-        faces: int [F, 3], counter-clockwise seen from outside.
+        faces: int [F, 3], counter-clockwise as viewed from outside.
 
     Returns:
         The triangle of each point int32 [478] and its barycentric weights float32 [478, 3].
