@@ -24,14 +24,15 @@ demo: .venv/installed
 	snakemake --cores $(CORES) $(ARGS) results/demo/{val.mp4,metrics.json,report.html}
 	@printf '\nvideo:  %s\nreport: %s\n' $(CURDIR)/results/demo/{val.mp4,report.html}
 
-run: name = $$(basename "$(VIDEO)" | sed -E 's/\.[^.]*$$//; s/[^[:alnum:]_.-]+/_/g')
+quoted = '$(subst ','\'',$(value VIDEO))'
+run: name = $$(basename $(quoted) | sed -E 's/\.[^.]*$$//; s/[^[:alnum:]_.-]+/_/g')
 run: video-exists .venv/installed
-	snakemake --cores $(CORES) $(ARGS) --config video="$(VIDEO)"
+	snakemake --cores $(CORES) $(ARGS) --config video=$(quoted)
 	@printf '\nvideo:  %s\nreport: %s\n' "$(CURDIR)/results/$(name)"/{val.mp4,report.html}
 
 video-exists:
-	@test -f "$(VIDEO)" || { echo 'the video "$(VIDEO)" does not exist;' \
-		'name one with: make run VIDEO=me.mp4' >&2; exit 2; }
+	@test -f $(quoted) || { printf '%s does not exist; name a video with: make run VIDEO=me.mp4\n' \
+		$(quoted) >&2; exit 2; }
 
 test: .venv/installed-dev
 	pytest -m 'not slurm' $(ARGS)

@@ -17,6 +17,7 @@ pathvars:
 
 include: "rules/common.smk"
 include: "rules/given.smk"
+include: "rules/preflight.smk"
 include: "rules/media.smk"
 include: "rules/face.smk"
 include: "rules/avatar.smk"
@@ -26,6 +27,7 @@ include: "rules/render.smk"
 protect_given_files()
 log_given_files()
 require_same_videos()
+require_known_targets()
 
 
 rule all:
@@ -45,7 +47,10 @@ rule prepare:
 onstart:
     require_named_preset()
     require_gpu_for_torch()
-    require_own_folders(workflow.dag.needrun_jobs())
+    jobs = list(workflow.dag.needrun_jobs())
+    require_own_folders(jobs)
+    require_usable_videos(jobs)
+    warn_without_gpu(jobs)
 
 
 onsuccess:

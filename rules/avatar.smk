@@ -24,6 +24,7 @@ rule check:
         runtime=scale_with_attempt(10),
     params:
         data=lambda wildcards: DATA / wildcards.subject,
+        refused=lambda wildcards: DATA / wildcards.subject / "quality_refused.json",
         options=stage_options("check"),
         fingerprint=fingerprint(
             "check", after=[rules.audio, rules.blink, rules.track, rules.layers]
@@ -33,6 +34,9 @@ rule check:
     shell:
         "talker check --data {params.data:q} --quality {output.quality:q}"
         " {params.options} > {log:q} 2>&1"
+        " || {{ [ ! -e {output.quality:q} ] || mv {output.quality:q} {params.refused:q}; exit 1; }}"
+        "; rm -f {params.refused:q}"
+        "; sed -n 's/^warning: /{wildcards.subject}: warning: /p' {log:q} >&2"
 
 
 rule train:

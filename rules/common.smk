@@ -80,7 +80,15 @@ def read_tables():
 
 def video_of(wildcards):
     """Return the video of a subject."""
-    return find_video(wildcards.subject)
+    subject = wildcards.subject
+    video = find_video(subject)
+    known = subject in SUBJECTS or (DATA / subject).exists() or Path(video).exists()
+    if LOCAL and not known and workflow.modifier.is_main_snakefile():
+        raise WorkflowError(
+            f"There is no subject '{subject}'. Add a row to {config['subjects']}, put a video at "
+            f"{video}, or name one of: {', '.join(SUBJECTS)}"
+        )
+    return video
 
 
 def require_input_files():
@@ -127,12 +135,19 @@ def speeches_of(subject):
 
 def speech_of(wildcards):
     """Return the file of a speech; `--config speech=FILE` serves any name in a target."""
-    speeches = speeches_of(wildcards.subject)
-    if wildcards.name in speeches:
-        return speeches[wildcards.name]
+    subject, name = wildcards.subject, wildcards.name
+    speeches = speeches_of(subject)
+    if name in speeches:
+        return speeches[name]
     if isinstance(config.get("speech"), str):
         return config["speech"]
-    return str(DATA / wildcards.subject / "novel" / f"{wildcards.name}.wav")
+    file = DATA / subject / "novel" / f"{name}.wav"
+    if LOCAL and not file.exists() and workflow.modifier.is_main_snakefile():
+        raise WorkflowError(
+            f"Subject '{subject}' has no speech '{name}'. Put its file at {file}, add a row to the "
+            "table of speeches, or add `--config speech=FILE`"
+        )
+    return str(file)
 
 
 def dataset_of(wildcards):
@@ -320,6 +335,18 @@ def report_outcome(logs):
             logger.error(f"{failure.log}: {failure.reason}")
 
 
+def read_file_names():
+    """Take file names of the command line as they were typed.
+
+    Snakemake parses the values of `--config` as YAML, which changes names like `clip #3.mp4`.
+    """
+    for argument in workflow.config_settings.config_args or ():
+        key, _, value = str(argument).partition("=")
+        if key in ("video", "speech") and Path(value).is_file():
+            config[key] = value
+
+
+read_file_names()
 CONFIG_SCHEMA = read_schema("config")
 if errors := schema_errors(config, CONFIG_SCHEMA, "config"):
     raise WorkflowError("\n".join(errors))

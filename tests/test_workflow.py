@@ -7,6 +7,7 @@ import importlib
 import inspect
 import re
 import shlex
+import subprocess
 import sys
 from importlib.metadata import packages_distributions
 
@@ -315,3 +316,70 @@ def test_a_failed_stage_says_why_and_is_repeated(finished, edited):
     assert not (finished.folder / "results/demo/avatar").exists()
     (finished.folder / "broken").unlink()
     assert finished.planned() >= AFTER_CHECK
+
+
+def test_names_that_yaml_would_change_are_taken_as_typed(finished, tmp_path):
+    for name in ("clip #3.mp4", "Interview: part 1.mp4", "Anna's clip.mp4", "a$b.mp4", '"q".mp4'):
+        video = tmp_path / name
+        video.touch()
+        commands = finished.run("-n", "-p", "--config", f"video={video}")
+        (command,) = re.findall(r"^Shell command: (talker frames .*?) &&", commands, re.MULTILINE)
+        assert shlex.split(command)[3] == str(video)
+        run = ["make", "--dry-run", "run", f"VIDEO={video}"]
+        made = subprocess.run(run, cwd=ROOT, capture_output=True, text=True).stdout
+        (command,) = re.findall("^snakemake .*", made, re.MULTILINE)
+        assert shlex.split(command)[-1] == f"video={video}"
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("results/nobody/val.mp4", "There is no subject 'nobody'. Add a row"),
+        ("results/demo/novel/absent.mp4", "Subject 'demo' has no speech 'absent'. Put its file at"),
+    ],
+)
+def test_an_unknown_subject_or_speech_is_one_sentence(finished, target, message):
+    output = finished.refuse("-n", target)
+    assert message in output
+    assert "MissingInput" not in output and "Traceback" not in output
+
+
+def test_a_useless_video_is_refused_before_the_first_job(finished, synthetic):
+    output = finished.refuse("--config", f"video={synthetic.video}", "preset=full")
+    assert "it is 4.0 s long, but at least 10 s are required" in output
+    assert not (finished.folder / "logs/synthetic").exists()
+
+
+def test_a_refused_clip_keeps_its_measurements(finished):
+    """Snakemake deletes the outputs of a failed job."""
+    talker = finished.folder / "bin/talker"
+    before = talker.read_text()
+    talker.write_text(before + 'if stage == "check": sys.exit("talker check: error: too dark")\n')
+    output = finished.refuse("--forcerun", "check")
+    talker.write_text(before)
+    assert "too dark" in output
+    refused = finished.folder / "data/demo/quality_refused.json"
+    assert refused.read_text() == "check"
+    finished.run()
+    assert not refused.exists()
+
+
+def test_warnings_of_the_gate_reach_the_terminal(finished):
+    talker = finished.folder / "bin/talker"
+    before = talker.read_text()
+    talker.write_text(before + 'if stage == "check": print("warning: few blinks")\n')
+    output = finished.run("--forcerun", "check")
+    talker.write_text(before)
+    assert "demo: warning: few blinks" in output
+
+
+def test_the_batch_table_keeps_other_subjects(finished):
+    finished.run()
+    (finished.folder / "you.mp4").touch()
+    (finished.folder / "broken").write_text("frames")
+    finished.refuse("--config", "video=you.mp4")
+    (finished.folder / "broken").unlink()
+    rows = (finished.folder / "results/batch.tsv").read_text().splitlines()
+    states = dict(row.split("\t")[:2] for row in rows)
+    assert states["demo"] == "done"
+    assert states["you"] == "failed"

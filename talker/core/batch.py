@@ -248,6 +248,8 @@ def write_outcome(
 ) -> tuple[int, int]:
     """Write a row for every subject: done, failed (with rule and reason) or not finished.
 
+    Rows of earlier runs for other subjects are kept.
+
     Args:
         table: tab-separated file to write.
         targets: {subject: files that make it complete}.
@@ -258,7 +260,12 @@ def write_outcome(
     Returns:
         The number of subjects that are done, and the number of those that are not.
     """
-    rows, done = [], 0
+    rows: list[Sequence[str]] = []
+    done = 0
+    if table.exists():
+        with open(table, newline="", encoding="utf-8") as file:
+            earlier = list(csv.reader(file, delimiter="\t"))[1:]
+        rows += [row for row in earlier if row and row[0] not in targets]
     for subject, files in targets.items():
         missing = [str(file) for file in files if not file.exists()]
         causes = [failure for failure in failed if logs / subject in failure.log.parents]

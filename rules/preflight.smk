@@ -1,0 +1,63 @@
+"""Checks at the start of a run: what would fail after hours is refused before the first job."""
+
+import shutil
+from types import SimpleNamespace
+
+import av
+
+
+def require_known_targets():
+    """Stop if a target on the command line names a subject or a speech that does not exist."""
+    for target in map(Path, sys.argv[1:]):
+        folder, subject, *rest = *target.parts, "", ""
+        if Path(folder) in (DATA, RESULTS) and subject and not target.exists():
+            name = Path(rest[1]).stem if len(rest) > 1 else ""
+            video_of(SimpleNamespace(subject=subject))
+            if rest[:1] == ["novel"] and name:
+                speech_of(SimpleNamespace(subject=subject, name=name))
+
+
+def warn_without_gpu(jobs):
+    """Warn if jobs that are made for a GPU are about to run on a CPU."""
+    if workflow.non_local_exec or not any(job.resources.get("gpu") for job in jobs):
+        return
+    if not shutil.which("nvidia-smi"):
+        logger.warning(
+            f"Preset '{PRESET}' is made for an NVIDIA GPU, but nvidia-smi was not found here. On a "
+            "CPU, training takes days; `--config preset=draft` takes minutes."
+        )
+
+
+def fault_of_video(file, min_seconds):
+    """Return why a video is of no use, or None; faults of damaged files are left to `frames`."""
+    try:
+        with av.open(file) as container:
+            seconds = (container.duration or 0) / av.time_base
+            if not container.streams.audio:
+                return "it has no sound; an avatar learns from a video with speech"
+            if 0 < seconds < min_seconds:
+                return (
+                    f"it is {seconds:.1f} s long, but at least {min_seconds:g} s are required "
+                    "(`check: {limits: {min_seconds: ...}}` among the options)"
+                )
+    except (av.FFmpegError, OSError):
+        pass
+    return None
+
+
+def require_usable_videos(jobs):
+    """List the videos that are too short or without sound, if their frames are to be extracted."""
+    faults = []
+    for job in jobs:
+        if job.rule.name != "frames" or not LOCAL:
+            continue
+        options = options_of("check", subject_with_overrides(job.wildcards.subject))
+        schema = CONFIG_SCHEMA["properties"]["options"]["properties"]["check"]["properties"]
+        default = schema["limits"]["properties"]["min_seconds"]["default"]
+        min_seconds = options.get("limits", {}).get("min_seconds", default)
+        video = job.input.video
+        fault = None if options.get("force") else fault_of_video(video, min_seconds)
+        if fault:
+            faults.append(f"{job.wildcards.subject}: {video}: {fault}")
+    if faults:
+        raise WorkflowError("\n".join(faults))
