@@ -29,7 +29,6 @@ from talker.data.masks import HEAD, class_mask
 from talker.errors import UserError
 from talker.head.camera import intrinsics, viewmats_from_pose
 from talker.head.landmarks68 import read_lms
-from talker.media.audio import clip_sound
 from talker.media.images import read_image
 
 SPARE_ROWS = 1
@@ -67,6 +66,9 @@ class Dataset:
     """float32 [T, 16, C]"""
     silence: np.ndarray | None
     """float32 [C], the features of a pause; None if `talker speech` did not compute the features"""
+    speech_scale: np.ndarray | None
+    """float32 [C], standard deviation of each speech component before it was whitened; None as
+    above"""
     eye: np.ndarray
     """float32 [T], eye closure, 0 open to 1 closed"""
     landmarks: np.ndarray
@@ -119,6 +121,7 @@ class Dataset:
         landmarks = np.stack(
             [read_lms(folder / layout.FRAME_LANDMARKS.relative(i)) for i in range(frames)]
         )
+        silence, speech_scale = _load_statistics(statistics)
         return cls(
             folder=folder,
             height=height,
@@ -128,7 +131,8 @@ class Dataset:
             viewmats=viewmats_from_pose(params.euler, params.trans).astype(np.float32),
             K=K.astype(np.float32),
             speech=read_speech(speech_path, frames),
-            silence=_load_silence(statistics) if statistics.exists() else None,
+            silence=silence,
+            speech_scale=speech_scale,
             eye=eye_closure(rows(read_au45(au_path), frames, au_path)),
             landmarks=landmarks * np.float32(scale),
             expression=params.expression,
@@ -171,11 +175,6 @@ class Dataset:
     def _plate(self) -> np.ndarray:
         path = self.folder / layout.PLATE
         return self._checked(read_image(path), path, 3)
-
-    @cached_property
-    def sound(self) -> np.ndarray:
-        """The sound of the clip, int16 [640 T] at 16 kHz."""
-        return clip_sound(self.folder / layout.SOUND, self.frames)
 
     @cached_property
     def cuts(self) -> np.ndarray:
@@ -274,15 +273,24 @@ def read_speech(path: Folder, frames: int) -> np.ndarray:
     return windows
 
 
-def _load_silence(statistics: Folder) -> np.ndarray:
-    """Read the features of silence, float32 [C]; UserError if the statistics hold none."""
+def _load_statistics(statistics: Folder) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Read the features of silence and the scale of the components, float32 [C] each.
+
+    Both are None if there are no statistics, as for windows of the published scripts.
+
+    Raises:
+        UserError: the file lacks one of them.
+    """
+    if not statistics.exists():
+        return None, None
     arrays = load_arrays(statistics)
-    if "silence" not in arrays:
-        raise UserError(
-            f"{statistics}: expected an array 'silence', found {', '.join(arrays) or 'nothing'}; "
-            "run `talker speech` again"
-        )
-    return arrays["silence"]
+    for name in ("silence", "scale"):
+        if name not in arrays:
+            raise UserError(
+                f"{statistics}: expected an array '{name}', found {', '.join(arrays) or 'nothing'}."
+                " Run `talker speech` again."
+            )
+    return arrays["silence"], arrays["scale"]
 
 
 def open_folder(path: Folder) -> Folder:

@@ -33,10 +33,11 @@ from talker.clip import SAMPLES_PER_FRAME
 from talker.core.config import AtLeast0, NonNegative, validated
 from talker.core.files import Output
 from talker.core.progress import progress
+from talker.data import layout
 from talker.dataset import Dataset
 from talker.encoders.features import WindowsFile
 from talker.errors import UserError
-from talker.media.audio import WavFile, write_wav
+from talker.media.audio import WavFile, clip_sound, write_wav
 from talker.media.backdrop import backdrop
 from talker.media.video_writer import FORMATS, video_writer
 
@@ -234,7 +235,7 @@ def _excerpt(dataset: Dataset, frames: np.ndarray) -> Iterator[Path]:
     start, end = int(frames[0]) * SAMPLES_PER_FRAME, int(frames[-1] + 1) * SAMPLES_PER_FRAME
     with tempfile.TemporaryDirectory() as folder:
         part = Path(folder) / "aud.wav"
-        write_wav(part, dataset.sound[start:end])
+        write_wav(part, clip_sound(dataset.folder / layout.SOUND, dataset.frames)[start:end])
         yield part
 
 

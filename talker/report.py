@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a subject: avatar beside real person, and every number.
+"""Write one self-contained HTML page about a subject: verdict, videos, images and all numbers.
 
     talker report --data data/me --avatar results/me/avatar --metrics results/me/metrics.json \
         --video results/me/val.mp4 --benchmarks benchmarks/me --html results/me/report.html
@@ -21,7 +21,7 @@ import numpy as np
 from talker.avatar.model import Avatar
 from talker.avatar.renderer import Drive, avatar_dataset, load_avatar, render_frames
 from talker.clip import FPS, Clip
-from talker.core.config import validated
+from talker.core.config import AtLeast1, NonNegative, validated
 from talker.core.files import Output, atomic_write
 from talker.dataset import Dataset
 from talker.errors import UserError
@@ -47,13 +47,13 @@ STAGES = (
 PACKAGES = ("talker", "torch", "gsplat", "mediapipe", "hama", "numpy", "numba", "av")
 YELLOW = (255, 214, 10)
 HALF = 500, 240
-"""Width and height of charts that stand side by side."""
+"""Width and height of charts shown side by side."""
 MASKS = {
     "head": ((0, 0, 255), (64, 110, 255)),
     "neck": ((0, 255, 0), (60, 200, 120)),
     "torso": ((255, 0, 0), (255, 150, 50)),
 }
-"""Name -> (colour in the parsing files, colour on the page)."""
+"""Class name -> (color in the parsing files, color on the page)."""
 
 Section = dict[str, Any]
 
@@ -62,19 +62,19 @@ Section = dict[str, Any]
 class Config:
     """Options of `talker report`."""
 
-    stills: int = 6
-    """held-out moments that are shown side by side"""
-    samples: int = 4
-    """frames on which landmarks, masks and mesh are shown"""
-    embed_mb: float = 6.0
-    """the video is part of the page up to this size in MB, beyond it a link"""
+    stills: AtLeast1 = 6
+    """Number of held-out frames shown next to their renderings."""
+    samples: AtLeast1 = 4
+    """Number of frames on which landmarks, masks and mesh are shown."""
+    embed_mb: NonNegative = 6.0
+    """Size in MB up to which the video is embedded into the page. A larger one is linked."""
 
 
 def stills(avatar: Avatar, dataset: Dataset, count: int) -> Section:
-    """Real and rendered held-out frames, whole and around the mouth, as pictures."""
+    """Render held-out frames next to the real ones, whole and around the mouth, as images."""
     ids = _spread(dataset.val_ids, count)
     if len(ids) == 0:
-        raise ValueError("the clip holds out no frame")
+        raise ValueError("the clip has no held-out frame")
     rendered = render_frames(avatar, dataset, Drive(ids, dataset.speech, ids), batch=count)
     columns = []
     for i, image in zip(ids, rendered, strict=True):
@@ -93,7 +93,7 @@ def stills(avatar: Avatar, dataset: Dataset, count: int) -> Section:
 
 
 def overlays(data: Path, encoder: str, count: int) -> Section:
-    """Landmarks, masks and the reprojected mesh on frames spread over the clip, as pictures."""
+    """Draw landmarks, masks and the reprojected mesh on frames spread over the clip."""
     size = max(read_image(data / "ori_imgs" / "0.jpg").shape[:2])
     dataset = Dataset.load(data, size, encoder)
     columns = []
@@ -121,8 +121,8 @@ def overlays(data: Path, encoder: str, count: int) -> Section:
 
 
 def numbers(metrics: Section) -> Section:
-    """The metric table: one row a metric, one column a rendering."""
-    settings = metrics["settings"]
+    """Return the table of metrics: one row for each metric, one column for each rendering."""
+    settings, networks = metrics["settings"], metrics.get("network_metrics", {})
     runs = {"avatar": metrics["held_out"], **metrics["controls"], "detector floor": None}
     runs["detector floor"] = metrics["detector_floor"]
     rows = [
@@ -140,9 +140,9 @@ def numbers(metrics: Section) -> Section:
             **{name.replace("_", " "): text for name, text in settings["controls"].items()},
             "detector floor": settings["detector_floor"],
         },
-        "judges": [
-            {"name": name, "avatar": value, "real": metrics["judges"]["real"].get(name)}
-            for name, value in metrics.get("judges", {}).get("avatar", {}).items()
+        "networks": [
+            {"name": name, "avatar": value, "real": networks["real"].get(name)}
+            for name, value in networks.get("avatar", {}).items()
         ],
         "not_computed": metrics["not_computed"],
         "spread": metrics["controls"]["shuffled_audio"].get("mouth_correlation_sd"),
@@ -152,7 +152,7 @@ def numbers(metrics: Section) -> Section:
 
 
 def mouth_curves(metrics: Section) -> Section:
-    """Mouth and eye opening over time, and the correlation by lag, as charts."""
+    """Draw mouth and eye opening over time, and the correlation by lag."""
     curves = metrics["curves"]
     times = np.array(curves["frames"]) / FPS
     mouth = {name: _series(values) for name, values in curves["mouth_opening"].items()}
@@ -190,7 +190,7 @@ def mouth_curves(metrics: Section) -> Section:
 
 
 def training(log: Path) -> Section:
-    """The losses of both training stages, as charts."""
+    """Draw the losses of both training stages."""
     entries = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     charts = {}
     for stage in dict.fromkeys(entry["stage"] for entry in entries):
@@ -212,7 +212,7 @@ def training(log: Path) -> Section:
 
 
 def clip_facts(data: Path) -> Section:
-    """What the clip was made from and how it was cut, as label -> text."""
+    """Return the source of the clip and how it was cropped and split, as label -> text."""
     clip = Clip.load(data / "clip.json")
     source = clip.source
     crop = clip.crop
@@ -221,17 +221,17 @@ def clip_facts(data: Path) -> Section:
     return {
         "facts": {
             "source": f"{source.name}, {source.codec}",
-            "source picture": f"{source.width} x {source.height}, {rate}{source.fps:.4g} fps",
+            "source image": f"{source.width} x {source.height}, {rate}{source.fps:.4g} fps",
             "crop": f"{crop.size} px square at ({crop.x}, {crop.y})" if crop else "none",
             "clip": f"{clip.width} x {clip.height}, {clip.frames} frames, "
             f"{clip.frames / clip.fps:.1f} s at {clip.fps} fps",
-            "split": f"{clip.train_frames} frames to learn from, {held_out} held out",
+            "split": f"{clip.train_frames} training frames, {held_out} held out",
         }
     }
 
 
 def tracking_facts(path: Path) -> Section:
-    """How well the head was followed, from `track_report.json`, as label -> text."""
+    """Return the results of tracking from `track_report.json`, as label -> text."""
     found = json.loads(path.read_text(encoding="utf-8"))
     focal, degrees, lost = found["focal"], found["degrees"], found["rejected"]
     facts = {
@@ -243,7 +243,7 @@ def tracking_facts(path: Path) -> Section:
             name: f"{degrees[f'{name}_low']:.1f} to {degrees[f'{name}_high']:.1f} degrees"
             for name in ("pitch", "yaw", "roll")
         },
-        "frames followed": f"{found['valid']} of {found['frames']}",
+        "tracked frames": f"{found['valid']} of {found['frames']}",
     }
     for reason in dict.fromkeys(row["reason"] for row in lost):
         ids = [str(row["frame"]) for row in lost if row["reason"] == reason]
@@ -253,7 +253,7 @@ def tracking_facts(path: Path) -> Section:
 
 
 def json_facts(path: Path) -> Section:
-    """A JSON file, one level deep, as label -> text."""
+    """Return the values of a JSON file, one level deep, as label -> text."""
     facts = {}
     for key, value in json.loads(path.read_text(encoding="utf-8")).items():
         inner = value.items() if isinstance(value, dict) else [("", value)]
@@ -267,7 +267,7 @@ def json_facts(path: Path) -> Section:
 
 
 def timings(benchmarks: Path) -> Section:
-    """Seconds and peak memory of every step, from Snakemake's benchmark files."""
+    """Return the time and peak memory of every step, from Snakemake's benchmark files."""
     rows = []
     for path in sorted(benchmarks.rglob("*.tsv")):
         with path.open(newline="", encoding="utf-8") as file:
@@ -282,7 +282,7 @@ def timings(benchmarks: Path) -> Section:
                     }
                 )
     if not rows:
-        raise ValueError(f"{benchmarks}: holds no benchmark file")
+        raise ValueError(f"{benchmarks}: contains no benchmark file")
     rows.sort(key=lambda row: (row["order"], row["name"]))
     longest = max(row["seconds"] for row in rows)
     return {
@@ -293,7 +293,7 @@ def timings(benchmarks: Path) -> Section:
 
 
 def video_section(video: Path, html: Path, embed_mb: float) -> Section:
-    """The video itself if it is small, else a link that is relative to the page."""
+    """Embed the video if it is small, else link it relative to the page."""
     size = video.stat().st_size / 1e6
     link = os.path.relpath(video, html.parent)
     return {
@@ -305,7 +305,7 @@ def video_section(video: Path, html: Path, embed_mb: float) -> Section:
 
 
 def versions() -> dict[str, str]:
-    """Name -> version of Python and the packages that made the page."""
+    """Return the versions of Python and of the packages that made the page."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -316,9 +316,9 @@ def versions() -> dict[str, str]:
 
 
 def tiles(metrics: Section) -> list[dict[str, str]]:
-    """The few numbers that say whether the avatar works, each with what it is to be judged by."""
+    """Return the key numbers, each with the value of the control to compare it with."""
     row = metrics["held_out"]
-    deaf, dead = (metrics["controls"][name] for name in ("shuffled_audio", "frozen_mouth"))
+    shuffled, frozen = (metrics["controls"][name] for name in ("shuffled_audio", "frozen_mouth"))
 
     def tile(label: str, name: str, unit: str, note: str) -> dict[str, str]:
         return {"label": label, "value": _shown(name, row[name]), "unit": unit, "note": note}
@@ -327,21 +327,25 @@ def tiles(metrics: Section) -> list[dict[str, str]]:
         tile(
             "mouth follows speech",
             *("mouth_correlation", "r"),
-            f"{_shown('mouth_correlation', deaf['mouth_correlation'])} with shuffled audio",
+            f"{_shown('mouth_correlation', shuffled['mouth_correlation'])} with shuffled audio",
         ),
-        tile("mouth amplitude", "mouth_std_ratio", "x real", "1 is right, 0 is frozen"),
-        tile("best lag", "best_lag_frames", "frames", "0 is in step"),
+        tile("mouth amplitude", "mouth_std_ratio", "x real", "1 is correct, 0 is frozen"),
+        tile("best lag", "best_lag_frames", "frames", "0 is in sync"),
         tile(
             "mouth PSNR",
             *("psnr_mouth", "dB"),
-            f"{_shown('psnr_mouth', dead['psnr_mouth'])} with a frozen mouth",
+            f"{_shown('psnr_mouth', frozen['psnr_mouth'])} with a frozen mouth",
         ),
         tile(
             "mouth landmarks",
             *("lmd_mouth", "px"),
             f"detector noise {_shown('lmd_mouth', metrics['detector_floor']['lmd_mouth'])}",
         ),
-        tile("whole frame", "psnr", "dB", f"SSIM {_shown('ssim', row['ssim'])}"),
+        tile(
+            "whole frame PSNR",
+            *("psnr", "dB"),
+            f"{_shown('psnr', frozen['psnr'])} with a frozen mouth",
+        ),
     ]
 
 
@@ -357,16 +361,16 @@ def main(
 ) -> None:
     """Write one HTML page about a subject that needs no other file and no network.
 
-    What is missing is said on the page, apart from the dataset and the avatar.
+    The page says which of the optional inputs are missing.
 
     Args:
-        data: dataset folder.
-        avatar: folder that `talker train` wrote.
-        html: page to write.
-        metrics: JSON that `talker evaluate` wrote.
-        video: mp4 of the held-out part that `talker render` wrote.
-        benchmarks: folder of Snakemake's benchmark files.
-        config: options.
+        data: Dataset folder.
+        avatar: Avatar written by `talker train`.
+        html: Page to write.
+        metrics: JSON file written by `talker evaluate`.
+        video: Video of the held-out part (mp4), written by `talker render`.
+        benchmarks: Folder of Snakemake's benchmark files.
+        config: Options.
     """
     model = load_avatar(avatar)
     dataset = avatar_dataset(data, model)
@@ -375,6 +379,7 @@ def main(
         return json.loads(_given(metrics, "metrics").read_text(encoding="utf-8"))
 
     sections = {
+        "verdict": _section("verdict", lambda: measured()["verdict"]),
         "tiles": _section("key numbers", lambda: {"tiles": tiles(measured())}),
         "stills": _section("stills", lambda: stills(model, dataset, config.stills)),
         "video": _section(
@@ -399,7 +404,7 @@ def main(
 
 
 def page(**content: Any) -> str:
-    """Fill the template `report.html.jinja`."""
+    """Render the template `report.html.jinja`."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("talker", "."),
         autoescape=True,
@@ -411,16 +416,16 @@ def page(**content: Any) -> str:
 
 
 def _section(name: str, make: Callable[[], Section]) -> Section:
-    """What `make` returns, or {"missing": why not}."""
+    """Return the section that `make` makes, or {"missing": reason} if an input is missing."""
     try:
         return make()
     except (OSError, KeyError, ValueError, UserError) as error:
         reason = str(error)
         if isinstance(error, KeyError):
-            reason = f"the value {error} is missing in its file"
+            reason = f"the file has no value {error}"
         elif isinstance(error, FileNotFoundError):
             reason = f"{error.filename} does not exist"
-        logger.warning("%s: left out, %s", name, reason)
+        logger.warning("The section '%s' was left out: %s", name, reason)
         return {"missing": reason}
 
 
@@ -431,7 +436,7 @@ def _given(path: Path | None, option: str) -> Path:
 
 
 def _spread(ids: np.ndarray, count: int) -> np.ndarray:
-    """`count` (or fewer) distinct ids, evenly spread, none at the very ends if it can be helped."""
+    """Return at most `count` distinct ids, evenly spread."""
     if len(ids) <= count:
         return ids
     return ids[((np.arange(count) + 0.5) * len(ids) / count).astype(int)]
@@ -450,7 +455,7 @@ def _tile(pixels: np.ndarray, side: int = 400) -> np.ndarray:
 
 
 def _series(values: list[Any]) -> np.ndarray:
-    """JSON numbers and nulls, nested or not, as floats and nans."""
+    """Convert JSON numbers and nulls to floats and nans."""
     return np.array(values, np.float64)
 
 

@@ -12,11 +12,11 @@ import torch
 from talker.avatar.options import Config
 from talker.avatar.trainer import fit
 from talker.avatar.training_set import training_set
+from talker.core.checksum import load_torchscript
 from talker.core.files import Changed, Output, atomic_write
 from talker.data.layout import speech_statistics
 from talker.dataset import Dataset
 from talker.errors import UserError
-from talker.measure.networks import load_judge
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def main(data: Path, avatar: Output, checkpoints: Changed, config: Config = Conf
     device = pick_device(config.device)
     perceptual = None
     if config.perceptual:
-        perceptual = load_judge(Path(config.perceptual), config.perceptual_sha256).to(device)
+        perceptual = load_torchscript(Path(config.perceptual), config.perceptual_sha256).to(device)
     dataset = Dataset.load(data, config.image_size, config.encoder)
     subset = training_set(dataset, device)
     trainer = fit(dataset, subset, config, checkpoints / "latest.pt", perceptual)

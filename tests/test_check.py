@@ -46,13 +46,13 @@ def test_poor_clip_is_refused_with_reasons_unless_forced(
     dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     quality = tmp_path / "quality.json"
-    with pytest.raises(UserError, match=r"(?s)--force.*only 4\.0 s of the clip.*longer clip"):
+    with pytest.raises(UserError, match=r"(?s)--force.*Only 4\.0 s of the clip.*longer clip"):
         main(data=dataset, quality=quality)
     facts = json.loads(quality.read_text())
     assert not facts["accepted"] and len(facts["failures"]) == 1
     main(data=dataset, quality=quality, config=Config(force=True))
     assert json.loads(quality.read_text())["accepted"]
-    assert "forced: only 4.0 s" in caplog.text
+    assert "because of --force: Only 4.0 s" in caplog.text
 
 
 def test_blinks_are_counted(folder: Path, tmp_path: Path):
@@ -181,7 +181,7 @@ FAULTS = {
     "no sound": (remove("aud_novel.wav"), ["aud_novel.wav", "missing", "talker audio"]),
     "short sound": (shorten_wav("aud.wav"), ["aud.wav", "63999 samples", "expected 64000"]),
     "short part": (shorten_wav("aud_train.wav"), ["aud_train.wav", "expected 57600"]),
-    "cut off sound": (cut_off("aud.wav"), ["aud.wav", "cut off"]),
+    "cut off sound": (cut_off("aud.wav"), ["aud.wav", "audio are missing"]),
     "short speech": (
         edit_array("aud_hama.npy", lambda x: x[:-1]),
         ["aud_hama.npy", "[99, 16, 32]"],
@@ -205,16 +205,19 @@ FAULTS = {
     "swapped ids": (edit_transforms(swap_ids), ["transforms_train.json", "frames 3, 7", "pose"]),
     "dropped pose": (
         edit_transforms(lambda f: f.pop(5)),
-        ["transforms_train.json", "lacks frame 5"],
+        ["transforms_train.json", "does not list frame 5"],
     ),
-    "double pose": (edit_transforms(lambda f: f.append(f[0])), ["transforms_train.json", "twice"]),
+    "double pose": (
+        edit_transforms(lambda f: f.append(f[0])),
+        ["transforms_train.json", "more than once"],
+    ),
     "held-out pose": (
         edit_transforms(lambda f: f[0].update(img_id=95, aud_id=95)),
         ["transforms_train.json", "frame 95"],
     ),
     "invalid pose": (
         edit_params(lambda p: p["valid"].__setitem__(6, False)),
-        ["transforms_train.json", "frame 6", "not valid"],
+        ["transforms_train.json", "frame 6", "invalid"],
     ),
     "no val": (remove("transforms_val.json"), ["transforms_val.json", "cannot be read"]),
     "focal": (replace_text("transforms_val.json", '"cx": 1', '"cx": 2'), ["_val.json", "cx"]),

@@ -11,24 +11,24 @@ import pytest
 import torch
 from fake_avatar import FakeAvatar, untrained_avatar
 from pydantic import ValidationError
-from test_judges import Colour, Distance, stored
+from test_networks import Colour, Distance, stored
 from test_syncnet import syncnet_weights
 
 from talker import evaluate as stage
 from talker.dataset import Dataset
 from talker.errors import UserError
-from talker.evaluate import (
-    DEFINITIONS,
-    Config,
-    Truth,
-    evaluate,
-    find_landmarks,
-    measure,
-    measured_ids,
-    silence_row,
-    table,
-)
+from talker.evaluate import Config, table
 from talker.head.landmarks68 import eye_aspect_ratio
+from talker.measure.definitions import DEFINITIONS
+from talker.measure.heldout import (
+    RealFrames,
+    compare,
+    detect_landmarks,
+    evaluate_held_out,
+    evaluated_ids,
+)
+from talker.measure.networks import load_networks
+from talker.measure.new_speech import silence_row
 from talker.media.audio import read_wav, write_wav
 from talker.media.video_writer import video_writer
 
@@ -41,19 +41,19 @@ def data(dataset: Path) -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def truth(data: Dataset) -> Truth:
-    return Truth.load(data, data.val_ids)
+def truth(data: Dataset) -> RealFrames:
+    return RealFrames.load(data, data.val_ids)
 
 
 @pytest.fixture(scope="module")
 def results(data: Dataset) -> dict[str, Any]:
-    return evaluate(FakeAvatar(data), data, Config(batch=16, shuffles=2))
+    return evaluate_held_out(FakeAvatar(data), data, {}, "hama", batch=16, shuffles=2)
 
 
-def test_the_detector_finds_the_known_mouth(data: Dataset, truth: Truth) -> None:
+def test_the_detector_finds_the_known_mouth(data: Dataset, truth: RealFrames) -> None:
     """Enlarged for the detector, measured in the pixels of the frame."""
-    assert np.isfinite(truth.found).all()
-    apart = np.linalg.norm(truth.found - data.landmarks[data.val_ids], axis=-1)
+    assert np.isfinite(truth.detected).all()
+    apart = np.linalg.norm(truth.detected - data.landmarks[data.val_ids], axis=-1)
     assert np.median(apart) < 3
 
 
@@ -71,21 +71,21 @@ def test_a_perfect_avatar(results: dict[str, Any]) -> None:
     assert row["head_shake"] < 0.05
 
 
-def test_shaking_poses_are_told(truth: Truth) -> None:
+def test_shaking_poses_are_told(truth: RealFrames) -> None:
     """Every second frame a pixel to the side: a pixel of motion too much, from one to the next."""
     images = truth.frames.copy()
     images[1::2] = np.roll(images[1::2], 1, axis=2)
-    assert measure(images, truth).row["head_shake"] == pytest.approx(1, abs=0.1)
+    assert compare(images, truth).row["head_shake"] == pytest.approx(1, abs=0.1)
 
 
-def test_a_stare_is_told(truth: Truth) -> None:
+def test_a_stare_is_told(truth: RealFrames) -> None:
     """Around the eyes every frame shows the one with the widest open eyes."""
-    widest = truth.frames[eye_aspect_ratio(truth.found).argmax()]
+    widest = truth.frames[eye_aspect_ratio(truth.detected).argmax()]
     images = truth.frames.copy()
     for image, points in zip(images, truth.landmarks[:, 36:48], strict=True):
         (left, top), (right, bottom) = points.min(0).astype(int) - 4, points.max(0).astype(int) + 4
         image[top:bottom, left:right] = widest[top:bottom, left:right]
-    row = measure(images, truth).row
+    row = compare(images, truth).row
     assert row["eye_std_ratio"] < 0.6
     assert row["eye_correlation"] < 0.7
     assert row["mouth_correlation"] > 0.9
@@ -120,10 +120,10 @@ def test_the_curves_are_those_of_the_numbers(results: dict[str, Any]) -> None:
 def test_measured_frames_share_no_sound_with_training(data: Dataset, results) -> None:
     """A gap of 16 frames, where 25 remain."""
     assert results["settings"]["frames"] == [56, 100]
-    assert results["settings"]["gap"].startswith("16 frames lie between")
+    assert results["settings"]["gap"].startswith("16 frames were skipped")
     for end, first in ((81, 56), (80, 40)):
         some = dataclasses.replace(data, val_ids=np.arange(40, end))
-        assert measured_ids(some)[0] == first
+        assert evaluated_ids(some)[0] == first
 
 
 def test_the_table_shows_every_metric_of_every_rendering(results: dict[str, Any]) -> None:
@@ -135,24 +135,24 @@ def test_the_table_shows_every_metric_of_every_rendering(results: dict[str, Any]
 
 
 @pytest.mark.parametrize("late", [-2, 3])
-def test_a_late_mouth_has_its_lag(data: Dataset, truth: Truth, late: int) -> None:
+def test_a_late_mouth_has_its_lag(data: Dataset, truth: RealFrames, late: int) -> None:
     ids = (data.val_ids - late).clip(0, data.frames - 1)
-    measured = measure((data.frame(i) for i in ids), truth)
+    measured = compare((data.frame(i) for i in ids), truth)
     assert measured.row["best_lag_frames"] == late
     assert measured.row["mouth_correlation"] < 0.9
 
 
-def test_lost_faces_are_counted_and_leave_gaps(truth: Truth) -> None:
+def test_lost_faces_are_counted_and_leave_gaps(truth: RealFrames) -> None:
     images = truth.frames.copy()
     images[20:50] = 0
-    measured = measure(images, truth)
+    measured = compare(images, truth)
     assert 25 <= measured.row["faces_lost"] <= 35
     assert np.isnan(measured.mouth).sum() == measured.row["faces_lost"]
     assert measured.row["mouth_correlation"] > 0.9
 
 
-def test_no_face_at_all_is_no_number(truth: Truth) -> None:
-    row = measure(np.zeros_like(truth.frames), truth).row
+def test_no_face_at_all_is_no_number(truth: RealFrames) -> None:
+    row = compare(np.zeros_like(truth.frames), truth).row
     assert row["faces_lost"] == 60
     assert np.isfinite(row["psnr"])
     unknown = "lmd_mouth", "mouth_correlation", "mouth_std_ratio", "head_shake"
@@ -161,7 +161,7 @@ def test_no_face_at_all_is_no_number(truth: Truth) -> None:
 
 def test_frames_that_are_not_held_out_leave_gaps(data: Dataset) -> None:
     some = dataclasses.replace(data, val_ids=np.array([80, 81, 85, 86]))
-    results = evaluate(FakeAvatar(some), some, Config(shuffles=1))
+    results = evaluate_held_out(FakeAvatar(some), some, {}, "hama", shuffles=1)
     real = results["curves"]["mouth_opening"]["real"]
     assert np.isfinite(real).tolist() == [True, True, False, False, False, True, True]
     row = results["held_out"]
@@ -169,15 +169,15 @@ def test_frames_that_are_not_held_out_leave_gaps(data: Dataset) -> None:
     assert np.isnan(row["head_shake_5"])
 
 
-def test_the_detector_sees_the_same_at_any_size(truth: Truth) -> None:
+def test_the_detector_sees_the_same_at_any_size(truth: RealFrames) -> None:
     double = truth.frames[:3].repeat(2, axis=1).repeat(2, axis=2)
-    np.testing.assert_allclose(find_landmarks(double) / 2, truth.found[:3], atol=2)
+    np.testing.assert_allclose(detect_landmarks(double) / 2, truth.detected[:3], atol=2)
 
 
 def test_nothing_held_out_is_refused(data: Dataset) -> None:
     empty = dataclasses.replace(data, val_ids=np.empty(0, np.int64))
     with pytest.raises(UserError, match=r"transforms_val\.json"):
-        evaluate(FakeAvatar(empty), empty, Config())
+        evaluate_held_out(FakeAvatar(empty), empty, {}, "hama")
 
 
 def test_no_control_is_refused(data: Dataset) -> None:
@@ -198,12 +198,12 @@ def test_the_file_is_plain_json_and_repeatable(
         raise AssertionError(f"{name} is not JSON")
 
     content = json.loads(paths[0].read_text(), parse_constant=refuse)
-    parts = {"held_out", "controls", "detector_floor", "sync", "judges", "not_computed"}
-    assert parts | {"settings", "curves"} == set(content)
+    parts = {"held_out", "controls", "detector_floor", "sync", "network_metrics", "not_computed"}
+    assert parts | {"verdict", "settings", "curves"} == set(content)
     assert content["sync"]["features"] == "mel"
     assert set(content["controls"]) == {"frozen_mouth", "shuffled_audio"}
     judges = {"LPIPS", "FID", "Sync-C", "Sync-D", "CSIM"}
-    assert judges | {"null of the sync score"} == set(content["not_computed"])
+    assert judges | {"null distribution of the sync score"} == set(content["not_computed"])
     assert set(DEFINITIONS) < set(content["held_out"])
 
 
@@ -218,9 +218,10 @@ def test_given_networks_judge(data: Dataset, tmp_path: Path) -> None:
     content = Path(weights["syncnet"]).read_bytes()
     weights["syncnet_sha256"] = hashlib.sha256(content).hexdigest()
     some = dataclasses.replace(data, val_ids=np.array([*range(60, 67), 70, 71]))
-    results = evaluate(FakeAvatar(some), some, Config(shuffles=1, **weights))
-    assert set(results["not_computed"]) == {"null of the sync score"}
-    avatar, real = results["judges"]["avatar"], results["judges"]["real"]
+    networks = load_networks(Config(**weights))
+    results = evaluate_held_out(FakeAvatar(some), some, networks, "hama", shuffles=1)
+    assert set(results["not_computed"]) == {"null distribution of the sync score"}
+    avatar, real = results["network_metrics"]["avatar"], results["network_metrics"]["real"]
     assert set(avatar) == {"LPIPS", "FID", "CSIM", "Sync-C", "Sync-D", "Sync offset"}
     assert avatar["LPIPS"] < 0.01
     assert avatar["CSIM"] == pytest.approx(1, abs=0.01)

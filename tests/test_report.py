@@ -12,9 +12,10 @@ from fake_avatar import FakeAvatar
 
 from talker import report as stage
 from talker.dataset import Dataset
-from talker.evaluate import CONTROLS, DEFINITIONS, FLOOR, not_computed
 from talker.measure import figures
+from talker.measure.definitions import CONTROLS, DEFINITIONS, DETECTOR_FLOOR
 from talker.measure.figures import Curve, chart, draw_mesh, draw_points, picture
+from talker.measure.heldout import not_computed
 from talker.report import Config
 
 BENCHMARK = "s\th:m:s\tmax_rss\tcpu_time\n{}\t0:00:01\t{}\t1\n"
@@ -61,9 +62,13 @@ def measured() -> dict:
         "held_out": row | {"mouth_correlation": 0.789},
         "controls": {"frozen_mouth": row | {"mouth_correlation": None}, "shuffled_audio": row},
         "detector_floor": row,
-        "judges": {"avatar": {"CSIM": 0.8125, "Sync-C": 4.5}, "real": {"Sync-C": None}},
+        "network_metrics": {"avatar": {"CSIM": 0.8125, "Sync-C": 4.5}, "real": {"Sync-C": None}},
         "not_computed": not_computed({"identity": 0, "syncnet": 0}),
-        "settings": {"definitions": DEFINITIONS, "controls": CONTROLS, "detector_floor": FLOOR},
+        "settings": {
+            "definitions": DEFINITIONS,
+            "controls": CONTROLS,
+            "detector_floor": DETECTOR_FLOOR,
+        },
         "curves": {
             "frames": list(range(90, 100)),
             "mouth_opening": {
@@ -148,7 +153,7 @@ def test_what_is_missing_is_said(inputs: dict) -> None:
 def test_damaged_metrics_cost_their_sections_only(inputs: dict, damage: str) -> None:
     inputs["metrics"].write_text(damage)
     page = written(inputs)
-    assert page.count('class="missing">No metrics here') == 1
+    assert page.count('class="missing">The metrics are missing') == 1
     assert page.count('alt="avatar frame') == 3
 
 

@@ -9,7 +9,7 @@ import torch
 
 from talker.errors import UserError
 from talker.measure.syncnet import (
-    REACH,
+    MAX_SHIFT,
     SyncNet,
     face_crops,
     load_syncnet,
@@ -67,22 +67,22 @@ def face(frames: int, x: float, y: float) -> np.ndarray:
 
 
 def test_the_published_layout_is_taken(network: SyncNet) -> None:
-    assert network.see(torch.zeros(2, 3, 5, 224, 224)).shape == (2, 1024)
-    assert network.hear(torch.zeros(2, 1, 13, 20)).shape == (2, 1024)
+    assert network.embed_faces(torch.zeros(2, 3, 5, 224, 224)).shape == (2, 1024)
+    assert network.embed_sound(torch.zeros(2, 1, 13, 20)).shape == (2, 1024)
     expected = syncnet_weights()["netcnnlip.18.weight"]
     torch.testing.assert_close(network.netcnnlip[18].weight.detach(), expected)
 
 
 def test_only_the_named_weights_are_taken(weights: tuple[Path, str], tmp_path: Path) -> None:
     path, _ = weights
-    with pytest.raises(UserError, match=r"syncnet_v2\.model: expected the sha256 'no'"):
+    with pytest.raises(UserError, match=r"syncnet_v2\.model: expected the SHA-256 checksum 'no'"):
         load_syncnet(path, "no")
     other = tmp_path / "other.pth"
     torch.save({"fc.weight": torch.zeros(3)}, other)
-    with pytest.raises(UserError, match="holds no weights of SyncNet"):
+    with pytest.raises(UserError, match="does not contain weights of SyncNet"):
         load_syncnet(other, hashlib.sha256(other.read_bytes()).hexdigest())
     other.write_bytes(b"no weights")
-    with pytest.raises(UserError, match="holds no weights of SyncNet"):
+    with pytest.raises(UserError, match="does not contain weights of SyncNet"):
         load_syncnet(other, hashlib.sha256(b"no weights").hexdigest())
 
 
@@ -114,7 +114,7 @@ def test_the_crop_holds_the_face_and_grey_beyond_the_picture() -> None:
     assert crop.shape == (224, 224, 3)
     green = np.argwhere(crop[..., 1] > 128)
     np.testing.assert_allclose(green.mean(0), (112, 112), atol=1.5)
-    assert tuple(crop[200, 10]) == (0, 0, 200), "BGR"
+    assert tuple(crop[200, 10]) == (200, 0, 0), "RGB"
     (beyond,) = face_crops([image], face(1, 10, 100))
     assert tuple(beyond[112, 5]) == (110, 110, 110)
 
@@ -147,7 +147,7 @@ def test_a_video_is_scored(network: SyncNet) -> None:
     assert found == sync_distances(network, frames, face(16, 60, 70), sound)
     assert 0 <= found["Sync-C"] < np.inf
     assert 0 < found["Sync-D"] < np.inf
-    assert abs(found["Sync offset"]) <= REACH
+    assert abs(found["Sync offset"]) <= MAX_SHIFT
 
 
 def test_what_cannot_be_told_is_no_number(network: SyncNet) -> None:

@@ -26,10 +26,10 @@ from talker.avatar.model import Avatar
 from talker.avatar.options import Config
 from talker.avatar.trainer import Trainer, batch_rows, fit
 from talker.avatar.training_set import TrainingSet, crop_box, training_set
+from talker.core.checksum import load_torchscript
 from talker.core.config import from_mapping
 from talker.dataset import Dataset
 from talker.errors import UserError
-from talker.measure.networks import load_judge
 from talker.train import main
 
 TINY = Config(
@@ -118,7 +118,7 @@ def test_a_given_network_adds_a_perceptual_loss(
     torch.jit.script(Squares()).save(path)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     rows = torch.arange(2)
-    trainer = Trainer(data, subset, TINY, load_judge(path, sha256))
+    trainer = Trainer(data, subset, TINY, load_torchscript(path, sha256))
     targets = subset.targets(rows)
     rendered = trainer.render(rows, None)
     loss, values = trainer.compute_loss(rendered.rgb, rendered.alpha, targets)

@@ -12,16 +12,12 @@ from jaxtyping import Float, Real
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from talker.clip import WINDOW
 from talker.core.parallel import one_thread
+from talker.core.ridge import fit_cross_validated
 
-WINDOW = 16
-"""Number of speech slots (20 ms each) in the window of a frame."""
 EXPRESSIONS = 10
 """Number of expression components that speech predicts."""
-FOLDS = 5
-"""Number of stretches of the training frames that cross-validation holds out in turn."""
-GAP = 16
-"""Frames left out between training and test stretches, because their windows overlap."""
 CLOSED_SHARE = 0.1
 """Fraction of the frames, those with the least open mouth, whose mean is the face at rest."""
 CLOSING_FACTOR = 1.2
@@ -29,8 +25,13 @@ CLOSING_FACTOR = 1.2
 its lips stay slightly apart in silence."""
 SILENCE_WEIGHT = 1.0
 """Weight of silence in the fit, relative to the weight of all training frames."""
-STRENGTHS = (30.0, 100.0, 300.0, 1000.0, 3000.0, 10_000.0)
+PRIOR_WIDTH = 5.0
+"""Standard deviation in slots (20 ms each) of the Gaussian by which the expected magnitude of the
+weights falls with the distance from the center of the window."""
+STRENGTHS = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10_000.0)
 """Regularization strengths of the ridge regression that cross-validation chooses from."""
+MAX_GAIN = 1.5
+"""Largest factor by which the predicted expression is amplified."""
 
 
 class SpeechToExpression(nn.Linear):
@@ -84,54 +85,68 @@ def fit_speech_to_expression(
     layer: SpeechToExpression,
     windows: Float[Tensor, "N 16 C"],
     targets: Float[Tensor, "N 10"],
+    speech_scale: Float[Tensor, "C"] | None = None,
     silence: Float[Tensor, "C"] | None = None,
     rest: Float[Tensor, "10"] | None = None,
+    amplitude: float = 0.0,
 ) -> tuple[float, float]:
     """Set the weights of `layer` by ridge regression with cross-validated strength.
 
-    The pauses of a recording do not show what silence should look like: people open their mouth
-    there to breathe and to go on. Whole windows of silence with the face at rest are therefore
-    added to the training data.
+    The penalty is a prior: slots far from the center of the window and components of little
+    variance are expected to matter less (`weight_prior`). The pauses of a recording do not show
+    what silence should look like: people open their mouth there to breathe and to go on. Whole
+    windows of silence with the face at rest are therefore added to the training data.
 
     Args:
         windows: speech windows of the training frames [N, 16, C], in temporal order.
         targets: output of `expression_targets` for the same frames [N, 10].
+        speech_scale: standard deviations of the components before they were whitened [C]; None
+            treats all alike.
         silence: speech features of a pause [C]; None adds no silence.
         rest: output of `rest_expression`, needed with `silence`.
+        amplitude: 0 keeps the least-squares prediction, 1 amplifies each component about its mean
+            to the standard deviation of its target, by `MAX_GAIN` at most.
 
     Returns:
         The ridge strength, and the correlation between the first component and its prediction on
         held-out stretches.
     """
-    x, y = windows.flatten(1).double(), targets.double()
-    extra_x, extra_y = x[:0], y[:0]
+    if speech_scale is None:
+        speech_scale = torch.ones(windows.shape[2])
+    prior = weight_prior(speech_scale.cpu().double().numpy())
+    x = windows.flatten(1).cpu().double().numpy() * prior
+    y = targets.cpu().double().numpy()
+    extra = None
     if silence is not None and rest is not None:
         count = max(1, round(SILENCE_WEIGHT * len(x)))
-        extra_x = silence.to(x).repeat(windows.shape[1]).expand(count, -1)
-        extra_y = rest.to(y).expand(count, -1)
-
-    def fit(x: Tensor, y: Tensor, strength: float) -> tuple[Tensor, Tensor]:
-        return _ridge(torch.cat([x, extra_x]), torch.cat([y, extra_y]), strength)
-
-    predicted = {strength: torch.empty_like(y) for strength in STRENGTHS}
-    for test in torch.arange(len(x), device=x.device).tensor_split(FOLDS):
-        keep = torch.ones(len(x), dtype=torch.bool, device=x.device)
-        keep[max(int(test[0]) - GAP, 0) : int(test[-1]) + 1 + GAP] = False
-        for strength in STRENGTHS:
-            weight, bias = fit(x[keep], y[keep], strength)
-            predicted[strength][test] = x[test] @ weight + bias
-    best = min(STRENGTHS, key=lambda strength: float((predicted[strength] - y).square().mean()))
-    weight, bias = fit(x, y, best)
-    layer.weight.copy_(weight.T)
-    layer.bias.copy_(bias)
-    correlation = torch.corrcoef(torch.stack([predicted[best][:, 0], y[:, 0]]))[0, 1]
-    return best, float(correlation)
+        window = silence.cpu().double().repeat(windows.shape[1]).numpy() * prior
+        extra = np.tile(window, (count, 1)), np.tile(rest.cpu().double().numpy(), (count, 1))
+    fitted = fit_cross_validated(x, y, STRENGTHS, extra)
+    spread = fitted.held_out.std(0)
+    gain = np.divide(y.std(0), spread, out=np.ones_like(spread), where=spread > 0)
+    gain = 1 + amplitude * (gain.clip(1, MAX_GAIN) - 1)
+    weight, mean = prior[:, None] * fitted.ridge.weight * gain, y.mean(0)
+    bias = mean + gain * (fitted.ridge.bias - mean)
+    layer.weight.copy_(torch.from_numpy(weight.T))
+    layer.bias.copy_(torch.from_numpy(bias))
+    with np.errstate(invalid="ignore"):
+        correlation = np.corrcoef(fitted.held_out[:, 0], y[:, 0])[0, 1]
+    return fitted.strength, float(correlation)
 
 
-def _ridge(x: Tensor, y: Tensor, strength: float) -> tuple[Tensor, Tensor]:
-    """Return weights [F, D] and bias [D] of the ridge regression from x [N, F] to y [N, D]."""
-    mean_x, mean_y = x.mean(0), y.mean(0)
-    x, y = x - mean_x, y - mean_y
-    square = x.T @ x + strength * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    weight = torch.linalg.solve(square, x.T @ y)
-    return weight, mean_y - mean_x @ weight
+def weight_prior(speech_scale: np.ndarray) -> np.ndarray:
+    """Return the expected magnitude of each weight of the linear map, with mean square 1.
+
+    Features are multiplied by it before the ridge regression, which then penalizes the weights of
+    distant slots and of small components more.
+
+    Args:
+        speech_scale: standard deviation of each component before it was whitened [C].
+
+    Returns:
+        [16 C], in the order of flattened windows.
+    """
+    distance = np.arange(WINDOW) - (WINDOW - 1) / 2
+    near = np.exp(-0.5 * (distance / PRIOR_WIDTH) ** 2)
+    prior = np.outer(near, speech_scale).ravel()
+    return prior / np.sqrt(np.mean(prior**2))

@@ -443,8 +443,10 @@ def _begin(trainer: Trainer, state: dict[str, Any] | None) -> None:
         trainer.avatar.speech_to_expression,
         subset.windows[subset.ids],
         subset.expression,
+        subset.speech_scale,
         subset.silence if len(subset.silence) else None,
         subset.rest,
+        trainer.config.mouth_amplitude,
     )
     logger.info(
         "Speech predicts the expression with a correlation of %.2f on held-out stretches "

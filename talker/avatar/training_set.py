@@ -70,6 +70,8 @@ class TrainingSet:
     """[10], expression of a closed mouth"""
     silence: Float[Tensor, "channels"]
     """[C], speech features of a pause; [0] where they are unknown"""
+    speech_scale: Tensor
+    """[C], standard deviation of each speech component before it was whitened; 1 where unknown"""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -203,6 +205,8 @@ def training_set(data: Dataset, device: torch.device) -> TrainingSet:
     K[:2, 2] -= (x0, y0)
     expression = expression_targets(data.expression[ids], data.eye[ids])
     silence = np.empty(0, np.float32) if data.silence is None else data.silence
+    components = data.speech.shape[-1]
+    scale = np.ones(components, np.float32) if data.speech_scale is None else data.speech_scale
     return TrainingSet(
         frame=frame,
         background=background,
@@ -216,6 +220,7 @@ def training_set(data: Dataset, device: torch.device) -> TrainingSet:
         expression=expression.to(device),
         rest=rest_expression(expression, mouth_opening(data.landmarks[ids])).to(device),
         silence=put(silence),
+        speech_scale=put(scale),
     )
 
 

@@ -14,6 +14,10 @@ PACKAGE = Path(__file__).parents[1]
 """Folder of the package `talker`."""
 
 
+EMPTY = ast.dump(ast.Module([], []))
+"""Code of a module without statements, as `_parse` returns it."""
+
+
 def code_of(module: str, package: Path = PACKAGE) -> str:
     """Return 12 hexadecimal digits that change with the code of `module` and of its imports.
 
@@ -36,7 +40,7 @@ def closure(module: str, package: Path = PACKAGE) -> list[str]:
     """Return the sorted names of `module` and all modules of the package that it needs.
 
     Imports inside functions count, and so does the `__init__` of every package that contains an
-    imported module.
+    imported module, unless it consists of a docstring.
 
     Raises:
         ModuleNotFoundError: the package has no such module.
@@ -51,7 +55,12 @@ def closure(module: str, package: Path = PACKAGE) -> list[str]:
         if name.partition(".")[0] == package.name and name not in modules and source.exists():
             modules.add(name)
             pending += [name.rpartition(".")[0], *_parse(source.read_text(encoding="utf-8"))[1]]
-    return sorted(modules)
+    return sorted(name for name in modules if name == module or _has_code(_source(name, package)))
+
+
+def _has_code(source: Path) -> bool:
+    """Return whether a module has any statement but docstrings."""
+    return _parse(source.read_text(encoding="utf-8"))[0] != EMPTY
 
 
 def _source(name: str, package: Path) -> Path:

@@ -1,6 +1,6 @@
-"""Figures of a self-contained web page: pictures as data URIs, curves as inline SVG.
+"""Figures of a self-contained web page: images as data URIs, curves as inline SVG.
 
-Colours are left to the page: a curve has a CSS class, texts and grid lines have theirs.
+Colors come from the style sheet of the page: curves, texts and grid lines have CSS classes.
 """
 
 import base64
@@ -21,7 +21,7 @@ MARGIN = {"left": 46, "right": 12, "top": 10, "bottom": 36}
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a chart; nan in `y` leaves a gap."""
+    """A curve of a chart; nan in `y` leaves a gap."""
 
     name: str
     style: str
@@ -31,17 +31,17 @@ class Curve:
 
 
 def data_uri(content: bytes, kind: str) -> str:
-    """`content` of MIME type `kind` as a URI that needs no file."""
+    """Encode `content` of the MIME type `kind` as a data URI."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def picture(pixels: np.ndarray, quality: int = 90) -> str:
-    """RGB uint8 [H, W, 3] as the data URI of a JPEG."""
+    """Encode RGB uint8 [H, W, 3] as the data URI of a JPEG."""
     return data_uri(jpeg_bytes(pixels, quality), "image/jpeg")
 
 
 def embedded_video(path: Path) -> str:
-    """An mp4 as a data URI."""
+    """Encode an mp4 file as a data URI."""
     return data_uri(path.read_bytes(), "video/mp4")
 
 
@@ -54,11 +54,11 @@ def chart(
     log_y: bool = False,
     zero: bool = False,
 ) -> Markup:
-    """Curves over common axes, as SVG that fills the width it is given.
+    """Draw curves over common axes as an SVG that fills the available width.
 
     Args:
-        log_y: decades on the y axis; values <= 0 are left out.
-        zero: the y axis includes 0, and 0 is marked.
+        log_y: logarithmic y axis; values <= 0 are left out.
+        zero: include 0 in the y axis and mark it.
 
     Raises:
         ValueError: no curve has a finite point.
@@ -108,23 +108,23 @@ def chart(
     return Markup("".join([*parts, "</svg>"]))
 
 
-def draw_points(pixels: np.ndarray, points: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
-    """A copy of RGB uint8 [H, W, 3] with a dot at each point [N, 2]."""
+def draw_points(pixels: np.ndarray, points: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
+    """Return a copy of RGB uint8 [H, W, 3] with a dot at each point [N, 2]."""
     drawn = pixels.copy()
     radius = max(1.0, max(pixels.shape[:2]) / 200)
     for point in points:
-        cv2.circle(drawn, _fixed(point), round(radius * 16), colour, -1, cv2.LINE_AA, shift=4)
+        cv2.circle(drawn, _fixed(point), round(radius * 16), color, -1, cv2.LINE_AA, shift=4)
     return drawn
 
 
 def draw_mesh(
     pixels: np.ndarray, vertices: np.ndarray, faces: np.ndarray, viewmat: np.ndarray, K: np.ndarray
 ) -> np.ndarray:
-    """A copy of RGB uint8 [H, W, 3] under a see-through clay model lit from the camera.
+    """Return a copy of RGB uint8 [H, W, 3] under a transparent, shaded mesh.
 
     Args:
         vertices: world points [V, 3].
-        faces: vertex ids [F, 3], wound either way; the nearer ones are painted over the others.
+        faces: vertex ids [F, 3], in either orientation; near faces are drawn last.
         viewmat: world to OpenCV camera [4, 4].
         K: [3, 3], pixels.
     """
@@ -140,20 +140,20 @@ def draw_mesh(
     return cv2.addWeighted(clay, 0.7, pixels, 0.3, 0)
 
 
-def blend(pixels: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
-    """RGB uint8 [H, W, 3] with `colour` laid half over the pixels where bool `mask` [H, W] is."""
-    mixed = (pixels.astype(np.uint16) + np.array(colour, np.uint16)) // 2
+def blend(pixels: np.ndarray, mask: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
+    """Blend `color` half into the pixels of RGB uint8 [H, W, 3] where bool `mask` [H, W] is set."""
+    mixed = (pixels.astype(np.uint16) + np.array(color, np.uint16)) // 2
     return np.where(mask[..., None], mixed, pixels).astype(np.uint8)
 
 
 def _fixed(point: np.ndarray) -> tuple[int, int]:
-    """Pixel coordinates (centres at +0.5) in OpenCV's 1/16 px (centres at 0)."""
+    """Convert pixel coordinates (centers at +0.5) to OpenCV's 1/16 pixels (centers at 0)."""
     x, y = np.round((point - 0.5) * 16).astype(int)
     return int(x), int(y)
 
 
 def _path(x: np.ndarray | float, y: np.ndarray | float) -> str:
-    """SVG path through the finite points, lifted over the others."""
+    """Return an SVG path through the finite points, with gaps at the others."""
     steps, pen_down = [], False
     for a, b in zip(np.atleast_1d(x), np.atleast_1d(y), strict=True):
         finite = bool(np.isfinite(b))
@@ -164,7 +164,7 @@ def _path(x: np.ndarray | float, y: np.ndarray | float) -> str:
 
 
 def _ticks(low: float, high: float, about: int) -> list[float]:
-    """Round numbers within low .. high, near `about` of them."""
+    """Return about `about` round numbers within low .. high."""
     rough = (high - low) / max(about, 1)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * k for k in (1, 2, 5, 10) if power * k >= rough)
@@ -174,7 +174,7 @@ def _ticks(low: float, high: float, about: int) -> list[float]:
 
 
 def _decades(low: float, high: float) -> list[float]:
-    """log10 of 1, 2 and 5 times powers of ten within low .. high."""
+    """Return log10 of 1, 2 and 5 times powers of ten within low .. high."""
     decades = range(math.floor(low), math.ceil(high) + 1)
     marks = [decade + math.log10(k) for decade in decades for k in (1, 2, 5)]
     return [mark for mark in marks if low <= mark <= high]

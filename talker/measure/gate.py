@@ -1,139 +1,170 @@
-"""Whether a prepared clip can give a good avatar: measures, limits, and what to do beyond them.
+"""Decide whether a prepared clip can give a good avatar: limits, reasons and advice.
 
-Training takes hours of a GPU; a face that was lost, a head that shakes or a sound that belongs to
-another mouth is found here in seconds.
+A lost face, a jittering head or the audio of somebody else is found here in seconds instead of
+after training. Audio and mouth are compared with a null distribution made from the same clip, so
+that a short clip is not refused for what it is too short to show.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import cv2
 import numpy as np
 
 from talker.clip import FPS
-from talker.core.config import validated
+from talker.core.config import AtLeast0, Fraction, NonNegative, Positive, validated
+from talker.core.ridge import fit_ridge, stretches
 from talker.data.masks import BACKGROUND
 
 LAGS = np.arange(-12, 13)
-"""Frames by which sound may come after the picture when the two are compared."""
-
+"""Lags in frames of the audio behind the image at which both are compared."""
 LEAD = 0.5
-"""Frames by which sound follows the lips that make it, as this measure sees it: real clips that
-are in time lie within a frame of it."""
-
-SLOTS, COMPONENTS, FOLDS, GAP, RIDGE = 4, 48, 5, 12, 0.01
-FACE = 250.0
-"""Pixels: motion errors are compared as if the face were so wide."""
-
-CHANCE = 5.0
-"""Over the root of the frames: a correlation that sound of someone else hardly reaches, at the best
-of `LAGS`. Of 36 turned and reversed sounds of 6, 10 and 15 s 11, 3 and 6 % do (0.25 alone: 61, 14
-and 6 %)."""
-
-AT_LEAST = {
-    "valid_percent",
-    "usable_seconds",
-    "held_out_frames",
-    "mouth_range",
-    "sync_correlation",
-}
-"""Facts whose limit is a lower one."""
-
-LITTLE_TURN, DOUBTFUL_LAG = 5.0, 2.0
-"""Degrees and frames that are worth a warning."""
-
-CHANGE, CLEARANCE = 24, 8
-"""Grey levels from which a pixel has changed; pixels of a 512-pixel image around the person that
-are not looked at."""
+"""Natural lag of the audio behind the lips in frames, as measured on clips that are in sync."""
+SLOTS = 4
+"""Number of speech slots (20 ms each) around a frame that predict its mouth opening."""
+COMPONENTS = 48
+"""Largest number of principal components of these slots."""
+DAMPING = 0.01
+"""Ridge strength, relative to the number of frames and the largest variance of a component."""
+FOLDS, GAP = 5, 12
+"""Stretches of the cross-validation, and frames left out around each of them."""
+MIN_SYNC_FRAMES = 3 * FPS
+"""Number of tracked frames below which audio and mouth are not compared."""
+NULL_MARGIN = FPS
+"""Smallest circular shift of the null distribution beyond the lags, in frames."""
+NULL_SHIFTS = 60
+"""Largest number of circular shifts of the null distribution."""
+SURE_Z = 2.8
+"""Standard deviations of the null distribution above its mean from which the audio is taken to
+belong to the mouth. The best of 25 lags, of which about 8 are independent, exceeds it in 2 % of
+unrelated clips if the null distribution is normal."""
+MIN_JUDGED_FRAMES = 8 * FPS
+"""Number of frames below which a missing correlation is a warning instead of a reason to refuse:
+in shorter clips the right audio too stays below `SURE_Z` (in 1 of 3 cuts of 5 s)."""
+LAG_MARGIN = 2.0
+"""Standard deviations by which the correlation at a lag has to exceed that of clips in sync."""
+STEADY_RANGE = 3.0
+"""Range of the level in dB (5th to 95th percentile) below which the audio is not speech."""
+SMALL_YAW_RANGE = 5.0
+"""Range of the head's yaw in degrees below which a warning is given."""
+DOUBTFUL_LAG = 2.0
+"""Lag in frames above which a warning is given."""
+CHANGED_LEVELS = 24
+"""Difference in gray levels from which a background pixel counts as changed."""
+CLEARANCE = 8
+"""Distance around the person in pixels of a 512-pixel image that is not compared."""
+AT_LEAST = {"valid_percent", "usable_seconds", "held_out_frames", "mouth_range", "level_range_db"}
+"""Facts whose limit is a lower bound."""
 
 
 @validated
 class Limits:
-    """Beyond these a clip is refused, unless forced."""
+    """Limits beyond which a clip is refused, unless forced."""
 
-    min_valid: float = 80.0
-    """percent of the frames, of the shots that are used, in which the head was tracked"""
-    min_seconds: float = 10.0
-    """least tracked time"""
-    min_held_out: int = 5
-    """least tracked frames of the held-out part"""
-    max_residual: float = 0.8
-    """distance of the tracked head from the landmarks, percent of the face's width (median)"""
-    max_c1: float = 0.25
-    """error of the head's motion from one frame to the next, pixels of a face 250 pixels wide"""
-    max_c5: float = 1.0
-    """the same over 5 frames"""
-    max_person: float = 1.8
-    """residual of the worst shot over that of the best: another person's head does not fit"""
-    max_rival: float = 20.0
-    """percent of the frames in which another face is more than half as large"""
-    min_mouth: float = 0.04
-    """range of the mouth's opening (2nd to 98th percentile), distances between the eyes"""
-    min_sync: float = 0.25
-    """correlation of the mouth's opening with what the sound says of it; shorter clips need more,
-    5 / sqrt(frames): 0.32 at 10 s"""
-    max_lag: float = 3.0
-    """frames by which sound and picture may be apart; clips that are in time measure -1 to 2"""
-    sure_lag: float = 0.4
-    """correlation from which a lag is believed"""
-    max_background: float = 15.0
-    """percent of the background that differs from the plate (median of some frames)"""
+    min_valid: NonNegative = 80.0
+    """Smallest percentage of frames in which the head is tracked, in the shots that are used."""
+    min_seconds: NonNegative = 10.0
+    """Shortest tracked time in seconds."""
+    min_held_out: AtLeast0 = 5
+    """Smallest number of tracked frames in the held-out part."""
+    max_residual: Positive = 0.8
+    """Largest distance between the tracked head and the landmarks, in percent of the face width
+    (median over frames)."""
+    max_c1: Positive = 0.25
+    """Largest error of the head's motion from one frame to the next, in pixels of a face 250 pixels
+    wide."""
+    max_c5: Positive = 1.0
+    """Largest error of the head's motion over 5 frames, in pixels of a face 250 pixels wide."""
+    max_person: Positive = 1.8
+    """Largest ratio of the residuals of the worst and the best shot. A higher one means that a shot
+    shows somebody else."""
+    max_rival: NonNegative = 20.0
+    """Largest percentage of frames that show another face of at least half the size."""
+    min_mouth: NonNegative = 0.04
+    """Smallest range of the mouth opening (2nd to 98th percentile), in eye distances."""
+    min_sync: Fraction = 0.25
+    """Smallest correlation between the mouth opening and its prediction from the audio. It applies
+    only where the clip is long enough for the correlation to be measured."""
+    max_lag: Positive = 3.0
+    """Largest lag between audio and image in frames. Clips in sync measure -1 to 2."""
+    max_background: NonNegative = 15.0
+    """Largest percentage of the background that differs from the plate (median over frames)."""
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What speaks against training with a clip, and what is worth a warning."""
+class Assessment:
+    """Reasons to refuse a clip, and warnings."""
 
     failures: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
 
-def sync_curve(speech: np.ndarray, mouth: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """How well the sound foretells the mouth if it came L frames later, for L in `LAGS`: [25].
+def sync_facts(
+    speech: np.ndarray, opening: np.ndarray, valid: np.ndarray
+) -> dict[str, float | None]:
+    """Measure how well the audio predicts the mouth opening, against chance.
 
-    Correlation of the opening `mouth` [T] with what ridge regression makes of `speech`
-    [T, 16, C] in parts of the clip that it was not fitted to. nan: too few frames.
+    Args:
+        speech: speech windows [T, 16, C].
+        opening: mouth opening [T].
+        valid: whether the frame is tracked, bool [T].
+
+    Returns:
+        `sync_correlation` at the best lag, `sync_lag_frames` (positive: the audio is late),
+        `sync_frames` (number of frames compared), `sync_z` (standard deviations above the mean of
+        the null distribution) and `sync_lag_z` (standard deviations by which the best lag exceeds
+        the lags of clips in sync).
+        All are None if the clip is too short.
     """
-    middle = speech.shape[1] // 2
-    windows = speech[:, middle - SLOTS // 2 : middle + SLOTS // 2].reshape(len(speech), -1)
-    windows = windows.astype(float) - windows.mean(axis=0)
-    _, vectors = np.linalg.eigh(windows.T @ windows)
-    features = windows @ vectors[:, ::-1][:, :COMPONENTS]
-    frames = np.arange(len(mouth))
-    curve = np.full(len(LAGS), np.nan)
-    for row, lag in enumerate(LAGS):
-        heard = frames + lag
-        both = valid & (heard >= 0) & (heard < len(frames))
-        if both.sum() >= FOLDS * 2 * GAP:
-            curve[row] = _foretold(features[heard[both]], mouth[both])
-    return curve
+    names = ("correlation", "lag_frames", "z", "frames", "lag_z")
+    facts: dict[str, float | None] = {f"sync_{name}": None for name in names}
+    features = _components(speech)
+    curve = np.array([_shifted_correlation(features, opening, valid, lag) for lag in LAGS])
+    if not np.isfinite(curve).any():
+        return facts
+    lag, peak = peak_lag(curve)
+    facts |= {
+        "sync_correlation": peak,
+        "sync_lag_frames": lag,
+        "sync_frames": int(valid.sum()),
+    }
+    null = null_correlations(features, opening, valid)
+    if len(null) >= 10 and null.std() > 0:
+        in_sync = np.nanmax(curve[np.abs(LAGS - LEAD) <= DOUBTFUL_LAG])
+        facts |= {
+            "sync_z": float((peak - null.mean()) / null.std()),
+            "sync_lag_z": float((peak - in_sync) / null.std()),
+        }
+    return facts
 
 
-def _foretold(features: np.ndarray, target: np.ndarray) -> float:
-    """Correlation of `target` [N] with its cross-validated regression on `features` [N, D]."""
-    count = len(target)
-    bounds = np.linspace(0, count, FOLDS + 1).astype(int)
-    pairs = []
-    for first, last in pairwise(bounds):
-        apart = np.r_[0 : max(first - GAP, 0), min(last + GAP, count) : count]
-        x, y = features[apart], target[apart]
-        centre = x.mean(axis=0)
-        x = x - centre
-        damping = RIDGE * len(x) * x.var(axis=0).max() * np.eye(x.shape[1])
-        weights = np.linalg.solve(x.T @ x + damping, x.T @ (y - y.mean()))
-        guess, true = (features[first:last] - centre) @ weights, target[first:last]
-        pairs.append((guess - guess.mean(), true - true.mean()))
-    guess, true = (np.concatenate(part) for part in zip(*pairs, strict=True))
-    scale = np.linalg.norm(guess) * np.linalg.norm(true)
-    return float(guess @ true / scale) if scale > 0 else 0.0
+def sync_curve(speech: np.ndarray, opening: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Correlate the mouth opening with its prediction from the audio, at each lag in `LAGS`.
+
+    The prediction is a ridge regression evaluated on stretches of the clip that it was not fitted
+    to. Arguments as in `sync_facts`; nan where too few frames are left.
+    """
+    features = _components(speech)
+    return np.array([_shifted_correlation(features, opening, valid, lag) for lag in LAGS])
 
 
-def lag_of(curve: np.ndarray) -> tuple[float, float]:
-    """Frames by which the sound comes late, and the correlation there, of a `sync_curve`.
+def null_correlations(features: np.ndarray, opening: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Return the correlations after circular shifts of the audio beyond all lags and 1 s more."""
+    frames = len(opening)
+    first = LAGS[-1] + NULL_MARGIN
+    shifts = np.unique(np.linspace(first, frames - first, NULL_SHIFTS).astype(int))
+    if frames < 2 * first + 2 or int(valid.sum()) < MIN_SYNC_FRAMES:
+        return np.empty(0)
+    return np.array(
+        [_held_out_correlation(np.roll(features, s, axis=0)[valid], opening[valid]) for s in shifts]
+    )
 
-    The middle of the peak's upper half, less the natural lead of the lips.
+
+def peak_lag(curve: np.ndarray) -> tuple[float, float]:
+    """Return the lag of the audio in frames, and the correlation there, of a `sync_curve`.
+
+    The lag is the center of the upper half of the peak, minus the natural lag of audio.
     """
     best = int(np.nanargmax(curve))
     floor = curve[best] - 0.5 * (curve[best] - np.nanmedian(curve))
@@ -145,129 +176,204 @@ def lag_of(curve: np.ndarray) -> tuple[float, float]:
     return float((height * LAGS[peak]).sum() / height.sum() - LEAD), float(curve[best])
 
 
-def judge(facts: dict[str, Any], limits: Limits) -> Verdict:
-    """Compare the facts of a dataset (`talker.check.quality`) with the limits.
+def assess(facts: dict[str, Any], limits: Limits) -> Assessment:
+    """Compare the facts of a dataset (`talker.measure.quality`) with the limits.
 
-    A fact that is missing or None was not measured and is not judged.
+    A fact that is missing or None was not measured and is ignored.
     """
-    return Verdict(list(_failures(facts, limits)), list(_warnings(facts, limits)))
-
-
-def _failures(facts: dict[str, Any], limits: Limits) -> Iterator[str]:
-    def beyond(measure: str, limit: float, reason: str, advice: str) -> Iterator[str]:
-        value = facts.get(measure)
-        least = measure in AT_LEAST
-        if value is not None and (value < limit if least else value > limit):
-            side = "least" if least else "most"
-            yield f"{reason.format(value)} (limit: at {side} {limit:.3g}); {advice}"
-
-    why = ", ".join(f"{count} times {reason}" for reason, count in facts["rejected"].items())
-    yield from beyond(
-        "valid_percent",
-        limits.min_valid,
-        f"the head was tracked in only {{:.0f}} % of the frames: {why}",
-        "use a clip, or a part of one, in which one person looks towards the camera throughout",
-    )
-    yield from beyond(
-        "usable_seconds",
-        limits.min_seconds,
-        "only {:.1f} s of the clip are tracked",
-        "use a longer clip without cuts; `track: {all_segments: true}` uses every shot",
-    )
-    yield from beyond(
-        "held_out_frames",
-        limits.min_held_out,
-        "only {} frames of the held-out last part are tracked",
-        "cut the video so that it ends with a good part",
-    )
-    yield from beyond(
-        "residual_percent_of_face",
-        limits.max_residual,
-        "the tracked head is {:.2f} % of the face's width off the landmarks",
-        "look at track_overlay.mp4; use a sharper clip of one person, well lit",
-    )
-    for step, limit in ((1, limits.max_c1), (5, limits.max_c5)):
-        yield from beyond(
-            f"c{step}_px_at_250",
-            limit,
-            f"the head shakes: over {step} frames it moves {{:.2f}} px unlike the picture",
-            "look at track_overlay.mp4; use a clip without motion blur or hard compression",
-        )
-    yield from beyond(
-        "worst_shot_ratio",
-        limits.max_person,
-        "one shot fits the head {:.1f} times as badly as another: it may show someone else",
-        "use one shot alone, or a video of one person",
-    )
-    yield from beyond(
-        "rival_percent",
-        limits.max_rival,
-        "another face, more than half as large, is in view in {:.0f} % of the frames",
-        "crop the video to one person",
-    )
-    yield from beyond(
-        "mouth_range",
-        limits.min_mouth,
-        "the mouth hardly moves: its opening ranges over {:.3f} distances between the eyes",
-        "use a clip in which the person speaks",
-    )
-    yield from beyond(
-        "sync_correlation",
-        max(limits.min_sync, CHANCE / max(FPS * facts["usable_seconds"], 1) ** 0.5),
-        "the sound says nothing about the mouth: correlation {:.2f}",
-        "use a clip in which the person in the picture is the one who is heard, without music",
-    )
-    lag = facts.get("sync_lag_frames")
-    if lag is not None and abs(lag) > limits.max_lag and _sure(facts, limits):
-        yield (
-            f"the sound comes {abs(lag):.1f} frames {'late' if lag > 0 else 'early'} (limit: at "
-            f"most {limits.max_lag:g}); add {round(lag)} to `audio: {{lag_frames: ...}}`, which is "
-            "0 at first, and it is moved back"
-        )
-    yield from beyond(
-        "background_change_percent",
-        limits.max_background,
-        "{:.0f} % of the background changes",
-        "use a clip from a fixed camera, before a background that does not move",
-    )
-
-
-def _warnings(facts: dict[str, Any], limits: Limits) -> Iterator[str]:
-    turn = facts.get("yaw_range_degrees")
-    if turn is not None and turn < LITTLE_TURN:
-        yield f"the head turns by {turn:.1f} degrees only: expect no good views from the side"
-    if facts.get("focal_at_bound"):
-        yield "the focal length is at its bound: give `track: {focal_px: ...}` if you know it"
-    if facts["blinks"] == 0:
-        yield "no blink was seen: the avatar cannot learn to close its eyes"
-    lag = facts.get("sync_lag_frames")
-    if lag is not None and abs(lag) > DOUBTFUL_LAG:
-        late = f"{abs(lag):.1f} frames {'late' if lag > 0 else 'early'}"
-        if not _sure(facts, limits):
-            yield f"the sound may come {late}: look and listen"
-        elif abs(lag) <= limits.max_lag:
-            yield f"the sound comes {late}: within the limit, but look and listen"
-
-
-def _sure(facts: dict[str, Any], limits: Limits) -> bool:
-    return facts["sync_correlation"] >= limits.sure_lag
+    failures = [*_tracking_failures(facts, limits), *_sound_failures(facts, limits)]
+    return Assessment(failures, list(_warnings(facts, limits)))
 
 
 def background_change(
     images: Iterable[np.ndarray], masks: Iterable[np.ndarray], plate: np.ndarray
 ) -> float:
-    """Percent of the background that differs from the plate: median over some frames.
+    """Return the percentage of the background that differs from the plate, median over frames.
 
     Args:
         images: RGB uint8 [H, W, 3].
         masks: their classes uint8 [H, W].
         plate: RGB uint8 [H, W, 3].
     """
-    reach = 2 * round(max(plate.shape) * CLEARANCE / 512) + 1
-    shares = []
+    size = 2 * round(max(plate.shape) * CLEARANCE / 512) + 1
+    percentages = []
     for image, mask in zip(images, masks, strict=True):
-        person = cv2.dilate((mask != BACKGROUND).astype(np.uint8), np.ones((reach, reach)))
-        off = cv2.absdiff(cv2.blur(image, (3, 3)), cv2.blur(plate, (3, 3))).max(axis=-1)
+        person = cv2.dilate((mask != BACKGROUND).astype(np.uint8), np.ones((size, size)))
+        difference = cv2.absdiff(cv2.blur(image, (3, 3)), cv2.blur(plate, (3, 3))).max(axis=-1)
         if not person.all():
-            shares.append(100.0 * float((off[person == 0] > CHANGE).mean()))
-    return float(np.median(shares)) if shares else 0.0
+            changed = difference[person == 0] > CHANGED_LEVELS
+            percentages.append(100.0 * float(changed.mean()))
+    return float(np.median(percentages)) if percentages else 0.0
+
+
+def _components(speech: np.ndarray) -> np.ndarray:
+    """Return principal components [T, F] of the slots around the center of each window."""
+    middle = speech.shape[1] // 2
+    slots = speech[:, middle - SLOTS // 2 : middle + SLOTS // 2].reshape(len(speech), -1)
+    slots = slots.astype(float) - slots.mean(axis=0)
+    _, vectors = np.linalg.eigh(slots.T @ slots)
+    return slots @ vectors[:, ::-1][:, :COMPONENTS]
+
+
+def _shifted_correlation(
+    features: np.ndarray, opening: np.ndarray, valid: np.ndarray, lag: int
+) -> float:
+    frames = np.arange(len(opening))
+    audio = frames + lag
+    both = valid & (audio >= 0) & (audio < len(frames))
+    if both.sum() < MIN_SYNC_FRAMES:
+        return float("nan")
+    return _held_out_correlation(features[audio[both]], opening[both])
+
+
+def _held_out_correlation(features: np.ndarray, target: np.ndarray) -> float:
+    """Correlate a target [N] with its cross-validated regression on features [N, F]."""
+    pairs = []
+    for test, train in stretches(len(target), FOLDS, GAP):
+        x, y = features[train], target[train, None]
+        strength = DAMPING * len(x) * x.var(axis=0).max()
+        predicted = fit_ridge(x, y, strength).predict(features[test])[:, 0]
+        true = target[test]
+        pairs.append((predicted - predicted.mean(), true - true.mean()))
+    predicted, true = (np.concatenate(part) for part in zip(*pairs, strict=True))
+    scale = np.linalg.norm(predicted) * np.linalg.norm(true)
+    return float(predicted @ true / scale) if scale > 0 else 0.0
+
+
+def _beyond(
+    facts: dict[str, Any], name: str, limit: float, reason: str, advice: str
+) -> Iterator[str]:
+    """Yield a sentence if a fact exceeds its limit."""
+    value = facts.get(name)
+    lower = name in AT_LEAST
+    if value is not None and (value < limit if lower else value > limit):
+        side = "at least" if lower else "at most"
+        yield f"{reason.format(value)} (limit: {side} {limit:.3g}). {advice}"
+
+
+def _tracking_failures(facts: dict[str, Any], limits: Limits) -> Iterator[str]:
+    rejected = ", ".join(
+        f"{reason} ({count} frames)" for reason, count in facts["rejected"].items()
+    )
+    yield from _beyond(
+        facts,
+        *("valid_percent", limits.min_valid),
+        f"The head was tracked in only {{:.0f}} % of the frames: {rejected}",
+        "Use a clip, or a part of one, in which one person faces the camera throughout.",
+    )
+    yield from _beyond(
+        facts,
+        *("usable_seconds", limits.min_seconds),
+        "Only {:.1f} s of the clip are tracked",
+        "Use a longer clip without cuts, or use every shot with `track: {{all_segments: true}}`.",
+    )
+    yield from _beyond(
+        facts,
+        *("held_out_frames", limits.min_held_out),
+        "Only {} frames of the held-out part, the end of the clip, are tracked",
+        "Cut the video so that it ends with a usable part.",
+    )
+    yield from _beyond(
+        facts,
+        *("residual_percent_of_face", limits.max_residual),
+        "The tracked head is off the landmarks by {:.2f} % of the face width",
+        "Look at track_overlay.mp4, and use a sharper, well-lit clip of one person.",
+    )
+    for step, limit in ((1, limits.max_c1), (5, limits.max_c5)):
+        yield from _beyond(
+            facts,
+            *(f"c{step}_px_at_250", limit),
+            f"The tracked head jitters: over {step} frames its motion differs from that of the "
+            "image by {:.2f} px",
+            "Look at track_overlay.mp4, and use a clip without motion blur or strong compression.",
+        )
+    yield from _beyond(
+        facts,
+        *("worst_shot_ratio", limits.max_person),
+        "One shot fits the head {:.1f} times worse than another, so it may show somebody else",
+        "Use a single shot, or a video of one person.",
+    )
+    yield from _beyond(
+        facts,
+        *("rival_percent", limits.max_rival),
+        "Another face of at least half the size is visible in {:.0f} % of the frames",
+        "Crop the video to one person.",
+    )
+    yield from _beyond(
+        facts,
+        *("background_change_percent", limits.max_background),
+        "{:.0f} % of the background changes",
+        "Use a clip from a fixed camera with a background that does not move.",
+    )
+
+
+def _sound_failures(facts: dict[str, Any], limits: Limits) -> Iterator[str]:
+    yield from _beyond(
+        facts,
+        *("mouth_range", limits.min_mouth),
+        "The mouth hardly moves: its opening ranges over {:.3f} eye distances",
+        "Use a clip in which the person speaks.",
+    )
+    yield from _beyond(
+        facts,
+        *("level_range_db", STEADY_RANGE),
+        "The audio is not speech: its level varies by only {:.1f} dB",
+        "Use a clip in which the person speaks.",
+    )
+    correlation, z = facts.get("sync_correlation"), facts.get("sync_z")
+    if correlation is None or z is None:
+        return
+    unrelated = z < SURE_Z or correlation < limits.min_sync
+    if unrelated and facts["sync_frames"] >= MIN_JUDGED_FRAMES:
+        yield (
+            f"The audio does not predict the mouth: correlation {correlation:.2f}, {z:.1f} "
+            f"standard deviations above chance (limits: at least {limits.min_sync:g} and "
+            f"{SURE_Z:g}). Use a clip in which "
+            "the visible person is the one who is heard, without music."
+        )
+    elif _lag_is_sure(facts) and abs(facts["sync_lag_frames"]) > limits.max_lag:
+        lag = facts["sync_lag_frames"]
+        side = "lags" if lag > 0 else "leads"
+        yield (
+            f"Audio {side} the video by {abs(lag):.1f} frames (limit: {limits.max_lag:g}). Set "
+            f"`audio: {{lag_frames: {round(lag)}}}` to correct it, or add {round(lag)} to the "
+            "value that you set."
+        )
+
+
+def _warnings(facts: dict[str, Any], limits: Limits) -> Iterator[str]:
+    yaw = facts.get("yaw_range_degrees")
+    if yaw is not None and yaw < SMALL_YAW_RANGE:
+        yield f"The head turns by only {yaw:.1f} degrees, so views from the side will look wrong."
+    if facts.get("focal_at_bound"):
+        yield (
+            "The estimated focal length is at its bound. Set `track: {focal_px: ...}` if you know "
+            "it."
+        )
+    if facts["blinks"] == 0:
+        yield "No blink was detected, so the avatar cannot learn to close its eyes."
+    correlation, z = facts.get("sync_correlation"), facts.get("sync_z")
+    if correlation is None:
+        if "sync_correlation" in facts:
+            yield "The clip is too short to verify that audio and mouth belong together."
+        return
+    if z is None or (z < SURE_Z and facts["sync_frames"] < MIN_JUDGED_FRAMES):
+        yield (
+            f"The clip is too short to verify that audio and mouth belong together (correlation "
+            f"{correlation:.2f}). Watch it with sound."
+        )
+        return
+    lag = facts["sync_lag_frames"]
+    if z >= SURE_Z and abs(lag) > DOUBTFUL_LAG:
+        side = "lag" if lag > 0 else "lead"
+        if not _lag_is_sure(facts):
+            yield f"Audio may {side} the video by {abs(lag):.1f} frames. Watch the clip with sound."
+        elif abs(lag) <= limits.max_lag:
+            yield (
+                f"Audio seems to {side} the video by {abs(lag):.1f} frames, which is within the "
+                "limit. Watch the clip with sound."
+            )
+
+
+def _lag_is_sure(facts: dict[str, Any]) -> bool:
+    return facts["sync_z"] >= SURE_Z and (facts.get("sync_lag_z") or 0.0) >= LAG_MARGIN

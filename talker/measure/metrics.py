@@ -1,27 +1,32 @@
-"""How near a rendered video is to the real one: image quality, mouth shape, timing.
+"""Metrics of a rendered video against the real one: image quality, mouth shape and timing.
 
-Everything here takes arrays in memory and needs no weights; faces are 68 landmarks in pixels.
+All functions take arrays in memory and need no weights. Faces are 68 landmarks in pixels.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import cv2
 import numpy as np
 
 PSNR_CEILING = 100.0
-"""dB; what identical images score, so that a mean over frames stays finite."""
+"""PSNR in dB of identical images, so that a mean over frames stays finite."""
 SSIM_MARGIN = 5
-"""Pixels at each border that the 11-tap window of SSIM cannot be centred on."""
+"""Width in pixels of the border on which the 11-tap window of SSIM cannot be centered."""
 MOUTH = slice(48, 68)
+"""Indices of the mouth among the 68 landmarks."""
 STEADY = np.r_[17:36, 36, 39, 42, 45]
-"""Brows, nose and corners of the eyes: they have edges to follow, and speech hardly moves them."""
-LEAST_STEADY = 6
-"""Of these points, followed in both videos, tell the head's motion."""
+"""Landmarks that show the motion of the head: brows, nose and eye corners have edges that optical
+flow can follow, and speech hardly moves them."""
+MIN_STEADY = 6
+"""Number of these points that have to be followed in both videos."""
 
 Box = tuple[int, int, int, int]
-"""x0, y0, x1, y1 in pixels, the upper ends excluded."""
+"""A box x0, y0, x1, y1 in pixels; x1 and y1 are excluded."""
 
 
 def psnr(image: np.ndarray, truth: np.ndarray, box: Box | None = None) -> float:
-    """Peak signal-to-noise ratio in dB of uint8 images [H, W, 3], inside `box` if given."""
+    """Return the peak signal-to-noise ratio in dB of images uint8 [H, W, 3], or inside a box."""
     difference = _inside(image, box).astype(np.float64) - _inside(truth, box)
     error = np.mean(np.square(difference))
     if error == 0:
@@ -30,10 +35,10 @@ def psnr(image: np.ndarray, truth: np.ndarray, box: Box | None = None) -> float:
 
 
 def ssim_map(image: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Structural similarity of uint8 images [H, W, 3] at every pixel, [H, W, 3].
+    """Return the structural similarity of uint8 images [H, W, 3] at every pixel, [H, W, 3].
 
-    Wang et al., IEEE TIP 2004: 11 x 11 Gaussian window of sigma 1.5, K = (0.01, 0.03), each
-    channel on its own. The outer `SSIM_MARGIN` pixels see a mirrored border.
+    Wang et al., IEEE TIP 2004: 11 x 11 Gaussian window of sigma 1.5, K = (0.01, 0.03), for each
+    channel separately. The outer `SSIM_MARGIN` pixels see a mirrored border.
     """
     x, y = image.astype(np.float64), truth.astype(np.float64)
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
@@ -47,14 +52,14 @@ def ssim_map(image: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def mean_ssim(similarity: np.ndarray, box: Box | None = None) -> float:
-    """Mean of an `ssim_map` without its border, or of the part of it inside `box`."""
+    """Return the mean of an `ssim_map` without its border, or of its part inside `box`."""
     m = SSIM_MARGIN
     part = similarity[m:-m, m:-m] if box is None else _inside(similarity, box)
     return float(part.mean())
 
 
 def head_box(landmarks: np.ndarray, height: int, width: int) -> Box:
-    """The head: the box of 68 landmarks [68, 2], 15 % wider on each side and 45 % higher."""
+    """Return the box of the head: that of 68 landmarks [68, 2], 15 % wider and 45 % higher."""
     (x0, y0), (x1, y1) = landmarks.min(0), landmarks.max(0)
     margin = 0.15 * (x1 - x0)
     return _clipped(
@@ -63,7 +68,7 @@ def head_box(landmarks: np.ndarray, height: int, width: int) -> Box:
 
 
 def mouth_box(landmarks: np.ndarray, height: int, width: int) -> Box:
-    """The mouth: a square around the lips of 68 landmarks [68, 2], 1.5 times as wide as they."""
+    """Return the box of the mouth: a square 1.5 times as wide as the lips of landmarks [68, 2]."""
     (x0, y0), (x1, y1) = landmarks[MOUTH].min(0), landmarks[MOUTH].max(0)
     half = 0.75 * max(x1 - x0, y1 - y0)
     cx, cy = (x0 + x1) / 2, (y0 + y1) / 2
@@ -71,9 +76,9 @@ def mouth_box(landmarks: np.ndarray, height: int, width: int) -> Box:
 
 
 def mouth_distance(landmarks: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Landmark distance of the mouth (LMD) in pixels: two sets [T, 68, 2] -> [T].
+    """Return the landmark distance of the mouth (LMD) [T] in pixels, of two sets [T, 68, 2].
 
-    Each mouth is centred on its own mean, then the mean distance between partners is taken.
+    Each mouth is centered on its own mean before the mean distance between partners is taken.
     """
     mouth, real = landmarks[:, MOUTH], truth[:, MOUTH]
     apart = (mouth - mouth.mean(1, keepdims=True)) - (real - real.mean(1, keepdims=True))
@@ -81,25 +86,27 @@ def mouth_distance(landmarks: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def head_shake(moved: np.ndarray, truth: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """How far the head's motion in a rendering is off the real one's, pixels: [N].
+    """Return the error of the head's motion in a rendering, in pixels [N].
 
-    A head that is rendered with shaking poses moves where the real one does not. For each pair of
-    frames it is the length of the median over the points of the difference of both motions: what
-    the whole head did, not its mimics. A constant displacement counts nothing. For poses with
-    white noise of sigma px in x and in y, the RMS is 2 sigma between any two frames.
+    A head rendered with jittering poses moves where the real one does not. For each pair of frames
+    the error is the length of the median, over the points, of the difference between both motions.
+    The median captures the motion of the whole head and ignores facial expressions. A constant
+    displacement has no effect. White noise of sigma pixels in x and y of the poses gives a root
+    mean square of 2 sigma between any two frames.
 
     Args:
-        moved: [N, P, 2] pixels, where optical flow saw the `STEADY` points go in the rendering.
-        truth: the same in the real video, from the same places.
-        seen: bool [N, P], which were followed in both; nan where fewer than `LEAST_STEADY` were.
+        moved: [N, P, 2] pixels, motion of the `STEADY` points in the rendering by optical flow.
+        truth: the same in the real video, from the same positions.
+        seen: bool [N, P], points followed in both videos; the error is nan with fewer than
+            `MIN_STEADY` of them.
     """
     hidden = np.broadcast_to(~seen[..., None], moved.shape)
     off = np.ma.median(np.ma.array(moved - truth, mask=hidden), axis=1).filled(np.nan)
-    return np.where(seen.sum(axis=1) >= LEAST_STEADY, np.linalg.norm(off, axis=1), np.nan)
+    return np.where(seen.sum(axis=1) >= MIN_STEADY, np.linalg.norm(off, axis=1), np.nan)
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson's r over the entries where both are finite; nan if there are < 3 or one is flat."""
+    """Return Pearson's r where both are finite; nan with fewer than 3 entries or a constant one."""
     both = np.isfinite(a) & np.isfinite(b)
     if both.sum() < 3:
         return float("nan")
@@ -109,14 +116,14 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def std_ratio(values: np.ndarray, truth: np.ndarray) -> float:
-    """Standard deviation of `values` over that of `truth`, where both are finite."""
+    """Return the standard deviation of `values` over that of `truth`, where both are finite."""
     both = np.isfinite(values) & np.isfinite(truth)
     spread = np.std(truth[both]) if both.any() else 0.0
     return float(np.std(values[both]) / spread) if spread > 0 else float("nan")
 
 
 def lag_curve(values: np.ndarray, truth: np.ndarray, reach: int) -> np.ndarray:
-    """Correlation at lags -reach .. reach: [2 reach + 1]; a positive lag: `values` are late."""
+    """Return the correlation at lags -reach .. reach; at a positive lag `values` are late."""
     n = len(truth)
     return np.array(
         [
@@ -129,13 +136,20 @@ def lag_curve(values: np.ndarray, truth: np.ndarray, reach: int) -> np.ndarray:
 
 
 def best_lag(values: np.ndarray, truth: np.ndarray, reach: int = 12) -> float:
-    """The lag in frames with the highest correlation; nan where none is defined.
+    """Return the lag in frames with the highest correlation; nan if none is defined.
 
-    No lag leaves less than half of the frames to compare.
+    At least half of the frames are compared at every lag.
     """
     reach = min(reach, len(truth) // 2)
     curve = lag_curve(values, truth, reach)
     return float(np.nanargmax(curve) - reach) if np.isfinite(curve).any() else float("nan")
+
+
+def finite(values: Any, statistic: Callable[[np.ndarray], Any] = np.mean) -> float:
+    """Return a statistic of the finite values, or nan if there are none."""
+    known = np.asarray(values, np.float64)
+    known = known[np.isfinite(known)]
+    return float(statistic(known)) if known.size else float("nan")
 
 
 def _inside(image: np.ndarray, box: Box | None) -> np.ndarray:
@@ -146,7 +160,7 @@ def _inside(image: np.ndarray, box: Box | None) -> np.ndarray:
 
 
 def _clipped(x0: float, y0: float, x1: float, y1: float, height: int, width: int) -> Box:
-    """Whole pixels inside the image, at least one of them."""
+    """Round to whole pixels inside the image, at least one of them."""
     left, top = (int(np.clip(round(v), 0, n - 1)) for v, n in ((x0, width), (y0, height)))
     right, bottom = (
         int(np.clip(round(x1), left + 1, width)),

@@ -1,25 +1,30 @@
-"""Metrics by networks whose weights are not ours to ship: LPIPS, FID, CSIM from a file of yours.
+"""Metrics computed by networks that the user provides: LPIPS, FID, CSIM, Sync-C and Sync-D.
 
-A file is a TorchScript module, named by path and sha256, so that nothing runs that was not meant:
-`lpips(x, y) -> [B]` on images [B, 3, H, W] in -1..1, `inception(x) -> [B, D]` on
-[B, 3, 299, 299] in 0..1, `identity(x) -> [B, D]` on aligned faces [B, 3, 112, 112] in -1..1
-(`torch.jit.trace(network, examples).save(path)` writes one). These networks come in many shapes and
-files; a traced one brings its own. SyncNet comes in one: talker/measure/syncnet.py.
+The weights of these networks cannot be shipped. A file is a TorchScript module, named by path and
+SHA-256, so that only the intended code runs: `lpips(x, y) -> [B]` on images [B, 3, H, W] in -1..1,
+`inception(x) -> [B, D]` on [B, 3, 299, 299] in 0..1, `identity(x) -> [B, D]` on aligned faces
+[B, 3, 112, 112] in -1..1. `torch.jit.trace(network, examples).save(path)` writes such a file.
+SyncNet is the exception: it is built in talker/measure/syncnet.py and takes the published weights.
 """
 
-import hashlib
-from collections.abc import Iterable
-from io import BytesIO
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 
-from talker.errors import UserError
+from talker.clip import SAMPLES_PER_FRAME
+from talker.core.checksum import load_torchscript
+from talker.measure.metrics import finite
+from talker.measure.syncnet import load_syncnet, sync_distances
+from talker.media.audio import Waveform
 
 INCEPTION_SIZE = 299
+"""Width and height in pixels of the images that Inception takes."""
 IDENTITY_SIZE = 112
+"""Width and height in pixels of the aligned faces that ArcFace networks take."""
 IDENTITY_POINTS = np.array(
     [
         (38.2946, 51.6963),
@@ -29,62 +34,105 @@ IDENTITY_POINTS = np.array(
         (70.7299, 92.2041),
     ]
 )
-"""Where ArcFace networks expect the eyes, the tip of the nose and the corners of the mouth, px."""
+"""Positions in pixels where ArcFace networks expect the eyes, the tip of the nose and the corners
+of the mouth."""
 IDENTITY_PARTS = (slice(36, 42), slice(42, 48), slice(30, 31), slice(48, 49), slice(54, 55))
-"""Whose means they are, among 68 landmarks."""
+"""Groups among the 68 landmarks whose means are aligned with `IDENTITY_POINTS`."""
 
 
-def verified(path: Path, sha256: str) -> bytes:
-    """The content of a file.
-
-    Raises:
-        UserError: it is missing or is not the one of that sha256.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    found = hashlib.sha256(content).hexdigest()
-    if found != sha256:
-        raise UserError(f"{path}: expected the sha256 '{sha256}', found {found}")
-    return content
-
-
-def load_judge(path: Path, sha256: str) -> torch.jit.ScriptModule:
-    """Read a TorchScript module.
+def load_networks(config: Any) -> dict[str, Any]:
+    """Load the metric networks that the options of `talker evaluate` name, by option.
 
     Raises:
-        UserError: the file is missing, is not the one of that sha256, or no TorchScript.
+        UserError: a file is missing, has another checksum, or is not such a network.
     """
-    content = BytesIO(verified(path, sha256))
-    try:
-        return torch.jit.load(content, map_location="cpu").eval()
-    except RuntimeError as error:
-        raise UserError(f"{path}: is no TorchScript module ({error})") from error
+    loaders = {
+        "lpips": load_torchscript,
+        "inception": load_torchscript,
+        "identity": load_torchscript,
+        "syncnet": load_syncnet,
+    }
+    return {
+        option: load(Path(path), getattr(config, f"{option}_sha256"))
+        for option, load in loaders.items()
+        if (path := getattr(config, option))
+    }
+
+
+def frame_metrics(
+    networks: Mapping[str, Any],
+    rendered: np.ndarray,
+    landmarks: np.ndarray,
+    targets: np.ndarray,
+    real: np.ndarray,
+    real_landmarks: np.ndarray,
+) -> dict[str, float]:
+    """Compute LPIPS, FID and CSIM, as far as their networks are given.
+
+    Args:
+        networks: metric networks by option.
+        rendered: frames uint8 [N, H, W, 3].
+        landmarks: detected in them [N, 68, 2], nan without a face.
+        targets: real heads over torso and background, uint8 [N, H, W, 3].
+        real: unmodified real frames, uint8 [N, H, W, 3].
+        real_landmarks: detected in them [N, 68, 2].
+    """
+    row = {}
+    if network := networks.get("lpips"):
+        row["LPIPS"] = perceptual_distance(network, rendered, targets)
+    if network := networks.get("inception"):
+        row["FID"] = frechet_distance(network, rendered, targets)
+    if network := networks.get("identity"):
+        row["CSIM"] = identity_similarity(network, rendered, landmarks, real, real_landmarks)
+    return row
+
+
+def stretch_metrics(
+    networks: Mapping[str, Any],
+    images: np.ndarray,
+    landmarks: np.ndarray,
+    ids: np.ndarray,
+    sound: Waveform,
+) -> dict[str, float]:
+    """Compute Sync-C and Sync-D on the longest stretch of consecutive frames among `ids` [N].
+
+    Args:
+        images: frames uint8 [N, H, W, 3].
+        landmarks: detected in them [N, 68, 2], nan without a face.
+        sound: of the whole clip, int16 [640 T] at 16 kHz.
+    """
+    if "syncnet" not in networks:
+        return {}
+    pieces = np.split(np.arange(len(ids)), np.flatnonzero(np.diff(ids) != 1) + 1)
+    part = max(pieces, key=len)
+    start, stop = int(ids[part[0]]), int(ids[part[-1]]) + 1
+    samples = sound[start * SAMPLES_PER_FRAME : stop * SAMPLES_PER_FRAME]
+    return sync_distances(networks["syncnet"], images[part], landmarks[part], samples)
 
 
 @torch.inference_mode()
 def perceptual_distance(
-    judge: torch.jit.ScriptModule, images: Iterable[np.ndarray], truth: Iterable[np.ndarray]
+    network: torch.jit.ScriptModule, images: Iterable[np.ndarray], targets: Iterable[np.ndarray]
 ) -> float:
-    """Mean LPIPS (Zhang et al., CVPR 2018) of uint8 [H, W, 3] images and their partners."""
+    """Return the mean LPIPS (Zhang et al., CVPR 2018) of images uint8 [H, W, 3] to targets."""
     distances = [
-        float(judge(2 * _tensor(a) - 1, 2 * _tensor(b) - 1))
-        for a, b in zip(images, truth, strict=True)
+        float(network(2 * _tensor(a) - 1, 2 * _tensor(b) - 1))
+        for a, b in zip(images, targets, strict=True)
     ]
     return float(np.mean(distances))
 
 
 @torch.inference_mode()
 def frechet_distance(
-    judge: torch.jit.ScriptModule, images: Iterable[np.ndarray], truth: Iterable[np.ndarray]
+    network: torch.jit.ScriptModule, images: Iterable[np.ndarray], targets: Iterable[np.ndarray]
 ) -> float:
-    """FID (Heusel et al., NeurIPS 2017) of two sets of uint8 [H, W, 3] images.
+    """Return the FID (Heusel et al., NeurIPS 2017) of two sets of images uint8 [H, W, 3].
 
-    With fewer images than features it is biased upward; compare equal numbers only.
+    It is biased upward if there are fewer images than features, and images are resized by OpenCV,
+    so compare only numbers of equally many frames made by this function.
     """
-    (mean, cov), (real_mean, real_cov) = (_moments(judge, some) for some in (images, truth))
-    # trace(sqrt(A B)) by the eigenvalues of sqrt(A) B sqrt(A), which is symmetric
+    (mean, cov), (real_mean, real_cov) = (_moments(network, one) for one in (images, targets))
+    # trace(sqrt(A B)) from the eigenvalues of sqrt(A) B sqrt(A), which is symmetric
     sizes, axes = np.linalg.eigh(cov)
     root = (axes * np.sqrt(np.clip(sizes, 0, None))) @ axes.T
     shared = np.linalg.eigvalsh(root @ real_cov @ root)
@@ -94,50 +142,58 @@ def frechet_distance(
 
 @torch.inference_mode()
 def identity_similarity(
-    judge: torch.jit.ScriptModule,
+    network: torch.jit.ScriptModule,
     images: Iterable[np.ndarray],
-    found: np.ndarray,
-    truth: Iterable[np.ndarray],
-    real: np.ndarray,
+    landmarks: np.ndarray,
+    real: Iterable[np.ndarray],
+    real_landmarks: np.ndarray,
 ) -> float:
-    """CSIM: mean cosine of the identities of uint8 [H, W, 3] images and their partners.
+    """Return CSIM: the mean cosine between identity embeddings of images and of real frames.
 
     Args:
-        judge: a face recogniser (ArcFace: Deng et al., CVPR 2019).
-        images, truth: the pictures.
-        found, real: their landmarks [N, 68, 2]; a pair that lacks them (nan) does not count.
+        network: face recognition network (ArcFace: Deng et al., CVPR 2019).
+        images, real: RGB uint8 [H, W, 3], N each.
+        landmarks, real_landmarks: [N, 68, 2]; a pair with missing landmarks (nan) is skipped.
     """
     cosines = [
-        float(torch.cosine_similarity(*(judge(2 * _tensor(face) - 1) for face in pair)))
+        float(torch.cosine_similarity(*(network(2 * _tensor(face) - 1) for face in pair)))
         for pair in (
             (aligned_face(a, points), aligned_face(b, partners))
-            for a, points, b, partners in zip(images, found, truth, real, strict=True)
+            for a, points, b, partners in zip(images, landmarks, real, real_landmarks, strict=True)
             if np.isfinite(points).all() and np.isfinite(partners).all()
         )
     ]
-    return float(np.mean(cosines)) if cosines else float("nan")
+    return finite(cosines)
 
 
 def aligned_face(image: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
-    """The face uint8 [112, 112, 3], turned and scaled so that five points lie where they should.
+    """Rotate and scale an image so that five points of the face lie at `IDENTITY_POINTS`.
 
-    The similarity is the least-squares one; in the plane it is a complex line, w = a z + b.
+    The similarity is the least-squares one, solved in the complex plane as w = a z + b.
+
+    Args:
+        image: RGB uint8 [H, W, 3].
+        landmarks: [68, 2] in pixels.
+
+    Returns:
+        RGB uint8 [112, 112, 3].
     """
     points = np.stack([landmarks[part].mean(0) for part in IDENTITY_PARTS])
     z, w = (xy[:, 0] + 1j * xy[:, 1] for xy in (points.astype(float), IDENTITY_POINTS))
-    away = z - z.mean()
-    a = (away.conj() * (w - w.mean())).sum() / (np.abs(away) ** 2).sum()
+    centered = z - z.mean()
+    a = (centered.conj() * (w - w.mean())).sum() / (np.abs(centered) ** 2).sum()
     b = w.mean() - a * z.mean()
-    place = np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
-    return cv2.warpAffine(image, place, (IDENTITY_SIZE, IDENTITY_SIZE))
+    similarity = np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
+    return cv2.warpAffine(image, similarity, (IDENTITY_SIZE, IDENTITY_SIZE))
 
 
 def _moments(
-    judge: torch.jit.ScriptModule, images: Iterable[np.ndarray]
+    network: torch.jit.ScriptModule, images: Iterable[np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean [D] and covariance [D, D] of the network's features."""
     size = (INCEPTION_SIZE, INCEPTION_SIZE)
     features = np.stack(
-        [judge(_tensor(cv2.resize(image, size)))[0].double().numpy() for image in images]
+        [network(_tensor(cv2.resize(image, size)))[0].double().numpy() for image in images]
     )
     return features.mean(0), np.atleast_2d(np.cov(features.T))
 

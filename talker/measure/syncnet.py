@@ -1,9 +1,9 @@
-"""Sync-C and Sync-D of SyncNet, with the published weights in a file of yours.
+"""Sync-C and Sync-D of SyncNet, with the published weights from a file that the user provides.
 
-Network and measure are those of Chung and Zisserman, "Out of time: automated lip sync in the wild"
-(ACCV workshops 2016), and of the authors' evaluation: five frames of a face of 224 pixels against
-20 steps of 13 MFCCs, compared over 15 frames of shift. One thing differs: landmarks place the face,
-not their detector, so compare figures that were made alike.
+Network and metrics follow Chung and Zisserman, "Out of time: automated lip sync in the wild" (ACCV
+workshops 2016), and the evaluation of its authors: five frames of a face of 224 pixels against 20
+steps of 13 MFCCs, compared over shifts of up to 15 frames. One thing differs: the face is cropped
+by landmarks instead of their detector, so compare only numbers computed in the same way.
 """
 
 import pickle
@@ -23,29 +23,33 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from talker.clip import SAMPLE_RATE
+from talker.core.checksum import read_verified
 from talker.errors import UserError
-from talker.measure.networks import verified
 
-FACE = 224
-"""pixels"""
+FACE_SIZE = 224
+"""Width and height of the face crops in pixels."""
 FOREHEAD = 1 / 3
-"""of the landmarks' height, from the brows to the upper edge of a detector's box"""
-BESIDE, BELOW = 0.4, 0.8
-"""how much further than half a box the crop reaches, in halves"""
-SMOOTHED = 13
-"""frames, of a median over the boxes"""
-GREY = (110, 110, 110)
+"""Distance from the brows to the upper edge of a face detector's box, as a fraction of the height
+of the landmarks."""
+SIDE_MARGIN, BOTTOM_MARGIN = 0.4, 0.8
+"""Margins of the crop beyond the box, in half box sizes."""
+SMOOTHING = 13
+"""Length in frames of the median filter over the boxes."""
+BORDER_GRAY = (110, 110, 110)
+"""Color of the crop beyond the image."""
 FRAMES, STEPS, STEPS_PER_FRAME = 5, 20, 4
-REACH = 15
-"""frames"""
+"""Frames and MFCC steps in one sample, and MFCC steps in a frame."""
+MAX_SHIFT = 15
+"""Largest shift in frames."""
 BATCH = 8
+"""Number of samples embedded at once."""
 
 MFCC_WINDOW, MFCC_HOP, FFT = SAMPLE_RATE // 40, SAMPLE_RATE // 100, 512
 BANDS, COEFFICIENTS, LIFTER, EMPHASIS = 26, 13, 22, 0.97
 
 
 class SyncNet(nn.Module):
-    """Two towers that map a mouth and a sound that belong together to one place."""
+    """Two networks that map matching mouths and sounds to nearby embeddings."""
 
     def __init__(self, dims: int = 1024) -> None:
         super().__init__()
@@ -74,13 +78,16 @@ class SyncNet(nn.Module):
             for _ in range(2)
         )
 
-    def hear(self, mfcc: Tensor) -> Tensor:
-        """MFCCs [B, 1, 13, 20] -> [B, 1024]."""
+    def embed_sound(self, mfcc: Tensor) -> Tensor:
+        """Map MFCCs [B, 1, 13, 20] to embeddings [B, 1024]."""
         return self.netfcaud(self.netcnnaud(mfcc).flatten(1))
 
-    def see(self, faces: Tensor) -> Tensor:
-        """Faces, BGR in 0..255, [B, 3, 5, 224, 224] -> [B, 1024]."""
-        return self.netfclip(self.netcnnlip(faces).flatten(1))
+    def embed_faces(self, faces: Tensor) -> Tensor:
+        """Map RGB faces in 0..255 [B, 3, 5, 224, 224] to embeddings [B, 1024].
+
+        The published network was trained on BGR, the channel order of OpenCV.
+        """
+        return self.netfclip(self.netcnnlip(faces.flip(1)).flatten(1))
 
 
 Size = int | tuple[int, ...]
@@ -101,17 +108,17 @@ def _layers(
 
 
 def load_syncnet(path: Path, sha256: str) -> SyncNet:
-    """Read the published weights (`syncnet_v2.model`).
+    """Load the published weights (`syncnet_v2.model`).
 
     Raises:
-        UserError: the file is missing, is not the one of that sha256, or holds other weights.
+        UserError: the file is missing, has another checksum, or contains other weights.
     """
-    content = verified(path, sha256)
+    content = read_verified(path, sha256)
     network = SyncNet()
     try:
         network.load_state_dict(torch.load(BytesIO(content), "cpu", weights_only=True))
     except (RuntimeError, TypeError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path}: holds no weights of SyncNet ({error})") from error
+        raise UserError(f"{path}: does not contain weights of SyncNet ({error})") from error
     return network.eval()
 
 
@@ -119,74 +126,76 @@ def load_syncnet(path: Path, sha256: str) -> SyncNet:
 def sync_distances(
     network: SyncNet, images: Iterable[np.ndarray], landmarks: np.ndarray, sound: np.ndarray
 ) -> dict[str, float]:
-    """Sync-C and Sync-D of a video and its sound.
+    """Compute Sync-C and Sync-D of a video and its sound.
 
     Args:
-        network: of `load_syncnet`.
+        network: loaded by `load_syncnet`.
         images: T frames, RGB uint8 [H, W, 3].
-        landmarks: 68 points a frame [T, 68, 2] in pixels, nan where there is no face.
+        landmarks: [T, 68, 2] in pixels, nan without a face.
         sound: int16 [640 T] at 16 kHz.
 
     Returns:
-        `Sync-C`, `Sync-D`, and `Sync offset` in frames (positive: the mouth is late); nan of fewer
-        than 6 frames or without any face.
+        `Sync-C`, `Sync-D`, and `Sync offset` in frames (positive: the mouth is late); nan with
+        fewer than 6 frames or without any face.
     """
     count = len(landmarks) - FRAMES
     if count < 1 or not np.isfinite(landmarks).all((1, 2)).any():
         return dict.fromkeys(("Sync-C", "Sync-D", "Sync offset"), float("nan"))
-    faces = islice(_in_fives(face_crops(images, landmarks)), count)
+    faces = islice(_samples(face_crops(images, landmarks)), count)
     steps = sliding_window_view(mfcc(sound), STEPS, axis=0)[::STEPS_PER_FRAME, None]
-    seen = [network.see(_tensor(some)) for some in iter(lambda: list(islice(faces, BATCH)), [])]
+    face_embeddings = [
+        network.embed_faces(_tensor(batch))
+        for batch in iter(lambda: list(islice(faces, BATCH)), [])
+    ]
     parts = np.split(steps[:count], range(BATCH, count, BATCH))
-    heard = [network.hear(_tensor(some)) for some in parts]
-    return shift_distances(torch.cat(seen), torch.cat(heard))
+    sound_embeddings = [network.embed_sound(_tensor(batch)) for batch in parts]
+    return shift_distances(torch.cat(face_embeddings), torch.cat(sound_embeddings))
 
 
-def shift_distances(seen: Tensor, heard: Tensor) -> dict[str, float]:
-    """Compare embeddings [N, D] of mouth and sound over shifts; the result of `sync_distances`.
+def shift_distances(faces: Tensor, sounds: Tensor) -> dict[str, float]:
+    """Compare embeddings [N, D] of faces and sounds over shifts; see `sync_distances`.
 
-    Sync-D is the least mean distance, Sync-C the median over the shifts less it. Beyond its ends
-    the sound's embedding is zero, as published.
+    Sync-D is the smallest mean distance, Sync-C the median over the shifts minus it. Beyond its
+    ends the sound's embedding is zero, as in the published evaluation.
     """
-    padded = F.pad(heard, (0, 0, REACH, REACH))
+    padded = F.pad(sounds, (0, 0, MAX_SHIFT, MAX_SHIFT))
     distances = torch.stack(
         [
-            F.pairwise_distance(seen, padded[shift : shift + len(seen)]).mean()
-            for shift in range(2 * REACH + 1)
+            F.pairwise_distance(faces, padded[shift : shift + len(faces)]).mean()
+            for shift in range(2 * MAX_SHIFT + 1)
         ]
     )
     best = int(distances.argmin())
     return {
         "Sync-C": float(distances.median() - distances[best]),
         "Sync-D": float(distances[best]),
-        "Sync offset": float(REACH - best),
+        "Sync offset": float(MAX_SHIFT - best),
     }
 
 
 def face_crops(images: Iterable[np.ndarray], landmarks: np.ndarray) -> Iterator[np.ndarray]:
-    """The face of each frame, BGR uint8 [224, 224, 3]; grey beyond the picture.
+    """Crop the face of each frame to RGB uint8 [224, 224, 3]; gray beyond the image.
 
-    The square is 2.8 halves of the face's box wide, and begins at the box's upper edge.
+    The square is 1.4 times as wide as the face's box and starts at the upper edge of the box.
     """
     low, high = landmarks.min(1), landmarks.max(1)
     low[:, 1] -= FOREHEAD * (high - low)[:, 1]
     boxes = np.concatenate([(low + high) / 2, (high - low).max(1, keepdims=True) / 2], axis=1)
     known = np.flatnonzero(np.isfinite(boxes).all(1))
     filled = [np.interp(np.arange(len(boxes)), known, column[known]) for column in boxes.T]
-    smooth = [median_filter(column, SMOOTHED, mode="nearest") for column in filled]
+    smooth = [median_filter(column, SMOOTHING, mode="nearest") for column in filled]
     for image, x, y, half in zip(images, *smooth, strict=True):
-        scale = FACE / (half * (2 + BELOW))
-        left, top = x - half * (1 + BESIDE), y - half
+        scale = FACE_SIZE / (half * (2 + BOTTOM_MARGIN))
+        left, top = x - half * (1 + SIDE_MARGIN), y - half
         place = np.array([[scale, 0, -scale * left], [0, scale, -scale * top]])
-        bgr = np.ascontiguousarray(image[..., ::-1])
-        yield cv2.warpAffine(bgr, place, (FACE, FACE), borderValue=GREY)
+        yield cv2.warpAffine(image, place, (FACE_SIZE, FACE_SIZE), borderValue=BORDER_GRAY)
 
 
 def mfcc(sound: np.ndarray) -> np.ndarray:
-    """MFCCs float32 [1 + ceil((S - 400) / 160), 13] of int16 [S], as SyncNet's authors take them.
+    """Compute MFCCs float32 [1 + ceil((S - 400) / 160), 13] of int16 [S] as SyncNet's authors do.
 
-    25 ms without a window function every 10 ms, 26 mel bands (O'Shaughnessy's scale), liftered;
-    the first one is the log energy. The sound is not brought to -1..1.
+    Frames of 25 ms without a window function every 10 ms, 26 mel bands (O'Shaughnessy's scale),
+    liftered; the first coefficient is the log energy. Samples are not scaled to -1..1.
     """
     wave = sound.astype(np.float64)
     wave = np.append(wave[:1], wave[1:] - EMPHASIS * wave[:-1])
@@ -196,14 +205,14 @@ def mfcc(sound: np.ndarray) -> np.ndarray:
     power = np.abs(np.fft.rfft(frames, FFT)) ** 2 / FFT
     tiny = np.finfo(float).eps
     bands = np.log(np.maximum(power @ _filters().T, tiny))
-    found = np.asarray(dct(bands, axis=1, norm="ortho"))[:, :COEFFICIENTS]
-    found *= 1 + LIFTER / 2 * np.sin(np.pi * np.arange(COEFFICIENTS) / LIFTER)
-    found[:, 0] = np.log(np.maximum(power.sum(1), tiny))
-    return found.astype(np.float32)
+    coefficients = np.asarray(dct(bands, axis=1, norm="ortho"))[:, :COEFFICIENTS]
+    coefficients *= 1 + LIFTER / 2 * np.sin(np.pi * np.arange(COEFFICIENTS) / LIFTER)
+    coefficients[:, 0] = np.log(np.maximum(power.sum(1), tiny))
+    return coefficients.astype(np.float32)
 
 
 def _filters() -> np.ndarray:
-    """Triangles between whole bins of the spectrum, 0 to 8 kHz: [26, 257]."""
+    """Return triangular mel filters between whole bins of the spectrum, 0 to 8 kHz: [26, 257]."""
     top = 2595 * np.log10(1 + SAMPLE_RATE / 2 / 700)
     hertz = 700 * (10 ** (np.linspace(0, top, BANDS + 2) / 2595) - 1)
     edges = np.floor((FFT + 1) * hertz / SAMPLE_RATE)
@@ -212,8 +221,8 @@ def _filters() -> np.ndarray:
     return np.clip(np.minimum((bins - low) / (middle - low), (high - bins) / (high - middle)), 0, 1)
 
 
-def _in_fives(faces: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Each five consecutive faces, [3, 5, 224, 224]."""
+def _samples(faces: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Yield every five consecutive faces as [3, 5, 224, 224]."""
     held: deque[np.ndarray] = deque(maxlen=FRAMES)
     for face in faces:
         held.append(face)

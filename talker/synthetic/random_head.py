@@ -80,6 +80,7 @@ def random_head(size: int, device: torch.device) -> RandomHead:
         K=K,
         speech=rng.normal(size=(FRAMES, 16, SPEECH_FEATURES)).astype(np.float32),
         silence=None,
+        speech_scale=None,
         eye=rng.random(FRAMES).astype(np.float32),
         landmarks=landmarks.astype(np.float32),
         expression=rng.normal(size=(FRAMES, 16)).astype(np.float32),

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from talker.core.checksum import load_torchscript
 from talker.errors import UserError
 from talker.measure.networks import (
     IDENTITY_POINTS,
     aligned_face,
     frechet_distance,
     identity_similarity,
-    load_judge,
     perceptual_distance,
 )
 
@@ -40,7 +40,7 @@ def flat(values: np.ndarray) -> list[np.ndarray]:
 
 def test_lpips_is_the_mean_of_what_the_network_says(tmp_path: Path) -> None:
     path = tmp_path / "lpips.pt"
-    judge = load_judge(path, stored(Distance(), path))
+    judge = load_torchscript(path, stored(Distance(), path))
     images, truth = flat(np.array([0, 51, 255])), flat(np.array([0, 0, 0]))
     assert perceptual_distance(judge, images, images) == 0
     assert perceptual_distance(judge, images, truth) == pytest.approx((0 + 0.4 + 2) / 3, abs=1e-5)
@@ -49,7 +49,7 @@ def test_lpips_is_the_mean_of_what_the_network_says(tmp_path: Path) -> None:
 def test_fid_is_that_of_known_gaussians(tmp_path: Path) -> None:
     """Features that are one number thrice: means apart by 51 / 255, deviations s and 2 s."""
     path = tmp_path / "inception.pt"
-    judge = load_judge(path, stored(Features(), path))
+    judge = load_torchscript(path, stored(Features(), path))
     away = np.random.default_rng(0).normal(size=60)
     away = (away - away.mean()) / away.std(ddof=1)
     one, other = flat(np.round(100 + 10 * away)), flat(np.round(151 + 20 * away))
@@ -86,7 +86,7 @@ def test_faces_are_brought_to_the_same_place() -> None:
 
 def test_csim_is_the_mean_cosine(tmp_path: Path) -> None:
     path = tmp_path / "identity.pt"
-    judge = load_judge(path, stored(Colour(), path))
+    judge = load_torchscript(path, stored(Colour(), path))
     red, white = np.zeros((112, 112, 3), np.uint8), np.full((112, 112, 3), 255, np.uint8)
     red[..., 0] = 255
     there = np.stack([face_at(0, 1, 0, 0)] * 3)
@@ -102,10 +102,12 @@ def test_csim_is_the_mean_cosine(tmp_path: Path) -> None:
 def test_only_the_named_file_is_taken(tmp_path: Path) -> None:
     path = tmp_path / "lpips.pt"
     sha256 = stored(Distance(), path)
-    with pytest.raises(UserError, match=rf"lpips\.pt: expected the sha256 '', found {sha256}"):
-        load_judge(path, "")
+    with pytest.raises(
+        UserError, match=rf"lpips\.pt: expected the SHA-256 checksum '', found {sha256}"
+    ):
+        load_torchscript(path, "")
     path.write_bytes(b"no module")
-    with pytest.raises(UserError, match="is no TorchScript module"):
-        load_judge(path, hashlib.sha256(b"no module").hexdigest())
+    with pytest.raises(UserError, match="is not a TorchScript module"):
+        load_torchscript(path, hashlib.sha256(b"no module").hexdigest())
     with pytest.raises(UserError, match=r"none\.pt: cannot be read"):
-        load_judge(tmp_path / "none.pt", sha256)
+        load_torchscript(tmp_path / "none.pt", sha256)

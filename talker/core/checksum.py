@@ -1,0 +1,45 @@
+"""Read files whose content is pinned by a SHA-256 checksum."""
+
+import hashlib
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from talker.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.jit import ScriptModule
+
+
+def read_verified(path: Path, sha256: str) -> bytes:
+    """Return the content of a file.
+
+    Raises:
+        UserError: the file cannot be read, or its checksum differs.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
+        raise UserError(
+            f"{path}: expected the SHA-256 checksum '{sha256}', found {found}. Download the file "
+            "again, or give the checksum of the file that you want to use."
+        )
+    return content
+
+
+def load_torchscript(path: Path, sha256: str) -> "ScriptModule":
+    """Load a TorchScript module onto the CPU.
+
+    Raises:
+        UserError: the file is missing, has another checksum, or is not a TorchScript module.
+    """
+    import torch
+
+    content = BytesIO(read_verified(path, sha256))
+    try:
+        return torch.jit.load(content, map_location="cpu").eval()
+    except RuntimeError as error:
+        raise UserError(f"{path}: is not a TorchScript module ({error})") from error

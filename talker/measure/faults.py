@@ -1,0 +1,363 @@
+"""Find everything in a dataset folder that breaks its contract (docs/conventions.md).
+
+Folders of the published AD-NeRF-family scripts are checked too: they have no clip.json, and their
+audio may differ a little from the length of their frames.
+"""
+
+import wave
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from talker.clip import (
+    FPS,
+    SAMPLE_RATE,
+    SAMPLES_PER_FRAME,
+    Clip,
+    load_array,
+    load_per_frame,
+    train_length,
+)
+from talker.data import layout
+from talker.data.formats import read_au45, read_track_params, read_transforms
+from talker.data.masks import COLORS, HEAD
+from talker.dataset import SPARE_ROWS, speech_file
+from talker.encoders import ENCODERS
+from talker.errors import UserError
+from talker.head.camera import transform_matrices
+from talker.head.landmarks68 import read_lms
+from talker.media.audio import SOUND_TOLERANCE
+from talker.media.images import image_header, read_image
+
+POSE_TOLERANCE = 1e-5
+"""Largest accepted difference between the entries of pose matrices in two files."""
+NAMED_FRAMES = 5
+"""Number of frames that a message names."""
+THREADS = 8
+"""Number of files that are read at the same time."""
+
+
+@dataclass(frozen=True)
+class FolderSpec:
+    """A dataset folder, and the length and image size that its files should have."""
+
+    path: Path
+    frames: int
+    height: int
+    width: int
+    own: bool
+    """whether talker made the folder: clip.json or landmarks.npz exists"""
+    sample: int = 12
+    """number of masks of which every pixel is checked"""
+
+    @classmethod
+    def of(cls, path: Path, sample: int = 12) -> "FolderSpec":
+        """Read the length and the image size from clip.json, or else from the frames.
+
+        Raises:
+            UserError: the folder contains neither.
+        """
+        own = (path / layout.CLIP).exists() or (path / layout.LANDMARKS).exists()
+        try:
+            clip = Clip.load(path / layout.CLIP)
+            own = not clip.adopted
+        except UserError:
+            images = (path / layout.FRAMES.folder).glob(f"*{layout.FRAMES.suffix}")
+            numbers = [int(image.stem) for image in images if image.stem.isdigit()]
+            if not numbers:
+                raise UserError(
+                    f"{path}: expected a dataset folder with clip.json or ori_imgs/0.jpg, found "
+                    "neither. `talker frames` makes both from a video."
+                ) from None
+            height, width, _ = image_header(layout.FRAMES.path(path, min(numbers)))
+            return cls(path, max(numbers) + 1, height, width, own, sample)
+        return cls(path, clip.frames, clip.height, clip.width, own, sample)
+
+    @property
+    def train_frames(self) -> int:
+        return train_length(self.frames)
+
+    @property
+    def ids(self) -> range:
+        return range(self.frames)
+
+    def has_spare(self, rows: int) -> bool:
+        """Return whether a per-frame file of other scripts has the row too many that their readers
+        ignore."""
+        return not self.own and self.frames < rows <= self.frames + SPARE_ROWS
+
+    def name(self, ids: Iterable[int]) -> str:
+        """Return a text such as `frames 3, 4, 5, 6, 7 and 17 more`."""
+        all_ids = sorted(ids)
+        named = ", ".join(map(str, all_ids[:NAMED_FRAMES]))
+        rest = len(all_ids) - NAMED_FRAMES
+        more = f" and {rest} more" if rest > 0 else ""
+        return f"frame{'s' if len(all_ids) > 1 else ''} {named}{more}"
+
+    def check_frames(self, check: Callable[[int], str | None]) -> dict[str, list[int]]:
+        """Run a check for every frame in threads; return {fault: frames that have it}."""
+        faults: dict[str, list[int]] = {}
+        with ThreadPoolExecutor(THREADS) as pool:
+            for i, fault in enumerate(pool.map(check, self.ids)):
+                if fault is not None:
+                    faults.setdefault(fault, []).append(i)
+        return faults
+
+
+def folder_faults(folder: FolderSpec) -> list[str]:
+    """Return one sentence for every fault of a dataset folder."""
+    faults: list[str] = []
+    for check in CHECKS:
+        try:
+            for fault in check(folder):
+                faults.append(fault)
+        except UserError as error:
+            faults.append(str(error))
+    return faults
+
+
+def clip_faults(folder: FolderSpec) -> Iterable[str]:
+    """Check that clip.json can be read, in a folder that talker made."""
+    if folder.own:
+        Clip.load(folder.path / layout.CLIP)
+    return ()
+
+
+def image_faults(folder: FolderSpec) -> Iterator[str]:
+    """Check that every frame has an image of every kind, complete and of the clip's size."""
+    for kind in layout.IMAGES:
+        images = folder.path / kind.folder
+        if not images.is_dir():
+            yield f"{images}: missing. Run `talker {kind.stage}`, which writes it."
+            continue
+        expected = folder.height, folder.width, kind.channels or 3
+
+        def check(i: int, kind=kind, expected=expected) -> str | None:
+            path = kind.path(folder.path, i)
+            return "missing" if not path.exists() else _header_fault(path, expected)
+
+        for text, ids in folder.check_frames(check).items():
+            yield f"{images}: {folder.name(ids)}: {text}. Run `talker {kind.stage}` again."
+        names = {kind.file_name(i) for i in folder.ids}
+        extra = sorted(p.name for p in images.glob(f"*{kind.suffix}") if p.name not in names)
+        if extra:
+            yield (
+                f"{images}: contains {len(extra)} images, such as {extra[0]}, that do not belong "
+                f"to the {folder.frames} frames of the clip. Run `talker {kind.stage}` again."
+            )
+    plate = folder.path / layout.PLATE
+    if not plate.exists():
+        yield f"{plate}: missing. Run `talker background`, which writes it."
+    elif text := _header_fault(plate, (folder.height, folder.width, 3)):
+        yield f"{plate}: {text}. Run `talker background` again."
+
+
+def _header_fault(path: Path, expected: tuple[int, int, int]) -> str | None:
+    try:
+        found = image_header(path)
+    except UserError as error:
+        return str(error).removeprefix(f"{path}: ")
+    if found == expected:
+        return None
+    (height, width, channels), (h, w, c) = found, expected
+    return f"has {width}x{height} pixels and {channels} channels, expected {w}x{h} and {c}"
+
+
+def color_faults(folder: FolderSpec) -> Iterator[str]:
+    """Check that a sample of masks contains a head and only the four exact mask colors."""
+    known = _code(COLORS).tolist()
+    sample = np.unique(np.linspace(0, folder.frames - 1, folder.sample).astype(int))
+    for i in sample:
+        path = layout.MASKS.path(folder.path, int(i))
+        if not path.exists():
+            continue
+        codes = set(np.unique(_code(read_image(path)[..., :3])).tolist())
+        if foreign := codes - set(known):
+            yield (
+                f"{path}: contains {len(foreign)} colors, such as #{min(foreign):06x}, that are "
+                "not one of the four mask colors. Masks must not be resized or compressed."
+            )
+        elif known[HEAD] not in codes:
+            yield f"{path}: shows no head. Run `talker parsing` again."
+
+
+def _code(pixels: np.ndarray) -> np.ndarray:
+    return pixels.astype(np.int64) @ np.array([65536, 256, 1])
+
+
+def landmark_faults(folder: FolderSpec) -> Iterator[str]:
+    """Check that every frame has 68 finite landmarks."""
+
+    def check(i: int) -> str | None:
+        try:
+            points = read_lms(layout.FRAME_LANDMARKS.path(folder.path, i))
+        except UserError as error:
+            return str(error).partition(": ")[2]
+        return (
+            None
+            if np.isfinite(points).all()
+            else "the landmarks contain values that are not finite"
+        )
+
+    for text, ids in folder.check_frames(check).items():
+        images = folder.path / layout.FRAME_LANDMARKS.folder
+        yield f"{images}: .lms of {folder.name(ids)}: {text}"
+
+
+def mesh_faults(folder: FolderSpec) -> Iterator[str]:
+    """Check that the mesh has a finite row for each frame, in a folder that talker made."""
+    path = folder.path / layout.LANDMARKS
+    if folder.own:
+        points = load_per_frame(path, folder.frames, "points")["points"]
+        if points.shape[1:] != (478, 3):
+            yield (
+                f"{path}: expected points [{folder.frames}, 478, 3], found "
+                f"{list(points.shape)}. Run `talker landmarks` again."
+            )
+        elif not np.isfinite(points).all():
+            yield f"{path}: the points are not finite in {_bad_rows(folder, points)}"
+
+
+def _bad_rows(folder: FolderSpec, values: np.ndarray) -> str:
+    bad = ~np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
+    return folder.name(np.flatnonzero(bad).tolist())
+
+
+def sound_faults(folder: FolderSpec) -> Iterator[str]:
+    """Check that the audio and its two parts last exactly as long as their frames."""
+    split = folder.train_frames
+    lengths = {
+        layout.SOUND: folder.frames,
+        layout.TRAIN_SOUND: split,
+        layout.NOVEL_SOUND: folder.frames - split,
+    }
+    for name, frames in lengths.items():
+        path = folder.path / name
+        if not path.exists():
+            if folder.own or name == layout.SOUND:
+                yield f"{path}: missing. Run `talker audio`, which writes it."
+            continue
+        try:
+            with wave.open(str(path)) as file:
+                rate, samples = file.getframerate(), file.getnframes()
+                kind = rate, file.getnchannels(), 8 * file.getsampwidth()
+        except (wave.Error, EOFError, OSError) as error:
+            yield (
+                f"{path}: cannot be read as a wav file ({error}). Delete it and run "
+                "`talker audio` again."
+            )
+            continue
+        size = path.stat().st_size - kind[1] * kind[2] // 8 * samples
+        wanted = frames * SAMPLES_PER_FRAME
+        if size < 0:
+            yield f"{path}: {-size} bytes of audio are missing. Run `talker audio` again."
+        elif folder.own and kind != (SAMPLE_RATE, 1, 16):
+            yield (
+                f"{path}: expected 16000 Hz, 1 channel and 16 bits, found {rate}, {kind[1]} and "
+                f"{kind[2]}. Run `talker audio` again."
+            )
+        elif folder.own and samples != wanted:
+            yield (
+                f"{path}: has {samples} samples, expected {wanted} for {frames} frames. "
+                "Run `talker audio` again."
+            )
+        elif not folder.own and abs(samples / rate - frames / FPS) > SOUND_TOLERANCE:
+            yield f"{path}: lasts {samples / rate:.2f} s, but its frames last {frames / FPS:.2f} s"
+
+
+def speech_faults(folder: FolderSpec) -> Iterator[str]:
+    """Check that the speech features in the folder have a window for each frame."""
+    for path in {speech_file(folder.path, name): None for name in ENCODERS}:
+        if not path.exists():
+            continue
+        try:
+            features = load_array(path)
+        except UserError as error:
+            yield str(error)
+            continue
+        if features.ndim == 3 and folder.has_spare(len(features)):
+            features = features[: folder.frames]
+        if features.ndim != 3 or features.shape[:2] != (folder.frames, 16):
+            yield f"{path}: has shape {list(features.shape)}, expected [{folder.frames}, 16, C]"
+        elif not np.isfinite(features).all():
+            yield f"{path}: the features are not finite in {_bad_rows(folder, features)}"
+
+
+def blink_faults(folder: FolderSpec) -> Iterator[str]:
+    """Check that au.csv has a finite AU45 for each frame."""
+    path = folder.path / layout.ACTION_UNITS
+    au45 = read_au45(path)
+    if len(au45) != folder.frames and not folder.has_spare(len(au45)):
+        yield f"{path}: has {len(au45)} rows, expected one for each of {folder.frames} frames"
+    elif not np.isfinite(au45).all():
+        yield f"{path}: AU45 is not finite in {_bad_rows(folder, au45)}"
+
+
+def pose_faults(folder: FolderSpec) -> Iterator[str]:
+    """Check that track_params.pt has a row for each frame and agrees with the transforms files."""
+    path = folder.path / layout.TRACK_PARAMS
+    params = read_track_params(path)
+    if len(params.euler) != folder.frames:
+        yield f"{path}: euler has {len(params.euler)} rows, expected {folder.frames}"
+        return
+    if params.vertices is None:
+        yield f"{path}: vertices is missing"
+    matrices = transform_matrices(params.euler.astype(float), params.trans.astype(float))
+    split = folder.train_frames
+    parts = (
+        (layout.TRANSFORMS_TRAIN, range(split)),
+        (layout.TRANSFORMS_VAL, range(split, folder.frames)),
+    )
+    for name, ids in parts:
+        tracked = {i for i in ids if params.valid[i]}
+        file = folder.path / name
+        try:
+            yield from transforms_faults(folder, file, tracked, matrices, params.focal)
+        except UserError as error:
+            yield str(error)
+
+
+def transforms_faults(
+    folder: FolderSpec, path: Path, expected: set[int], matrices: np.ndarray, focal: float
+) -> Iterator[str]:
+    """Check that a transforms file lists the `expected` frames once each, with their poses."""
+    content = read_transforms(path, folder.frames)
+    camera = (content.focal, *content.center)
+    ids, poses = content.ids.tolist(), content.matrices
+    if not np.allclose(camera, (focal, folder.width / 2, folder.height / 2), rtol=1e-4):
+        yield (
+            f"{path}: focal_len, cx, cy are {camera}, expected the {focal:.2f} of track_params.pt "
+            "and the center of the image"
+        )
+    if ids != content.audio_ids.tolist():
+        yield f"{path}: img_id and aud_id differ"
+    if foreign := set(ids) - expected:
+        yield f"{path}: lists {folder.name(foreign)}, which do not belong there or are invalid"
+    if missing := expected - set(ids):
+        yield f"{path}: does not list {folder.name(missing)}"
+    if len(set(ids)) < len(ids):
+        yield f"{path}: lists a frame more than once"
+    rows = [row for row, i in enumerate(ids) if i in expected]
+    known = np.array([ids[row] for row in rows], int)
+    error = np.abs(poses[rows] - matrices[known]).max(axis=(1, 2), initial=0.0)
+    if (wrong := ~(error <= POSE_TOLERANCE)).any():
+        yield (
+            f"{path}: {folder.name(known[wrong].tolist())}: the pose differs from "
+            f"track_params.pt by up to {error.max():.2g}"
+        )
+
+
+CHECKS = (
+    clip_faults,
+    image_faults,
+    color_faults,
+    landmark_faults,
+    mesh_faults,
+    sound_faults,
+    speech_faults,
+    blink_faults,
+    pose_faults,
+)

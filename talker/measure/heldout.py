@@ -1,0 +1,348 @@
+"""Measure renderings of the held-out frames against the real frames and against two controls."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+
+from talker.avatar.model import Avatar
+from talker.avatar.renderer import Drive, render_frames
+from talker.core.progress import progress
+from talker.data import layout
+from talker.dataset import Dataset, over
+from talker.encoders import sync_encoder
+from talker.errors import UserError
+from talker.head.flow import Flow, follow_points
+from talker.head.landmarks68 import (
+    eye_aspect_ratio,
+    landmarks68,
+    mouth_opening,
+    outer_eye_distance,
+)
+from talker.measure import metrics as m
+from talker.measure.definitions import (
+    CONTROLS,
+    DEFINITIONS,
+    DETECTOR_FLOOR,
+    NETWORK_METRICS,
+    SYNC_DEFINITIONS,
+)
+from talker.measure.networks import frame_metrics, stretch_metrics
+from talker.measure.sync import fit_predictor, null_reason, sync_score
+from talker.media.audio import Waveform, clip_sound
+from talker.media.mediapipe import track_meshes
+
+SHAKE_STEPS = {"head_shake": 1, "head_shake_5": 5}
+"""Metrics of the head's jitter, and the number of frames over which each compares the motion."""
+MIN_DETECTOR_SIZE = 384
+"""Longer side in pixels below which images are enlarged before landmarks are detected, because the
+detector is less accurate on small faces. Real and rendered frames are treated alike."""
+GAP = 16
+"""Frames skipped between training and evaluation, so that their speech windows share no audio."""
+MIN_FRAMES_AFTER_GAP = 25
+"""Number of held-out frames that have to remain after the gap; with fewer there is no gap."""
+
+Row = dict[str, float]
+
+
+@dataclass(frozen=True)
+class RealFrames:
+    """N real held-out frames and what was detected in them."""
+
+    ids: np.ndarray
+    """int64 [N], frame numbers in the clip"""
+    frames: np.ndarray
+    """uint8 [N, H, W, 3]"""
+    targets: np.ndarray
+    """uint8 [N, H, W, 3], the real head over torso and background (the target of GaussianTalker)"""
+    landmarks: np.ndarray
+    """float32 [N, 68, 2], landmarks of the dataset; they place the boxes of the metrics"""
+    detected: np.ndarray
+    """float32 [N, 68, 2], landmarks that MediaPipe detects in `frames`, nan without a face"""
+    flow: dict[int, Flow]
+    """motion of the head in `frames` over each number of frames in `SHAKE_STEPS`"""
+
+    @classmethod
+    def load(cls, dataset: Dataset, ids: np.ndarray) -> "RealFrames":
+        """Read the frames `ids` [N] of a dataset and detect landmarks and motion in them."""
+        images = dataset.images(ids, "real frames")
+        layers = zip(images.frame, images.background, images.head_mask, strict=True)
+        return cls(
+            ids=ids,
+            frames=images.frame,
+            targets=np.stack([over(*layer) for layer in layers]),
+            landmarks=dataset.landmarks[ids],
+            detected=detect_landmarks(images.frame),
+            flow=head_flow(images.frame, dataset.landmarks[ids]),
+        )
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The metrics of one rendering, and its curves over every frame of the held-out part."""
+
+    row: Row
+    mouth: np.ndarray
+    """float [last - first + 1], mouth opening, nan where there is no frame or no face"""
+    eyes: np.ndarray
+    """float [last - first + 1], eye aspect ratio"""
+    detected: np.ndarray
+    """float32 [N, 68, 2], landmarks of the rendering, nan where no face was detected"""
+
+
+def detect_landmarks(images: Iterable[np.ndarray]) -> np.ndarray:
+    """Detect 68 landmarks in consecutive frames with MediaPipe.
+
+    Args:
+        images: RGB uint8 [H, W, 3] of any size.
+
+    Returns:
+        float32 [N, 68, 2] in pixels of the frames, nan where no face was detected.
+    """
+    scales: list[int] = []
+
+    def enlarged() -> Iterator[np.ndarray]:
+        for image in images:
+            scale = math.ceil(MIN_DETECTOR_SIZE / max(image.shape[:2]))
+            scales.append(scale)
+            yield cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+
+    missing = np.full((68, 2), np.nan, np.float32)
+    detected = [
+        landmarks68(meshes[0]) if len(meshes) else missing for meshes in track_meshes(enlarged())
+    ]
+    return np.stack(detected) / np.array(scales, np.float32)[:, None, None]
+
+
+def head_flow(images: Iterable[np.ndarray], landmarks: np.ndarray) -> dict[int, Flow]:
+    """Follow the head's steady points through frames uint8 [H, W, 3], from landmarks [N, 68, 2]."""
+    return follow_points(images, landmarks[:, m.STEADY], list(SHAKE_STEPS.values()))
+
+
+def compare(images: Iterable[np.ndarray], real: RealFrames) -> Measurement:
+    """Compare rendered frames uint8 [H, W, 3], one for each frame of `real`, with the real ones."""
+    images = list(images)
+    quality = [_image_quality(image, real, k) for k, image in enumerate(images)]
+    detected = detect_landmarks(images)
+    flow = head_flow(images, real.landmarks)
+    (mouth, real_mouth), (eyes, real_eyes) = (
+        [on_time_axis(opening(one), real.ids) for one in (detected, real.detected)]
+        for opening in (mouth_opening, eye_aspect_ratio)
+    )
+    distance = m.mouth_distance(detected, real.detected)
+    row = {name: m.finite([frame[name] for frame in quality]) for name in quality[0]}
+    row |= {
+        "lmd_mouth": m.finite(distance),
+        "lmd_mouth_relative": m.finite(distance / outer_eye_distance(real.detected)),
+        "mouth_correlation": m.correlation(mouth, real_mouth),
+        "mouth_std_ratio": m.std_ratio(mouth, real_mouth),
+        "best_lag_frames": m.best_lag(mouth, real_mouth),
+        "eye_correlation": m.correlation(eyes, real_eyes),
+        "eye_std_ratio": m.std_ratio(eyes, real_eyes),
+        "faces_lost": int(np.isnan(detected[:, 0, 0]).sum()),
+        "frames": len(detected),
+    }
+    for name, step in SHAKE_STEPS.items():
+        consecutive = real.ids[step:] - real.ids[:-step] == step
+        moved, truth = flow[step], real.flow[step]
+        error = m.head_shake(moved.moved, truth.moved, moved.good & truth.good)
+        row[name] = math.sqrt(m.finite(error[consecutive] ** 2))
+    return Measurement(row, mouth, eyes, detected)
+
+
+def evaluate_held_out(
+    avatar: Avatar,
+    dataset: Dataset,
+    networks: Mapping[str, Any],
+    encoder: str,
+    batch: int = 0,
+    shuffles: int = 8,
+) -> dict[str, Any]:
+    """Measure an avatar and its controls on the held-out frames.
+
+    Args:
+        networks: metric networks by option (`talker.measure.networks.load_networks`).
+        encoder: the speech encoder that drives the avatar.
+        batch: frames rendered at once; 0 chooses by device.
+        shuffles: number of rotations of the audio for the shuffled control.
+
+    Returns:
+        The content of metrics.json.
+
+    Raises:
+        UserError: the dataset holds out no usable frame.
+    """
+    ids = evaluated_ids(dataset)
+    if len(ids) == 0:
+        raise UserError(
+            f"{dataset.folder / layout.TRANSFORMS_VAL}: contains no usable frame, so there is "
+            "nothing to evaluate on. Use a longer clip."
+        )
+    real = RealFrames.load(dataset, ids)
+
+    def render(name: str, windows: np.ndarray, window_ids: np.ndarray) -> list[np.ndarray]:
+        frames = render_frames(avatar, dataset, Drive(ids, windows, window_ids), batch)
+        return list(progress(frames, name, len(ids)))
+
+    rendered = render("avatar", dataset.speech, ids)
+    driven = compare(rendered, real)
+    mean_speech = dataset.speech[dataset.train_ids].mean(0, keepdims=True)
+    frozen = compare(render("frozen mouth", mean_speech, np.zeros_like(ids)), real)
+    rotations = [dataset.frames * k // (shuffles + 1) for k in range(1, shuffles + 1)]
+    shuffled = [
+        compare(
+            render(f"shuffled audio {k}/{shuffles}", dataset.speech, (ids + by) % dataset.frames),
+            real,
+        )
+        for k, by in enumerate(rotations, 1)
+    ]
+    floor = compare(map(_halved, real.frames), real)
+    sound = clip_sound(dataset.folder / layout.SOUND, dataset.frames)
+    sync = _sync_scores(dataset, encoder, real, driven, sound)
+    return {
+        "held_out": driven.row,
+        "controls": {"frozen_mouth": frozen.row, "shuffled_audio": _mean_row(shuffled)},
+        "detector_floor": floor.row,
+        "sync": sync,
+        "network_metrics": _network_rows(
+            networks,
+            rendered,
+            driven,
+            real,
+            clip_sound(dataset.folder / layout.SOUND, dataset.frames),
+        ),
+        "not_computed": not_computed(networks) | null_reason(sync["avatar"]),
+        "settings": _settings(dataset, ids, shuffles),
+        "curves": _curves(real, driven, frozen, shuffled),
+    }
+
+
+def evaluated_ids(dataset: Dataset) -> np.ndarray:
+    """Return the held-out frames, without those whose speech windows overlap training audio.
+
+    The overlapping ones are kept if fewer than `MIN_FRAMES_AFTER_GAP` frames would remain.
+    """
+    ids = dataset.val_ids
+    apart = ids[ids > dataset.train_ids.max(initial=-1) + GAP]
+    return apart if len(apart) >= MIN_FRAMES_AFTER_GAP else ids
+
+
+def not_computed(networks: Mapping[str, Any]) -> dict[str, str]:
+    """Return the metrics whose network was not given, and why they are missing."""
+    return {
+        name: f"needs a network (option {option})"
+        for name, (option, _) in NETWORK_METRICS.items()
+        if option not in networks
+    }
+
+
+def on_time_axis(values: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Spread values [N, ...] over every frame from the first to the last id, nan in the gaps."""
+    curve = np.full((ids[-1] - ids[0] + 1, *values.shape[1:]), np.nan)
+    curve[ids - ids[0]] = values
+    return curve
+
+
+def _sync_scores(
+    dataset: Dataset, encoder: str, real: RealFrames, driven: Measurement, sound: Waveform
+) -> dict[str, Any]:
+    features = sync_encoder(encoder)
+    first, last = int(real.ids[0]), int(real.ids[-1])
+    predicted = fit_predictor(dataset, features).shapes(
+        clip_sound(dataset.folder / layout.SOUND, dataset.frames)
+    )[first : last + 1]
+    return {
+        "features": features,
+        "real": sync_score(predicted, on_time_axis(real.detected, real.ids)),
+        "avatar": sync_score(predicted, on_time_axis(driven.detected, real.ids)),
+    }
+
+
+def _network_rows(
+    networks: Mapping[str, Any],
+    rendered: list[np.ndarray],
+    driven: Measurement,
+    real: RealFrames,
+    sound: Waveform,
+) -> dict[str, Row]:
+    if not networks:
+        return {}
+    images = np.stack(rendered)
+    return {
+        "avatar": frame_metrics(
+            networks, images, driven.detected, real.targets, real.frames, real.detected
+        )
+        | stretch_metrics(networks, images, driven.detected, real.ids, sound),
+        "real": stretch_metrics(networks, real.frames, real.detected, real.ids, sound),
+    }
+
+
+def _settings(dataset: Dataset, ids: np.ndarray, shuffles: int) -> dict[str, Any]:
+    skipped = int(ids[0]) - int(dataset.train_ids.max()) - 1
+    return {
+        "height": dataset.height,
+        "width": dataset.width,
+        "frames": [int(ids[0]), int(ids[-1]) + 1],
+        "gap": f"{skipped} frames were skipped after the training part. `evaluate` skips the first "
+        f"{GAP} held-out frames, whose speech windows overlap training audio, unless fewer than "
+        f"{MIN_FRAMES_AFTER_GAP} frames would remain.",
+        "shuffles": shuffles,
+        "definitions": DEFINITIONS,
+        "controls": CONTROLS,
+        "detector_floor": DETECTOR_FLOOR,
+        "sync": SYNC_DEFINITIONS,
+        "network_metrics": {name: text for name, (_, text) in NETWORK_METRICS.items()},
+    }
+
+
+def _curves(
+    real: RealFrames, driven: Measurement, frozen: Measurement, shuffled: list[Measurement]
+) -> dict[str, Any]:
+    return {
+        "frames": list(range(int(real.ids[0]), int(real.ids[-1]) + 1)),
+        "mouth_opening": {
+            "real": on_time_axis(mouth_opening(real.detected), real.ids),
+            "avatar": driven.mouth,
+            "frozen_mouth": frozen.mouth,
+            "shuffled_audio": [one.mouth for one in shuffled],
+        },
+        "eye_opening": {
+            "real": on_time_axis(eye_aspect_ratio(real.detected), real.ids),
+            "avatar": driven.eyes,
+        },
+    }
+
+
+def _image_quality(image: np.ndarray, real: RealFrames, k: int) -> Row:
+    frame, target = real.frames[k], real.targets[k]
+    similarity = m.ssim_map(image, frame)
+    height, width = frame.shape[:2]
+    head = m.head_box(real.landmarks[k], height, width)
+    mouth = m.mouth_box(real.landmarks[k], height, width)
+    return {
+        "psnr": m.psnr(image, target),
+        "ssim": m.mean_ssim(m.ssim_map(image, target)),
+        "psnr_head": m.psnr(image, frame, head),
+        "ssim_head": m.mean_ssim(similarity, head),
+        "psnr_mouth": m.psnr(image, frame, mouth),
+        "ssim_mouth": m.mean_ssim(similarity, mouth),
+    }
+
+
+def _halved(image: np.ndarray) -> np.ndarray:
+    height, width = image.shape[:2]
+    small = cv2.resize(image, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
+    return cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def _mean_row(measurements: list[Measurement]) -> Row:
+    columns = {name: [one.row[name] for one in measurements] for name in measurements[0].row}
+    statistics: dict[str, Callable[[np.ndarray], Any]] = {"best_lag_frames": np.median}
+    row = {
+        name: m.finite(values, statistics.get(name, np.mean)) for name, values in columns.items()
+    }
+    row["mouth_correlation_sd"] = m.finite(columns["mouth_correlation"], np.std)
+    return row

@@ -1,0 +1,178 @@
+"""Judge an avatar by its margins over the controls, with their uncertainty.
+
+An avatar works if its mouth follows the speech better than a frozen mouth and than the audio of
+other parts of the clip. Both margins are computed from the curves of the held-out part; their
+uncertainty comes from a moving-block bootstrap over time (Künsch, 1989), because neighboring frames
+are not independent.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from talker.clip import FPS
+from talker.measure.metrics import correlation
+
+LONGER = "Use a longer clip (a minute or more) with clear sound, and check the clip's warnings."
+Grade = Literal["good", "usable", "failed", "too short to tell"]
+
+MIN_FRAMES = 2 * FPS
+"""Number of held-out frames below which nothing can be said about the mouth."""
+MIN_AMPLITUDE_FRAMES = 8
+"""Number of held-out frames from which a mouth that hardly moves can be seen."""
+BLOCK = FPS // 2
+"""Length of the bootstrap's blocks in frames: the mouth opening is nearly independent after half a
+second."""
+RESAMPLES = 400
+"""Number of bootstrap resamples."""
+CONFIDENCE = 0.9
+"""Coverage of the two-sided intervals."""
+GOOD_CORRELATION = 0.5
+"""Correlation of the mouth opening from which an avatar can be called good."""
+GOOD_AMPLITUDE = (0.6, 1.4)
+"""Range of the mouth's amplitude relative to the real one in a good avatar."""
+MIN_AMPLITUDE = 0.3
+"""Amplitude below which the mouth hardly moves."""
+STILL_AMPLITUDE = 0.15
+"""Amplitude of a mouth that does not move, however few frames show it."""
+MAX_LAG = 2
+"""Largest lag of the mouth in frames in a good avatar."""
+MAX_LOST = 0.1
+"""Largest fraction of frames without a detected face."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether an avatar works, and why."""
+
+    grade: Grade
+    reasons: list[str] = field(default_factory=list)
+    advice: list[str] = field(default_factory=list)
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """confidence intervals of the correlation and of its margins over both controls"""
+
+    @property
+    def text(self) -> str:
+        """Return the verdict as one paragraph."""
+        return " ".join([f"Verdict: {self.grade}.", *self.reasons, *self.advice])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {
+            "grade": self.grade,
+            "text": self.text,
+            "reasons": self.reasons,
+            "advice": self.advice,
+            "intervals": {name: list(bounds) for name, bounds in self.intervals.items()},
+            "confidence": CONFIDENCE,
+        }
+
+
+def judge(results: Mapping[str, Any]) -> Verdict:
+    """Judge the content of metrics.json (`talker.measure.heldout.evaluate_held_out`)."""
+    row, mouth = results["held_out"], results["curves"]["mouth_opening"]
+    real, avatar = (np.asarray(mouth[name], float) for name in ("real", "avatar"))
+    frames = int((np.isfinite(real) & np.isfinite(avatar)).sum())
+    if row["faces_lost"] > MAX_LOST * row["frames"]:
+        return Verdict(
+            "failed",
+            [f"No face was detected in {row['faces_lost']} of {row['frames']} rendered frames."],
+            ["Look at the video; if it shows no face, train longer or use a sharper clip."],
+        )
+    amplitude = row["mouth_std_ratio"]
+    if MIN_AMPLITUDE_FRAMES <= frames < MIN_FRAMES and amplitude < STILL_AMPLITUDE:
+        return Verdict(
+            "failed",
+            [
+                "The mouth does not follow the speech: it hardly moves "
+                f"({100 * amplitude:.0f} % of the real amplitude)."
+            ],
+            [LONGER],
+        )
+    if frames < MIN_FRAMES:
+        return Verdict(
+            "too short to tell",
+            [
+                f"Only {frames} held-out frames ({frames / FPS:.1f} s) show how the mouth moves; "
+                f"{MIN_FRAMES} are needed."
+            ],
+            ["Use a clip of at least 25 s to get a verdict; a minute or more works best."],
+        )
+    frozen = np.asarray(mouth["frozen_mouth"], float)
+    shuffled = [np.asarray(curve, float) for curve in mouth["shuffled_audio"]]
+    intervals = _intervals(real, avatar, frozen, shuffled)
+    return _grade(row, frames, intervals)
+
+
+def _grade(
+    row: Mapping[str, float], frames: int, intervals: dict[str, tuple[float, float]]
+) -> Verdict:
+    reasons, advice = [], []
+    low, high = intervals["correlation"]
+    r = row["mouth_correlation"]
+    interval = f"correlation {r:.1f}, between {low:.1f} and {high:.1f}"
+    amplitude, lag = row["mouth_std_ratio"], row["best_lag_frames"]
+    beaten = [
+        name
+        for name, key in (("shuffled audio", "over_shuffled"), ("a frozen mouth", "over_frozen"))
+        if intervals[key][0] > 0
+    ]
+    if amplitude < MIN_AMPLITUDE:
+        reasons.append(f"The mouth hardly moves ({100 * amplitude:.0f} % of the real amplitude).")
+    if len(beaten) < 2:
+        missing = [name for name in ("shuffled audio", "a frozen mouth") if name not in beaten]
+        if high < GOOD_CORRELATION or frames >= 4 * MIN_FRAMES or amplitude < MIN_AMPLITUDE:
+            reasons.insert(
+                0,
+                f"The mouth does not follow the speech ({interval}): it is not better than "
+                f"{' and '.join(missing)}.",
+            )
+            advice.append(LONGER)
+            return Verdict("failed", reasons, advice, intervals)
+        reasons.append(
+            f"{frames} held-out frames are too few to tell whether the mouth follows the speech "
+            f"({interval})."
+        )
+        advice.append("Use a longer clip to get a verdict.")
+        return Verdict("too short to tell", reasons, advice, intervals)
+    if amplitude < MIN_AMPLITUDE:
+        advice.append("Use a longer clip, or raise the mouth's motion with expression_scale.")
+        return Verdict("failed", reasons, advice, intervals)
+    reasons.append(f"The mouth follows the speech ({interval}).")
+    flaws = []
+    if r < GOOD_CORRELATION:
+        flaws.append("The mouth follows the speech only loosely.")
+        advice.append("A longer clip makes the mouth more accurate.")
+    if not GOOD_AMPLITUDE[0] <= amplitude <= GOOD_AMPLITUDE[1]:
+        flaws.append(f"Its amplitude is {100 * amplitude:.0f} % of the real one.")
+        advice.append("Set `render: {expression_scale: ...}` to scale the mouth's motion.")
+    if abs(lag) > MAX_LAG:
+        flaws.append(f"The mouth is {abs(lag):.0f} frames {'late' if lag > 0 else 'early'}.")
+        advice.append("Check the sync of the source video (`audio: {lag_frames: ...}`).")
+    return Verdict("usable" if flaws else "good", reasons + flaws, advice, intervals)
+
+
+def _intervals(
+    real: np.ndarray, avatar: np.ndarray, frozen: np.ndarray, shuffled: list[np.ndarray]
+) -> dict[str, tuple[float, float]]:
+    """Bootstrap the correlation with the real mouth and its margins over both controls."""
+    rng = np.random.default_rng(0)
+    count = len(real)
+    block = min(BLOCK, count)
+    samples = []
+    for _ in range(RESAMPLES):
+        starts = rng.integers(0, count - block + 1, -(-count // block))
+        rows = (starts[:, None] + np.arange(block)).ravel()[:count]
+        r = correlation(avatar[rows], real[rows])
+        controls = [correlation(curve[rows], real[rows]) for curve in shuffled]
+        still = correlation(frozen[rows], real[rows])
+        samples.append((r, r - np.nanmean(controls or [0.0]), r - np.nan_to_num(still)))
+    tail = 50 * (1 - CONFIDENCE)
+    bounds = np.nanpercentile(np.array(samples), [tail, 100 - tail], axis=0)
+    names = ("correlation", "over_shuffled", "over_frozen")
+    return {
+        name: (round(float(low), 3), round(float(high), 3))
+        for name, low, high in zip(names, *bounds, strict=True)
+    }

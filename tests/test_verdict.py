@@ -1,0 +1,91 @@
+"""The verdict on renderings of known truth."""
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter1d
+
+from talker.measure.verdict import judge
+
+
+def signal(frames: int, seed: int) -> np.ndarray:
+    """A mouth opening of unit variance."""
+    rng = np.random.default_rng(seed)
+    values = gaussian_filter1d(rng.normal(size=frames + 40), 2)[20:-20]
+    return (values - values.mean()) / values.std()
+
+
+def results(
+    frames: int, follows: float, amplitude: float = 0.8, lag: float = 0.0, lost: int = 0
+) -> dict:
+    """Metrics of an avatar whose mouth correlates by about `follows` with the real one."""
+    real = signal(frames, 1)
+    noise = [signal(frames, seed) for seed in range(2, 12)]
+    noise = [one - real * (one @ real) / frames for one in noise]
+    noise = [one / one.std() for one in noise]
+    avatar = amplitude * (follows * real + (1 - follows**2) ** 0.5 * noise[0])
+    return {
+        "held_out": {
+            "mouth_correlation": float(np.corrcoef(avatar, real)[0, 1]),
+            "mouth_std_ratio": amplitude,
+            "best_lag_frames": lag,
+            "faces_lost": lost,
+            "frames": frames,
+        },
+        "curves": {
+            "mouth_opening": {
+                "real": real,
+                "avatar": avatar,
+                "frozen_mouth": 0.05 * noise[1],
+                "shuffled_audio": noise[2:],
+            }
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("avatar", "grade", "words"),
+    [
+        (results(300, 0.8), "good", "follows the speech"),
+        (results(120, 0.8), "good", "follows the speech"),
+        (results(400, 0.45), "usable", "only loosely"),
+        (results(300, 0.8, amplitude=0.45), "usable", "45 %"),
+        (results(300, 0.8, lag=5.0), "usable", "5 frames late"),
+        (results(300, 0.0), "failed", "does not follow the speech"),
+        (results(100, 0.15, amplitude=0.07), "failed", "hardly moves"),
+        (results(300, 0.8, amplitude=0.07), "failed", "hardly moves"),
+        (results(300, 0.8, lost=200), "failed", "No face was detected in 200 of 300"),
+        (
+            results(11, 0.15, amplitude=0.07),
+            "failed",
+            "does not follow the speech: it hardly moves",
+        ),
+        (results(20, 0.9), "too short to tell", "Only 20 held-out frames"),
+    ],
+)
+def test_grades(avatar: dict, grade: str, words: str) -> None:
+    verdict = judge(avatar)
+    assert verdict.grade == grade, verdict.text
+    assert words in verdict.text
+    assert grade == "good" or verdict.advice
+
+
+def test_a_deaf_mouth_seldom_passes() -> None:
+    """Of 60 unrelated mouths at most 5 % may be called usable."""
+    grades = []
+    for seed in range(60):
+        avatar = results(150, 0.0)
+        mouth = signal(150, 100 + seed)
+        avatar["curves"]["mouth_opening"]["avatar"] = mouth
+        real = avatar["curves"]["mouth_opening"]["real"]
+        avatar["held_out"]["mouth_correlation"] = float(np.corrcoef(mouth, real)[0, 1])
+        grades.append(judge(avatar).grade)
+    assert sum(grade in ("good", "usable") for grade in grades) <= 3
+
+
+def test_the_interval_holds_the_correlation_and_shrinks_with_length() -> None:
+    widths = []
+    for frames in (150, 1500):
+        low, high = judge(results(frames, 0.7)).intervals["correlation"]
+        assert low < 0.7 < high
+        widths.append(high - low)
+    assert widths[1] < 0.7 * widths[0]
