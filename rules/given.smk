@@ -37,6 +37,13 @@ def note_given_files(paths):
     return bool(given)
 
 
+def subjects_with_given_frames():
+    """Yield the subjects whose frames the user brought without a clip.json."""
+    for path in map(Path, sorted(GIVEN)):
+        if path.name == "ori_imgs" and str(path.with_name("clip.json")) not in GIVEN:
+            yield path.parent.name
+
+
 def protect_given_files():
     """Constrain the wildcard `subject` of every rule to the jobs that may write their outputs."""
     for own in workflow.rules:
@@ -46,7 +53,13 @@ def protect_given_files():
         taken = {path for job in jobs_with_outputs(own) if note_given_files(job) for path in job}
         root = "".join(outputs).partition("{subject")[0]
         tails = "|".join(re.escape(path.removeprefix(root)) for path in sorted(taken))
-        own.set_wildcard_constraints(subject=f"(?!(?:{tails})$)[^/]+" if taken else "[^/]+")
+        subjects = f"(?!(?:{tails})$)[^/]+" if taken else "[^/]+"
+        if own.name.endswith("adopt"):  # only for given frames without a clip.json
+            subjects = "|".join(re.escape(name) for name in subjects_with_given_frames()) or "(?!)"
+            UNMADE.difference_update(
+                str(DATA / name / "clip.json") for name in subjects_with_given_frames()
+            )
+        own.set_wildcard_constraints(subject=subjects)
         own.update_wildcard_constraints()
 
 
@@ -102,7 +115,9 @@ def checksum(file):
 def read_source(subject):
     """Return the path and the checksum of the video that a dataset was made from, or Nones."""
     record = DATA / subject / "source.txt"
-    path, _, recorded = record.read_text(encoding="utf-8").partition("\n") if record.exists() else ("", "", "")
+    path, _, recorded = (
+        record.read_text(encoding="utf-8").partition("\n") if record.exists() else ("", "", "")
+    )
     return path or None, recorded.strip() or None
 
 

@@ -61,6 +61,32 @@ rule frames:
         ' && printf "%s\\n" {input.video:q} "$(cksum < {input.video:q})" > {params.source:q}'
 
 
+rule adopt:
+    input:
+        images=ancient("<data>/{subject}/ori_imgs"),
+    output:
+        clip="<data>/{subject}/clip.json",
+    log:
+        "<logs>/{subject}/adopt.log",
+    benchmark:
+        "<benchmarks>/{subject}/adopt.tsv"
+    conda:
+        "../envs/media.yaml"
+    envmodules:
+        *ENV_MODULES["media"],
+    threads: 1
+    resources:
+        mem_mb=scale_with_attempt(2000),
+        runtime=scale_with_attempt(10),
+    params:
+        data=lambda wildcards: DATA / wildcards.subject,
+        fingerprint=fingerprint("adopt"),
+    message:
+        "{wildcards.subject}: adopting the dataset of another program"
+    shell:
+        "talker adopt --data {params.data:q} --clip {output.clip:q} > {log:q} 2>&1"
+
+
 rule audio:
     input:
         source=video_of,

@@ -43,7 +43,7 @@ OUTPUTS = {{
     "speech": "features statistics", "landmarks": "landmarks", "parsing": "masks", "blink": "au",
     "track": "params train val report overlay", "background": "plate", "layers": "truth torso",
     "check": "quality", "train": "avatar", "render": "video", "evaluate": "metrics",
-    "report": "html",
+    "report": "html", "adopt": "clip",
 }}
 stage, *words = sys.argv[1:]
 given = {{k: Path(v) for k, v in zip(words[::2], words[1::2]) if k.startswith("--")}}

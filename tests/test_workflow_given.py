@@ -194,7 +194,7 @@ def test_a_dataset_of_another_program_is_used_untouched(finished: Workflow) -> N
     """Only files that are missing are made; nothing that was there changes."""
     made, guest = finished.folder / "data/demo", finished.folder / "data/guest"
     guest.mkdir()
-    names = ["clip.json", "aud.wav", "au.csv", "track_params.pt", "bc.jpg"]
+    names = ["aud.wav", "au.csv", "track_params.pt", "bc.jpg"]
     for name in [*names, "transforms_train.json", "transforms_val.json"]:
         (guest / name).write_bytes(b"theirs" + (made / name).read_bytes())
     for name in ("ori_imgs", "parsing", "gt_imgs", "torso_imgs"):
@@ -202,7 +202,7 @@ def test_a_dataset_of_another_program_is_used_untouched(finished: Workflow) -> N
     (finished.folder / "guest.mp4").touch()
     (finished.folder / "config/subjects.tsv").write_text("subject\tvideo\nguest\tguest.mp4\n")
     before = {path: path.read_bytes() for path in guest.rglob("*") if path.is_file()}
-    expected = {"landmarks", "speech", "check", "train", "render", "evaluate", "report"}
+    expected = {"adopt", "landmarks", "speech", "check", "train", "render", "evaluate", "report"}
     assert finished.planned() == expected
     finished.run()
     assert finished.planned() == set()
