@@ -256,9 +256,19 @@ def _numbers(
 
 def _mean_vertices(fields: Mapping[str, Any], frames: int, faults: list[str]) -> np.ndarray | None:
     """Return float32 [V, 3], the mean of `vertices` [1 or T, V, 3]; None if there are none."""
+    import torch
+
     if "vertices" not in fields:
         return None
-    tensor = _tensor(fields, "vertices", faults)
+    vertices = fields["vertices"]
+    repeated = (
+        isinstance(vertices, torch.Tensor)
+        and vertices.layout == torch.strided
+        and vertices.ndim == 3
+        and vertices.shape[0] == frames
+        and vertices.stride(0) == 0
+    )
+    tensor = _tensor({"vertices": vertices[:1] if repeated else vertices}, "vertices", faults)
     if tensor is None:
         return None
     if tensor.ndim != 3 or tensor.shape[2] != 3 or tensor.shape[0] not in (1, frames):

@@ -18,6 +18,7 @@ import numpy as np
 
 from talker.clip import Clip, load_per_frame
 from talker.core.pca import pca
+from talker.data import layout
 from talker.head.camera import project
 from talker.head.fitting import fit_rigid
 from talker.head.flow import follow_points
@@ -33,10 +34,10 @@ def measure(data: Path, frames: int, expressions: int = 32) -> dict[str, float]:
     Returns:
         {part: CPU seconds}, and under `peak_gb` the peak memory of the process in GB.
     """
-    clip = Clip.load(data / "clip.json")
+    clip = Clip.load(data / layout.CLIP)
     bounce = np.concatenate([np.arange(clip.frames), np.arange(clip.frames)[-2:0:-1]])
     ids = np.resize(bounce, frames)
-    faces = load_per_frame(data / "landmarks.npz", clip.frames, "points")
+    faces = load_per_frame(data / layout.LANDMARKS, clip.frames, "points")
     points = faces["points"][ids].astype(float)
     clip = dataclasses.replace(clip, frames=frames)
     head = MorphableHead.load()
@@ -61,7 +62,8 @@ def measure(data: Path, frames: int, expressions: int = 32) -> dict[str, float]:
     followed = np.sort(np.argsort(-rigid.weights, kind="stable")[:160])
     with timed("frames and flow"), tempfile.TemporaryDirectory() as folder:
         for i, source in enumerate(ids):
-            (Path(folder) / f"{i}.jpg").symlink_to(data.resolve() / "ori_imgs" / f"{source}.jpg")
+            frame = layout.FRAMES.path(data.resolve(), source)
+            (Path(folder) / layout.FRAMES.file_name(i)).symlink_to(frame)
         expected = project(stable[followed], rigid.viewmats, rigid.K)
         flows = follow_points(read_numbered(Path(folder), clip), expected, (1, 5))
     with timed("fusion"):
