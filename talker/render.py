@@ -34,7 +34,6 @@ from talker.core.config import AtLeast0, NonNegative, validated
 from talker.core.files import Output
 from talker.core.progress import progress
 from talker.data import layout
-from talker.data.layout import SOUND
 from talker.dataset import Dataset
 from talker.encoders.features import WindowsFile
 from talker.errors import UserError
@@ -235,7 +234,7 @@ def _excerpt(dataset: Dataset, frames: np.ndarray) -> Iterator[Path]:
     """Yield the path of a temporary file with the sound of consecutive frames of the clip."""
     start, end = int(frames[0]) * SAMPLES_PER_FRAME, int(frames[-1] + 1) * SAMPLES_PER_FRAME
     with tempfile.TemporaryDirectory() as folder:
-        part = Path(folder) / SOUND
+        part = Path(folder) / layout.SOUND
         write_wav(part, clip_sound(dataset.folder / layout.SOUND, dataset.frames)[start:end])
         yield part
 
