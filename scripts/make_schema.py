@@ -20,7 +20,7 @@ from talker.__main__ import COMMANDS
 ROOT = Path(__file__).parent.parent
 SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
 PRESETS = ROOT / "config" / "presets"
-NOT_IN_WORKFLOW = {"adopt", "bench", "export", "info", "pack", "speak"}
+NOT_IN_WORKFLOW = {"adopt", "bench", "bundle", "export", "info", "pack", "speak"}
 """Stages that are run on the command line only, not by rules."""
 FILE = "^[^{}<>]+$"
 """File names without the characters that mark wildcards and path variables in Snakemake."""

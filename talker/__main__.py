@@ -35,6 +35,7 @@ COMMANDS = {
     "export": "export a dataset folder for another method",
     "pack": "pack a dataset folder into one file, for training elsewhere",
     "train": "train the avatar",
+    "bundle": "write a trained avatar as one file that speaks without the dataset folder",
     "render": "render the avatar to a video",
     "speak": "render the avatar live, while speech arrives",
     "evaluate": "measure the avatar on the held-out frames, next to controls",

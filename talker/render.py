@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
+from talker.avatar.bundle import load_subject
 from talker.avatar.drive import (
     blink_track,
     expression_track,
@@ -28,7 +29,7 @@ from talker.avatar.drive import (
 )
 from talker.avatar.expression import EXPRESSIONS
 from talker.avatar.model import Avatar
-from talker.avatar.renderer import Drive, Windows, avatar_dataset, load_avatar, render_frames
+from talker.avatar.renderer import Drive, Windows, render_frames
 from talker.clip import SAMPLES_PER_FRAME
 from talker.core.config import AtLeast0, NonNegative, validated
 from talker.core.files import Output
@@ -179,8 +180,8 @@ def render(
 
 def main(
     *,
-    data: Path,
     avatar: Path,
+    data: Path | None = None,
     video: Output,
     split: Literal["train", "val"] | None = None,
     speech: Path | None = None,
@@ -197,8 +198,9 @@ def main(
     header, or .npz of arrays [N].
 
     Args:
-        data: dataset folder, or the file of `talker pack`.
-        avatar: folder that `talker train` wrote.
+        avatar: folder that `talker train` wrote, or file that `talker bundle` wrote.
+        data: dataset folder, or the file of `talker pack`; not needed for new speech if `avatar`
+            is a file.
         video: video to write: .mp4, .webm, .mov (ProRes 4444), or a folder of .png.
         split: part of the clip to replay with its own sound.
         speech: features of new speech, from `talker speech`; an alternative to `split`.
@@ -215,8 +217,11 @@ def main(
         raise UserError("expected either `--split`, or `--speech` together with `--wav`")
     if split is not None and sound is not None:
         raise UserError("--sound belongs to new speech, which is given by --speech and --wav")
-    model = load_avatar(avatar)
-    dataset = avatar_dataset(data, model)
+    if split is not None and data is None:
+        raise UserError(
+            "expected `--data` with `--split`: the clip's sound is in its dataset folder"
+        )
+    model, dataset = load_subject(avatar, data)
     tracks = Tracks(pose, blink, expression)
     if split is not None:
         drive = apply_tracks(split_drive(dataset, split), dataset, tracks, config)

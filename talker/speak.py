@@ -15,13 +15,13 @@ from typing import BinaryIO
 
 import numpy as np
 
+from talker.avatar.bundle import load_subject, speech_statistics
 from talker.avatar.drive import longest_stretch, natural_blinks, ping_pong
 from talker.avatar.live import live_avatar
 from talker.avatar.model import Avatar
-from talker.avatar.renderer import Drive, avatar_dataset, load_avatar, render_frames
+from talker.avatar.renderer import Drive, render_frames
 from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
 from talker.core.config import AtLeast0, AtLeast1, NonNegative, validated
-from talker.data.layout import speech_statistics
 from talker.dataset import Dataset
 from talker.encoders import load_encoder
 from talker.encoders.base import Encoder
@@ -184,17 +184,14 @@ class StreamingAvatar:
         )
 
 
-def load_streaming_avatar(data: Path, avatar: Path, config: Config) -> StreamingAvatar:
-    """Read an avatar, its dataset and its speech encoder.
+def load_streaming_avatar(data: Path | None, avatar: Path, config: Config) -> StreamingAvatar:
+    """Read an avatar, its dataset (None: from the avatar's file) and its speech encoder.
 
     Raises:
         UserError: a file is missing, or the encoder cannot encode live audio.
     """
-    model = load_avatar(avatar)
-    dataset = avatar_dataset(data, model)
-    own = avatar / "speech.npz"
-    stored = dataset.folder / speech_statistics(model.config.encoder)
-    statistics = FeatureStats.load(own if own.exists() else stored)
+    model, dataset = load_subject(avatar, data)
+    statistics = FeatureStats.load(speech_statistics(avatar, dataset, model.config.encoder))
     return StreamingAvatar(model, dataset, load_encoder(statistics.choice), statistics, config)
 
 
@@ -266,8 +263,8 @@ def _connection(port: int) -> socket.socket:
 
 def main(
     *,
-    data: Path,
     avatar: Path,
+    data: Path | None = None,
     port: int | None = None,
     benchmark: Path | None = None,
     config: Config = Config(),
@@ -275,8 +272,8 @@ def main(
     """Render an avatar live: PCM (s16le, 16 kHz, mono) in, raw RGB frames (25 per second) out.
 
     Args:
-        data: dataset folder.
-        avatar: folder that `talker train` wrote.
+        avatar: folder that `talker train` wrote, or file that `talker bundle` wrote.
+        data: dataset folder; not needed for a file.
         port: port of 127.0.0.1 on which to wait for one connection that sends the audio and reads
             the frames. Without it the audio comes from stdin and the frames go to stdout.
         benchmark: measure latency and speed with this wav (from `talker audio`) instead.

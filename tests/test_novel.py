@@ -84,7 +84,7 @@ def spoken(
     monkeypatch: pytest.MonkeyPatch,
 ):
     """A function that makes a video of a sound file: audio, speech, render."""
-    monkeypatch.setattr(render, "load_avatar", lambda folder: FakeAvatar(data))
+    monkeypatch.setattr("talker.avatar.bundle.load_avatar", lambda folder: FakeAvatar(data))
 
     def make(source: Path) -> Path:
         wav, features, video = (tmp_path / f"out.{suffix}" for suffix in ("wav", "npy", "mp4"))

@@ -32,7 +32,7 @@ def data(dataset: Path) -> Dataset:
 @pytest.fixture(autouse=True)
 def fake(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> FakeAvatar:
     avatar = FakeAvatar(data)
-    monkeypatch.setattr(stage, "load_avatar", lambda folder: avatar)
+    monkeypatch.setattr("talker.avatar.bundle.load_avatar", lambda folder: avatar)
     return avatar
 
 
@@ -279,7 +279,7 @@ def rgba(video: Path) -> np.ndarray:
 def test_the_background_can_be_transparent(
     dataset: Path, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(stage, "load_avatar", lambda folder: Flat(data))
+    monkeypatch.setattr("talker.avatar.bundle.load_avatar", lambda folder: Flat(data))
     speech = speech_of(data, 5, tmp_path)
     video = tmp_path / name
     config = Config(background="transparent", crf=10)
@@ -348,7 +348,7 @@ def test_memory_does_not_grow_with_the_speech(
     """Windows are read as they are needed, and what was drawn is forgotten."""
     import tracemalloc
 
-    monkeypatch.setattr(stage, "load_avatar", lambda folder: Flat(data))
+    monkeypatch.setattr("talker.avatar.bundle.load_avatar", lambda folder: Flat(data))
     peaks = []
     for frames in (200, 800):
         speech = speech_of(data, frames, tmp_path)

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from talker.avatar.blocks import TokenAttention, TriPlane
@@ -25,6 +26,7 @@ from talker.avatar.gaussians import Gaussians, camera_centers, to_view
 from talker.avatar.ply import save_ply
 from talker.avatar.rasterize import Splats, rasterize
 from talker.core.config import from_mapping, validated
+from talker.data.layout import Folder
 from talker.errors import UserError
 
 FORMAT_VERSION = 2
@@ -251,15 +253,15 @@ class Avatar(nn.Module):
         (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device | str = "cpu") -> "Avatar":
-        """Read what `save` wrote.
+    def load(cls, folder: Folder, device: torch.device | str = "cpu") -> "Avatar":
+        """Read what `save` wrote, from a folder or from inside a zip archive.
 
         Raises:
             UserError: a file is missing, damaged, of another format version, or belongs to a
                 network of another shape.
         """
         try:
-            state = load_file(folder / "weights.safetensors")
+            state = load_tensors((folder / "weights.safetensors").read_bytes())
             values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError, SafetensorError) as error:
             raise UserError(
@@ -280,7 +282,7 @@ class Avatar(nn.Module):
         return avatar.to(device).eval()
 
 
-def _read_config(values: object, path: Path) -> AvatarConfig:
+def _read_config(values: object, path: Folder) -> AvatarConfig:
     """Return the content of a config.json; UserError if it is of another format version."""
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(values).__name__}")

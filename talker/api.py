@@ -1,0 +1,94 @@
+"""The Python interface: load an avatar, let it say something, stream it.
+
+import talker
+
+me = talker.load("me.avatar")
+me.say("hello.wav", "hello.mp4")
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from talker.avatar.bundle import load_subject, speech_statistics
+from talker.avatar.model import Avatar
+from talker.avatar.renderer import Drive, render_frames
+from talker.clip import SAMPLES_PER_FRAME
+from talker.dataset import Dataset
+from talker.encoders import load_encoder
+from talker.encoders.features import FeatureStats, avatar_features, windows
+from talker.errors import UserError
+from talker.media.audio import decode_audio
+from talker.render import Config as RenderConfig
+from talker.render import render, speech_drive
+from talker.speak import Config as StreamConfig
+from talker.speak import StreamingAvatar
+
+__all__ = ["RenderConfig", "StreamConfig", "TalkingAvatar", "load"]
+
+
+def load(avatar: str | Path, data: str | Path | None = None) -> "TalkingAvatar":
+    """Read an avatar, onto the GPU if there is one.
+
+    Args:
+        avatar: file that `talker bundle` wrote, or folder that `talker train` wrote.
+        data: dataset folder; needed with an avatar folder only.
+
+    Raises:
+        UserError: a file is missing, damaged or of another format version.
+    """
+    path = Path(avatar)
+    model, dataset = load_subject(path, None if data is None else Path(data))
+    stats = FeatureStats.load(speech_statistics(path, dataset, model.config.encoder))
+    return TalkingAvatar(model, dataset, stats)
+
+
+class TalkingAvatar:
+    """An avatar that is ready to speak."""
+
+    def __init__(self, avatar: Avatar, dataset: Dataset, stats: FeatureStats) -> None:
+        self.avatar, self.dataset, self.stats = avatar, dataset, stats
+        self.encoder = load_encoder(stats.choice)
+
+    def say(
+        self, speech: str | Path, video: str | Path, config: RenderConfig = RenderConfig()
+    ) -> Path:
+        """Render new speech as a video with its sound at its own sample rate.
+
+        Args:
+            speech: audio or video file of any format.
+            video: video to write: .mp4, .webm, .mov, or a folder of .png.
+
+        Returns:
+            The path of the video.
+        """
+        render(
+            self.avatar,
+            self.dataset,
+            self._drive(speech, config),
+            Path(speech),
+            Path(video),
+            config,
+        )
+        return Path(video)
+
+    def render(
+        self, speech: str | Path, config: RenderConfig = RenderConfig()
+    ) -> Iterator[np.ndarray]:
+        """Yield the frames of new speech, RGB uint8 [H, W, 3], 25 per second."""
+        drive = self._drive(speech, config)
+        return render_frames(self.avatar, self.dataset, drive, config.batch)
+
+    def stream(self, config: StreamConfig = StreamConfig()) -> StreamingAvatar:
+        """Return the avatar for live speech; push audio to it and get frames."""
+        return StreamingAvatar(self.avatar, self.dataset, self.encoder, self.stats, config)
+
+    def _drive(self, speech: str | Path, config: RenderConfig) -> Drive:
+        samples = decode_audio(Path(speech))
+        if len(samples) == 0:
+            raise UserError(f"{speech}: contains no sound")
+        samples = np.pad(samples, (0, -len(samples) % SAMPLES_PER_FRAME))
+        slots = avatar_features(self.encoder, self.stats, samples)
+        features = np.concatenate(list(windows(slots, self.stats.look_ahead)))
+        return speech_drive(self.dataset, features, config)

@@ -1,0 +1,187 @@
+"""An avatar as one file, which is rendered without the dataset folder that it was trained on.
+
+The file is an uncompressed zip archive. It holds the files that `talker train` wrote, the torsos
+and the background plate of the recorded frames, their poses and eye closure (replay.npz), and
+bundle.json: format version, license, consent, and what the avatar was made with.
+"""
+
+import io
+import json
+import os
+import zipfile
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from talker import __version__
+from talker.avatar.model import Avatar
+from talker.avatar.renderer import avatar_dataset, load_avatar
+from talker.clip import load_arrays, load_json
+from talker.core.files import atomic_write
+from talker.core.parallel import ordered_map
+from talker.data import layout
+from talker.data.layout import Folder
+from talker.dataset import Dataset
+from talker.errors import UserError
+from talker.media.images import read_image, webp_bytes
+
+BUNDLE_VERSION = 1
+"""Version of the file format, stored in bundle.json; other versions are refused by number."""
+MANIFEST, REPLAY = "bundle.json", "replay.npz"
+AVATAR_FILES = ("config.json", "weights.safetensors", "point_cloud.ply", "speech.npz")
+"""Files of the avatar folder that the bundle holds."""
+REPLAYED = ("valid", "viewmats", "K", "eye", "train_ids", "val_ids")
+"""Arrays of the dataset that rendering needs."""
+QUALITY = 90
+"""Quality of the torsos as WebP images, 1 to 100."""
+
+
+def write_bundle(
+    file: Path, avatar: Path, dataset: Dataset, license: str = "", consent: str = ""
+) -> None:
+    """Write an avatar folder and what rendering needs of its dataset into one file.
+
+    Args:
+        avatar: folder that `talker train` wrote.
+        dataset: dataset of the same subject, at the image size of the avatar.
+        license: terms under which the avatar may be used.
+        consent: how the person has agreed to it.
+
+    Raises:
+        UserError: a file of the avatar or of the dataset is missing or damaged.
+    """
+    if not isinstance(dataset.folder, Path):
+        raise UserError(f"{dataset.folder}: expected a dataset folder, found a packed file")
+    missing = [name for name in AVATAR_FILES if not (avatar / name).exists()]
+    if missing:
+        raise UserError(
+            f"{avatar}: expected the files {', '.join(AVATAR_FILES)}, found no {missing[0]}; "
+            "train the avatar with `talker train` on features of `talker speech`"
+        )
+    manifest = {
+        "bundle_version": BUNDLE_VERSION,
+        "license": license,
+        "consent": consent,
+        "talker_version": __version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "image_size": [dataset.height, dataset.width],
+        "original_size": list(dataset.original_size),
+    }
+    replay = io.BytesIO()
+    np.savez(replay, cuts=dataset.cuts, **{name: getattr(dataset, name) for name in REPLAYED})
+    with atomic_write(file) as (scratch,), zipfile.ZipFile(scratch, "w") as archive:
+        archive.writestr(MANIFEST, json.dumps(manifest, indent=2) + "\n")
+        for name in AVATAR_FILES:
+            archive.write(avatar / name, name)
+        archive.writestr(REPLAY, replay.getvalue())
+        archive.write(dataset.folder / layout.PLATE, layout.PLATE)
+        for name, content in _torsos(dataset.folder, np.flatnonzero(dataset.valid)):
+            archive.writestr(name, content)
+
+
+def _torsos(folder: Path, ids: np.ndarray) -> Iterator[tuple[str, bytes]]:
+    def encode(i: int) -> tuple[str, bytes]:
+        path = layout.TORSOS.path(folder, i)
+        name = Path(layout.TORSOS.relative(i)).with_suffix(".webp").as_posix()
+        return name, webp_bytes(read_image(path), QUALITY)
+
+    yield from ordered_map(encode, map(int, ids), os.cpu_count() or 1)
+
+
+class Replay(Dataset):
+    """The part of a dataset that a bundle holds: no frames, masks, speech or sound."""
+
+    @property
+    def cuts(self) -> np.ndarray:
+        return load_arrays(self.folder / REPLAY)["cuts"]
+
+
+def read_manifest(file: Path) -> dict[str, Any]:
+    """Return the content of bundle.json.
+
+    Raises:
+        UserError: the file is missing, is not an avatar, or has another format version.
+    """
+    try:
+        archive = zipfile.Path(zipfile.ZipFile(file))
+        manifest = load_json(archive / MANIFEST)
+    except (OSError, zipfile.BadZipFile, UserError) as error:
+        raise UserError(
+            f"{file}: cannot be read as an avatar ({error}); expected a file that "
+            "`talker bundle` writes"
+        ) from error
+    if (version := manifest.get("bundle_version")) != BUNDLE_VERSION:
+        raise UserError(
+            f"{file}: the file has format version {version}, but this version of talker reads "
+            f"version {BUNDLE_VERSION}; export the avatar again, or use talker "
+            f"{manifest.get('talker_version', 'of that time')}"
+        )
+    return manifest
+
+
+def read_bundle(file: Path, device: torch.device | str = "cpu") -> tuple[Avatar, Replay]:
+    """Read an avatar and what rendering shows around its head.
+
+    Raises:
+        UserError: the file is missing, damaged, or of another format version.
+    """
+    manifest = read_manifest(file)
+    folder = zipfile.Path(zipfile.ZipFile(file))
+    avatar = Avatar.load(folder, device)
+    arrays = load_arrays(folder / REPLAY)
+    try:
+        height, width = manifest["image_size"]
+        original_height, original_width = manifest["original_size"]
+        replayed = {name: arrays[name] for name in REPLAYED}
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{file}: is damaged ({error!r}); export the avatar again") from error
+    features = avatar.config.speech_features
+    replay = Replay(
+        folder=folder,
+        height=height,
+        width=width,
+        original_size=(original_height, original_width),
+        speech=np.empty((0, 16, features), np.float32),
+        silence=None,
+        landmarks=np.empty((0, 68, 2), np.float32),
+        expression=np.empty((0, 0), np.float32),
+        vertices=np.empty((0, 3), np.float32),
+        faces=None,
+        **replayed,
+    )
+    return avatar, replay
+
+
+def load_subject(avatar: Path, data: Path | None) -> tuple[Avatar, Dataset]:
+    """Read an avatar and its dataset, onto the GPU if there is one.
+
+    Args:
+        avatar: folder that `talker train` wrote, or file that `talker bundle` wrote.
+        data: dataset folder; None: the recording in the file of the avatar.
+
+    Raises:
+        UserError: a file is missing, damaged, or belongs to another avatar.
+    """
+    if avatar.is_file():
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model, replay = read_bundle(avatar, device)
+        return model, replay if data is None else avatar_dataset(data, model)
+    if data is None:
+        raise UserError(
+            f"{avatar}: expected a file that `talker bundle` writes; an avatar folder needs its "
+            "dataset folder, too: add `--data`"
+        )
+    model = load_avatar(avatar)
+    return model, avatar_dataset(data, model)
+
+
+def speech_statistics(avatar: Path, dataset: Dataset, encoder: str) -> Folder:
+    """Return the path of the statistics of the avatar's speech features, a file or a zip entry."""
+    if avatar.is_file():
+        return zipfile.Path(zipfile.ZipFile(avatar)) / "speech.npz"
+    own = avatar / "speech.npz"
+    return own if own.exists() else dataset.folder / layout.speech_statistics(encoder)

@@ -1,0 +1,43 @@
+"""Export an avatar as one file that speaks without the dataset folder.
+
+    talker bundle --avatar results/me/avatar --data data/me --file me.avatar
+    talker speak --avatar me.avatar
+
+In Python, `talker.load("me.avatar").say("hello.wav", "hello.mp4")` renders a video.
+"""
+
+import logging
+from pathlib import Path
+
+from talker.avatar.bundle import write_bundle
+from talker.avatar.renderer import avatar_dataset, load_avatar
+from talker.core.config import validated
+from talker.core.files import Output
+
+logger = logging.getLogger(__name__)
+
+
+@validated
+class Config:
+    """Options of `talker bundle`."""
+
+    license: str = ""
+    """Terms under which the avatar may be used, as text. They are stored in the file."""
+    consent: str = ""
+    """How the person has agreed to the avatar, as text. It is stored in the file."""
+
+
+def main(*, avatar: Path, data: Path, file: Output, config: Config = Config()) -> None:
+    """Write an avatar and what rendering needs of its dataset into one file.
+
+    The file shows the person as the recording does: torso and background of every valid frame.
+
+    Args:
+        avatar: folder that `talker train` wrote.
+        data: dataset folder of the same subject.
+        file: file to write, such as me.avatar.
+        config: options.
+    """
+    dataset = avatar_dataset(data, load_avatar(avatar))
+    write_bundle(file, avatar, dataset, config.license, config.consent)
+    logger.info("%s: %.1f MB, %d frames", file, file.stat().st_size / 1e6, dataset.valid.sum())

@@ -1,0 +1,152 @@
+"""An avatar as one file: it renders and speaks as it does with its dataset folder."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_avatar import untrained_avatar
+
+import talker
+from talker import render as render_stage
+from talker.avatar.bundle import BUNDLE_VERSION, MANIFEST, read_bundle
+from talker.avatar.renderer import Drive, render_frames
+from talker.bundle import Config, main
+from talker.clip import SAMPLES_PER_FRAME
+from talker.dataset import Dataset
+from talker.encoders import load_encoder
+from talker.encoders.base import Choice
+from talker.encoders.features import extract_clip
+from talker.errors import UserError
+from talker.media.audio import native_format, write_wav
+
+SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def data(mel_only: Path) -> Dataset:
+    return Dataset.load(mel_only, SIZE, "mel")
+
+
+@pytest.fixture(scope="module")
+def avatar(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An avatar folder as `talker train` writes it, of the encoder mel."""
+    folder = tmp_path_factory.mktemp("avatar")
+    model = untrained_avatar(data)
+    model.config = dataclasses.replace(model.config, encoder="mel")
+    model.save(folder)
+    choice = Choice("mel")
+    channels = data.speech.shape[-1]
+    stats, _ = extract_clip(load_encoder(choice), choice, data.sound, 90, channels)
+    stats.save(folder / "speech.npz")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def file(avatar: Path, mel_only: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The exported avatar; nothing else is left of the dataset."""
+    path = tmp_path_factory.mktemp("export") / "me.avatar"
+    config = Config(license="for tests only", consent="synthetic person")
+    main(avatar=avatar, data=mel_only, file=path, config=config)
+    return path
+
+
+@pytest.fixture
+def wav(tmp_path: Path) -> Path:
+    """A second of speech-like noise."""
+    noise = np.random.default_rng(0).normal(0, 3000, 25 * SAMPLES_PER_FRAME)
+    write_wav(tmp_path / "hello.wav", noise.astype(np.int16))
+    return tmp_path / "hello.wav"
+
+
+def test_it_renders_as_with_the_dataset(file: Path, data: Dataset) -> None:
+    avatar, replay = read_bundle(file)
+    ids = np.array([3, 40, 77])
+    drive = Drive(ids, data.speech, ids)
+    expected = np.stack(list(render_frames(avatar, data, drive, 2)))
+    found = np.stack(list(render_frames(avatar, replay, drive, 2)))
+    assert found.shape == expected.shape
+    assert np.abs(found.astype(int) - expected).mean() < 1.5
+    assert np.array_equal(replay.cuts, data.cuts)
+    assert replay.frames == data.frames
+
+
+def test_it_says_something_without_the_dataset(file: Path, wav: Path, tmp_path: Path) -> None:
+    me = talker.load(file)
+    video = me.say(wav, tmp_path / "hello.mp4")
+    assert native_format(video).rate == 16_000
+    frames = list(me.render(wav))
+    assert len(frames) == 25
+    assert frames[0].shape == (SIZE, SIZE, 3)
+    streaming = me.stream()
+    live = list(streaming.push_audio(np.zeros(3 * SAMPLES_PER_FRAME, np.int16)))
+    assert len(live + list(streaming.finish())) == 3
+
+
+def test_the_sound_keeps_its_own_rate(file: Path, tmp_path: Path) -> None:
+    import wave
+
+    with wave.open(str(tmp_path / "studio.wav"), "wb") as studio:
+        studio.setparams((1, 2, 48_000, 0, "NONE", ""))
+        studio.writeframes(np.zeros(48_000, "<i2").tobytes())
+    video = talker.load(file).say(tmp_path / "studio.wav", tmp_path / "studio.mp4")
+    assert native_format(video).rate == 48_000
+
+
+def test_the_commands_take_the_file(file: Path, wav: Path, data: Dataset, tmp_path: Path) -> None:
+    np.save(tmp_path / "hello.npy", data.speech[:25])
+    render_stage.main(
+        avatar=file, video=tmp_path / "out.mp4", speech=tmp_path / "hello.npy", wav=wav
+    )
+    assert (tmp_path / "out.mp4").stat().st_size > 0
+    with pytest.raises(UserError, match="expected `--data` with `--split`"):
+        render_stage.main(avatar=file, video=tmp_path / "val.mp4", split="val")
+
+
+def test_it_carries_license_consent_and_provenance(file: Path) -> None:
+    with zipfile.ZipFile(file) as archive:
+        manifest = json.loads(archive.read(MANIFEST))
+    assert manifest["license"] == "for tests only"
+    assert manifest["consent"] == "synthetic person"
+    assert manifest["talker_version"] == talker.__version__
+    assert manifest["bundle_version"] == BUNDLE_VERSION
+
+
+def test_another_format_version_is_refused(file: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.avatar"
+    with zipfile.ZipFile(file) as old, zipfile.ZipFile(other, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name == MANIFEST:
+                content = json.dumps({**json.loads(content), "bundle_version": 99}).encode()
+            new.writestr(name, content)
+    with pytest.raises(UserError, match=r"other\.avatar: the file has format version 99"):
+        talker.load(other)
+
+
+def test_what_is_no_avatar_is_refused(avatar: Path, mel_only: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.avatar").write_text("no archive")
+    with pytest.raises(UserError, match="cannot be read as an avatar"):
+        talker.load(tmp_path / "text.avatar")
+    with zipfile.ZipFile(tmp_path / "empty.avatar", "w"):
+        pass
+    with pytest.raises(UserError, match="cannot be read as an avatar"):
+        talker.load(tmp_path / "empty.avatar")
+    with pytest.raises(UserError, match="add `--data`"):
+        talker.load(avatar)
+    shutil.copytree(avatar, tmp_path / "half")
+    (tmp_path / "half" / "speech.npz").unlink()
+    with pytest.raises(UserError, match=r"found no speech\.npz"):
+        main(avatar=tmp_path / "half", data=mel_only, file=tmp_path / "me.avatar")
+
+
+def test_importing_talker_imports_nothing_heavy() -> None:
+    code = "import sys, talker; assert not {'torch', 'numpy', 'talker.api'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="wings"):
+        talker.wings  # type: ignore[attr-defined]  # noqa: B018
