@@ -152,8 +152,10 @@ def identity_similarity(
 
     Args:
         network: face recognition network (ArcFace: Deng et al., CVPR 2019).
-        images, real: RGB uint8 [H, W, 3], N each.
-        landmarks, real_landmarks: [N, 68, 2]; a pair with missing landmarks (nan) is skipped.
+        images: N rendered frames, RGB uint8 [H, W, 3].
+        landmarks: [N, 68, 2], nan without a face; such a pair is skipped.
+        real: the N real frames, RGB uint8 [H, W, 3].
+        real_landmarks: the same for the real frames.
     """
     cosines = [
         float(torch.cosine_similarity(*(network(2 * _tensor(face) - 1) for face in pair)))
