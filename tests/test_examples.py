@@ -38,7 +38,7 @@ def test_the_script_renders_new_speech(
 ) -> None:
     source, video = tmp_path / "hello.wav", tmp_path / "hello.mp4"
     write_wav(source, read_wav(DEMO / "speech.wav")[:16_000])
-    arguments = [dataset, avatar, source, video]
+    arguments = [avatar, source, video, dataset]
     monkeypatch.setattr("sys.argv", ["say.py", *map(str, arguments)])
     runpy.run_path(str(EXAMPLES / "say.py"))
     assert probe(video).duration == pytest.approx(1.0, abs=0.05)
