@@ -23,7 +23,7 @@ from talker.encoders import load_encoder
 from talker.encoders.base import Choice
 from talker.encoders.features import extract_clip
 from talker.errors import UserError
-from talker.media.audio import native_format, write_wav
+from talker.media.audio import native_format, read_wav, write_wav
 
 SIZE = 64
 
@@ -42,7 +42,8 @@ def avatar(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save(folder)
     choice = Choice("mel")
     channels = data.speech.shape[-1]
-    stats, _ = extract_clip(load_encoder(choice), choice, data.sound, 90, channels)
+    sound = read_wav(data.folder / "aud.wav")
+    stats, _ = extract_clip(load_encoder(choice), choice, sound, 90, channels)
     stats.save(folder / "speech.npz")
     return folder
 
