@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter
 
-from talker.__main__ import COMMANDS
+from talker.__main__ import COMMANDS, module_of
 
 ROOT = Path(__file__).parent.parent
 SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
@@ -28,7 +28,7 @@ FILE = "^[^{}<>]+$"
 
 def options_of(stage: str) -> type:
     """Return the dataclass of a stage's options."""
-    main = importlib.import_module(f"talker.{stage}").main
+    main = importlib.import_module(module_of(stage)).main
     return type(inspect.signature(main).parameters["config"].default)
 
 

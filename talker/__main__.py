@@ -45,10 +45,17 @@ COMMANDS = {
     "info": "print what a bug report needs: versions, GPU, memory, disk",
 }
 
+TOOLS = {"bench", "bundle", "export", "info", "pack"}
+"""Commands that no rule runs, in `talker/tools`."""
 GPU_STAGES = {"train", "render", "evaluate", "report", "bench"}
 """Stages that take a GPU slot. `speak` takes none: it would wait behind a training."""
 WORKFLOW_KEYS = {"preset", "encoder", "options", "subjects"}
 """Keys that occur in the workflow's configuration, but not in a file with a section per stage."""
+
+
+def module_of(stage: str) -> str:
+    """Return the dotted name of the module of a command."""
+    return f"talker.tools.{stage}" if stage in TOOLS else f"talker.{stage}"
 
 
 def _usage() -> str:
@@ -94,7 +101,7 @@ def _exclusive(stage: str, main: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(main)
     def run(**arguments: typing.Any) -> None:
-        work = hashlib.sha256(f"{code_of(f'talker.{stage}')} {arguments}".encode())
+        work = hashlib.sha256(f"{code_of(module_of(stage))} {arguments}".encode())
         paths = {name: path for name, path in arguments.items() if isinstance(path, Path)}
         outputs = [path for name, path in paths.items() if OUTPUT in roles[name]]
         inputs = [path for name, path in paths.items() if not roles[name]]
@@ -126,7 +133,7 @@ def _run(stage: str, args: list[str]) -> None:
 
     from talker.core.config import explain
 
-    main = importlib.import_module(f"talker.{stage}").main
+    main = importlib.import_module(module_of(stage)).main
     default = inspect.signature(main).parameters["config"].default
     # An option of the dataclass is a flag of its own name, one of a group is --group.name.
     main.__annotations__["config"] = Annotated[type(default), tyro.conf.arg(name="")]

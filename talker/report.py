@@ -23,6 +23,7 @@ from talker.avatar.renderer import Drive, avatar_dataset, load_avatar, render_fr
 from talker.clip import FPS, Clip
 from talker.core.config import AtLeast1, NonNegative, validated
 from talker.core.files import Output, atomic_write
+from talker.data import layout
 from talker.dataset import Dataset
 from talker.errors import UserError
 from talker.head.camera import project
@@ -94,7 +95,7 @@ def stills(avatar: Avatar, dataset: Dataset, count: int) -> Section:
 
 def overlays(data: Path, encoder: str, count: int) -> Section:
     """Draw landmarks, masks and the reprojected mesh on frames spread over the clip."""
-    size = max(read_image(data / "ori_imgs" / "0.jpg").shape[:2])
+    size = max(read_image(layout.FRAMES.path(data, 0)).shape[:2])
     dataset = Dataset.load(data, size, encoder)
     columns = []
     for i in _spread(np.flatnonzero(dataset.valid), count):
@@ -105,7 +106,7 @@ def overlays(data: Path, encoder: str, count: int) -> Section:
             mesh = draw_points(frame, points, YELLOW)
         else:
             mesh = draw_mesh(frame, dataset.vertices, dataset.faces, viewmat, dataset.K)
-        parsing = read_image(data / "parsing" / f"{i}.png")
+        parsing = read_image(layout.MASKS.path(data, int(i)))
         masked = frame
         for stored, shown in MASKS.values():
             masked = blend(masked, np.all(parsing == stored, axis=-1), shown)
@@ -213,7 +214,7 @@ def training(log: Path) -> Section:
 
 def clip_facts(data: Path) -> Section:
     """Return the source of the clip and how it was cropped and split, as label -> text."""
-    clip = Clip.load(data / "clip.json")
+    clip = Clip.load(data / layout.CLIP)
     source = clip.source
     crop = clip.crop
     rate = "variable, " if source.variable_rate else ""
@@ -392,8 +393,8 @@ def main(
         ),
         "training": _section("training", lambda: training(avatar / "log.jsonl")),
         "clip": _section("clip", lambda: clip_facts(data)),
-        "tracking": _section("tracking", lambda: tracking_facts(data / "track_report.json")),
-        "quality": _section("quality", lambda: json_facts(data / "quality.json")),
+        "tracking": _section("tracking", lambda: tracking_facts(data / layout.TRACK_REPORT)),
+        "quality": _section("quality", lambda: json_facts(data / layout.QUALITY)),
         "timings": _section("timings", lambda: timings(_given(benchmarks, "benchmarks"))),
     }
     with atomic_write(html) as (scratch,):

@@ -11,10 +11,10 @@ import torch
 from pydantic import ValidationError
 
 from talker.avatar.trainer import Trainer
-from talker.bench import Config, main
 from talker.dataset import Dataset
 from talker.encoders.base import Choice
 from talker.errors import UserError
+from talker.tools.bench import Config, main
 
 SMALL = Config(
     gaussians=(400,),
@@ -74,8 +74,8 @@ def test_a_missing_encoder_is_reported_before_anything_is_measured(
     def refuse(choice: Choice) -> None:
         raise UserError(f"{choice.name}: not installed")
 
-    monkeypatch.setattr("talker.bench.load_encoder", refuse)
-    monkeypatch.setattr("talker.bench.training_set", lambda *_: pytest.fail("it began"))
+    monkeypatch.setattr("talker.tools.bench.load_encoder", refuse)
+    monkeypatch.setattr("talker.tools.bench.training_set", lambda *_: pytest.fail("it began"))
     with pytest.raises(UserError, match="hama: not installed"):
         main(config=dataclasses.replace(SMALL, speech=1.0))
 
@@ -87,7 +87,7 @@ def test_numbers_are_logged_when_they_are_known(
         raise KeyboardInterrupt
 
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr("talker.bench.time_video", stop)
+    monkeypatch.setattr("talker.tools.bench.time_video", stop)
     with pytest.raises(KeyboardInterrupt):
         main(config=SMALL)
     assert "images/s" in caplog.text and "frames/s" in caplog.text

@@ -16,7 +16,6 @@ import talker
 from talker import render as render_stage
 from talker.avatar.bundle import BUNDLE_VERSION, MANIFEST, read_bundle
 from talker.avatar.renderer import Drive, render_frames
-from talker.bundle import Config, main
 from talker.clip import SAMPLES_PER_FRAME
 from talker.dataset import Dataset
 from talker.encoders import load_encoder
@@ -24,6 +23,7 @@ from talker.encoders.base import Choice
 from talker.encoders.features import extract_clip
 from talker.errors import UserError
 from talker.media.audio import native_format, read_wav, write_wav
+from talker.tools.bundle import Config, main
 
 SIZE = 64
 

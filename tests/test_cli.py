@@ -131,7 +131,7 @@ def test_a_value_out_of_range_is_refused_before_the_stage_runs(talker, clip, tmp
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_reads_the_configuration_of_the_workflow(stage, monkeypatch, tmp_path):
-    main = importlib.import_module(f"talker.{stage}").main
+    main = importlib.import_module(cli.module_of(stage)).main
     kind = type(inspect.signature(main).parameters["config"].default)
     assert isinstance(cli._read_options(ROOT / "config" / "config.yaml", stage, kind), kind)
     sections = tmp_path / "mine.yaml"
@@ -158,7 +158,7 @@ def test_the_preset_of_the_configuration_reaches_a_stage(tmp_path):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_takes_paths_and_frozen_options(stage):
-    main = importlib.import_module(f"talker.{stage}").main
+    main = importlib.import_module(cli.module_of(stage)).main
     parameters = inspect.signature(main).parameters
     config = parameters["config"].default
     assert list(parameters)[-1] == "config"
@@ -182,6 +182,6 @@ def test_a_stage_explains_itself_and_refuses_unknown_flags(monkeypatch, capsys, 
 
 @pytest.mark.parametrize("stage", sorted(set(STAGES) - {"adopt", "bench", "info", "speak"}))
 def test_a_stage_says_what_it_makes(stage):
-    main = importlib.import_module(f"talker.{stage}").main
+    main = importlib.import_module(cli.module_of(stage)).main
     hints = typing.get_type_hints(main, include_extras=True)
     assert Output in hints.values()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
-from talker.__main__ import COMMANDS
+from talker.__main__ import COMMANDS, module_of
 from talker.clip import SAMPLE_RATE
 from talker.encoders.base import Choice
 
@@ -79,7 +79,7 @@ def option_names(stage: str) -> set[str]:
             found |= names(kind, f"{name}.") if is_dataclass(kind) else {f"--{name}"}
         return found
 
-    main = importlib.import_module(f"talker.{stage}").main
+    main = importlib.import_module(module_of(stage)).main
     parameters = inspect.signature(main).parameters
     arguments = {f"--{name.replace('_', '-')}" for name in parameters}
     return arguments | names(type(parameters["config"].default))
@@ -96,7 +96,9 @@ def test_the_table_of_stages_names_every_command_and_existing_options() -> None:
 
 def test_every_stage_has_an_entry_in_the_api_reference() -> None:
     page = (ROOT / "docs/api/stages.md").read_text()
-    assert set(re.findall(r"^::: talker\.(\w+)$", page, flags=re.MULTILINE)) == set(COMMANDS)
+    assert set(re.findall(r"^::: talker\.(?:tools\.)?(\w+)$", page, flags=re.MULTILINE)) == set(
+        COMMANDS
+    )
 
 
 def test_the_encoder_of_the_tutorial_describes_the_right_time() -> None:

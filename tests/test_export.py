@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from talker.export import METHODS, Config, MethodName, main
 from talker.head.camera import transform_matrices
 from talker.media.images import read_image
+from talker.tools.export import METHODS, Config, MethodName, main
 
 FRAMES = 100
 POINTS = 6_000

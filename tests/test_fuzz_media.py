@@ -1,7 +1,8 @@
 """Damaged media files end in a clear message; the harness that proves it catches every fault."""
 
+import subprocess
+import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import fuzz_media
@@ -65,8 +66,11 @@ def test_the_harness_tells_files_that_a_refusal_leaves(tmp_path):
 
 
 def test_damaged_media_files_are_accepted_or_refused_with_a_message():
-    results = fuzz_media.fuzz(count=120, seed=1, jobs=2)
-    faults = [result for result in results if result.outcome in fuzz_media.FAULTS]
-    outcomes = Counter(result.outcome for result in results)
-    assert not faults, fuzz_media.report(results)
-    assert min(outcomes["accepted"], outcomes["refused"]) > 60
+    """In a process of its own: children of this one would share its memory limit with torch."""
+    command = [sys.executable, fuzz_media.__file__, "--count=120", "--seed=1", "--jobs=2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    total = next(line for line in done.stdout.splitlines() if line.startswith("| all |"))
+    runs, accepted, refused = map(int, total.split("|")[2:5])
+    assert runs == accepted + refused == 240
+    assert min(accepted, refused) > 60

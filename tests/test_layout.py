@@ -16,8 +16,6 @@ FILES = {
 } | {"aud_hama.npy", "aud_hama.npz"}
 FOLDERS = {kind.folder for kind in layout.IMAGES} - {"parsing"}  # parsing is also a stage
 PARTS = {"parsing", layout.NOVEL}
-PENDING = {"check.py", "evaluate.py", "report.py"}
-"""Modules that still spell names themselves; remove each one here as soon as it uses the layout."""
 
 
 def spelled(source: str) -> Iterator[tuple[int, str]]:
@@ -46,6 +44,4 @@ def test_the_search_finds_names():
 def test_names_are_spelled_in_one_place(path: Path):
     if path == ROOT / "talker" / "data" / "layout.py":
         return
-    if path.parent.name == "talker" and path.name in PENDING:
-        pytest.xfail("still spells file names itself")
     assert not list(spelled(path.read_text(encoding="utf-8")))

@@ -9,7 +9,7 @@ import pytest
 from talker.dataset import Dataset
 from talker.errors import UserError
 from talker.measure.metrics import psnr
-from talker.pack import Config, main
+from talker.tools.pack import Config, main
 
 
 @pytest.fixture(scope="module")

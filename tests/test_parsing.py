@@ -96,7 +96,7 @@ def test_wrong_colour_is_named(tmp_path: Path):
     colours = read_image(tmp_path / "good.png")
     colours[1, 0] = 0, 254, 0
     write_image(tmp_path / "bad.png", colours)
-    with pytest.raises(UserError, match=r"bad\.png: pixel \(0, 1\) is \(0, 254, 0\)"):
+    with pytest.raises(UserError, match=r"bad\.png: pixel \(0, 1\) has the color \(0, 254, 0\)"):
         read_mask(tmp_path / "bad.png")
 
 

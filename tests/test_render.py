@@ -17,9 +17,9 @@ from talker.errors import UserError
 from talker.media.audio import read_wav, write_wav
 from talker.media.images import read_image, write_image
 from talker.media.video_writer import video_writer
-from talker.pack import Config as PackConfig
-from talker.pack import main as pack
 from talker.render import Config, Tracks, apply_tracks, speech_drive, split_drive
+from talker.tools.pack import Config as PackConfig
+from talker.tools.pack import main as pack
 
 BATCH = 8
 

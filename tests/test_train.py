@@ -135,7 +135,7 @@ def test_the_network_must_have_the_given_hash(dataset: Path, tmp_path: Path) -> 
     path = tmp_path / "lpips.pt"
     path.write_bytes(b"no network")
     config = dataclasses.replace(TINY, perceptual=str(path), perceptual_sha256="0")
-    with pytest.raises(UserError, match="sha256"):
+    with pytest.raises(UserError, match="SHA-256"):
         main(dataset, tmp_path / "avatar", tmp_path / "checkpoints", config)
 
 

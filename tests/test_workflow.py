@@ -158,7 +158,7 @@ def test_a_preset_reaches_its_stage(finished):
 
 
 def test_every_command_of_the_rules_fits_its_stage(finished, tmp_path, monkeypatch):
-    mains = {stage: importlib.import_module(f"talker.{stage}").main for stage in cli.COMMANDS}
+    mains = {stage: importlib.import_module(cli.module_of(stage)).main for stage in cli.COMMANDS}
     defaults = {
         stage: inspect.signature(main).parameters["config"].default for stage, main in mains.items()
     }
@@ -178,7 +178,7 @@ def test_every_command_of_the_rules_fits_its_stage(finished, tmp_path, monkeypat
     calls = []
     for stage, main in mains.items():
         capture = functools.update_wrapper(lambda **given: calls.append(given), main)
-        monkeypatch.setattr(f"talker.{stage}.main", capture)
+        monkeypatch.setattr(f"{cli.module_of(stage)}.main", capture)
     commands = re.findall(r"^Shell command: talker (.*) > \S+ 2>&1", output, flags=re.MULTILINE)
     for command in commands:
         monkeypatch.setattr(sys, "argv", ["talker", *shlex.split(command)])

@@ -265,7 +265,7 @@ def _tracking_failures(facts: dict[str, Any], limits: Limits) -> Iterator[str]:
         facts,
         *("usable_seconds", limits.min_seconds),
         "Only {:.1f} s of the clip are tracked",
-        "Use a longer clip without cuts, or use every shot with `track: {{all_segments: true}}`.",
+        "Use a longer clip without cuts, or use every shot with `track: {all_segments: true}`.",
     )
     yield from _beyond(
         facts,

@@ -1,0 +1,1 @@
+"""Commands outside the workflow: benchmarks, exchange with other programs, information."""
