@@ -40,14 +40,21 @@ def compare(data: Dataset, name: str, model: str) -> tuple[float, float]:
             config=speech.Config(encoder=name, model=model),  # pyright: ignore[reportArgumentType]
         )
         windows = torch.from_numpy(np.load(features))
-        silence = torch.from_numpy(FeatureStats.load(statistics).silence)
+        stats = FeatureStats.load(statistics)
     ids, held_out = data.train_ids, data.val_ids
     targets = expression_targets(data.expression[ids], data.eye[ids])
     opening = mouth_opening(data.landmarks)
     torch.manual_seed(0)
     layer = SpeechToExpression(windows.shape[-1])
     rest = rest_expression(targets, opening[ids])
-    _, left_out = fit_speech_to_expression(layer, windows[ids], targets, silence, rest)
+    _, left_out = fit_speech_to_expression(
+        layer,
+        windows[ids],
+        targets,
+        speech_scale=torch.from_numpy(stats.scale),
+        silence=torch.from_numpy(stats.silence),
+        rest=rest,
+    )
     with torch.no_grad():
         predicted = layer(windows[held_out]).numpy()
     constant = np.ones((len(ids), 1))
