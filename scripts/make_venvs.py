@@ -61,7 +61,8 @@ def install(venv: Path, group: str) -> None:
 
 
 def main(folder: Path) -> None:
-    stages = {path.stem: stages_of(path.stem) for path in sorted((ROOT / "envs").glob("*.yaml"))}
+    groups = sorted(path.stem for path in (ROOT / "envs").glob("*.yaml"))
+    stages = {group: names for group in groups if (names := stages_of(group))}
     modules = folder / "modulefiles" / "talker"
     modules.mkdir(parents=True, exist_ok=True)
     for group in stages:

@@ -104,6 +104,12 @@ def test_a_foreign_file_in_place_of_any_output_survives(finished: Workflow, part
     assert [path for path in kept if path.read_bytes() != THEIRS] == []
 
 
+def used_files(workflow: Workflow) -> list[str]:
+    """Return the lines that say which files of the user are used as they are."""
+    lines = workflow.run("-n").splitlines()
+    return [line for line in lines if "which talker did not write" in line]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ori_imgs", "parsing"])
 def test_a_foreign_file_in_a_folder_stops_the_run_once(finished: Workflow, name: str) -> None:
@@ -118,9 +124,9 @@ def test_a_foreign_file_in_a_folder_stops_the_run_once(finished: Workflow, name:
     assert before == {path: path.stat().st_mtime_ns for path in before}
     for _ in forced_runs(finished):
         assert file.read_bytes() == THEIRS
-    assert f"data/demo: using {name}" in finished.run("-n")
+    assert any(name in line for line in used_files(finished))
     file.unlink()
-    assert f"using {name}" not in finished.run("-n")
+    assert not any(name in line for line in used_files(finished))
 
 
 def test_a_new_file_in_a_folder_stops_the_run_too(finished: Workflow) -> None:

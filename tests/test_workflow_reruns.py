@@ -177,10 +177,10 @@ def test_every_option_reruns_its_stage_and_what_follows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "stages"),
     [
-        ("options.synthesize.size", 97, {"synthesize"}),
+        ("options.synthesize.size", 98, {"synthesize"}),
         ("options.synthesize.frames", 97, {"synthesize"}),
         ("options.synthesize.seed", 97, {"synthesize"}),
-        ("options.synthesize.crf", 97, {"synthesize"}),
+        ("options.synthesize.crf", 17, {"synthesize"}),
         ("options.frames.quality", 97, {"frames"}),
         ("options.train.weights.l1", 0.97, {"train"}),
         ("options.report.stills", 97, {"report"}),
