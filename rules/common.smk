@@ -63,7 +63,7 @@ def read_schema(name):
 
 
 def name_of(file):
-    """Return the name of a subject or a speech: the file's stem, made fit for a folder name."""
+    """Return the name of a subject or a speech: the file's stem, made valid as a folder name."""
     return re.sub(r"[^\w.-]+", "_", Path(file).stem)
 
 
@@ -178,14 +178,15 @@ def dataset_of(wildcards):
 
 
 def deepspeech_scores(folder):
-    """Return the DeepSpeech scores that the encoder `deepspeech` reads; others read none."""
+    """Return the DeepSpeech scores that the encoder `deepspeech` reads; other encoders: none."""
     return f"{folder}/aud_ds.npy" if ENCODER == "deepspeech" else []
 
 
 def require_deepspeech_scores():
-    """Stop if scores are missing.
+    """Stop if DeepSpeech scores are missing.
 
-    Snakemake itself would not: it accepts existing features although their input is missing.
+    Snakemake itself would not stop, because it accepts existing features even if their input is
+    missing.
     """
     for subject in SUBJECTS if LOCAL else ():
         file = Path(deepspeech_scores(DATA / subject) or ".")
@@ -196,7 +197,7 @@ def require_deepspeech_scores():
 
 
 def require_backend_files():
-    """Stop where a backend lacks the weights, the table or the head model that it needs."""
+    """Stop if a backend lacks the weights, the table or the head model that it needs."""
     if workflow.remote_exec or not LOCAL:
         return
     subjects = [None, *(name for name in SUBJECTS if SUBJECTS[name].options)]
@@ -211,7 +212,7 @@ def require_backend_files():
 
 
 def require_named_preset():
-    """Stop if the GPU of this machine would decide about the preset of jobs on other machines."""
+    """Stop if the GPU of this machine would determine the preset of jobs on other machines."""
     if config["preset"] == "auto" and workflow.non_local_exec:
         raise WorkflowError(
             "config: preset: 'auto' depends on the machine, but jobs run on other machines; "
@@ -290,13 +291,13 @@ def stage_options(stage):
 
 
 def fingerprint(stage, after=()):
-    """Return a parameter of a rule: a hash of everything but files that determines its outputs.
+    """Return a parameter of a rule: a hash of everything except files that affects its outputs.
 
-    It covers the code and the options of the stage, of its backend and encoder, and the same of the
-    rules in `after`, or instead the files that the user brought as outputs of such a rule.
-    Snakemake reruns a job whose parameters changed. The earlier rules count because Snakemake does
-    not run a job to replace a missing intermediate file. If an earlier stage was changed and then
-    failed, the outputs of the later ones would be taken as up to date.
+    It covers the code and the options of the stage, its backend and its encoder, and the same for
+    the rules in `after`. If the user provided outputs of such a rule, it covers those files
+    instead. Snakemake reruns a job whose parameters changed. The earlier rules are included because
+    Snakemake does not run a job to replace a missing intermediate file. If an earlier stage was
+    changed and then failed, the outputs of later stages would be considered up to date.
     """
 
     @functools.cache
@@ -336,7 +337,7 @@ def report_outcome(logs):
 
 
 def read_file_names():
-    """Take file names of the command line as they were typed.
+    """Read file names from the command line exactly as they were typed.
 
     Snakemake parses the values of `--config` as YAML, which changes names like `clip #3.mp4`.
     """
@@ -359,8 +360,8 @@ PRESET = choose_preset(config["preset"])
 GPU = int(PRESET != "draft")
 OPTIONS = merge_options(read_yaml(f"../config/presets/{PRESET}.yaml"), config)
 ENCODER = OPTIONS["speech"]["encoder"]
-# Rules refer to outputs by path, not as `rules.speech.output`: Snakemake would run that rule even if
-# its outputs were brought by the user.
+# Rules refer to outputs by path, not as `rules.speech.output`, because Snakemake would then run that
+# rule even if its outputs were provided by the user.
 SPEECH_FEATURES = f"<data>/{{subject}}/aud_{ENCODER}.npy"
 SPEECH_STATISTICS = f"<data>/{{subject}}/aud_{ENCODER}.npz"
 NOVEL_FEATURES = f"<data>/{{subject}}/novel/{{name}}/aud_{ENCODER}.npy"
@@ -371,7 +372,7 @@ require_deepspeech_scores()
 require_backend_files()
 
 # The `talker` next to this Python comes last on the PATH, so that an active environment has
-# precedence. Snakemake sets OMP_NUM_THREADS for every job; numba reads a variable of its own.
+# precedence. Snakemake sets OMP_NUM_THREADS for every job; numba reads its own variable.
 venv_path = f"{config['venvs']}/bin:" if config.get("venvs") else ""
 shell.prefix(
     f'export PATH="{venv_path}$PATH:{Path(sys.executable).parent}"'

@@ -1,8 +1,9 @@
-"""Files that the user brought: the rules use them, and never replace or delete them.
+"""Files that the user provided: the rules use them, and never replace or delete them.
 
-Snakemake deletes the outputs of a job before it runs it, and folders with everything in them.
-Therefore a job must not exist if one of its outputs is the user's: the wildcard `subject` of its
-rule is constrained so that these outputs match no rule, and Snakemake takes them as source files.
+Before Snakemake runs a job, it deletes the outputs of the job, including everything in output
+folders. Therefore a job must not exist if the user provided one of its outputs: the wildcard
+`subject` of its rule is constrained so that these outputs match no rule, and Snakemake treats them
+as source files.
 """
 
 import filecmp
@@ -12,9 +13,9 @@ import subprocess
 from talker.core.ownership import content_of, foreign_files, foreign_outputs
 
 GIVEN = {}
-"""{path: text that changes with the content} of the outputs that the user brought."""
+"""{path: text that changes with the content} of the outputs that the user provided."""
 UNMADE = set()
-"""Other outputs of the jobs that would write files in `GIVEN`, and therefore do not exist."""
+"""Other outputs of the jobs that would write files in `GIVEN`; these jobs are never created."""
 
 
 def jobs_with_outputs(job_rule):
@@ -30,7 +31,7 @@ def jobs_with_outputs(job_rule):
 
 
 def note_given_files(paths):
-    """Add the outputs of a job that the user brought to `GIVEN`; return whether there are any."""
+    """Add the outputs of a job that the user provided to `GIVEN`; return whether there are any."""
     given = foreign_outputs([Path(path) for path in paths]) if LOCAL else []
     GIVEN.update({str(path): content_of(path) for path in given})
     UNMADE.update({str(path) for path in paths} - set(GIVEN) if given else ())
@@ -38,7 +39,7 @@ def note_given_files(paths):
 
 
 def subjects_with_given_frames():
-    """Yield the subjects whose frames the user brought without a clip.json."""
+    """Yield the subjects whose frames the user provided without a clip.json."""
     for path in map(Path, sorted(GIVEN)):
         if path.name == "ori_imgs" and str(path.with_name("clip.json")) not in GIVEN:
             yield path.parent.name
@@ -64,7 +65,7 @@ def protect_given_files():
 
 
 def given_content(job_rule, wildcards):
-    """Return the content of those outputs of a job that the user brought, or None."""
+    """Return the content of those outputs of a job that the user provided, or None."""
     values = {"split": "val", **wildcards}  # the report has no wildcard for the video that it shows
     outputs = [str(output).format_map(values) for output in job_rule.output] if GIVEN else []
     return [GIVEN[path] for path in outputs if path in GIVEN] or None
@@ -113,7 +114,7 @@ def checksum(file):
 
 
 def read_source(subject):
-    """Return the path and the checksum of the video that a dataset was made from, or Nones."""
+    """Return the path and the checksum of the video that a dataset was made from, or two Nones."""
     record = DATA / subject / "source.txt"
     path, _, recorded = (
         record.read_text(encoding="utf-8").partition("\n") if record.exists() else ("", "", "")
@@ -134,8 +135,8 @@ def is_same_video(video, source, recorded):
 def find_video(subject):
     """Return the path of a subject's video.
 
-    If its dataset was made from the same video at another path, it is that path: a new path would
-    make Snakemake run everything again.
+    If its dataset was made from the same video at another path, that path is returned, because a
+    new path would make Snakemake run everything again.
 
     Raises:
         UserError: the dataset was made from another video.
@@ -157,7 +158,7 @@ def find_video(subject):
 
 
 def require_same_videos():
-    """List the subjects whose dataset was made from another video."""
+    """Stop, and list the subjects, if datasets were made from other videos."""
     complaints = []
     for subject in SUBJECTS:
         try:

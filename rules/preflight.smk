@@ -1,4 +1,4 @@
-"""Checks at the start of a run: what would fail after hours is refused before the first job."""
+"""Checks at the start of a run that stop it before the first job, not after hours."""
 
 import shutil
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ def require_known_targets():
 
 
 def warn_without_gpu(jobs):
-    """Warn if jobs that are made for a GPU are about to run on a CPU."""
+    """Warn if jobs intended for a GPU are about to run on a CPU."""
     if workflow.non_local_exec or not any(job.resources.get("gpu") for job in jobs):
         return
     if not shutil.which("nvidia-smi"):
@@ -29,7 +29,7 @@ def warn_without_gpu(jobs):
 
 
 def fault_of_video(file, min_seconds):
-    """Return why a video is of no use, or None; faults of damaged files are left to `frames`."""
+    """Return why a video cannot be used, or None; `frames` reports the faults of damaged files."""
     try:
         with av.open(file) as container:
             seconds = (container.duration or 0) / av.time_base
@@ -46,7 +46,7 @@ def fault_of_video(file, min_seconds):
 
 
 def require_usable_videos(jobs):
-    """List the videos that are too short or without sound, if their frames are to be extracted."""
+    """Stop, and list the videos, if videos without frames are too short or have no sound."""
     faults = []
     for job in jobs:
         if job.rule.name != "frames" or not LOCAL:

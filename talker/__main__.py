@@ -135,7 +135,8 @@ def _run(stage: str, args: list[str]) -> None:
 
     main = importlib.import_module(module_of(stage)).main
     default = inspect.signature(main).parameters["config"].default
-    # An option of the dataclass is a flag of its own name, one of a group is --group.name.
+    # An option of the dataclass becomes a flag with the same name; an option of a group becomes
+    # --group.name.
     main.__annotations__["config"] = Annotated[type(default), tyro.conf.arg(name="")]
     main = _exclusive(stage, main)
     config_file, args = _take_config(args)

@@ -59,7 +59,7 @@ class Config:
     """How a folder is adopted."""
 
     listed: AtLeast1 = 5
-    """Number of frames that a row of the table names; further ones are counted."""
+    """Number of frames that a row of the table lists; the others are only counted."""
 
 
 @dataclass(frozen=True)
@@ -313,7 +313,7 @@ def inspect(path: Path, config: Config = Config()) -> list[Row]:
     """Return the table of a folder: a row for each file or kind of file that training reads.
 
     Raises:
-        UserError: the folder holds no frames.
+        UserError: the folder contains no frames.
     """
     folder = open_folder(path, config)
     parts = (clip_rows, frame_rows, plate_rows, sound_rows, blink_rows, pose_rows)

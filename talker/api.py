@@ -1,4 +1,4 @@
-"""The Python interface: load an avatar, let it say something, stream it.
+"""The Python interface: load an avatar, render it with new speech, or stream it.
 
 import talker
 

@@ -1,4 +1,4 @@
-"""Extract the sound of a clip, or convert new speech, to 16 kHz mono: 640 samples a frame.
+"""Extract the sound of a clip, or convert new speech, to 16 kHz mono: 640 samples per frame.
 
 `talker audio --source me.mp4 --clip clip.json --wav aud.wav --train aud_train.wav --novel
 aud_novel.wav`, or for new speech `talker audio --source hello.mp3 --wav hello.wav`.

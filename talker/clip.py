@@ -3,7 +3,7 @@
 `clip.json` holds the clip's length, size, crop and split. Every per-frame array is [T, ...] and is
 stored together with `valid` [T]: frames are marked invalid, never dropped. The readers of JSON,
 .npy and .npz below allocate no more than the file itself justifies, so that a damaged or hostile
-file ends in a message and not in a full memory.
+file leads to an error message instead of exhausting the memory.
 """
 
 import dataclasses
@@ -53,7 +53,7 @@ BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError,
 
 
 Frames = Annotated[int, Field(ge=1, le=500_000)]
-"""Number of frames; at most 5.5 hours, so that a damaged clip.json cannot ask for all memory."""
+"""Number of frames; at most 5.5 hours, so that a damaged clip.json cannot request all memory."""
 Pixels = Annotated[int, Field(ge=1, le=32_768)]
 """Width or height of an image."""
 Seconds = Annotated[float, Field(ge=-100_000, le=100_000)]
@@ -69,12 +69,13 @@ class Color:
     primaries: str
     full_range: bool
     guessed: bool
-    """Whether the file does not say, so that the matrix was chosen by the size of the picture."""
+    """Whether the file does not specify the matrix, so that it was chosen by the size of the
+    picture."""
 
 
 @validated
 class Source:
-    """What the video file contains that the clip was made from, and how it was read.
+    """The contents of the video file that the clip was made from, and how it was read.
 
     Sizes are those of the upright picture with square pixels. Times are in seconds on the clock of
     the file; time zero of the clip is `video_start`, for its pictures and its sound.
@@ -95,9 +96,9 @@ class Source:
     pixel_aspect: Positive = 1.0
     """Width of a stored pixel divided by its height."""
     interlaced: bool = False
-    """Whether fields were found at the start, and frames deinterlaced."""
+    """Whether the first frames are interlaced, so that frames were deinterlaced."""
     timestamps: Literal["pts", "dts", "none"] = "pts"
-    """Times used: presentation times, decoding times where those do not rise, or frame numbers."""
+    """Times used: presentation times, decoding times if those do not increase, or frame numbers."""
     color: Color | None = None
     """Color description of the first frame; None in files of older versions."""
     audio_tracks: AtLeast0 = 1
@@ -129,7 +130,7 @@ class Clip:
 
     @property
     def train_frames(self) -> int:
-        """Number of training frames: frames [0, train_frames) train, the rest are held out."""
+        """Number of training frames: these are frames [0, train_frames), the rest are held out."""
         return train_length(self.frames)
 
     @property
@@ -161,7 +162,7 @@ class Clip:
 
 
 def train_length(frames: int) -> int:
-    """Return how many of a clip's frames train: the first 10/11, as in AD-NeRF."""
+    """Return the number of training frames of a clip: the first 10/11, as in AD-NeRF."""
     return frames * 10 // 11
 
 
@@ -169,7 +170,7 @@ def check_regular(path: Path | zipfile.Path) -> None:
     """Refuse a path that is missing or is a folder, pipe or device, which might never end.
 
     Raises:
-        UserError: it is no regular file.
+        UserError: it is not a regular file.
     """
     if not isinstance(path, Path):
         if not path.is_file():
@@ -206,7 +207,8 @@ def load_json(path: Path | zipfile.Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        UserError: the file is missing, is not JSON, is nested too deeply or holds no object.
+        UserError: the file is missing, is not JSON, is nested too deeply or does not contain an
+            object.
     """
     try:
         values = json.loads(load_text(path))
@@ -273,7 +275,7 @@ def load_arrays(path: Path | zipfile.Path) -> dict[str, np.ndarray]:
 
 
 def _read_npy(file: IO[bytes], size: int) -> np.ndarray:
-    """Read an array from an open .npy file of `size` bytes; allocate only what it really holds."""
+    """Read an array from an open .npy file of `size` bytes; allocate only what it contains."""
     version = npy.read_magic(file)
     read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
     if version not in read_header:

@@ -1,7 +1,7 @@
 """Read a prepared dataset folder: poses, speech, blinks and images of a clip.
 
-Reads folders that the scripts of the AD-NeRF family prepared as well as talker's own, and the one
-file that `talker pack` makes of such a folder.
+It reads folders prepared by talker or by the scripts of the AD-NeRF family, and the file that
+`talker pack` makes from such a folder.
 """
 
 import zipfile
@@ -32,7 +32,7 @@ from talker.head.landmarks68 import read_lms
 from talker.media.images import read_image
 
 SPARE_ROWS = 1
-"""Rows that a published per-frame file may have beyond the frames; its readers ignore them too."""
+"""Number of extra rows that a published per-frame file may have; its readers ignore them too."""
 
 
 @dataclass(frozen=True)
@@ -294,7 +294,7 @@ def _load_statistics(statistics: Folder) -> tuple[np.ndarray | None, np.ndarray 
 
 
 def open_folder(path: Folder) -> Folder:
-    """Return a dataset folder, or the inside of the file that `talker pack` made of one.
+    """Return a dataset folder, or the contents of the file that `talker pack` made from one.
 
     Raises:
         UserError: the file is not a pack.
@@ -319,7 +319,7 @@ def rows(array: np.ndarray, frames: int, path: Folder) -> np.ndarray:
     """Return the first `frames` rows of a per-frame array.
 
     Raises:
-        UserError: it has fewer rows, or more than `SPARE_ROWS` further ones.
+        UserError: it has fewer rows, or more than `SPARE_ROWS` extra rows.
     """
     if not frames <= len(array) <= frames + SPARE_ROWS:
         raise UserError(

@@ -1,5 +1,4 @@
-"""Evaluate an avatar on held-out frames, next to two control renderings: frozen mouth and shuffled
-audio.
+"""Evaluate an avatar and two controls, frozen mouth and shuffled audio, on held-out frames.
 
     talker evaluate --data data/me --avatar results/me/avatar --metrics results/me/metrics.json
     talker evaluate --data data/me --avatar results/me/avatar --metrics hello.json --video hello.mp4

@@ -1,4 +1,4 @@
-"""Extract the frames of a clip: 25 fps, a square around the face, at most 512 pixels a side.
+"""Extract the frames of a clip: 25 fps, a square around the face, at most 512 pixels per side.
 
 `talker frames --video me.mp4 --clip clip.json --images ori_imgs`
 """
@@ -44,7 +44,8 @@ class Config:
     """Square to cut out: left, top and size in pixels of the upright picture. By default it is
     placed around the largest face."""
     look_every: AtLeast1 = 10
-    """Detect the face in every n-th frame; smaller values take longer and follow fast moves."""
+    """Detect the face in every n-th frame; smaller values take longer but follow fast motion
+    better."""
 
 
 def detect_speaker(video: Path, source: Source, every: int) -> np.ndarray:
@@ -95,8 +96,8 @@ def choose_crop(boxes: np.ndarray, width: int, height: int) -> Crop | None:
     """Choose a square that contains head and shoulders in the whole clip.
 
     In published talking-head clips the picture is square, the detected face is half as wide as
-    the picture, and its center is slightly below the middle. The crop is chosen likewise, with
-    room for all positions of the head.
+    the picture, and its center is slightly below the middle. The crop is chosen in the same way,
+    with room for all positions of the head.
 
     Args:
         boxes: [N, 4] face boxes in pixels, as returned by `detect_speaker`.
@@ -121,7 +122,7 @@ def choose_crop(boxes: np.ndarray, width: int, height: int) -> Crop | None:
 
 
 def plan_clip(source: Source, crop: Crop | None, size: int) -> Clip:
-    """Return the clip that results from `source`, this crop and at most `size` pixels a side."""
+    """Return the clip that results from `source`, this crop and at most `size` pixels per side."""
     height, width = (crop.size, crop.size) if crop else (source.height, source.width)
     scale = min(1.0, size / max(height, width))
     return Clip(

@@ -52,8 +52,8 @@ class Config:
     """Options of `talker render`."""
 
     batch: AtLeast0 = 0
-    """Frames rendered at once. The default 0 means 32 on a GPU and 8 on a CPU. Larger batches use
-    more memory; the length of the speech does not matter."""
+    """Number of frames rendered at once. The default 0 means 32 on a GPU and 8 on a CPU. Larger
+    batches use more memory; the length of the speech does not matter."""
     crf: AtLeast0 = 18
     """Constant rate factor of an .mp4 or .webm: 0 is lossless, larger values give smaller files of
     lower quality, up to 51 (.mp4) or 63 (.webm)."""
@@ -64,22 +64,23 @@ class Config:
     """Blinks during new speech: `natural` samples the subject's own blinks at random, `recorded`
     replays those of the background frames, `none` keeps the eyes open."""
     blink_scale: NonNegative = 1.0
-    """Factor of the eye closure. The default 1 does not change it."""
+    """Factor by which the eye closure is multiplied. The default is 1, which does not change it."""
     pose_frame: Annotated[int, Field(ge=-1)] = -1
     """Frame of the clip whose head pose is held during new speech. The default -1 plays the
     recorded poses."""
     pose_scale: NonNegative = 1.0
-    """Factor of the head's motion about its mean pose; the torso keeps the recorded motion. The
-    default 1 does not change it."""
+    """Factor by which the head's motion about its mean pose is multiplied; the torso keeps the
+    recorded motion. The default is 1, which does not change it."""
     expression_scale: NonNegative = 1.0
-    """Factor of the mouth's motion about its mean shape. The default 1 does not change it."""
+    """Factor by which the mouth's motion about its mean shape is multiplied. The default is 1,
+    which does not change it."""
     seed: AtLeast0 = 0
     """Seed of the random numbers of `blinks: natural`."""
 
 
 @dataclass(frozen=True)
 class Tracks:
-    """Files that control the head, a row for each output frame; None changes nothing."""
+    """Files that control the head, one row for each output frame, or None."""
 
     pose: Path | None = None
     blink: Path | None = None
@@ -194,8 +195,8 @@ def main(
 ) -> None:
     """Render an avatar over its recorded torso and background, with sound.
 
-    The files of `pose`, `blink` and `expression` have a row for each output frame: .csv with a
-    header, or .npz of arrays [N].
+    The files of `pose`, `blink` and `expression` have one row for each output frame: .csv with a
+    header, or .npz with arrays [N].
 
     Args:
         avatar: folder that `talker train` wrote, or file that `talker bundle` wrote.

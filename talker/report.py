@@ -417,7 +417,7 @@ def page(**content: Any) -> str:
 
 
 def _section(name: str, make: Callable[[], Section]) -> Section:
-    """Return the section that `make` makes, or {"missing": reason} if an input is missing."""
+    """Return the section that `make` returns, or {"missing": reason} if an input is missing."""
     try:
         return make()
     except (OSError, KeyError, ValueError, UserError) as error:

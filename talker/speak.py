@@ -43,7 +43,7 @@ from talker.media.audio import WavFile
 logger = logging.getLogger(__name__)
 
 LEVEL_SLOTS = 10 * SLOT_RATE
-"""Number of the latest slots whose loudness counts."""
+"""Number of the latest slots from which the loudness is computed."""
 BLINK_PERIOD = 600 * FPS
 """Frames after which the blinks repeat."""
 CLOSED_VIEWER = BrokenPipeError, ConnectionResetError
@@ -55,7 +55,8 @@ class Config:
     """Options of `talker speak`."""
 
     hop: AtLeast1 = 2
-    """Frames rendered at once. Fewer frames have less latency, more frames take less computing."""
+    """Frames rendered at once. Fewer frames reduce the latency, more frames reduce the computing
+    time."""
     ahead: NonNegative = 0.1
     """Seconds of sound that the speech encoder waits for beyond the sound that it encodes."""
     past: NonNegative = 4.0
@@ -98,7 +99,7 @@ class StreamingAvatar:
         self.path = ids[ping_pong(max(1, 2 * len(ids) - 2), len(ids))]
         self.eye = natural_blinks(dataset.eye[dataset.train_ids], BLINK_PERIOD, config.seed)
         self.audio = np.empty(0, np.int16)
-        """The latest samples, as far as they are still needed."""
+        """The latest samples that are still needed."""
         self.received = 0
         """Number of all samples so far."""
         self.levels = np.empty(0, np.float32)
@@ -138,7 +139,7 @@ class StreamingAvatar:
         return WINDOW // 2 - 1 + self.statistics.look_ahead
 
     def _store(self, samples: np.ndarray) -> None:
-        """Append samples and their loudness, and drop what is not needed any more."""
+        """Append samples and their loudness, and drop what is no longer needed."""
         whole = self.received // SLOT
         begin = self.received - len(self.audio)
         audio = np.concatenate([self.audio, samples])
@@ -230,7 +231,8 @@ def measure_latency(streaming: StreamingAvatar, audio: np.ndarray) -> dict[str, 
 def speak(streaming: StreamingAvatar, source: BinaryIO, sink: BinaryIO) -> int:
     """Read PCM (s16le, 16 kHz, mono) from `source` and write raw RGB frames to `sink`.
 
-    It ends with the audio, or when the reader of the frames is closed. Returns their number.
+    It stops when the audio ends or the reader of the frames is closed. Returns the number of
+    frames.
     """
     count = 0
 
@@ -273,7 +275,7 @@ def main(
 
     Args:
         avatar: folder that `talker train` wrote, or file that `talker bundle` wrote.
-        data: dataset folder; not needed for a file.
+        data: dataset folder; not needed if `avatar` is a file.
         port: port of 127.0.0.1 on which to wait for one connection that sends the audio and reads
             the frames. Without it the audio comes from stdin and the frames go to stdout.
         benchmark: measure latency and speed with this wav (from `talker audio`) instead.

@@ -40,7 +40,7 @@ class Config:
     """Layer of hubert, wav2vec2 or whisper, counted from 1. Default: the one at 3/4 of the
     depth."""
     components: AtLeast1 = 32
-    """Number of principal components; encoders with fewer dimensions keep those."""
+    """Number of principal components; encoders with fewer dimensions keep all of them."""
     look_ahead: Annotated[int, Field(ge=0, le=MAX_LOOK_AHEAD)] = 2
     """Slots of 20 ms by which the center of a window is later than its frame, because lips move
     before the sound."""

@@ -52,8 +52,8 @@ MAX_OUTSIDE = 0.1
 border cuts the chin, up to 0.03 of the points are outside."""
 
 STEPS = 1, 5
-"""Frame distances over which the poses are compared with optical flow; only the first one enters
-the poses."""
+"""Frame distances over which the poses are compared with optical flow; only the first one is used
+to compute the poses."""
 
 
 @validated
@@ -83,7 +83,7 @@ class Config:
     """Number of components of the expression basis."""
     all_segments: bool = False
     """Use all shots of a clip with cuts; by default only the longest shot is used. Jump cuts within
-    a take do not end a shot in this sense: the pieces before and after them are all used."""
+    a take do not end a shot here: the parts before and after them are all used."""
     min_face: NonNegative = 64.0
     """Minimum width of a usable face in pixels."""
     max_yaw: NonNegative = 45.0
@@ -233,7 +233,7 @@ def outside_fraction(clip: Clip, points: np.ndarray) -> np.ndarray:
 
 
 def keep_longest_shot(selection: Selection, cuts: list[int]) -> None:
-    """Reject the frames of all shots but the one with the most accepted frames."""
+    """Reject the frames of all shots except the shot with the most accepted frames."""
     ids = selection.accepted_frames
     longest = max(np.split(ids, np.searchsorted(ids, cuts)), key=len)
     selection.reject(np.setdiff1d(ids, longest), "another shot")
@@ -401,7 +401,7 @@ def describe_focal(clip: Clip, tracked: Track, config: Config) -> dict[str, Any]
 
 
 def save_params(path: Path, tracked: Track, model: str) -> None:
-    """Write track_params.pt: the published keys, one row a frame, and what makes it complete.
+    """Write track_params.pt: the published keys with one row per frame, and talker's own keys.
 
     `id` stays 0 where the model has more identities than the published 100; `identity` has all.
     """

@@ -40,10 +40,10 @@ def main(data: Path, avatar: Output, checkpoints: Changed, config: Config = Conf
     """Train the avatar of a prepared dataset folder.
 
     Args:
-        data: dataset folder, or the file that `talker pack` makes of one.
+        data: dataset folder, or the file that `talker pack` makes from one.
         avatar: folder to write: config.json, weights.safetensors, point_cloud.ply, log.jsonl and
             the speech statistics.
-        checkpoints: folder for the state of the training, from which a stopped training continues.
+        checkpoints: folder for the state of the training run, from which a stopped run continues.
             It is kept: training again with the same code, options and data reads the final state.
         config: options.
     """

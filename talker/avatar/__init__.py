@@ -1,1 +1,1 @@
-"""The avatar: canonical Gaussians on a tri-plane, deformed by speech, rasterised."""
+"""The avatar: canonical Gaussians on a tri-plane, deformed by speech and rasterized."""

@@ -12,9 +12,9 @@ AXES = ((0, 1), (0, 2), (1, 2))
 class TriPlane(nn.Module):
     """Features [G, channels * len(resolutions)] of points [G, 3] in the box `bounds` [2, 3].
 
-    The bilinear samples of the XY, XZ and YZ planes are multiplied, those of the resolutions
-    concatenated (K-Planes, Fridovich-Keil et al., CVPR 2023). Points outside of the box get the
-    features of its border.
+    The bilinear samples of the XY, XZ and YZ planes are multiplied, and the products of all
+    resolutions are concatenated (K-Planes, Fridovich-Keil et al., CVPR 2023). Points outside of the
+    box get the features of its border.
     """
 
     bounds: Tensor
@@ -72,7 +72,7 @@ class TokenAttention(nn.Module):
         return key, torch.einsum("bhnw,ohw->bhno", value, out_proj)
 
     def scaled_query(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-        """Return the queries of x, both [..., D], divided by the root of a head's width."""
+        """Return the queries of x, both [..., D], divided by the square root of a head's width."""
         return self.query(x) * (x.shape[-1] // self.heads) ** -0.5
 
     def forward(

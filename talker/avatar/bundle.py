@@ -2,7 +2,7 @@
 
 The file is an uncompressed zip archive. It holds the files that `talker train` wrote, the torsos
 and the background plate of the recorded frames, their poses and eye closure (replay.npz), and
-bundle.json: format version, license, consent, and what the avatar was made with.
+bundle.json: the format version, the license, the consent, and how the avatar was made.
 """
 
 import io
@@ -49,7 +49,7 @@ def write_bundle(
         avatar: folder that `talker train` wrote.
         dataset: dataset of the same subject, at the image size of the avatar.
         license: terms under which the avatar may be used.
-        consent: how the person has agreed to it.
+        consent: how the person agreed to it.
 
     Raises:
         UserError: a file of the avatar or of the dataset is missing or damaged.
@@ -93,7 +93,7 @@ def _torsos(folder: Path, ids: np.ndarray) -> Iterator[tuple[str, bytes]]:
 
 
 class Replay(Dataset):
-    """The part of a dataset that a bundle holds: no frames, masks, speech or sound."""
+    """The part of a dataset that a bundle contains; it has no frames, masks, speech or sound."""
 
     @property
     def cuts(self) -> np.ndarray:
@@ -124,7 +124,7 @@ def read_manifest(file: Path) -> dict[str, Any]:
 
 
 def read_bundle(file: Path, device: torch.device | str = "cpu") -> tuple[Avatar, Replay]:
-    """Read an avatar and what rendering shows around its head.
+    """Read an avatar and the part of its dataset that rendering needs.
 
     Raises:
         UserError: the file is missing, damaged, or of another format version.
@@ -162,7 +162,7 @@ def load_subject(avatar: Path, data: Path | None) -> tuple[Avatar, Dataset]:
 
     Args:
         avatar: folder that `talker train` wrote, or file that `talker bundle` wrote.
-        data: dataset folder; None: the recording in the file of the avatar.
+        data: dataset folder, or None for the recording inside the avatar's file.
 
     Raises:
         UserError: a file is missing, damaged, or belongs to another avatar.

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: what a checkpoint belongs to, how it is written and read."""
+"""Write and read the checkpoints of a training run, and identify the run that they belong to."""
 
 import dataclasses
 import hashlib
@@ -32,8 +32,8 @@ class Origin:
     options: str
     """Options of the run."""
     data: str
-    """Content of the dataset's files. Arrays computed from them are rounded differently on
-    different machines."""
+    """Content of the dataset's files. Arrays computed from the files are not hashed, because they
+    are rounded differently on different machines."""
 
     @classmethod
     def of(cls, config: Config, data: Dataset) -> "Origin":
@@ -64,7 +64,7 @@ def save_checkpoint(path: Path, state: dict[str, Any], origin: Origin) -> None:
 
 
 def load_checkpoint(path: Path, origin: Origin) -> dict[str, Any] | None:
-    """Read the state of a training run, if there is one with the same origin; else log why not."""
+    """Return the saved state of a run if its origin is the same; otherwise log the reason."""
     if not path.exists():
         return None
     try:

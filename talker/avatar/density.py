@@ -1,7 +1,8 @@
 """Adaptive density control: clone, split and prune Gaussians during training.
 
-3D Gaussian splatting (Kerbl et al. 2023, section 5.2), with sizes in dm instead of fractions of the
-scene. It changes the parameters in the optimizer, and works on CPU and CUDA.
+This is the method of 3D Gaussian splatting (Kerbl et al. 2023, section 5.2), with sizes in dm
+instead of fractions of the scene size. It changes the parameters in the optimizer, and works on CPU
+and CUDA.
 """
 
 import math
@@ -60,7 +61,7 @@ class DensityControl:
         """[G], numbers of those images"""
 
     def state_dict(self) -> dict[str, Tensor | None]:
-        """Return the sums so far."""
+        """Return the accumulated sums."""
         return {"gradients": self.gradients, "views": self.views}
 
     def load_state_dict(self, state: dict[str, Tensor | None], device: torch.device) -> None:
@@ -71,7 +72,7 @@ class DensityControl:
         )
 
     def watches(self, step: int) -> bool:
-        """Return whether the images of `step` are to be observed."""
+        """Return whether `observe` must be called for the images of `step`."""
         return self.config.start - self.config.every < step < self.config.stop
 
     def observe(
@@ -89,7 +90,7 @@ class DensityControl:
             radii: [B, G], of `Rasterized`.
             batch: number of images over which the loss is averaged.
         """
-        # as if the loss were that of a single image and lengths were measured in half images
+        # scaled as if the loss were that of a single image and lengths were in half images
         unit = gradients.new_tensor([width / 2, height / 2]) * batch
         norms = torch.where(radii > 0, (gradients * unit).norm(dim=-1), 0).sum(dim=0)
         views = (radii > 0).sum(dim=0)
@@ -104,7 +105,7 @@ class DensityControl:
         step: int,
         generator: torch.Generator,
     ) -> None:
-        """Change the Gaussians if that is due at `step`."""
+        """Change the Gaussians if `step` is one of the steps at which they change."""
         config = self.config
         due = config.start <= step < config.stop and step % config.every == 0
         if due and self.gradients is not None and self.views is not None:

@@ -1,4 +1,4 @@
-"""Motion of the head besides speech: pose paths of any length, blinks, and tracks from files."""
+"""Head motion that does not come from speech: pose paths, blinks, and tracks read from files."""
 
 import csv
 from pathlib import Path
@@ -15,28 +15,29 @@ from talker.errors import UserError
 from talker.head.camera import viewmats_from_pose
 
 MAX_GAP = 2
-"""Longest gap of invalid frames within a stretch; their valid neighbors are shown there."""
+"""Longest gap in frames within a stretch; its invalid frames are replaced by valid neighbors."""
 SHORT_STRETCH = 3 * FPS
-"""Frames. Longer stretches are cut where the head is nearly still, shorter ones are used whole."""
+"""Length in frames above which a stretch is cut where the head is nearly still; shorter stretches
+are used whole."""
 CLOSED = 0.5
 """Eye closure (0..1) above which an eye counts as closed."""
 BLINK_REACH = 7
-"""Frames before and after the middle of a blink that belong to it."""
+"""Number of frames before and after the middle of a blink that belong to the blink."""
 USUAL_INTERVAL = 4.0
-"""Mean time between two blinks, seconds, for subjects who blinked fewer than three times."""
+"""Mean time in seconds between two blinks for subjects who blinked fewer than three times."""
 SHORTEST_INTERVAL = 0.5
-"""Smallest time between two blinks, seconds."""
+"""Shortest time in seconds between two blinks."""
 FOLLOW = 12
-"""Frames that the torso may advance or go back at once to follow a given pose."""
+"""Largest number of frames by which the torso may move forward or back at once to follow a pose."""
 JUMP_DISTANCE = 0.03
-"""Distance in dm from a given pose by which a better frame must be nearer before the torso jumps
-to it."""
+"""Distance in dm by which a frame elsewhere must be closer to a given pose before the torso jumps
+to that frame."""
 CORNERS = np.stack(np.meshgrid([-1, 1], [-1, 1], [-1, 1]), -1).reshape(-1, 3)
-"""Points on the head [8, 3] that represent its pose, dm."""
+"""Points on the head [8, 3] in dm that represent its pose."""
 
 
 def ping_pong(length: int, period: int) -> Int64[np.ndarray, "{length}"]:
-    """Count from 0 to period - 1 and back again and again, without repeating the ends.
+    """Count from 0 to period - 1 and back repeatedly, without repeating the ends.
 
     Returns:
         int64 [length]; neighbors differ by exactly 1 (or are all 0 where period is 1).
@@ -46,7 +47,7 @@ def ping_pong(length: int, period: int) -> Int64[np.ndarray, "{length}"]:
 
 
 def longest_run(valid: Bool[np.ndarray, "T"]) -> Int64[np.ndarray, "N"]:
-    """Return the ids of the longest run of true entries of bool [T], int64, maybe empty."""
+    """Return the ids of the longest run of true entries of bool [T], int64, possibly empty."""
     starts, ends = runs(valid)
     if len(starts) == 0:
         return np.empty(0, np.int64)
@@ -95,8 +96,8 @@ def longest_stretch(dataset: Dataset) -> Int64[np.ndarray, "N"]:
     """Return the frame ids, int64, of the longest recorded stretch of one shot.
 
     It begins and ends where the head is nearly still, within the first and the last third of the
-    recording, so that reversing there is not visible as a jerk. Invalid frames in short gaps are
-    replaced by valid neighbors.
+    recording, so that reversing the motion there causes no visible jerk. Invalid frames in short
+    gaps are replaced by valid neighbors.
 
     Raises:
         UserError: the dataset has no valid frame.
@@ -123,9 +124,9 @@ def longest_stretch(dataset: Dataset) -> Int64[np.ndarray, "N"]:
 
 
 def followed_path(dataset: Dataset, viewmats: Float[np.ndarray, "N 4 4"]) -> Int64[np.ndarray, "N"]:
-    """Return frames whose recorded poses are near to given ones: [N, 4, 4] -> int64 [N].
+    """Return frames whose recorded poses are close to given poses: [N, 4, 4] -> int64 [N].
 
-    They are neighbors in time unless a frame elsewhere is nearer by `JUMP_DISTANCE`.
+    Consecutive ones are neighbors in time unless a frame elsewhere is closer by `JUMP_DISTANCE`.
     """
     valid = np.flatnonzero(dataset.valid)
     recorded, given = _points(dataset.viewmats[valid]), _points(viewmats)
@@ -196,7 +197,7 @@ def pose_track(
     gives poses in the convention of `euler` and `trans` in track_params.pt (docs/conventions.md).
 
     Returns:
-        Frame ids [N] of the torso, and viewmats float32 [N, 4, 4], or None: as recorded.
+        Frame ids [N] of the torso, and viewmats float32 [N, 4, 4], or None for the recorded poses.
 
     Raises:
         UserError: the file cannot be read, is too short, or names a frame that does not exist.
@@ -235,7 +236,7 @@ def blink_track(path: Path, frames: int) -> Float32[np.ndarray, "{frames}"]:
 def expression_track(
     path: Path, frames: int, width: int
 ) -> Float32[np.ndarray, "{frames} {width}"]:
-    """Read expressions float32 [frames, width] from columns `e0`, `e1`, ...; missing ones are 0."""
+    """Read expressions float32 [frames, width] from columns `e0`, `e1`, ..., or 0 without them."""
     table = read_track(path, frames)
     names = [f"e{k}" for k in range(width)]
     if not set(names) & set(table):
@@ -290,7 +291,7 @@ def _read_csv(path: Path) -> dict[str, np.ndarray]:
 
 
 def _points(viewmats: np.ndarray) -> np.ndarray:
-    """Return points on the head in camera coordinates, [T, 4, 4] -> [T, 8, 3], dm."""
+    """Return points on the head in camera coordinates in dm, [T, 4, 4] -> [T, 8, 3]."""
     return CORNERS @ viewmats[:, :3, :3].transpose(0, 2, 1) + viewmats[:, None, :3, 3]
 
 

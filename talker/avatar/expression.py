@@ -1,8 +1,8 @@
-"""From speech to facial expression: a linear map, fitted before any image is rendered.
+"""Predict facial expressions from speech with a linear map, fitted before training on images.
 
-The mapping from speech to mouth decides how well an avatar follows new speech, and images are a
-poor teacher for it: a minute of video shows about 1,500 mouths, which a network memorizes. A ridge
-regression from the speech window to the tracked expression takes a moment and generalizes at least
+The mapping from speech to mouth decides how well an avatar follows new speech, but it is hard to
+learn from images: a minute of video shows only about 1,500 mouths, which a network memorizes. A
+ridge regression from the speech window to the tracked expression is fast and generalizes at least
 as well as AudioNet, the convolutional encoder of the AD-NeRF family (docs/speech.md).
 """
 
@@ -21,13 +21,13 @@ EXPRESSIONS = 10
 CLOSED_SHARE = 0.1
 """Fraction of the frames, those with the least open mouth, whose mean is the face at rest."""
 CLOSING_FACTOR = 1.2
-"""Factor of the expression at rest: an avatar does not follow its expression in full, and with 1
-its lips stay slightly apart in silence."""
+"""Factor by which the expression at rest is multiplied. An avatar does not follow its expression
+fully, and with a factor of 1 its lips would stay slightly apart in silence."""
 SILENCE_WEIGHT = 1.0
 """Weight of silence in the fit, relative to the weight of all training frames."""
 PRIOR_WIDTH = 5.0
-"""Standard deviation in slots (20 ms each) of the Gaussian by which the expected magnitude of the
-weights falls with the distance from the center of the window."""
+"""Standard deviation in slots (20 ms each) of the Gaussian that the expected magnitude of the
+weights follows as a function of the distance from the center of the window."""
 STRENGTHS = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10_000.0)
 """Regularization strengths of the ridge regression that cross-validation chooses from."""
 MAX_GAIN = 1.5
@@ -51,10 +51,11 @@ def expression_targets(
     """Return the principal components [T, 10] of tracked expressions; the first has unit variance.
 
     The part that follows the blinks is removed: speech cannot predict it, and the avatar gets it
-    from the eye token. Fewer components than 10 are filled up with zeros.
+    from the eye token. If there are fewer than 10 components, the others are zero.
 
     Args:
-        expression: [T, E], free of head pose, unlike the shape of the mouth in the image.
+        expression: [T, E], which does not depend on the head pose, unlike the shape of the mouth in
+            the image.
         eye: eye closure [T].
     """
     blink, centered = (
@@ -94,14 +95,15 @@ def fit_speech_to_expression(
 
     The penalty is a prior: slots far from the center of the window and components of little
     variance are expected to matter less (`weight_prior`). The pauses of a recording do not show
-    what silence should look like: people open their mouth there to breathe and to go on. Whole
-    windows of silence with the face at rest are therefore added to the training data.
+    what silence should look like: people open their mouths during pauses to breathe or to continue
+    speaking. Whole windows of silence with the face at rest are therefore added to the training
+    data.
 
     Args:
         windows: speech windows of the training frames [N, 16, C], in temporal order.
         targets: output of `expression_targets` for the same frames [N, 10].
         speech_scale: standard deviations of the components before they were whitened [C]; None
-            treats all alike.
+            treats all components equally.
         silence: speech features of a pause [C]; None adds no silence.
         rest: output of `rest_expression`, needed with `silence`.
         amplitude: 0 keeps the least-squares prediction, 1 amplifies each component about its mean

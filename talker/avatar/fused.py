@@ -17,7 +17,7 @@ HARMONICS = 16
 
 
 class Weights(NamedTuple):
-    """The shared weights; D features, F in the feed-forward, H hidden, all matrices [in, out]."""
+    """Weights with D features, F feed-forward units and H hidden units; matrices are [in, out]."""
 
     linear1: Tensor
     """[D, F]"""
@@ -40,7 +40,7 @@ class Weights(NamedTuple):
 
 
 class NetworkInputs(NamedTuple):
-    """Inputs of `deform` that all frames have in common."""
+    """Inputs of `deform` that are the same for all frames."""
 
     x: Tensor
     """[G, D], to which attention is added; the bias of its output is included."""

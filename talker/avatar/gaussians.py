@@ -1,4 +1,4 @@
-"""3D Gaussians: their parameters, their start on the tracked head mesh, their color from a view.
+"""3D Gaussians: parameters, initialization on the tracked head mesh, view-dependent colors.
 
 Kerbl et al., "3D Gaussian Splatting for Real-Time Radiance Field Rendering", SIGGRAPH 2023.
 """
@@ -18,7 +18,7 @@ from talker.head.camera import project
 START_OPACITY = 0.5
 """Opacity (0..1) of every Gaussian before training."""
 NEIGHBORS = 3
-"""Number of nearest neighbors whose mean distance gives a Gaussian its first size."""
+"""Number of nearest neighbors whose mean distance is the initial size of a Gaussian."""
 MAX_SH_DEGREE = 3
 """Highest supported degree of the spherical harmonics of a color."""
 C0 = 0.28209479177387814
@@ -27,7 +27,7 @@ C0 = 0.28209479177387814
 
 @dataclass(frozen=True)
 class Gaussians:
-    """Raw parameters of G Gaussians, one set or one for each of B frames: [(B,) G, ...]."""
+    """Raw parameters of G Gaussians: one set, or one set for each of B frames: [(B,) G, ...]."""
 
     means: Float[Tensor, "*B G 3"]
     """[(B,) G, 3] centers, dm"""
@@ -76,7 +76,7 @@ def mean_colors(
         points: [P, 3], dm.
         images: uint8 [N, H, W, 3].
         viewmats: [N, 4, 4] world to camera.
-        K: [3, 3] intrinsics, pixels.
+        K: [3, 3] intrinsics in pixels.
     """
     height, width = images.shape[1:3]
     columns, rows = np.moveaxis(project(points, viewmats, K).astype(int), -1, 0)
@@ -146,7 +146,7 @@ def evaluate_sh(
 
     Args:
         sh: coefficients [..., K, 3], K = 1, 4, 9 or 16, in the order and with the signs of 3DGS
-            and gsplat; all zero gives middle gray.
+            and gsplat; if all are 0, the color is middle gray.
         directions: unit vectors [..., 3] from the camera to the Gaussian, in the world.
 
     Raises:

@@ -1,7 +1,8 @@
-"""Rendering a few frames at a time with low latency.
+"""Render a few frames at a time with low latency.
 
-What all frames share is computed once. On a GPU the network is replayed as a CUDA graph: rendering
-a single frame keeps the GPU busy for less time than Python takes to launch its hundred kernels.
+What is the same for all frames is computed once. On a GPU the network is replayed as a CUDA graph,
+because Python takes longer to launch its hundred kernels than the GPU takes to run them for a
+single frame.
 """
 
 from functools import partial
@@ -24,7 +25,7 @@ def live_avatar(avatar: Avatar, batch: int) -> HeadRenderer:
 
 
 class LiveAvatar:
-    """Renders up to `batch` frames a call on CUDA, as `Avatar.render_from_expression` does.
+    """Renders up to `batch` frames per call on CUDA, as `Avatar.render_from_expression` does.
 
     Calls must not overlap: they share the memory of the graph.
     """

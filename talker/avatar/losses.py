@@ -68,7 +68,7 @@ def pixel_terms(
 ) -> tuple[Float[Tensor, "B H W 3"], Float[Tensor, "B H W 3"], Float[Tensor, "3"]]:
     """Compose a rendered batch with its background and compare it with its target, pixel by pixel.
 
-    Plain torch, the twin of `losses_triton.PixelTerms`.
+    This is the plain torch version of `losses_triton.PixelTerms`.
 
     Args:
         rgb: [B, H, W, 3], premultiplied.
@@ -100,8 +100,8 @@ def pixel_terms(
 def ssim(image: Float[Tensor, "B H W C"], target: Float[Tensor, "B H W C"]) -> Float[Tensor, ""]:
     """Return the mean SSIM of images [B, H, W, C] in 0..1; `target` gets no gradient.
 
-    Wang et al. 2004, with a Gaussian window of 11 x 11 pixels and sigma 1.5. As in 3DGS the images
-    count as 0 beyond their border.
+    Wang et al. 2004, with a Gaussian window of 11 x 11 pixels and sigma 1.5. As in 3DGS, images are
+    padded with zeros.
     """
     offsets = torch.arange(TAPS, dtype=image.dtype, device=image.device) - TAPS // 2
     window = torch.softmax(-0.5 * (offsets / SIGMA) ** 2, dim=0)

@@ -1,10 +1,11 @@
 """The avatar: canonical 3D Gaussians, deformed in each frame by speech, blink and head pose.
 
-GaussianTalker (ACM MM 2024): a tri-plane gives each Gaussian a feature, attention to the condition
-tokens of a frame turns it into offsets of position, rotation, scale, opacity and color. The five
-deformation heads share their hidden layer, so that one matrix product serves all of them.
+As in GaussianTalker (ACM MM 2024), a tri-plane gives each Gaussian a feature, and attention to the
+condition tokens of a frame turns it into offsets of position, rotation, scale, opacity and color.
+The five deformation heads share their hidden layer, so that one matrix product serves all of them.
 
-From speech to image there is one road: `speech_to_expression`, `deform`, `rasterize`.
+Every image is computed from speech in the same three steps: `speech_to_expression`, `deform` and
+`rasterize`.
 """
 
 import dataclasses
@@ -32,8 +33,9 @@ from talker.errors import UserError
 FORMAT_VERSION = 2
 """Version of the avatar format, stored in config.json; other versions are refused by number."""
 EYE_SCALE = 4.0
-"""Factor of the eye closure (0..1) at the input of the network. A blink is then about as large as
-the other conditions, which are standardized; unscaled, small avatars never learn to blink."""
+"""Factor by which the eye closure (0..1) is multiplied at the input of the network. A blink is then
+about as large as the other conditions, which are standardized; unscaled, small avatars never learn
+to blink."""
 
 
 @validated
@@ -41,7 +43,7 @@ class AvatarConfig:
     """Shape of the network and what it was trained on; stored with the weights."""
 
     image_size: int
-    """Longer side of the training images, pixels."""
+    """Longer side of the training images in pixels."""
     speech_features: int
     """Channels C of a speech window [16, C]."""
     encoder: str
@@ -49,7 +51,7 @@ class AvatarConfig:
     sh_degree: int
     """Degree of the spherical harmonics of the colors."""
     plane_resolutions: tuple[int, ...]
-    """Side lengths of the tri-planes, cells."""
+    """Side lengths of the tri-planes in cells."""
     plane_channels: int
     """Channels of each tri-plane."""
     features: int
@@ -63,12 +65,12 @@ class AvatarConfig:
 
 
 class Shared(NamedTuple):
-    """The part of the network's computation that all frames of an avatar have in common."""
+    """Intermediate results of the network that are the same for all frames of an avatar."""
 
     features: Tensor
     """[G, D], tri-plane features of the Gaussians."""
     fused: NetworkInputs | None
-    """Inputs of the fused kernel, where it is used."""
+    """Inputs of the fused kernel, if it is used."""
 
 
 class Avatar(nn.Module):
@@ -128,7 +130,7 @@ class Avatar(nn.Module):
         return Gaussians(**dict(self.canonical.items()))
 
     def shared(self) -> Shared:
-        """Compute what all frames have in common, once for a video or a training step."""
+        """Compute what is the same for all frames, once for a video or a training step."""
         features = self.feature_proj(self.planes(self.canonical["means"]))
         if not (features.is_cuda and self._fits_fused_kernel()):
             return Shared(features, None)
@@ -151,7 +153,7 @@ class Avatar(nn.Module):
         return block
 
     def pose_vector(self, viewmats: Float[Tensor, "B 4 4"]) -> Float[Tensor, "B 12"]:
-        """Return the standardized camera poses [B, 12] that the network gets of [B, 4, 4]."""
+        """Return the standardized poses [B, 12] of cameras [B, 4, 4] for the network."""
         return (_pose_vector(viewmats) - self.pose_mean) / self.pose_std
 
     def tokens(
@@ -191,8 +193,8 @@ class Avatar(nn.Module):
             expression: [B, 10], output of `speech_to_expression`.
             eye: [B], 0 open .. 1 closed.
             viewmats: [B, 4, 4] world to OpenCV camera, dm.
-            shared: output of `shared()`, where several calls have it in common.
-            pose: [B, 12], instead of the `pose_vector` of `viewmats`.
+            shared: output of `shared()`, which several calls can reuse.
+            pose: [B, 12], used instead of the `pose_vector` of `viewmats`.
         """
         shared = shared or self.shared()
         tokens = self.tokens(expression, eye, self.pose_vector(viewmats) if pose is None else pose)
@@ -227,12 +229,12 @@ class Avatar(nn.Module):
         width: int,
         shared: Shared | None = None,
     ) -> tuple[Float[Tensor, "B {height} {width} 3"], Float[Tensor, "B {height} {width} 1"]]:
-        """Render B frames; arguments as of `deform`.
+        """Render B frames; the other arguments are the same as for `deform`.
 
         Args:
-            Ks: [B, 3, 3] intrinsics, pixels.
-            height: of the images, pixels.
-            width: of the images, pixels.
+            Ks: [B, 3, 3] intrinsics in pixels.
+            height: height of the images in pixels.
+            width: width of the images in pixels.
 
         Returns:
             rgb [B, H, W, 3], premultiplied, and alpha [B, H, W, 1]: a frame is

@@ -1,4 +1,4 @@
-"""Options of training, with their ranges and defaults; a preset or config.yaml overrides them."""
+"""Options of training, with their ranges and defaults; presets and config.yaml override them."""
 
 from dataclasses import field
 from typing import Annotated
@@ -19,7 +19,7 @@ from talker.core.config import (
 )
 
 MIN_SIZE = 16
-"""Smallest size of the training images, pixels; the crop around the head is a multiple of it."""
+"""Smallest size of the training images in pixels; the crop around the head is a multiple of it."""
 ImageSize = Annotated[int, Field(ge=MIN_SIZE)]
 
 
@@ -28,7 +28,7 @@ class LearningRates:
     """Learning rates of the Adam optimizer for each group of parameters."""
 
     means: NonNegative = 4e-4
-    """Learning rate of the centers of the Gaussians, dm per step."""
+    """Learning rate of the centers of the Gaussians in dm per step."""
     quats: NonNegative = 1e-3
     """Learning rate of the rotations of the Gaussians."""
     scales: NonNegative = 5e-3
@@ -53,7 +53,7 @@ class Config:
     """Speech encoder whose features the avatar is trained on. The workflow sets it from its own
     key `encoder`."""
     image_size: ImageSize = 512
-    """Longer side of the training images, pixels. Rendered frames have the same size."""
+    """Longer side of the training images in pixels. Rendered frames have the same size."""
     device: str = "auto"
     """Device to train on: cpu, cuda, or auto, which is cuda where there is a GPU."""
     seed: AtLeast0 = 6666
@@ -64,7 +64,7 @@ class Config:
     sh_degree: Annotated[int, Field(ge=0, le=MAX_SH_DEGREE)] = 3
     """Degree of the spherical harmonics that make a color depend on the viewing direction."""
     plane_resolutions: tuple[AtLeast1, ...] = (64, 128)
-    """Side lengths of the tri-planes, cells; one tri-plane for each."""
+    """Side lengths of the tri-planes in cells, one tri-plane for each length."""
     plane_channels: AtLeast1 = 32
     """Channels of each tri-plane."""
     features: AtLeast1 = 64
@@ -94,25 +94,26 @@ class Config:
     speech_noise: NonNegative = 0.1
     """Noise on the speech features, which have unit variance."""
     mouth_amplitude: Fraction = 0.5
-    """How far the amplitude of the predicted expression is restored. A regression predicts less
-    motion than there is; 0 keeps the prediction with the smallest error, 1 amplifies it to the
-    amplitude of the recording, which costs about 0.5 dB of PSNR around the mouth."""
+    """Degree to which the amplitude of the predicted expression is restored. A regression predicts
+    less motion than there really is: 0 keeps the prediction with the smallest error, 1 amplifies it
+    to the amplitude of the recording, which costs about 0.5 dB of PSNR around the mouth."""
     expression_share: Fraction = 0.5
     """Fraction of the training frames that are driven by the tracked expression instead of the one
-    predicted from speech. The tracked one determines the mouth fully, so that the network does not
-    guess the rest from blink and pose."""
+    predicted from speech. The tracked expression fully determines the mouth, so that the network
+    does not infer the mouth from blink and pose."""
 
     rates: LearningRates = field(default_factory=LearningRates)
     weights: LossWeights = field(default_factory=LossWeights)
     density: DensityConfig = field(default_factory=DensityConfig)
     perceptual: str = ""
     """TorchScript file of a perceptual network such as LPIPS, for the loss term of the same name
-    (talker/measure/networks.py describes its interface). Empty: the loss has no such term."""
+    (talker/measure/networks.py describes its interface). If this is empty, the loss has no such
+    term."""
     perceptual_sha256: str = ""
     """SHA-256 of the file of the perceptual network, which must match."""
     checkpoint_seconds: NonNegative = 30.0
-    """Seconds of training between two checkpoints: the most that a killed run loses. The default
-    is 30."""
+    """Seconds of training between two checkpoints, which is the most that a killed run can lose.
+    The default is 30."""
 
     def __post_init__(self) -> None:
         if self.features % self.heads:

@@ -7,7 +7,7 @@ import numpy as np
 from talker.errors import UserError
 
 REST = 15
-"""Color coefficients of a channel besides the constant one, for degree 3."""
+"""Number of color coefficients per channel for degree 3, not counting the constant one."""
 
 FIELDS = [
     *("x", "y", "z", "nx", "ny", "nz"),
@@ -41,7 +41,7 @@ def save_ply(
         quats: [G, 4] wxyz; normalized in the file, as some viewers expect.
         scales: [G, 3] natural logarithms.
         opacities: [G] logits.
-        sh: [G, K, 3], K <= 16, filled up with zeros.
+        sh: [G, K, 3], K <= 16, padded with zeros.
     """
     count = len(means)
     rest = np.zeros((count, 3, REST))
@@ -59,7 +59,10 @@ def save_ply(
 
 
 def load_ply(path: Path) -> dict[str, np.ndarray]:
-    """Read what `save_ply` and other 3DGS programs write: its arguments, float32, with K = 16.
+    """Read a file written by `save_ply` or another 3DGS program.
+
+    Returns:
+        The arguments of `save_ply` by name, as float32 and with K = 16.
 
     Raises:
         UserError: the file is not in that layout.

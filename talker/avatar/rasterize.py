@@ -1,6 +1,7 @@
 """Render 3D Gaussians to premultiplied color and alpha: gsplat on CUDA, numba on the CPU.
 
-Both backends render the same image with the same constants; the device of the tensors decides.
+Both backends render the same image with the same constants; the device of the tensors selects the
+backend.
 """
 
 import math
@@ -11,7 +12,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 TILE_SIZE = 16
-"""Side length of gsplat's tiles, pixels; other values are untested there."""
+"""Side length of gsplat's tiles in pixels; other values are not tested."""
 
 
 class Splats(NamedTuple):
@@ -49,15 +50,16 @@ def rasterize(
     width: int,
     height: int,
 ) -> Rasterized:
-    """Render a batch of images, each of its own Gaussians (Kerbl et al. 2023, as in gsplat 1.5.3).
+    """Render a batch of images, each with its own Gaussians.
 
-    All tensors are float32 and on one device, which decides about the backend.
+    The method is that of Kerbl et al. (2023), as implemented in gsplat 1.5.3.
+    All tensors are float32 and on one device, which selects the backend.
 
     Args:
         viewmats: [B, 4, 4] world to camera, OpenCV axes; gets no gradient.
         Ks: [B, 3, 3] intrinsics in pixels, pixel centers at +0.5; get no gradient.
-        width: of the images, pixels.
-        height: of the images, pixels.
+        width: width of the images in pixels.
+        height: height of the images in pixels.
 
     Raises:
         TypeError: a tensor is not float32.

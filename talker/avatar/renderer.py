@@ -1,4 +1,4 @@
-"""Streaming renderer: an avatar, a dataset and a drive become frames, a few batches ahead of use.
+"""Render the frames of an avatar that follows a drive, a few batches ahead of their use.
 
 Only the head is 3D. It is composited over the torso of a recorded frame, and both over the
 background plate or over any other background.
@@ -27,11 +27,12 @@ HeadRenderer = Callable[[Tensor, Tensor, Tensor, Tensor, int, int], tuple[Tensor
 `Avatar.render_from_expression` does."""
 
 BATCH = {"cuda": 32, "cpu": 8}
-"""Frames rendered at once where the caller does not choose, by device."""
+"""Default number of frames rendered at once, by device."""
 GPU_WORKERS = 2
-"""Batches in work on a GPU: one is rendered while the previous one is copied from the GPU."""
+"""Number of batches in progress on a GPU: one is rendered while the previous one is copied from the
+GPU."""
 MAX_WORKERS = 8
-"""Most threads that decode layers, or render on a CPU."""
+"""Largest number of threads that decode layers or render on a CPU."""
 
 
 @runtime_checkable
@@ -44,7 +45,7 @@ class Windows(Protocol):
 
 @dataclass(frozen=True)
 class Drive:
-    """What drives each of N output frames."""
+    """The inputs that determine each of N output frames."""
 
     background_frame_ids: Int64[np.ndarray, "N"]
     """int64 [N], recorded frames whose torso and background are shown."""
@@ -53,20 +54,21 @@ class Drive:
     window_ids: Int64[np.ndarray, "N"]
     """int64 [N], index of the speech window of each output frame."""
     eye: Float32[np.ndarray, "N"] | None = None
-    """float32 [N], 0 open .. 1 closed; None: as recorded in the background frames."""
+    """float32 [N], 0 open .. 1 closed, or None for the recorded closure of the background
+    frames."""
     viewmats: Float32[np.ndarray, "N 4 4"] | None = None
-    """float32 [N, 4, 4]; None: as recorded in the background frames."""
+    """float32 [N, 4, 4], or None for the recorded poses of the background frames."""
     expression: Float32[np.ndarray, "N 10"] | None = None
-    """float32 [N, 10]; None: predicted from the speech."""
+    """float32 [N, 10], or None to predict it from the speech."""
     expression_scale: float = 1.0
-    """Factor of the expression."""
+    """Factor by which the expression is multiplied."""
 
     def __len__(self) -> int:
         return len(self.background_frame_ids)
 
 
 def load_avatar(folder: Path) -> Avatar:
-    """Read an avatar, onto the GPU if there is one; UserError if `folder` holds none."""
+    """Read an avatar, onto the GPU if there is one; UserError if `folder` contains no avatar."""
     return Avatar.load(folder, "cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -102,11 +104,12 @@ def render_frames(
         avatar: avatar of the subject.
         dataset: dataset of the same subject.
         drive: drive of N frames.
-        batch: frames rendered at once; 0 takes `BATCH`.
-        backgrounds: what is shown behind the person in each frame, uint8 [H, W, 3]; None: the
+        batch: number of frames rendered at once; 0 selects `BATCH`.
+        backgrounds: images behind the person, uint8 [H, W, 3], one for each frame; None shows the
             background plate.
         transparent: show nothing behind the person.
-        render_head: output of `live_avatar`, for drives of a few frames; None: the avatar.
+        render_head: output of `live_avatar`, for drives of a few frames; None renders with the
+            avatar itself.
 
     Yields:
         RGB uint8 [H, W, 3], or RGBA uint8 [H, W, 4] (not premultiplied) if transparent.
@@ -161,8 +164,8 @@ def render_frames(
             part = slice(start, min(start + batch, len(drive)))
             yield part, list(islice(layers, part.stop - start))
 
-    # Each batch has a thread of its own. torch's threads would wait for each other at each of the
-    # many small operations and take three times the CPU time.
+    # Each batch is rendered in its own Python thread. torch's threads would wait for each other at
+    # each of the many small operations and use three times the CPU time.
     with one_thread():
         for frames in ordered_map(render, jobs(), workers):
             yield from frames
@@ -177,7 +180,7 @@ def _over(
 
 
 def _read_windows(windows: Windows, ids: Int64[np.ndarray, "B"]) -> Float32[Tensor, "B 16 C"]:
-    """Return windows [B, 16, C] by their ids, reading only the stretch that holds them."""
+    """Return windows [B, 16, C] by their ids, reading only the slice that contains them."""
     first, last = int(ids.min()), int(ids.max())
     near = np.array(windows[first : last + 1], np.float32)
     return torch.from_numpy(near[ids - first])

@@ -1,7 +1,7 @@
 """The training loop: a canonical stage that fits one head, a deformation stage that makes it talk.
 
-The order of the stages and the losses follow GaussianTalker (ACM MM 2024). A checkpoint lets a
-stopped run continue where it was, with the same result.
+The order of the stages and the losses follow GaussianTalker (ACM MM 2024). A stopped run continues
+from its last checkpoint and gives the same result.
 """
 
 import logging
@@ -44,7 +44,7 @@ Result = TypeVar("Result")
 BOUNDS_MARGIN = 1.1
 """Size of the tri-planes' box relative to the bounding box of the head."""
 COLOR_FRAMES = 16
-"""Number of training frames from which the Gaussians get their first colors."""
+"""Number of training frames from which the initial colors of the Gaussians are computed."""
 LOG_EVERY = 20
 """Steps between two entries of the training log."""
 CPU_CHUNK = 2
@@ -61,7 +61,7 @@ class Conditions(NamedTuple):
     expression: Tensor
     """[B, 10] tracked expressions."""
     tracked: Tensor
-    """bool [B, 1]: driven by the tracked expression, else by the one predicted from speech."""
+    """bool [B, 1], whether the tracked expression is used instead of the predicted one."""
     eye: Tensor
     """[B] eye closure."""
     pose: Tensor
@@ -163,7 +163,7 @@ class Trainer:
     def batch_rows(self, step: int) -> Tensor:
         """Return the rows of the training set in the batch of a step of this stage, int64 [B].
 
-        They are pinned for a GPU: copying memory that is not pinned waits for the GPU.
+        For a GPU they are in pinned memory, because copying other memory waits for the GPU.
         """
         config = self.config
         canonical = self.stage == "canonical"
@@ -191,7 +191,7 @@ class Trainer:
         )
 
     def render(self, rows: Tensor, conditions: Conditions | None) -> Rasterized:
-        """Render training frames; without conditions the canonical head in their poses."""
+        """Render training frames; without conditions, render the canonical head in their poses."""
         avatar, viewmats = self.avatar, self.subset.viewmats[rows]
         if conditions is None:
             splats = to_view(avatar.gaussians(), avatar.canonical["means"].detach(), viewmats)
@@ -203,7 +203,7 @@ class Trainer:
     def compute_loss(
         self, rgb: Tensor, alpha: Tensor, targets: Targets
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss, and the loss and its terms without gradients, by name."""
+        """Return the loss, and {name: value} of the loss and its terms without gradients."""
         loss, parts = compute_loss(rgb, alpha, targets, self.config.weights, self.perceptual)
         return loss, {name: part.detach() for name, part in {"loss": loss, **parts}.items()}
 
@@ -213,8 +213,8 @@ class Trainer:
         """Render a part of a batch, compute its loss and differentiate it.
 
         Args:
-            share: fraction of the batch that the part has; gradients and losses are multiplied by
-                it, so that those of all parts add up.
+            share: fraction of the batch that is in this part; gradients and losses are multiplied
+                by it, so that those of all parts add up.
 
         Returns:
             The gradients of all trained parameters and of `Rasterized.means2d`, the losses by name,
@@ -240,7 +240,7 @@ class Trainer:
 
         Launching its hundreds of small kernels one by one takes Python longer than the GPU needs.
         """
-        # Expected, because the capture has a stream of its own, and without consequences.
+        # This warning is expected, because the capture uses its own stream, and it is harmless.
         warnings.filterwarnings("ignore", "The AccumulateGrad node's stream")
         capture: Any = partial(torch.cuda.make_graphed_callables, allow_unused_input=True)
         self.deform = capture(self.deform, (*conditions, self.subset.viewmats[rows]))
@@ -251,7 +251,7 @@ class Trainer:
 
         Raises:
             UserError: a gradient is not finite. On a GPU this is checked only where losses are
-                logged, but the optimizer changes nothing from the first such step on.
+                logged, but from the first such step on the optimizer skips all updates.
         """
         subset, canonical = self.subset, self.stage == "canonical"
         rows = self.batch_rows(self.step).to(subset.ids.device, non_blocking=True)
@@ -275,7 +275,7 @@ class Trainer:
         else:
             gradients = [torch.stack(g).sum(0) for g in by_parameter]
         broken = 1 - torch.isfinite(get_total_norm(gradients)).float()
-        # Adam changes nothing where this is not zero.
+        # Adam skips the update if this is not zero.
         self.optimizer.found_inf = broken  # pyright: ignore[reportAttributeAccessIssue]
         self.diverged = torch.maximum(self.diverged, broken)
         logs = (self.step + 1) % LOG_EVERY == 0 or self.step + 1 == self.stage_steps
@@ -295,7 +295,7 @@ class Trainer:
         return {name: sum(values[name].item() for _, values, _ in done) for name in done[0][1]}
 
     def refuse_divergence(self) -> None:
-        """Raise UserError if a gradient of a step so far was not finite."""
+        """Raise UserError if a gradient of any previous step was not finite."""
         if self.diverged:
             raise UserError(
                 f"training diverged by step {self.step} of the {self.stage} stage: a gradient is "
@@ -329,12 +329,12 @@ class Trainer:
         self.density.load_state_dict(state["density"], self.subset.ids.device)
 
     def next_stage(self) -> None:
-        """Go on to the deformation stage."""
+        """Switch to the deformation stage."""
         self.stage, self.step = "deformation", 0
         self.optimizer = self._new_optimizer()
 
     def run_stage(self) -> Iterator[None]:
-        """Take the steps that are left of the stage, yield after each, and keep the log."""
+        """Take the remaining steps of the stage, yield after each of them, and write the log."""
         while self.step < self.stage_steps:
             start = time.monotonic()
             values = self.train_step()
@@ -353,7 +353,7 @@ class Trainer:
 
 
 def batch_rows(count: int, batch: int, step: int, seed: int) -> Tensor:
-    """Return the rows of a batch, out of `count`: epochs shuffled by seed and epoch alone."""
+    """Return the rows of a batch; the order of the rows depends only on seed and epoch."""
     batch = min(batch, count)
     per_epoch = count // batch
     epoch, place = divmod(step, per_epoch)
@@ -433,7 +433,7 @@ def fit(
 
 
 def _begin(trainer: Trainer, state: dict[str, Any] | None) -> None:
-    """Continue from `state`, or else fit the map from speech to expression."""
+    """Continue from `state`; without one, fit the map from speech to expression."""
     if state is not None:
         trainer.restore(state)
         logger.info("Continuing at step %d of the %s stage.", trainer.step, trainer.stage)
@@ -481,7 +481,7 @@ def _stop_signals() -> Iterator[list[signal.Signals]]:
 
 
 def _stop(trainer: Trainer, checkpoint: Path, received: signal.Signals) -> None:
-    """Say how to continue, and end as a process does that the signal stopped."""
+    """Log how to continue the run, and exit as if the signal had ended the process."""
     logger.info(
         "Training stopped at step %d of %d of the %s stage. The checkpoint %s holds the state; "
         "run the same command again to continue.",

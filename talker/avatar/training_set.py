@@ -1,7 +1,7 @@
-"""The training frames of a clip, cropped to the region that the head ever covers.
+"""The training frames of a clip, cropped to the region that the head covers in any of them.
 
-They are stored on the GPU as bytes where they fit, else in host memory, from where a thread copies
-the next batch through pinned memory while the GPU works on the current one.
+They are stored as bytes on the GPU if they fit, and otherwise in host memory, from which a thread
+copies the next batch through pinned memory while the GPU works on the current one.
 """
 
 import math
@@ -57,7 +57,7 @@ class TrainingSet:
     viewmats: Float[Tensor, "N 4 4"]
     """[N, 4, 4], world to camera"""
     K: Float[Tensor, "3 3"]
-    """[3, 3], intrinsics of the crop, pixels"""
+    """[3, 3], intrinsics of the crop in pixels"""
     eye: Float[Tensor, "N"]
     """[N], eye closure"""
     windows: Float[Tensor, "T 16 C"]
@@ -65,7 +65,7 @@ class TrainingSet:
     ids: Int64[Tensor, "N"]
     """int64 [N], frame ids"""
     expression: Float[Tensor, "N 10"]
-    """[N, 10], tracked expressions, which speech is to predict"""
+    """[N, 10], tracked expressions, which are predicted from speech"""
     rest: Float[Tensor, "10"]
     """[10], expression of a closed mouth"""
     silence: Float[Tensor, "channels"]
@@ -75,7 +75,7 @@ class TrainingSet:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the crop, pixels."""
+        """Height and width of the crop in pixels."""
         return self.frame.shape[1], self.frame.shape[2]
 
     def targets(self, rows: Int64[Tensor, "B"]) -> Targets:
@@ -94,7 +94,7 @@ class TrainingSet:
 
 
 class Prefetch:
-    """Returns the targets of step after step; those in host memory are copied ahead of use.
+    """Returns the targets of each step; if they are in host memory, they are copied ahead of use.
 
     Args:
         rows: returns the rows of a step.
@@ -225,7 +225,7 @@ def training_set(data: Dataset, device: torch.device) -> TrainingSet:
 
 
 def _fits(size: int, device: torch.device) -> bool:
-    """Return whether `size` bytes fit into the device's memory for the whole training."""
+    """Return whether `size` bytes can stay in the device's memory during training."""
     if device.type != "cuda":
         return True
     free, _ = torch.cuda.mem_get_info(device)

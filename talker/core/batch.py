@@ -38,7 +38,7 @@ class SpeechRow:
     file: str
     """Path of the audio or video file."""
     subjects: frozenset[str] | None = None
-    """Names of the subjects that speak it; None: all subjects."""
+    """Names of the subjects that speak it, or None for all subjects."""
 
 
 def schema_errors(data: Any, schema: Schema, where: str) -> list[str]:
@@ -220,10 +220,10 @@ MESSAGE = re.compile(
 
 
 def failures(text: str) -> list[Failure]:
-    """Return the last failure of every job that failed for good.
+    """Return the last failure of every job that did not succeed when it was repeated.
 
-    Snakemake removes the outputs of a failed job, so a job whose outputs all exist was repeated
-    with success.
+    Snakemake removes the outputs of a failed job, so a job whose outputs all exist succeeded when
+    it was repeated.
 
     Args:
         text: Snakemake's own log.

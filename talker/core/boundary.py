@@ -1,6 +1,6 @@
 """Turn every exception of a command into one sentence and an exit status.
 
-Bad input, a full disk, missing permissions, a lack of memory or an interruption are explained
+Bad input, a full disk, missing permissions, running out of memory or an interruption are explained
 without a traceback. The traceback of any other exception goes to a file, for a bug report.
 """
 
@@ -38,7 +38,7 @@ ERRNO_TEXTS = {
     errno.EISDIR: "this is a folder, but a file was expected. Name another path",
     errno.ESTALE: "this file was replaced on the file server. Run the command again",
 }
-"""What an error number of the operating system means to a user, and what to do."""
+"""What an error number of the operating system means to the user, and how to solve the problem."""
 
 OUT_OF_MEMORY = (
     "the memory of this machine is used up. Stop other programs, run fewer jobs at once "
@@ -49,15 +49,15 @@ OUT_OF_GPU_MEMORY = (
     "job per GPU (`jobs_per_gpu: 1`), or lower {options}"
 )
 GPU_MEMORY_OPTIONS = {"render": "`--batch`", "evaluate": "`--batch`"}
-"""Options that reduce the GPU memory of a stage; for other stages, the size of the avatar does."""
+"""Options that reduce the GPU memory of a stage; other stages need a smaller avatar instead."""
 WRITING_FAILED = (
     "a file could not be written completely. Check the free space of the disk with `df -h`"
 )
 
 EXTRAS = {"gsplat": "'.[cuda]'", "transformers": "'.[transformers]'"}
-"""What to install for an optional package, in the folder of the project."""
+"""What to pass to `pip install` for an optional package, in the folder of the project."""
 PACKAGES = {"cv2": "opencv-contrib-python==4.11.0.86", "yaml": "pyyaml"}
-"""Names of the packages whose modules have another name."""
+"""Names of packages whose modules have a different name."""
 
 _ERRNO_IN_TEXT = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
 _GPU_MEMORY_TEXT = re.compile(
@@ -116,8 +116,8 @@ def _exit(message: str, status: int) -> None:
 def explain(error: BaseException, stage: str = "") -> str | None:
     """Return what happened and what to do in one sentence or two, or None for a bug.
 
-    The causes of `error` count as well: a library may raise an exception of its own after a failure
-    of the disk.
+    The causes of `error` are explained as well, because a library may raise its own exception after
+    a disk failure.
     """
     if isinstance(error, UserError):
         return str(error)
@@ -208,7 +208,7 @@ def use_writable_caches() -> None:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     if cache.is_absolute() and _is_writable(cache):
         return
-    with suppress(OSError):  # without any writable folder, the outputs will fail as well
+    with suppress(OSError):  # if no folder is writable, writing the outputs will fail too
         private = _private_folder()
         os.environ["XDG_CACHE_HOME"] = str(private)
         os.environ.setdefault("TRITON_CACHE_DIR", str(private / "triton"))

@@ -2,7 +2,7 @@
 
 Every stage has a class `Config` decorated with `@validated`. The annotation of a field holds its
 type and range (`AtLeast1`, `Fraction`, `Annotated[int, Field(ge=16)]`), and the string below the
-field is its help text. Validation, flags, help texts and the JSON schema derive from it.
+field is its help text. Validation, flags, help texts and the JSON schema are derived from them.
 """
 
 import dataclasses

@@ -108,11 +108,11 @@ def exclusive(outputs: Sequence[Path], work: str, inputs: Sequence[Path] = ()) -
     Args:
         outputs: files and folders to produce; without any there is no lock.
         work: identifies the work, such as a hash of code and options; without spaces.
-        inputs: files, or folders whose direct files count. Outputs older than an input are out of
-            date.
+        inputs: files, or folders of which only the direct files are considered. Outputs older than
+            an input are out of date.
 
     Yields:
-        Whether there is something to do.
+        Whether the outputs have to be produced.
 
     Raises:
         UserError: these outputs were never produced here before, and one of them is a folder that

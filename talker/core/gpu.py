@@ -1,4 +1,4 @@
-"""Give every job that needs a GPU one of its own, with file locks instead of a server.
+"""Give every job that needs a GPU its own GPU, with file locks instead of a server.
 
 The kernel releases the lock of a job that dies, so its GPU is free at once. A job that was assigned
 one GPU already (by Slurm, or with `CUDA_VISIBLE_DEVICES=1 talker train ...`) keeps it.

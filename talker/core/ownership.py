@@ -1,9 +1,10 @@
-"""Know which outputs talker wrote, so that no file of the user is replaced or deleted.
+"""Record which outputs talker wrote, so that no file of the user is replaced or deleted.
 
 Every output has a manifest next to it, `.NAME.made`, with a line for each file: the hash of its
 content, its size in bytes, its modification time in nanoseconds and its name. An output without a
-manifest, or with another content, is the user's: it was copied there, edited, or written by another
-program. The workflow reads the manifests at every start, so this module imports nothing heavy.
+manifest, or with different content, is the user's: it was copied there, edited, or written by
+another program. The workflow reads the manifests at every start, so this module imports nothing
+heavy.
 """
 
 import contextlib
@@ -24,8 +25,8 @@ Entry = tuple[str, int, int]
 def record(made: Path, target: Path) -> None:
     """Write the manifest of an output that is about to be renamed from `made` to `target`.
 
-    The previous manifest stays valid until `confirm` is called, so that there is always a valid
-    manifest of whichever output an interruption leaves.
+    The previous manifest stays valid until `confirm` is called, so that after an interruption there
+    is a valid manifest for the old or the new output.
     """
     _write(_pending(target), _lines(_files(made)))
 
@@ -40,7 +41,7 @@ def confirm(target: Path) -> None:
 def adding_to(folder: Path) -> Iterator[Path]:
     """Yield an empty folder; add its files to `folder` when the block ends without an error.
 
-    The files are listed in a second manifest of the folder. A file that the user brought is kept.
+    The files are listed in a second manifest of the folder. Files of the user are kept.
     """
     with tempfile.TemporaryDirectory(
         prefix=f".{folder.name}.talker-", dir=folder.parent
@@ -67,8 +68,8 @@ def foreign_outputs(outputs: Sequence[Path]) -> list[Path]:
     """Return those existing outputs of a job that talker did not write.
 
     A folder with a manifest counts as written by talker. Comparing all its files takes too long
-    here, so that is left to `foreign_files`, which marks the folder if some do not fit. In projects
-    of earlier versions, where no output has a manifest, the journal of the job decides.
+    here, so that is left to `foreign_files`, which marks the folder if some files do not match. In
+    projects of earlier versions, where no output has a manifest, the journal of the job decides.
     """
     existing = [path for path in outputs if path.exists()]
     if not existing:
@@ -79,10 +80,10 @@ def foreign_outputs(outputs: Sequence[Path]) -> list[Path]:
 
 
 def foreign_files(folder: Path) -> list[str]:
-    """Return the names of the files in a folder that are not as talker wrote them.
+    """Return the names of the files in a folder that differ from what talker wrote.
 
     If there are any, the folder is marked, so that `foreign_outputs` compares its files from then
-    on. Hidden files do not count. A folder without a manifest has no foreign files.
+    on. Hidden files are ignored. A folder without a manifest has no foreign files.
     """
     known = _entries(folder) if _manifests(folder) else None
     names = [
@@ -96,7 +97,7 @@ def foreign_files(folder: Path) -> list[str]:
 
 
 def content_of(path: Path) -> str:
-    """Return a text that changes with the content of a file, or with the file list of a folder."""
+    """Return a string that changes with the content of a file or the file list of a folder."""
     return str(path.stat().st_mtime_ns) if path.is_dir() else _hash(path)
 
 
@@ -144,7 +145,7 @@ def _manifests(output: Path) -> list[Path]:
 
 
 def _was_finished(output: Path) -> bool:
-    """Return whether the journal of an output has the end of a job in it."""
+    """Return whether the journal of an output records the end of a job."""
     with contextlib.suppress(OSError):
         return " done " in (output.parent / f".{output.name}.lock").read_text(encoding="utf-8")
     return False

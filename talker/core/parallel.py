@@ -38,8 +38,8 @@ def ordered_map(
 def one_thread() -> Iterator[None]:
     """Limit torch to one thread inside the block, for all threads that start inside it.
 
-    Sums are then the same for any number of cores, and the threads of a caller that runs its own do
-    not wait for each other at every small operation.
+    Sums are then the same for any number of cores. If the caller runs several threads of its own,
+    they do not wait for each other at every small operation.
     """
     import torch
 

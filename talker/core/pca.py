@@ -1,4 +1,4 @@
-"""Principal component analysis, the one implementation of the package."""
+"""Principal component analysis, as used throughout the package."""
 
 import numpy as np
 

@@ -1,7 +1,8 @@
 """Hash the code that produces an output: a stage's module and every talker module it imports.
 
 The hash is a parameter of the workflow's rules, so an edit reruns exactly the stages whose code it
-changes. Comments, docstrings and formatting do not count. Sources are parsed, never imported.
+changes. Comments, docstrings and formatting do not change the hash. Sources are parsed, never
+imported.
 """
 
 import ast
@@ -21,7 +22,7 @@ EMPTY = ast.dump(ast.Module([], []))
 def code_of(module: str, package: Path = PACKAGE) -> str:
     """Return 12 hexadecimal digits that change with the code of `module` and of its imports.
 
-    A data file counts if a module in the same folder contains its name as a string.
+    A data file is included if a module in the same folder contains its name as a string.
 
     Args:
         module: dotted name of a module, such as "talker.track".
@@ -39,8 +40,8 @@ def code_of(module: str, package: Path = PACKAGE) -> str:
 def closure(module: str, package: Path = PACKAGE) -> list[str]:
     """Return the sorted names of `module` and all modules of the package that it needs.
 
-    Imports inside functions count, and so does the `__init__` of every package that contains an
-    imported module, unless it consists of a docstring.
+    This includes imports inside functions, and the `__init__` of every package that contains an
+    imported module, unless that consists of a docstring only.
 
     Raises:
         ModuleNotFoundError: the package has no such module.
@@ -59,7 +60,7 @@ def closure(module: str, package: Path = PACKAGE) -> list[str]:
 
 
 def _has_code(source: Path) -> bool:
-    """Return whether a module has any statement but docstrings."""
+    """Return whether a module contains any statement other than docstrings."""
     return _parse(source.read_text(encoding="utf-8"))[0] != EMPTY
 
 
@@ -92,7 +93,7 @@ def _parse(text: str) -> tuple[str, frozenset[str], frozenset[str]]:
 
 
 def _imported(node: ast.AST) -> Iterator[str]:
-    """Yield the dotted names of a statement that are imported modules or may be."""
+    """Yield the dotted names in a statement that are, or may be, imported modules."""
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom) and node.module:

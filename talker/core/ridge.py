@@ -45,7 +45,7 @@ class CrossValidated:
 def fit_ridge(features: np.ndarray, targets: np.ndarray, strength: float) -> Ridge:
     """Fit targets [N, D] to features [N, F], penalizing squared weights but not the bias.
 
-    Without rows the prediction is 0. The result does not depend on the number of cores.
+    If there are no rows, the prediction is 0. The result does not depend on the number of cores.
     """
     if not len(features):
         return Ridge(np.zeros((features.shape[1], targets.shape[1])), np.zeros(targets.shape[1]))
@@ -81,7 +81,7 @@ def fit_cross_validated(
         features: [N, F], rows in temporal order.
         targets: [N, D].
         strengths: regularization strengths to choose from.
-        extra: features [M, F] and targets [M, D] that are part of every fit and of no test.
+        extra: features [M, F] and targets [M, D] that are used in every fit but never for testing.
         gap: rows left out between training and test stretches.
     """
     more_x, more_y = extra or (features[:0], targets[:0])

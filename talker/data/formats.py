@@ -1,9 +1,9 @@
-"""The formats of a dataset folder, one reader and one writer each: au.csv, poses, transforms files.
+"""Readers and writers of the files of a dataset folder: au.csv, poses and transforms files.
 
 Every reader checks types, shapes and ranges, and that all values are finite, so that later code
-need not. Writers write to the path they are given; callers pass a scratch path of
-`talker.core.files`. Masks are in `talker.data.masks`, .lms files in `talker.head.landmarks68`,
-clip.json and arrays in `talker.clip`.
+does not have to. Writers write to the path they are given; callers pass a scratch path of
+`talker.core.files`. `talker.data.masks` handles masks, `talker.head.landmarks68` handles .lms
+files, and `talker.clip` handles clip.json and arrays.
 """
 
 import csv
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 AU45_CLOSED = 5.0
 """AU45 intensity of a closed eye: the upper end of OpenFace's scale."""
 AU45_SATURATION = 2.0
-"""AU45 intensity from which on the AD-NeRF family, and the avatar, treat an eye as closed."""
+"""AU45 intensity from which the AD-NeRF family and the avatar treat an eye as closed."""
 AU_HEADER = "frame, timestamp, confidence, success, AU45_r"
 """Columns of au.csv, with the blank before each name that most readers of the family expect."""
 MAX_DISTANCE = 1e4
@@ -78,7 +78,7 @@ def read_table(path: Path | zipfile.Path) -> dict[str, list[str]]:
     """Read a csv file with a header, as columns of text; blanks around names are removed.
 
     Raises:
-        UserError: the file is missing, is no csv, or its rows have different lengths.
+        UserError: the file is missing, is not a csv table, or its rows have different lengths.
     """
     try:
         names, *rows = csv.reader(load_text(path).splitlines())
@@ -110,7 +110,7 @@ def numbers(
     """Convert a column of text to float64 [T].
 
     Raises:
-        UserError: a value is no number from `low` to `high`.
+        UserError: a value is not a number from `low` to `high`.
     """
     for row, value in enumerate(column):
         try:
@@ -138,7 +138,7 @@ def read_track_params(path: Path | zipfile.Path) -> TrackParams:
     """Read a track_params.pt, without running any code that it may contain.
 
     Large arrays of a file on disk are memory-mapped: the published tracker stores 34,650 vertices
-    for every frame, of which only the mean is taken.
+    for every frame, of which only the mean is used.
 
     Raises:
         UserError: the file is missing, unsafe to unpickle, or lacks a field, or a field has another
@@ -195,7 +195,7 @@ def _load_bytes(content: bytes) -> Any:
 
 
 def _check_stored(archive: zipfile.ZipFile) -> None:
-    """Refuse compressed members, which torch.save never writes and which could fill the memory."""
+    """Refuse compressed members, which torch.save never writes and which may exhaust the memory."""
     with archive:
         if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
             raise ValueError("its content is compressed, which torch.save never does")
@@ -206,7 +206,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _tensor(fields: Mapping[str, Any], name: str, faults: list[str]) -> "torch.Tensor | None":
-    """Return a dense tensor of the CPU, or None after adding a fault."""
+    """Return a dense tensor on the CPU, or add a fault and return None."""
     import torch
 
     value = fields.get(name)
@@ -229,7 +229,7 @@ def _numbers(
     largest: float,
     faults: list[str],
 ) -> np.ndarray:
-    """Return a field as float32 of `shape` (None: any length), or an empty array and a fault."""
+    """Return a field as float32 of `shape` (None: any length), or a fault and an empty array."""
     empty = np.empty([length or 0 for length in shape], np.float32)
     tensor = _tensor(fields, name, faults)
     if tensor is None:
@@ -324,8 +324,8 @@ def write_track_params(path: Path, arrays: Mapping[str, np.ndarray], model: str)
     Args:
         path: the file.
         arrays: `euler` and `trans` [T, 3], `focal` [1], `exp` [T, E], `vertices` [1 or T, V, 3],
-            `valid` bool [T], `faces` int [F, 3], and whatever else describes the head; numbers
-            other than `valid` and `faces` are stored as float32.
+            `valid` bool [T], `faces` int [F, 3], and any other arrays that describe the head;
+            numbers other than `valid` and `faces` are stored as float32.
         model: name of the head model.
     """
     import torch

@@ -1,6 +1,6 @@
-"""Names of the files of a dataset folder, each spelled once.
+"""Names of the files of a dataset folder, each defined only once.
 
-The names and formats are those of the AD-NeRF family, with files of our own added.
+The names and formats are those of the AD-NeRF family, with additional files that only talker uses.
 docs/conventions.md describes the contents; the other modules of this package read and write them.
 Names are relative to the dataset folder.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 Folder = Path | zipfile.Path
-"""A dataset folder, or the inside of the file that `talker pack` makes of one."""
+"""A dataset folder, or the contents of the file that `talker pack` makes from one."""
 
 CLIP = "clip.json"
 """Length, size, crop and source of the clip; written by `talker frames`."""
@@ -48,12 +48,12 @@ NOVEL = "novel"
 
 @dataclass(frozen=True)
 class FrameFiles:
-    """A kind of file of which every frame has one: `folder/0.suffix`, `folder/1.suffix`, ..."""
+    """A kind of file that exists once per frame: `folder/0.suffix`, `folder/1.suffix`, ..."""
 
     folder: str
     suffix: str
     channels: int | None
-    """channels of the image; None if the file is no image"""
+    """channels of the image; None if the file is not an image"""
     stage: str
     """command that writes the files"""
 
@@ -66,7 +66,7 @@ class FrameFiles:
         return f"{self.folder}/{self.file_name(frame)}"
 
     def path(self, dataset: Path, frame: int) -> Path:
-        """Return the path of a frame's file of the folder `dataset`."""
+        """Return the path of a frame's file in the dataset folder `dataset`."""
         return dataset / self.folder / self.file_name(frame)
 
 
@@ -82,7 +82,7 @@ TORSOS = FrameFiles("torso_imgs", ".png", 4, "layers")
 """Neck and clothes, continued upward behind the head, as RGBA."""
 
 IMAGES = (FRAMES, MASKS, COMPOSITES, TORSOS)
-"""All kinds of images of which every frame has one."""
+"""All kinds of images that exist once per frame."""
 
 
 def speech_features(encoder: str) -> str:

@@ -1,8 +1,8 @@
 """Speech encoders, one module for each model, loaded by name.
 
-Nothing imports the module of an encoder directly, so that its code belongs to no stage that does
-not use it. A new encoder is a module with a function `load(choice, wav)` that returns an
-`Encoder`, its name in `EncoderName` and its line in `ENCODERS`.
+Nothing imports the module of an encoder directly, so that a change of its code only reruns the
+stages that use it. To add an encoder, write a module with a function `load(choice, wav)` that
+returns an `Encoder`, and add its name to `EncoderName` and `ENCODERS`.
 """
 
 import importlib
@@ -42,7 +42,7 @@ def encoder_module(name: str) -> str:
 
 
 def sync_encoder(encoder: str) -> str:
-    """Return the encoder that measures lip sync of an avatar: not the one that drives it."""
+    """Return an encoder to measure the lip sync of an avatar driven by another encoder."""
     return "mel" if encoder == "hama" else "hama"
 
 

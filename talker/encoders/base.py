@@ -24,10 +24,10 @@ class Encoder:
     extract: Callable[[np.ndarray, int], np.ndarray]
     """Map a piece of sound to its features.
 
-    Takes float32 [S] at 16 kHz in -1..1, and the position of its first sample in the whole sound,
-    which may be negative and which only encoders with stored features need. Returns float32
-    [N, dims]; row k is centered on `first_center` + k / `rate` seconds of the piece. Pieces last
-    14 s.
+    The arguments are float32 [S] at 16 kHz in -1..1, and the position of its first sample in the
+    whole sound, which may be negative and is needed only by encoders with stored features. Returns
+    float32 [N, dims]; row k is centered on `first_center` + k / `rate` seconds of the piece. Pieces
+    last 14 s.
     """
 
 

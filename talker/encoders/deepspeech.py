@@ -15,9 +15,9 @@ from talker.errors import UserError
 from talker.media.audio import WavFile
 
 DIMS = 29
-"""Letters of DeepSpeech: a to z, blank, apostrophe, and the CTC blank."""
+"""Number of letters of DeepSpeech: a to z, space, apostrophe, and the CTC blank."""
 SPARE = 4
-"""Slots by which the scores may be longer or shorter than the sound: 2 frames."""
+"""Largest difference in slots between the lengths of the scores and of the sound: 2 frames."""
 
 
 def load(choice: Choice, wav: Path | None) -> Encoder:
@@ -50,7 +50,7 @@ def load(choice: Choice, wav: Path | None) -> Encoder:
 def read(path: Path) -> np.ndarray:
     """Read scores float32 [2 N, 29] at 50 Hz, from stored scores or stored windows [N, 16, 29].
 
-    Window i contains the scores 2 i - 8 to 2 i + 7, so that neighbors share 14 of them.
+    Window i contains the scores 2 i - 8 to 2 i + 7, so that neighboring windows share 14 scores.
 
     Raises:
         UserError: the file is missing or has another shape, or its windows do not overlap that way.

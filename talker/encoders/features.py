@@ -30,9 +30,10 @@ from talker.errors import UserError
 from talker.media.audio import Waveform
 
 CHUNK = 10 * SLOT_RATE
-"""Slots per piece of sound; all pieces have one length, because some encoders average over it."""
+"""Slots per piece of sound; all pieces have the same length, because some encoders average over
+it."""
 CONTEXT = 2 * SLOT_RATE
-"""Slots of sound on both sides of a piece that the encoder receives in addition."""
+"""Number of additional slots of sound that the encoder receives on each side of a piece."""
 MAX_LOOK_AHEAD = WINDOW // 2
 """Largest number of slots by which the center of a window may be later than its frame."""
 QUIETEST = 0.05
@@ -180,7 +181,7 @@ def extract_clip(
         choice: its name, weights and layer, to be stored.
         sound: int16 [640 T] at 16 kHz, the sound of the clip.
         train_frames: number of training frames.
-        components: number of principal components; encoders with fewer dimensions keep those.
+        components: number of principal components; encoders with fewer dimensions keep all of them.
         look_ahead: slots by which the center of a window is later than its frame.
         pause: shortest pause, in seconds, that gets the features of silence.
 
@@ -210,7 +211,7 @@ def fit_stats(
 
     The largest entry of each component is positive, so that the same sound gives the same signs.
     The features of silence have the direction of the mean of the quietest slots and twice the usual
-    length, so that no speech sound has them.
+    length, so that they differ from those of any speech sound.
 
     Args:
         slots: features of the training frames, [K, D], as `extract` yields them.
@@ -334,7 +335,7 @@ def save_windows(path: Path, blocks: Iterable[np.ndarray], frames: int) -> None:
 class WindowsFile:
     """Windows float32 [N, 16, C] of an .npy file, of which only the requested rows are in memory.
 
-    Use it as file[i:j]. A memory map would keep every page that was read resident: 184 MB for an
+    Use it as file[i:j]. A memory map would keep every page in memory once it is read: 184 MB for an
     hour of speech.
 
     Raises:

@@ -1,7 +1,7 @@
 """Speech features from the convolutional trunk of hama's phoneme recognizer (Apache-2.0).
 
 The weights are read from the ONNX file inside the `hama` wheel; its code is not imported. The
-middle layers predict mouth shapes better than the phoneme scores do, block 6 best of all.
+middle layers predict mouth shapes better than the phoneme scores do; block 6 is the best.
 """
 
 import hashlib
@@ -80,7 +80,7 @@ class Trunk(nn.Module):
         return self.blocks(self.stem(sound))
 
     def load_onnx(self, path: Path) -> None:
-        """Copy the weights of the ONNX file, whose convolutions have the order of ours."""
+        """Copy the weights of the ONNX file, whose convolutions have the same order as here."""
         import onnx
         from onnx.numpy_helper import to_array
 
@@ -120,7 +120,7 @@ def load(choice: Choice, wav: Path | None) -> Encoder:
 
 @torch.inference_mode()
 def extract(trunk: Trunk, sound: np.ndarray) -> np.ndarray:
-    """Map sound, float32 [S], to float32 [1 + S // 320, 256]; row k is centred on sample 320 k.
+    """Map sound, float32 [S], to float32 [1 + S // 320, 256]; row k is centered on sample 320 k.
 
     The excitations average over the whole piece, so only pieces of one length are comparable.
     """

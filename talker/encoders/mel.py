@@ -35,7 +35,7 @@ def load(choice: Choice, wav: Path | None) -> Encoder:
 
 
 def log_mel(sound: np.ndarray) -> np.ndarray:
-    """Map sound, float32 [S], to float32 [1 + S // 160, 80]; row k is centred on sample 160 k."""
+    """Map sound, float32 [S], to float32 [1 + S // 160, 80]; row k is centered on sample 160 k."""
     padded = np.pad(sound, WINDOW // 2)
     frames = sliding_window_view(padded, WINDOW)[::HOP]
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)

@@ -1,4 +1,4 @@
-"""HuBERT, wav2vec 2.0 and Whisper through transformers, from a folder or a hub id.
+"""HuBERT, wav2vec 2.0 and Whisper from the package transformers, loaded by folder or hub id.
 
 They need `pip install 'transformers>=5.23,<6'`. Do not add torchvision from PyPI to a CPU build of
 PyTorch: it is built for CUDA and fails to load, and then transformers fails, too.
@@ -19,9 +19,10 @@ from talker.encoders.base import Choice, Encoder
 from talker.errors import UserError
 
 EDGE = 40
-"""Samples by which the 400 samples of a row exceed its 320, on each side."""
+"""Number of samples by which the 400-sample window of a row exceeds its 320-sample hop on each
+side."""
 QUIETEST = 1e-3
-"""Smallest standard deviation by which a piece of sound is divided; silence stays quiet."""
+"""Smallest standard deviation by which a piece of sound is divided, so that silence stays quiet."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def _from_spectrogram(
 ) -> torch.Tensor:
     """Return rows of Whisper's encoder, [S // 320, D]; row k is centered on sample 320 k.
 
-    Whisper's input always has 30 s; the sound is padded with silence.
+    Whisper's input always lasts 30 s, so the sound is padded with silence.
     """
     spectrogram = preprocessor(sound, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
     rows = network.get_encoder()(spectrogram, output_hidden_states=True).hidden_states[layer][0]

@@ -1,1 +1,1 @@
-"""Head geometry: the one camera convention, morphable models, fitting."""
+"""Head geometry: the camera convention, morphable models and fitting."""

@@ -1,4 +1,4 @@
-"""The camera convention: published Euler angles and translations, OpenCV cameras, pixels.
+"""Camera conventions: published Euler angles and translations, OpenCV matrices, and pixels.
 
 The published (AD-NeRF) tracker maps a head point p to R p + t in a camera that looks along -z with
 y up; `euler` and `trans` follow it, so that published files and ours have the same meaning.

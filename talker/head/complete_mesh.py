@@ -1,4 +1,4 @@
-"""Complete 68 landmarks to the 478-point face mesh with the head of the package.
+"""Complete 68 landmarks to the 478-point face mesh with the head model of the package.
 
 A weak-perspective fit places the mean face in the image; the remaining errors of the 68 points are
 interpolated to all others. The 68 points of the result are exactly those given.

@@ -1,6 +1,6 @@
 """Embed the 478 face mesh points on any head: render it, detect the mesh, project it back.
 
-No head model needs a hand-made list of landmark vertices.
+Head models therefore need no hand-made list of landmark vertices.
 """
 
 import itertools

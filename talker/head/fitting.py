@@ -24,11 +24,12 @@ NOISE = 0.005
 """Expected error of a detected landmark, as a fraction of the face width; one detector unit."""
 
 EFFECTIVE_POINTS = 20.0
-"""Number of independent points that all landmarks of a frame count as; their errors correlate."""
+"""Number of independent points that all landmarks of a frame count as, since their errors
+correlate."""
 
 EFFECTIVE_FRAMES = 20.0
-"""Number of independent frames that all keyframes count as; their errors correlate, and without
-this limit they would overrule the priors on the shape and the distance of the head."""
+"""Number of independent frames that all keyframes count as, since their errors correlate. Without
+this limit they would outweigh the priors on the shape and the distance of the head."""
 
 MEAN_FRAMES = 400
 """Maximum number of frames from which the mean mesh is triangulated."""
@@ -178,7 +179,7 @@ def outliers(residual: np.ndarray, floor: float = 0.0, factor: float = 6.0) -> n
     """Return which residuals [N] are outliers, bool [N].
 
     An outlier exceeds median + `factor` * 1.4826 * MAD, three times the median, and `floor`. The
-    second bound exists because a blink moves the skin around the eyes and doubles the residual.
+    second bound is needed because a blink moves the skin around the eyes and doubles the residual.
     """
     middle = np.median(residual)
     spread = np.median(np.abs(residual - middle))

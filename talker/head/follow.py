@@ -15,7 +15,7 @@ def iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 
 
 def follow_face(candidates: Sequence[np.ndarray], min_overlap: float, patience: int) -> np.ndarray:
-    """Choose one box per frame: the largest at the start, then the one that overlaps it most.
+    """Choose one box per frame: first the largest, then the one that overlaps the last one most.
 
     Args:
         candidates: T arrays [N, 4] of boxes x0, y0, x1, y1.

@@ -2,7 +2,7 @@
 
 The world is the head: x to the viewer's right, y up, z out of the face, in dm. `viewmats` are
 OpenCV world-to-camera matrices. Observed points and intrinsics K are in "detector units": pixels
-divided by the expected noise of the landmark detector, so that a residual of 1 is ordinary at every
+divided by the expected noise of the landmark detector, so that a residual of 1 is typical at any
 image size. All functions are vectorized over frames and use float64.
 """
 
@@ -119,7 +119,7 @@ def project_with_jacobian(
         K: [3, 3].
 
     Returns:
-        Projections [N, P, 2], their Jacobian by the pose [N, P, 2, 6], and their Jacobian by the
+        Projections [N, P, 2], and their Jacobians with respect to the pose [N, P, 2, 6] and to the
         point in camera coordinates [N, P, 2, 3].
     """
     turned = points @ viewmats[:, :3, :3].transpose(0, 2, 1)

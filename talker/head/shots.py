@@ -30,12 +30,12 @@ CUT_FOLLOWED = 0.1
 shots."""
 
 JUMP_SPIKE = 1.7
-"""Ratio of the image difference at a jump cut to the differences of the two frames before and after
-it, at least."""
+"""Minimum ratio of the image difference at a jump cut to the differences of the two frames before
+and after it."""
 
 JUMP_LEVEL = 0.85
-"""Ratio of the image difference at a jump cut to the differences over two and three frames across
-it, at least. It is about 1 at a cut, and 0.5 to 0.8 in continuous motion, where the difference
+"""Minimum ratio of the image difference at a jump cut to the differences over two and three frames
+across it. The ratio is about 1 at a cut, and 0.5 to 0.8 in continuous motion, where the difference
 grows with the distance in time."""
 
 FROZEN = 0.2
@@ -77,7 +77,7 @@ def find_cuts(clip: Clip, images: Path, points: np.ndarray, ids: np.ndarray) -> 
         first, second = (gray_histogram(image) for image in pair)
         differs = cv2.compareHist(first, second, cv2.HISTCMP_BHATTACHARYYA) > CUT_COLORS
         # A jump of the landmarks without motion in the images is an error of the detector, so the
-        # points are also followed to where they were.
+        # points are also followed to their previous positions.
         goals = faces[row : row + 2], faces[[row, row]]
         followed = max(follow_points(pair, goal, [1])[1].share[0] for goal in goals)
         if differs or followed < CUT_FOLLOWED:
@@ -88,14 +88,14 @@ def find_cuts(clip: Clip, images: Path, points: np.ndarray, ids: np.ndarray) -> 
 def find_jump_cuts(clip: Clip, images: Path, points: np.ndarray, usable: np.ndarray) -> list[int]:
     """Return the first frame after each jump cut.
 
-    At a jump cut a piece of a take is removed: framing and lighting stay the same, and the head
-    moves by a few pixels. The head's image then changes more than in the frames around, and as much
-    over one frame as over two or three, which continuous motion does not do.
+    A jump cut removes a part of a take: framing and lighting stay the same, and the head moves by a
+    few pixels. The head's image then changes more than in the frames around, and as much over one
+    frame as over two or three, which continuous motion does not do.
 
     Args:
         images: folder of the frames.
         points: meshes [T, 478, 3] in pixels.
-        usable: bool [T], frames that show a usable face; cuts are sought between these.
+        usable: bool [T], frames that show a usable face; cuts are searched for between these.
     """
     if clip.frames < 5 or not usable.any():
         return []
@@ -124,7 +124,7 @@ def _head_differences(
     exposure does not count.
 
     Returns:
-        float64 [3, T]; 0 where there is no frame before.
+        float64 [3, T]; 0 where there is no earlier frame.
     """
     boxes = bounding_boxes(points)
     width = np.median(boxes[usable, 2] - boxes[usable, 0])
@@ -159,7 +159,7 @@ def still_frames(flow: Flow, longest: int) -> np.ndarray:
 
     Args:
         flow: displacements from frame to frame.
-        longest: number of frozen frames that is still accepted.
+        longest: largest accepted number of consecutive frozen frames.
     """
     size = np.linalg.norm(flow.moved, axis=-1)
     count = flow.good.sum(axis=1)

@@ -1,1 +1,1 @@
-"""Metrics, quality gates and the figures that show them."""
+"""Metrics, quality checks, and the figures that show them."""

@@ -1,4 +1,4 @@
-"""Definitions of all metrics, as they stand in metrics.json and in the report."""
+"""Definitions of all metrics, as written to metrics.json and to the report."""
 
 DEFINITIONS = {
     "psnr": "Peak signal-to-noise ratio of the whole frame in dB, mean over frames. The rendered "

@@ -85,8 +85,7 @@ class FolderSpec:
         return range(self.frames)
 
     def has_spare(self, rows: int) -> bool:
-        """Return whether a per-frame file of other scripts has the row too many that their readers
-        ignore."""
+        """Return whether a file of other scripts has an extra row, which their readers ignore."""
         return not self.own and self.frames < rows <= self.frames + SPARE_ROWS
 
     def name(self, ids: Iterable[int]) -> str:

@@ -2,7 +2,7 @@
 
 A lost face, a jittering head or the audio of somebody else is found here in seconds instead of
 after training. Audio and mouth are compared with a null distribution made from the same clip, so
-that a short clip is not refused for what it is too short to show.
+that a short clip is not refused only because it is too short for a reliable result.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,7 +18,7 @@ from talker.core.ridge import fit_ridge, stretches
 from talker.data.masks import BACKGROUND
 
 LAGS = np.arange(-12, 13)
-"""Lags in frames of the audio behind the image at which both are compared."""
+"""Lags of the audio behind the image, in frames, at which the two are compared."""
 LEAD = 0.5
 """Natural lag of the audio behind the lips in frames, as measured on clips that are in sync."""
 SLOTS = 4
@@ -36,12 +36,12 @@ NULL_MARGIN = FPS
 NULL_SHIFTS = 60
 """Largest number of circular shifts of the null distribution."""
 SURE_Z = 2.8
-"""Standard deviations of the null distribution above its mean from which the audio is taken to
-belong to the mouth. The best of 25 lags, of which about 8 are independent, exceeds it in 2 % of
-unrelated clips if the null distribution is normal."""
+"""Number of standard deviations above the mean of the null distribution from which the audio is
+considered to belong to the mouth. The best of 25 lags, of which about 8 are independent, exceeds it
+in 2 % of unrelated clips if the null distribution is normal."""
 MIN_JUDGED_FRAMES = 8 * FPS
 """Number of frames below which a missing correlation is a warning instead of a reason to refuse:
-in shorter clips the right audio too stays below `SURE_Z` (in 1 of 3 cuts of 5 s)."""
+in shorter clips even the correct audio can stay below `SURE_Z` (in 1 of 3 clips of 5 s)."""
 LAG_MARGIN = 2.0
 """Standard deviations by which the correlation at a lag has to exceed that of clips in sync."""
 STEADY_RANGE = 3.0
@@ -77,8 +77,8 @@ class Limits:
     max_c5: Positive = 1.0
     """Largest error of the head's motion over 5 frames, in pixels of a face 250 pixels wide."""
     max_person: Positive = 1.8
-    """Largest ratio of the residuals of the worst and the best shot. A higher one means that a shot
-    shows somebody else."""
+    """Largest ratio of the residuals of the worst and the best shot. A higher ratio means that a
+    shot shows another person."""
     max_rival: NonNegative = 20.0
     """Largest percentage of frames that show another face of at least half the size."""
     min_mouth: NonNegative = 0.04
@@ -103,7 +103,7 @@ class Assessment:
 def sync_facts(
     speech: np.ndarray, opening: np.ndarray, valid: np.ndarray
 ) -> dict[str, float | None]:
-    """Measure how well the audio predicts the mouth opening, against chance.
+    """Measure how well the audio predicts the mouth opening, compared with chance.
 
     Args:
         speech: speech windows [T, 16, C].

@@ -59,7 +59,8 @@ class RealFrames:
     targets: np.ndarray
     """uint8 [N, H, W, 3], the real head over torso and background (the target of GaussianTalker)"""
     landmarks: np.ndarray
-    """float32 [N, 68, 2], landmarks of the dataset; they place the boxes of the metrics"""
+    """float32 [N, 68, 2], landmarks of the dataset, from which the boxes of the metrics are
+    computed"""
     detected: np.ndarray
     """float32 [N, 68, 2], landmarks that MediaPipe detects in `frames`, nan without a face"""
     flow: dict[int, Flow]
@@ -166,14 +167,14 @@ def evaluate_held_out(
     Args:
         networks: metric networks by option (`talker.measure.networks.load_networks`).
         encoder: the speech encoder that drives the avatar.
-        batch: frames rendered at once; 0 chooses by device.
+        batch: number of frames rendered at once; 0 selects it by device.
         shuffles: number of rotations of the audio for the shuffled control.
 
     Returns:
         The content of metrics.json.
 
     Raises:
-        UserError: the dataset holds out no usable frame.
+        UserError: the dataset has no usable held-out frame.
     """
     ids = evaluated_ids(dataset)
     if len(ids) == 0:

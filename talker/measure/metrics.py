@@ -38,7 +38,8 @@ def ssim_map(image: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Return the structural similarity of uint8 images [H, W, 3] at every pixel, [H, W, 3].
 
     Wang et al., IEEE TIP 2004: 11 x 11 Gaussian window of sigma 1.5, K = (0.01, 0.03), for each
-    channel separately. The outer `SSIM_MARGIN` pixels see a mirrored border.
+    channel separately. The image is mirrored at its border, which affects the outer `SSIM_MARGIN`
+    pixels.
     """
     x, y = image.astype(np.float64), truth.astype(np.float64)
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
@@ -78,7 +79,7 @@ def mouth_box(landmarks: np.ndarray, height: int, width: int) -> Box:
 def mouth_distance(landmarks: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Return the landmark distance of the mouth (LMD) [T] in pixels, of two sets [T, 68, 2].
 
-    Each mouth is centered on its own mean before the mean distance between partners is taken.
+    Each mouth is centered on its mean before the mean distance of corresponding points is taken.
     """
     mouth, real = landmarks[:, MOUTH], truth[:, MOUTH]
     apart = (mouth - mouth.mean(1, keepdims=True)) - (real - real.mean(1, keepdims=True))

@@ -72,10 +72,10 @@ def frame_metrics(
     Args:
         networks: metric networks by option.
         rendered: frames uint8 [N, H, W, 3].
-        landmarks: detected in them [N, 68, 2], nan without a face.
+        landmarks: landmarks detected in `rendered` [N, 68, 2], nan without a face.
         targets: real heads over torso and background, uint8 [N, H, W, 3].
         real: unmodified real frames, uint8 [N, H, W, 3].
-        real_landmarks: detected in them [N, 68, 2].
+        real_landmarks: landmarks detected in `real` [N, 68, 2].
     """
     row = {}
     if network := networks.get("lpips"):
@@ -98,8 +98,8 @@ def stretch_metrics(
 
     Args:
         images: frames uint8 [N, H, W, 3].
-        landmarks: detected in them [N, 68, 2], nan without a face.
-        sound: of the whole clip, int16 [640 T] at 16 kHz.
+        landmarks: landmarks detected in `images` [N, 68, 2], nan without a face.
+        sound: sound of the whole clip, int16 [640 T] at 16 kHz.
     """
     if "syncnet" not in networks:
         return {}
@@ -129,7 +129,7 @@ def frechet_distance(
     """Return the FID (Heusel et al., NeurIPS 2017) of two sets of images uint8 [H, W, 3].
 
     It is biased upward if there are fewer images than features, and images are resized by OpenCV,
-    so compare only numbers of equally many frames made by this function.
+    so only compare numbers that this function computed from equally many frames.
     """
     (mean, cov), (real_mean, real_cov) = (_moments(network, one) for one in (images, targets))
     # trace(sqrt(A B)) from the eigenvalues of sqrt(A) B sqrt(A), which is symmetric

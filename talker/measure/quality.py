@@ -26,7 +26,7 @@ RIVAL_SIZE = 0.5
 
 
 def dataset_facts(folder: FolderSpec) -> dict[str, Any]:
-    """Measure a folder without faults. None stands for what these files do not show."""
+    """Measure a folder without faults. Facts that its files do not contain are None."""
     path = folder.path
     valid = read_track_params(path / layout.TRACK_PARAMS).valid
     au45 = read_au45(path / layout.ACTION_UNITS)[: folder.frames]

@@ -30,11 +30,12 @@ logger = logging.getLogger(__name__)
 COMPONENTS = 40
 """Number of principal components of the features."""
 LOUD_RANGE = 25.0
-"""Decibels below the level of the speech down to which a slot counts as speech."""
+"""Range in dB below the level of the speech within which a slot counts as speech."""
 LOOK_AHEAD = 2
 """Slots of 20 ms by which the center of a window lies after its frame."""
 SHORTEST_PAUSE = 0.3
-"""Length in seconds from which silence does not predict the mouth."""
+"""Duration in seconds from which a pause is excluded, because silence does not predict the
+mouth."""
 MAX_LAG = 12
 """Largest lag in frames that is searched."""
 MIN_SHIFT = FPS
@@ -44,8 +45,9 @@ NULL_SHIFTS = 50
 MIN_FRAMES = 2 * FPS
 """Number of frames below which no score is computed."""
 MIN_NULL_FRAMES = 80
-"""Number of frames below which no null distribution is computed, because its shifts are few and
-nearly the same (of unrelated sounds, 10 % pass a 5 % test in 75 frames and 5 % in 100)."""
+"""Number of frames below which no null distribution is computed, because it would consist of few
+and nearly equal shifts (10 % of unrelated sounds pass a 5 % test with 75 frames, and 5 % pass it
+with 100)."""
 
 
 @dataclass(frozen=True)

@@ -194,8 +194,9 @@ def face_crops(images: Iterable[np.ndarray], landmarks: np.ndarray) -> Iterator[
 def mfcc(sound: np.ndarray) -> np.ndarray:
     """Compute MFCCs float32 [1 + ceil((S - 400) / 160), 13] of int16 [S] as SyncNet's authors do.
 
-    Frames of 25 ms without a window function every 10 ms, 26 mel bands (O'Shaughnessy's scale),
-    liftered; the first coefficient is the log energy. Samples are not scaled to -1..1.
+    They use frames of 25 ms every 10 ms without a window function and 26 mel bands (O'Shaughnessy's
+    scale), and are liftered; the first coefficient is the log energy. Samples are not scaled to
+    -1..1.
     """
     wave = sound.astype(np.float64)
     wave = np.append(wave[:1], wave[1:] - EMPHASIS * wave[:-1])

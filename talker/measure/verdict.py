@@ -1,4 +1,4 @@
-"""Judge an avatar by its margins over the controls, with their uncertainty.
+"""Grade an avatar by its margins over the control renderings and their uncertainty.
 
 An avatar works if its mouth follows the speech better than a frozen mouth and than the audio of
 other parts of the clip. Both margins are computed from the curves of the held-out part; their
@@ -19,9 +19,9 @@ LONGER = "Use a longer clip (a minute or more) with clear sound, and check the c
 Grade = Literal["good", "usable", "failed", "too short to tell"]
 
 MIN_FRAMES = 2 * FPS
-"""Number of held-out frames below which nothing can be said about the mouth."""
+"""Number of held-out frames below which the mouth is not graded."""
 MIN_AMPLITUDE_FRAMES = 8
-"""Number of held-out frames from which a mouth that hardly moves can be seen."""
+"""Number of held-out frames from which a mouth that hardly moves can be detected."""
 BLOCK = FPS // 2
 """Length of the bootstrap's blocks in frames: the mouth opening is nearly independent after half a
 second."""
@@ -36,7 +36,7 @@ GOOD_AMPLITUDE = (0.6, 1.4)
 MIN_AMPLITUDE = 0.3
 """Amplitude below which the mouth hardly moves."""
 STILL_AMPLITUDE = 0.15
-"""Amplitude of a mouth that does not move, however few frames show it."""
+"""Amplitude below which the mouth counts as not moving, even in a short clip."""
 MAX_LAG = 2
 """Largest lag of the mouth in frames in a good avatar."""
 MAX_LOST = 0.1
@@ -71,7 +71,7 @@ class Verdict:
 
 
 def judge(results: Mapping[str, Any]) -> Verdict:
-    """Judge the content of metrics.json (`talker.measure.heldout.evaluate_held_out`)."""
+    """Grade the content of metrics.json (`talker.measure.heldout.evaluate_held_out`)."""
     row, mouth = results["held_out"], results["curves"]["mouth_opening"]
     real, avatar = (np.asarray(mouth[name], float) for name in ("real", "avatar"))
     frames = int((np.isfinite(real) & np.isfinite(avatar)).sum())

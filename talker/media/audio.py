@@ -1,8 +1,8 @@
 """Decode sound of any format through PyAV, and read and write 16 kHz mono 16-bit wav files.
 
-Sound is taken from the track that players choose by default, or from a given one. Its channels
-are averaged, unless they cancel each other: then the loudest channel is used alone. Work is
-bounded for any declared duration, see `talker.media.container`.
+Sound is taken from the track that players choose by default, or from the specified track. Its
+channels are averaged, unless they cancel each other; in that case only the loudest channel is used.
+Work is bounded for any declared duration, see `talker.media.container`.
 """
 
 import logging
@@ -314,7 +314,7 @@ def _resample(
     limit: int | None = None,
     channels: dict[int, int] | None = None,
 ) -> Iterator[np.ndarray]:
-    """Yield blocks [C, n] of the target format; joined files may change format on the way."""
+    """Yield blocks [C, n] of the target format; their format may change within the file."""
     graph, current = None, None
     zero, samples, clock, heard = Fraction(start or 0), 0, _Clock(path), Fraction(0)
     for frame in frames:

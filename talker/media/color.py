@@ -7,11 +7,11 @@ as BT.601, as players do.
 - Matrix and range are converted by swscale with accurate rounding.
 - SDR code values are kept, because displays show all SDR transfers alike (BT.1886). The primaries
   of BT.601 and EBU differ too little from BT.709 to matter; wide ones (BT.2020, P3) are converted.
-- PQ is absolute: 203 nits, the reference white of ITU-R BT.2408, become SDR white. Luminance from
-  80 % of that on is rolled off.
+- PQ is absolute: 203 nits, the reference white of ITU-R BT.2408, become SDR white. Luminance above
+  80 % of that is rolled off.
 - HLG is relative to the display: it is shown on a display whose peak is SDR white, 203 nits, with
   the system gamma 1.2 of ITU-R BT.2100.
-- Log, linear and other rare descriptions are refused by name.
+- Log, linear and other rare descriptions are refused with an error that names them.
 """
 
 import tempfile
@@ -100,7 +100,7 @@ SDR_GAMMA = 2.4
 REFERENCE_WHITE = 203.0
 """Luminance in nits that becomes SDR white (ITU-R BT.2408)."""
 KNEE = 0.8
-"""Fraction of SDR white from which brighter light is rolled off."""
+"""Fraction of SDR white above which light is rolled off."""
 LUT_SIZE = 65
 """Nodes of the color table in each dimension."""
 SCALE_FLAGS = "bilinear+accurate_rnd+full_chroma_int+bitexact"
@@ -240,7 +240,7 @@ def primaries_to_bt709(name: str) -> np.ndarray:
 
 
 def write_cube(path: Path, table: np.ndarray) -> None:
-    """Write a color table [N, N, N, 3] as .cube file, in which red varies fastest."""
+    """Write a color table [N, N, N, 3] as a .cube file, in which red varies fastest."""
     rows = table.transpose(2, 1, 0, 3).reshape(-1, 3)
     with path.open("w", encoding="ascii") as file:
         file.write(f"LUT_3D_SIZE {len(table)}\n")

@@ -89,7 +89,7 @@ def default_audio(container: av.container.InputContainer) -> av.AudioStream | No
 def read_packets(
     container: av.container.InputContainer, path: Path | zipfile.Path, *streams: Stream
 ) -> Iterator[av.Packet]:
-    """Yield all packets of the streams, by default of all streams, and then one to flush each.
+    """Yield all packets of the streams (default: all), then one packet to flush each stream.
 
     Raises:
         UserError: the file contains a track that its header does not declare.

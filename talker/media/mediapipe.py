@@ -17,7 +17,7 @@ MESH_POINTS = 478
 
 
 def detect_faces(images: Iterable[np.ndarray], min_score: float = 0.5) -> Iterator[np.ndarray]:
-    """Detect all faces in each image independently (full-range BlazeFace, about 7 ms an image).
+    """Detect all faces in each image independently (full-range BlazeFace, about 7 ms per image).
 
     Args:
         images: RGB uint8 [H, W, 3].
@@ -44,10 +44,10 @@ def detect_faces(images: Iterable[np.ndarray], min_score: float = 0.5) -> Iterat
 
 
 def track_meshes(images: Iterable[np.ndarray], max_faces: int = 1) -> Iterator[np.ndarray]:
-    """Track faces through a video with the refined 478-point mesh (about 5 ms a face).
+    """Track faces through a video with the refined 478-point mesh (about 5 ms per face).
 
     Args:
-        images: RGB uint8 [H, W, 3], consecutive frames; a face must take 1/5 of the image.
+        images: RGB uint8 [H, W, 3], consecutive frames; a face must take up 1/5 of the image.
         max_faces: number of faces to track; while fewer are tracked, each frame runs a detection.
 
     Yields:

@@ -7,11 +7,12 @@ Whatever the file contains, `read_frames` yields frames that are
   aspect, as in recordings of video calls, are scaled to it; another aspect is refused;
 - progressive: interlaced frames are deinterlaced by FFmpeg's filter bwdif;
 - 8-bit RGB with BT.709 primaries and SDR range (see `talker.media.color`);
-- at 25 fps by their timestamps, which rise: where presentation times go backwards (B-frames in
-  AVI), decoding times are used.
+- at 25 fps according to their timestamps, which increase: where presentation times go backwards
+  (B-frames in AVI), decoding times are used.
 
 Work is bounded for any declared duration: gaps of more than a minute, more than 12 hours and
-pictures of more than 8K are refused. What cannot be read under this contract is refused by name.
+pictures of more than 8K are refused. Anything that cannot be read under this contract is refused
+with an error that names the reason.
 """
 
 import logging
@@ -55,7 +56,7 @@ MAX_JUMP_SECONDS = 1
 MAX_PIXEL_ASPECT = 4
 """Largest accepted ratio between the sides of a stored pixel."""
 MAX_ASPECT_CHANGE = 0.02
-"""Relative change of the picture's aspect that still counts as the same."""
+"""Largest relative change of the picture's aspect that is ignored."""
 
 logger = logging.getLogger(__name__)
 
@@ -250,7 +251,7 @@ def _choose_times(
     """Choose the timestamps to use.
 
     Returns:
-        The kind of timestamps, those of all frames in rising order, and the first one.
+        The kind of timestamps, those of all frames in increasing order, and the first one.
     """
     stamps = [frame.pts for frame in index.frames]
     known = [stamp for stamp in stamps if stamp is not None]
@@ -313,7 +314,7 @@ def _square_size(frame: av.VideoFrame, stream: av.VideoStream, path: Path) -> tu
 def _decode(
     container: av.container.InputContainer, stream: av.VideoStream, path: Path, source: Source
 ) -> Iterator[Timed]:
-    """Yield each frame with its rising time; raise at the first damaged frame."""
+    """Yield each frame with its time, in increasing order; raise at the first damaged frame."""
     origin, time, period = None, None, 1 / Fraction(source.fps)
     try:
         packets = read_packets(container, path, stream)

@@ -218,8 +218,9 @@ def video_writer(
     Args:
         path: file or folder to write.
         sound: audio or video file of any format whose default audio track is muxed at its own
-            sample rate, or the nearest that the codec supports; what exceeds the frames is cut.
-        crf: constant rate factor of the encoder; smaller values give larger and better files.
+            sample rate, or the nearest that the codec supports; sound beyond the last frame is cut.
+        crf: constant rate factor of the encoder; smaller values give larger files of better
+            quality.
         sound_start: time of the first frame on the clock of `sound`, in seconds; by default that
             of its first sample.
 

@@ -21,7 +21,7 @@ UPPER_UP = {"mouthUpperUpLeft": 1.0, "mouthUpperUpRight": 1.0}
 
 
 def _blend(**parts: float) -> dict[str, float]:
-    """Return weights by face unit; the four short names set a left and a right unit alike."""
+    """Return weights by face unit; the four short names set the left and right units equally."""
     pairs = {"smile": SMILE, "stretch": STRETCH, "lower_down": LOWER_DOWN, "upper_up": UPPER_UP}
     weights: dict[str, float] = {}
     for name, weight in parts.items():
@@ -47,7 +47,7 @@ VISEMES: dict[str, dict[str, float]] = {
     "o": _blend(jawOpen=0.36, mouthFunnel=0.60, mouthPucker=0.15),
     "u": _blend(jawOpen=0.13, mouthPucker=0.75, mouthFunnel=0.25),
 }
-_PHONEMES_BY_PATH = {  # keys: one viseme, or two for a diphthong; values: names of espeak-ng
+_PHONEMES_BY_PATH = {  # keys: one viseme, or two for a diphthong; values: espeak-ng names
     "rest": "_ _: _!",
     "p": "p b m",
     "f": "f v",

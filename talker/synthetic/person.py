@@ -22,15 +22,15 @@ LOWER_TEETH_SHIFT = np.array([0.0, 0.0, -0.03], np.float32)
 INNER_LIPS = 13, 14
 """Indices of the middle of the inner upper and lower lip among the 478 landmarks."""
 CHART_AXIS = -0.8
-"""z of the axis of the skin texture's cylinder, dm."""
+"""z in dm of the axis of the skin texture's cylinder."""
 CHART_ANGLE = 2.3
 """Angle in radians between the front and the sides of the skin texture."""
 CHART_TOP, CHART_BOTTOM = 1.5, -2.6
-"""y of the upper and lower edge of the skin texture, dm."""
+"""y in dm of the upper and lower edge of the skin texture."""
 COLLAR, COLLAR_CHART = 0.15, 0.3
-"""Height of the collar and of its texture, dm."""
+"""Heights in dm of the collar and of its texture."""
 CROWN = np.array([0.12, 1.25, -1.15])
-"""Position from which the hair is combed, dm."""
+"""Position in dm from which the hair is combed."""
 
 
 def smoothstep(low: float, high: float, x: np.ndarray) -> np.ndarray:
@@ -120,7 +120,7 @@ def collar_chart(positions: np.ndarray) -> np.ndarray:
 
 
 def folds(positions: np.ndarray) -> np.ndarray:
-    """Return the height [V] of the shirt's folds, dm."""
+    """Return the height [V] in dm of the shirt's folds."""
     x, y, z = positions.T
     waves = np.sin(3.1 * x + 2.3 * y + 1.2 * np.sin(2.1 * y)) * np.sin(1.7 * y - 2.2 * x + z)
     return 0.018 * waves + 0.008 * np.sin(7 * x * np.sign(x) + 5 * y + 2 * np.sin(3 * x))

@@ -1,4 +1,4 @@
-"""A head of random colors that turns to and fro: a dataset for benchmarks, without any files."""
+"""A head of random colors that turns back and forth: a dataset in memory for benchmarks."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,9 @@ from talker.head.dense import head_surface
 from talker.head.morphable import MorphableHead
 
 FRAMES = 64
-"""Length of the clip, frames."""
+"""Length of the clip in frames."""
 FOCAL = 2.4
-"""Focal length of the camera, image sizes."""
+"""Focal length of the camera in image sizes."""
 DISTANCE = 7.5
 """Distance of the head from the camera in dm; the head then covers about a third of the image."""
 POINTS = 50_000

@@ -198,7 +198,7 @@ def shade(
 
             key, fill, rim = _dot(normal, KEY), _dot(normal, FILL), _dot(normal, RIM)
             sharp, wide = _visibility(shadow, to_shadow, point, 0.02 + 0.05 * (1 - max(key, 0.0)))
-            if m in (MOUTH, TEETH, TONGUE):  # less light reaches the depth of the mouth
+            if m in (MOUTH, TEETH, TONGUE):  # less light reaches the inside of the mouth
                 sharp *= visible
             edge = (1 - min(max(facing, 0.0), 1.0)) ** 3
             outline = edge * max(rim, 0.0) * visible

@@ -24,7 +24,7 @@ FOCAL_OVER_SIZE = 2.35
 FACE_RAISE = 0.12
 """Height of the face's center above the image center in dm."""
 NECK_JOINT = np.array([0.0, -0.75, -1.05])
-"""Center of the head's rotation in head coordinates, dm."""
+"""Center of the head's rotation in head coordinates, in dm."""
 CAMERA_AXES = np.diag([1.0, -1.0, -1.0])
 """Rotation from the room's axes (y up) to the OpenCV camera's (y down)."""
 

@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 VIDEO_FRAMES = {"cuda": 500, "cpu": 50}
 """Length of the rendered video in frames, by device."""
 GPU_STEPS = 10
-"""Training steps between two synchronizations with a GPU; training itself synchronizes rarely."""
+"""Training steps between two synchronizations with a GPU; real training rarely synchronizes."""
 
 
 @validated
@@ -61,11 +61,11 @@ class Config:
     gaussians: tuple[AtLeast1, ...] = (20_000, 50_000)
     """Numbers of Gaussians of the avatars to measure."""
     image_size: ImageSize = 512
-    """Longer side of the images, pixels."""
+    """Longer side of the images in pixels."""
     encoder: str = DEFAULT_ENCODER
     """Speech encoder whose features of the dataset are used, and which encodes live speech."""
     render_batches: tuple[AtLeast1, ...] = (1, 128)
-    """Batch sizes to measure rendering with, frames."""
+    """Batch sizes, in frames, with which rendering is measured."""
     train_batch: AtLeast1 = 32
     """Images in a training batch."""
     copies: AtLeast1 = 1
@@ -130,7 +130,7 @@ def main(*, data: Path | None = None, json: Path | None = None, config: Config =
 def bench(
     data: Dataset, subset: TrainingSet, gaussians: int, encoder: Encoder | None, config: Config
 ) -> dict[str, Any]:
-    """Measure an avatar of that many Gaussians, and log each number as soon as it is known.
+    """Measure an avatar with `gaussians` Gaussians, and log each number as soon as it is known.
 
     Returns:
         Times in milliseconds unless the name says otherwise.
@@ -266,7 +266,7 @@ def time_rendering(avatar: Avatar, data: Dataset, size: int, config: Config) -> 
 
 
 def time_video(avatar: Avatar, data: Dataset) -> dict[str, float]:
-    """Measure frames per second from the layers on disk to an .mp4 with sound, and of its parts."""
+    """Measure frames per second from the layers on disk to an .mp4 with sound, and of each part."""
     ids = np.resize(data.train_ids, VIDEO_FRAMES[avatar.device.type])
     drive, options = Drive(ids, data.speech, ids), RenderConfig()
 
@@ -340,12 +340,12 @@ def _milliseconds(run: Callable[[], object], config: Config) -> float:
 
 
 def _peak_memory(device: torch.device) -> float:
-    """Return the peak memory of the GPU, or of this process on a CPU, GiB."""
+    """Return the peak memory of the GPU, or of this process on a CPU, in GiB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
     return _host_memory()
 
 
 def _host_memory() -> float:
-    """Return the peak memory of this process, GiB."""
+    """Return the peak memory of this process in GiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

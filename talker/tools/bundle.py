@@ -24,7 +24,7 @@ class Config:
     license: str = ""
     """Terms under which the avatar may be used, as text. They are stored in the file."""
     consent: str = ""
-    """How the person has agreed to the avatar, as text. It is stored in the file."""
+    """How the person agreed to the avatar, as text. It is stored in the file."""
 
 
 def main(*, avatar: Path, data: Path, file: Output, config: Config = Config()) -> None:

@@ -3,7 +3,7 @@
     talker export --data data/me --method gaussiantalker --out exports/me
 
 The folder is not changed; a copy is written. What talker cannot compute, such as DeepSpeech
-features or further action units, is listed with the tool that computes it.
+features or additional action units, is listed with the tool that computes it.
 """
 
 import json
@@ -33,7 +33,7 @@ MethodName = Literal["gaussiantalker", "talkinggaussian", "ernerf", "radnerf", "
 
 @dataclass(frozen=True)
 class Method:
-    """What the reader of a method opens beyond the files that all of them share."""
+    """The files that the reader of a method opens in addition to those that all methods share."""
 
     speech: dict[str, tuple[int, int]]
     """file names of the speech features that it accepts, with the shape of a window; none if it
@@ -43,7 +43,7 @@ class Method:
     action_units: tuple[int, ...] = (45,)
     """numbers of the action units that it reads from au.csv"""
     folders: tuple[str, ...] = ()
-    """further folders that it reads, which talker does not write"""
+    """additional folders that it reads, which talker does not write"""
 
 
 DEEPSPEECH = {layout.DEEPSPEECH_FEATURES: (16, 29)}
@@ -76,14 +76,14 @@ class Config:
 
     vertices: AtLeast1 = 34_650
     """Number of points of the head mesh in track_params.pt, from which GaussianTalker starts. The
-    default is the number of the Basel Face Model as AD-NeRF cuts it."""
+    default is that of the Basel Face Model as cropped by AD-NeRF."""
 
 
 def export(data: Path, name: MethodName, out: Path, config: Config) -> list[str]:
     """Write the folder `out` for a method.
 
     Returns:
-        What the method needs in addition, one sentence each.
+        A sentence for each thing that the method needs in addition.
 
     Raises:
         UserError: the dataset is incomplete or damaged.
@@ -123,9 +123,10 @@ def _copy(data: Path, out: Path, frames: int) -> None:
 
 
 def _write_params(data: Path, out: Path, count: int) -> None:
-    """Write track_params.pt with `count` points on the head mesh, for every frame the same ones.
+    """Write track_params.pt with the same `count` points on the head mesh for every frame.
 
-    Readers average the points over the frames. They are stored once: the tensor repeats them.
+    Readers average the points over the frames. They are stored only once, in a tensor that repeats
+    them.
     """
     import torch
 
@@ -209,7 +210,7 @@ def main(*, data: Path, method: MethodName, out: Output, config: Config = Config
 
     Args:
         data: dataset folder.
-        method: the method whose reader shall open the copy.
+        method: the method that will read the copy.
         out: folder to write.
         config: options.
 

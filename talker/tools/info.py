@@ -1,4 +1,4 @@
-"""Print versions and hardware, as a bug report needs them."""
+"""Print the versions and the hardware to include in a bug report."""
 
 import importlib.metadata
 import json
@@ -45,7 +45,7 @@ def main(config: Config = Config()) -> None:
 
 
 def collect() -> dict[str, str]:
-    """Return {name: value}, all of them text; what is missing is said to be missing."""
+    """Return {name: value}, all of them text; the value says so if something is missing."""
     return {
         "talker": f"{__version__} in {Path(__file__).parent}",
         "python": platform.python_version(),

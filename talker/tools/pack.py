@@ -3,8 +3,8 @@
     talker pack --data data/me --pack me.zip
     talker train --data me.zip --avatar results/me/avatar --checkpoints results/me/checkpoints
 
-Frames and torsos are compressed as WebP, to a fifth of their size. The log gives the resulting
-PSNR.
+Frames and torsos are compressed to a fifth of their size as WebP images. The log gives the
+resulting PSNR.
 """
 
 import logging

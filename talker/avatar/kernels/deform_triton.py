@@ -1,10 +1,10 @@
 """Attention, feed-forward, deformation heads and colors of all Gaussians in one Triton kernel.
 
-The twin of `Avatar.deform` in plain torch, which writes each intermediate to memory: here a block
-of Gaussians of one frame stays in registers from the query to the values that the rasterizer reads.
-The backward kernel computes the block again and writes the gradients of each row; sums over rows or
-frames are left to matrix products, so that nothing is added atomically and the same input gives the
-same bits.
+The kernel computes the same as `Avatar.deform` in plain torch, which writes each intermediate
+result to memory. Here, a block of Gaussians of one frame stays in registers from the query to the
+values that the rasterizer reads. The backward kernel recomputes the block and writes the gradients
+of each row. Sums over rows or frames are computed by matrix products instead of atomic additions,
+so that results are bitwise reproducible.
 """
 
 from typing import NamedTuple
@@ -20,14 +20,14 @@ from talker.avatar.fused import GEOMETRY, HARMONICS, NetworkInputs, Weights
 SLOTS = 16
 """Columns of the attention scores: 4 heads of 4 tokens; absent heads have zero values."""
 TOKENS = 4
-"""Condition tokens of a frame."""
+"""Condition tokens per frame."""
 OUTPUTS = GEOMETRY + 3 * HARMONICS
 """Columns of all deformed parameters of a Gaussian."""
 
 
 @triton.jit
 def _harmonics(dx, dy, dz, slot):
-    """`sh_basis` [M, 16] of unit vectors."""
+    """Return `sh_basis` [M, 16] of unit vectors."""
     x, y, z = dx[:, None], dy[:, None], dz[:, None]
     c1 = 0.4886025119029199
     c2 = 1.0925484305920792
@@ -55,7 +55,7 @@ def _harmonics(dx, dy, dz, slot):
 
 @triton.jit
 def _directions(points, camera, rows, inside, frame, slot):
-    """The harmonics [M, 16] of the directions from the camera to the points."""
+    """Return the harmonics [M, 16] of the directions from the camera to the points."""
     x = tl.load(points + rows * 3, inside, 0.0) - tl.load(camera + frame * 3)
     y = tl.load(points + rows * 3 + 1, inside, 0.0) - tl.load(camera + frame * 3 + 1)
     z = tl.load(points + rows * 3 + 2, inside, 0.0) - tl.load(camera + frame * 3 + 2)
@@ -65,7 +65,7 @@ def _directions(points, camera, rows, inside, frame, slot):
 
 @triton.jit
 def _normalize(x, D: tl.constexpr):
-    """LayerNorm without its weights, and the reciprocal of the deviation [M, 1]."""
+    """Return x after LayerNorm without weights, and the reciprocal standard deviation [M, 1]."""
     x = x - tl.sum(x, 1)[:, None] / D
     scale = 1 / tl.sqrt(tl.sum(x * x, 1)[:, None] / D + 1e-5)
     return x * scale, scale
@@ -73,7 +73,7 @@ def _normalize(x, D: tl.constexpr):
 
 @triton.jit
 def _unnormalize(gradient, normal, scale, D: tl.constexpr):
-    """The gradient of `_normalize`."""
+    """Return the gradient of `_normalize`."""
     mean = tl.sum(gradient, 1)[:, None] / D
     return scale * (gradient - mean - normal * tl.sum(gradient * normal, 1)[:, None] / D)
 
@@ -85,7 +85,7 @@ def _block(
     D: tl.constexpr, F: tl.constexpr, H: tl.constexpr, M: tl.constexpr,
     DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """From the rows of `x` and their queries to the hidden layer, all that is on the way."""
+    """Compute the hidden layer from the rows of `x` and their queries; return all intermediates."""
     x = tl.load(x_ptr + rows[:, None] * D + d, here, 0.0)
     query = tl.load(query_ptr + rows[:, None] * D + d, here, 0.0)
     key = tl.load(key_ptr + frame * 16 * D + slot[None, :] * D + d[:, None])
@@ -152,7 +152,7 @@ def _backward(
     G, D: tl.constexpr, F: tl.constexpr, H: tl.constexpr, M: tl.constexpr,
     DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Arguments as of `_forward`, but `means` .. `colors` are the gradients of its outputs.
+    """Compute gradients; arguments as for `_forward`, but `means` .. `colors` are gradients.
 
     `sums` [blocks, F + H + 5 D] gets the column sums of a block: gradients of b1, b3, b2, n2, n1.
     """
@@ -200,7 +200,7 @@ def _backward(
         tl.store(heads_out + row * 64 + shift + slot, gradient, here)
         hidden_grad += tl.dot(gradient, tl.load(transposed + shift), input_precision=PRECISION)
 
-    # What is needed again is read again: kept in registers it would spill.
+    # These values are read from memory again, because keeping them in registers would spill.
     tl.debug_barrier()
     hidden = tl.load(hidden_out + row * H + h, here, 0.0)
     hidden_grad = tl.where(hidden > 0, hidden_grad, 0.0)
@@ -242,10 +242,10 @@ def _backward(
 
 
 class Launch(NamedTuple):
-    """How a kernel is laid out on the GPU: what was fastest on an H100, where it matters."""
+    """How a kernel is launched on the GPU; the values below were the fastest ones on an H100."""
 
     rows: int
-    """Gaussians of a block; with 64 Triton 3.6 reads beyond its shared memory"""
+    """Gaussians per block; with 64, Triton 3.6 reads beyond its shared memory"""
     warps: int
 
 
@@ -341,8 +341,8 @@ def deform(
     Args:
         keys: [B, heads, 4, D / heads] of the tokens, at most 4 heads.
         values: [B, heads, 4, D], output-projected values of the tokens.
-        points: [G, 3] from where the viewing directions are taken; gets no gradient.
-        centers: [B, 3] world positions of the cameras; get no gradient.
+        points: [G, 3], positions that the viewing directions are computed from; no gradient.
+        centers: [B, 3], world positions of the cameras; no gradient.
         exact: multiply in float32 instead of bfloat16.
 
     Returns:
@@ -352,7 +352,8 @@ def deform(
     x, query, base, weights = shared
     heads = keys.shape[1]
     missing = (0, 0, 0, SLOTS - TOKENS * heads)
-    # Row 4 h + n of a frame's matrix [16, D]: the key of a head is zero in the others' columns.
+    # Row 4 h + n of a frame's matrix [16, D] holds the key of head h and token n, which is zero in
+    # the columns of the other heads.
     own_columns = torch.eye(heads, device=keys.device)[:, None, :, None]
     keys = (keys[:, :, :, None] * own_columns).flatten(3).flatten(1, 2)
     keys, values = F.pad(keys, missing), F.pad(values.flatten(1, 2), missing)

@@ -1,11 +1,12 @@
-"""How numba kernels are compiled here, and run in parallel: work(task, n_tasks, *arrays).
+"""Compile numba kernels and run them in parallel as work(task, n_tasks, *arrays).
 
-Python threads that drop the GIL rather than numba's parallel loops: half the compile time, and
-neither a forked child nor a second calling thread breaks them.
+Kernels run in Python threads that release the GIL, not in numba's parallel loops. This halves the
+compile time, and it also works in a forked child process and with several calling threads.
 
-What a kernel calls is `inlined`, always. A function that is linked instead exists twice, by itself
-and as a copy that LLVM optimised once more within its caller, and rounds differently: the process
-that compiles would run the one, those that load the caller from numba's cache the other.
+Every function that a kernel calls must be `inlined`. Otherwise it would exist twice: as a linked
+function, and as a copy that LLVM optimizes again inside its caller and that rounds differently. The
+process that compiles the kernel would run one of them, and processes that load the kernel from
+numba's cache the other.
 """
 
 import os
@@ -16,7 +17,8 @@ from functools import cache
 import torch
 from numba import njit
 
-# no "arcp" and "afn": divisions stay exact. Python's division checks would stop vectorisation.
+# "arcp" and "afn" are left out to keep divisions exact. The error model "numpy" is chosen because
+# Python's checks of divisions would prevent vectorization.
 FASTMATH = {"reassoc", "nsz", "contract", "nnan", "ninf"}
 kernel = njit(cache=True, nogil=True, error_model="numpy", fastmath=FASTMATH)
 inlined = njit(error_model="numpy", fastmath=FASTMATH, forceinline=True)
@@ -24,15 +26,15 @@ inlined = njit(error_model="numpy", fastmath=FASTMATH, forceinline=True)
 
 @cache
 def _helpers(pid: int) -> ThreadPoolExecutor:
-    """Threads of this process: a forked child has none of its parent's."""
+    """Return the threads of this process; a forked child does not inherit its parent's threads."""
     return ThreadPoolExecutor(os.cpu_count())
 
 
 def run(work: Callable[..., None], *arguments: object, tasks: int | None = None) -> None:
-    """Call work(task, n_tasks, *arguments) for every task at once, and wait.
+    """Call work(task, n_tasks, *arguments) for all tasks in parallel, and wait for them.
 
-    There are as many tasks as torch has threads, `tasks` at most. What it writes must not
-    depend on their number.
+    There are as many tasks as torch has threads, but at most `tasks`. The results of `work` must
+    not depend on the number of tasks.
     """
     n_tasks = min(torch.get_num_threads(), tasks or torch.get_num_threads())
     submit = _helpers(os.getpid()).submit

@@ -1,7 +1,7 @@
 """The losses of a rendered batch and their gradients as Triton kernels, two for each loss.
 
-Twins of `losses.pixel_terms` and `losses.ssim_by_convolution` in plain torch, whose many passes
-over the images wait for memory.
+They compute the same as `losses.pixel_terms` and `losses.ssim_by_convolution` in plain torch, which
+are limited by memory bandwidth because they pass over the images many times.
 """
 
 import math
@@ -33,7 +33,8 @@ def _l1(x):
 def _load_pixels(alpha, mask, lips, H, W, Y: tl.constexpr, X: tl.constexpr):
     """Load the alphas and masks of this block's pixels [Y, X].
 
-    Returns offsets, which pixels are inside the image, which are inside the lip box, alphas, masks.
+    Returns the offsets of the pixels, whether they are inside the image, whether they are inside
+    the lip box, their alphas and their masks.
     """
     y = tl.program_id(1) * Y + tl.arange(0, Y)[:, None]
     x = tl.program_id(0) * X + tl.arange(0, X)[None, :]
@@ -62,9 +63,10 @@ def _pixels_forward(
     rgb, alpha, frame, background, mask, lips, lip_pixels, image_out, target_out, sums, H, W, share,
     Y: tl.constexpr, X: tl.constexpr,
 ):  # fmt: skip
-    """Write images, targets and this block's part of the terms, to a row of `sums` [blocks, 3].
+    """Write images and targets, and this block's part of the terms to a row of `sums` [blocks, 3].
 
-    `lip_pixels` [1] is the number of pixels in lip boxes, `share` one over that of color values.
+    `lip_pixels` [1] is the number of pixels in lip boxes, and `share` is 1 / (number of color
+    values).
     """
     at, inside, in_lips, opacity, covered = _load_pixels(alpha, mask, lips, H, W, Y, X)
     there = inside.to(tl.float32)
@@ -154,7 +156,7 @@ def _position(H, W, Y: tl.constexpr, X: tl.constexpr):
 
 @triton.jit
 def _weights(window, line, y, TAPS: tl.constexpr):
-    """Return the weights with which a line contributes to the lines y [Y, 1]."""
+    """Return the weights with which an image row `line` contributes to the rows y [Y, 1]."""
     tap = line - y + TAPS // 2
     return tl.load(window + tap, (tap >= 0) & (tap < TAPS), 0.0)
 
@@ -166,8 +168,8 @@ def _ssim_forward(
 ):  # fmt: skip
     """Add this block's SSIM to `total` and write the three slopes that the gradient needs.
 
-    Each line is blurred across once and added, with the weights of the window, to the lines of the
-    block, so that moments stay in registers.
+    Each image row is blurred horizontally once and then added to the rows of the block with the
+    weights of the window, so that the moments stay in registers.
     """
     y, x, start = _position(H, W, Y, X)
     mx = tl.zeros((Y, X), tl.float32)

@@ -1,17 +1,18 @@
-"""Differentiable Gaussian rasteriser for the CPU: numba kernels with hand-written gradients.
+"""Differentiable Gaussian rasterizer for the CPU: numba kernels with hand-written gradients.
 
-Same image as gsplat 1.5.3 ("classic" mode): EWA projection (Zwicker et al. 2001) and front-to-back
-compositing of depth-sorted splats (Kerbl et al. 2023), with gsplat's constants. Every sum has a
-fixed order, so results are bitwise repeatable for any number of threads.
+It renders the same image as gsplat 1.5.3 ("classic" mode): EWA projection (Zwicker et al. 2001) and
+front-to-back compositing of depth-sorted splats (Kerbl et al. 2023), with gsplat's constants. Every
+sum has a fixed order, so results are bitwise repeatable for any number of threads.
 
 A Gaussian at pixel x is alpha(x) = opacity exp(-sigma), sigma = (a dx^2 + 2 b dx dy + c dy^2) / 2.
-Completing the square in x, with u = dx + (b/a) dy, gives log2 alpha = row(dy) - h u^2: no
-cancellation, one multiply-add a pixel, and a cheap test whether a row of a block is touched at all.
+Completing the square in x, with u = dx + (b/a) dy, gives log2 alpha = row(dy) - h u^2: this avoids
+cancellation, needs one multiply-add per pixel, and allows a cheap test of whether a splat touches a
+row of a block at all.
 
-The image is cut into tiles of `TILE_W` x `TILE_H` pixels, each composited by one thread. Inside a
-tile a splat is drawn in blocks of `LANES` columns that start at the splat's own first column; the
+The image is divided into tiles of `TILE_W` x `TILE_H` pixels, each composited by one thread. Inside
+a tile a splat is drawn in blocks of `LANES` columns that start at the splat's own first column; the
 inner loops have this constant length and constant strides, which lets LLVM turn them into SIMD
-code. Tile buffers have `LANES` spare columns for blocks that stick out.
+code. Tile buffers have `LANES` spare columns for blocks that extend beyond the tile.
 """
 
 import numpy as np
@@ -26,32 +27,32 @@ index = np.uint64  # signed indices would be tested for wrap-around in the inner
 
 NEAR = 0.01
 EPS2D = 0.3  # px^2, added to the diagonal of the projected covariance
-FRUSTUM_MARGIN = 0.3  # of tan(fov / 2): how far outside the image the Jacobian still follows
+FRUSTUM_MARGIN = 0.3  # margin of x/z around the image in the Jacobian, in units of tan(fov / 2)
 ALPHA_MIN = f32(1 / 255)
 ALPHA_MAX = f32(0.999)
 T_STOP = f32(1e-4)  # a pixel is done before its transmittance falls to this
 LOG2_E = float(np.log2(np.e))
-LOG2_ALPHA_MIN = f32(np.log2(1 / 255) - 1e-3)  # with slack: the exact test is on alpha
+LOG2_ALPHA_MIN = f32(np.log2(1 / 255) - 1e-3)  # slightly lower, because the exact test is on alpha
 
-TILE_W, TILE_H, LANES = 128, 16, 16  # wide tiles: a splat pays for every tile it touches
+TILE_W, TILE_H, LANES = 128, 16, 16  # wide, because a splat costs time in every tile
 WIDE = index(LANES)
 STRIDE = TILE_W + LANES
-PITCH = index(6 * STRIDE)  # floats of a pixel row: six fields of STRIDE columns
-# forward:  red, green, blue so far, transmittance, unused, last entry drawn
-# backward: gradients of red, green, blue, transmittance, light from behind, last entry drawn
+PITCH = index(6 * STRIDE)  # floats per pixel row: six fields of STRIDE columns
+# forward:  accumulated red, green and blue, transmittance, unused, last entry drawn
+# backward: gradients of red, green and blue, transmittance, light from behind, last entry drawn
 RED, GREEN, BLUE, THROUGH, BEHIND, LAST = (index(i * STRIDE) for i in range(6))
 
-SPLAT = 12  # floats of a packed splat: x, y, b/a, h, curve, peak, red, green, blue, extent x, y, 0
-MOMENTS = 9  # what a splat gets from a tile: sums of s (1, dx, dy, dx^2, dx dy, dy^2), r, g, b
+SPLAT = 12  # floats per packed splat: x, y, b/a, h, curve, peak, red, green, blue, extent x, y, 0
+MOMENTS = 9  # what a tile adds to a splat: sums of s (1, dx, dy, dx^2, dx dy, dy^2), r, g, b
 
-# here NaN must compare as NaN: such a Gaussian is not visible
+# "nnan" is left out, so that NaN compares as NaN and such a Gaussian is not visible
 precise = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 precise_inlined = njit(error_model="numpy", fastmath={"contract"}, forceinline=True)
 
 
 @inlined
 def _exp2(x):
-    """2^x in float32, for x > -126; minimax polynomial, relative error 1.6e-7."""
+    """Return 2^x in float32 for x > -126, by a minimax polynomial with relative error 1.6e-7."""
     whole = np.floor(x + f32(0.5))
     x = x - whole
     y = f32(0.00132647) * x + f32(0.00967151)
@@ -65,7 +66,7 @@ def _exp2(x):
 
 @precise_inlined
 def _rotation(quat):
-    """Rotation matrix and norm of a quaternion wxyz."""
+    """Return the rotation matrix and the norm of a quaternion wxyz."""
     norm = np.sqrt(quat[0] ** 2.0 + quat[1] ** 2.0 + quat[2] ** 2.0 + quat[3] ** 2.0)
     w, x, y, z = quat[0] / norm, quat[1] / norm, quat[2] / norm, quat[3] / norm
     rotation = (
@@ -87,7 +88,7 @@ def _rotate(view, x, y, z):
 
 @precise_inlined
 def _clamped(ratio, center, focal, size):
-    """x/z kept within the image and a margin, for the Jacobian; and whether it was inside."""
+    """Return x/z clamped to the image and a margin, for the Jacobian, and whether it was inside."""
     margin = FRUSTUM_MARGIN * 0.5 * size / focal
     low, high = -center / focal - margin, (size - center) / focal + margin
     return min(max(ratio, low), high), low <= ratio <= high
@@ -238,7 +239,8 @@ def _project_backward(
 def _sort(depth_bits, radii, order):
     """Write the indices of the visible Gaussians, near to far, and return their number.
 
-    Positive floats sort like their bits; a radix sort keeps equal depths in order of index.
+    Positive floats have the same order as their bits. The radix sort is stable, so that Gaussians
+    of equal depth stay in the order of their indices.
     """
     source, target = np.empty_like(order), order
     n = 0
@@ -280,7 +282,7 @@ def _pack(
     slots,
     counts,
 ):
-    """Pack the splats of an image near to far; count the tiles of a splat, the splats of a tile."""
+    """Pack the splats of an image from near to far; count tiles per splat and splats per tile."""
     n_batch, down, across = counts.shape
     for b in range(task, n_batch, n_tasks):
         visible[b] = _sort(depth_bits[b], radii[b], order[b])
@@ -308,7 +310,7 @@ def _pack(
 
 @kernel
 def _list(task, n_tasks, visible, spans, slots, starts, entries):
-    """List the splats of each tile near to far, as (rank, slot); `starts` moves to the ends."""
+    """List the splats of each tile from near to far as (rank, slot); `starts` becomes the ends."""
     for b in range(task, len(visible), n_tasks):
         for rank in range(visible[b]):
             slot, span = slots[b, rank], spans[b, rank]
@@ -322,7 +324,7 @@ def _list(task, n_tasks, visible, spans, slots, starts, entries):
 
 @inlined
 def _pixels(center, extent, start, size):
-    """First and last of the pixels start .. start + size - 1 with a centre in center +- extent."""
+    """Return the first and last pixel of start .. start + size - 1 centered in center +- extent."""
     first = max(0, int(np.ceil(center - extent - f32(0.5))) - start)
     last = min(size - 1, int(np.floor(center + extent - f32(0.5))) - start)
     return first, last
@@ -330,14 +332,14 @@ def _pixels(center, extent, start, size):
 
 @inlined
 def _touches(u, h, row):
-    """Whether a block's row, its first column at offset u, reaches the least visible alpha."""
+    """Return whether a row of a block, starting at offset u, reaches the smallest visible alpha."""
     nearest = max(u, min(f32(0), u + f32(LANES - 1)))
     return row - h * nearest * nearest >= LOG2_ALPHA_MIN
 
 
 @inlined
 def _draw_tile(splats, entries, tile, x0, y0, rgb, alpha, transmittance, last):
-    """Draw the entries of one tile, near to far."""
+    """Draw the entries of one tile from near to far."""
     height, width = last.shape
     rows, columns = min(TILE_H, height - y0), min(TILE_W, width - x0)
     tile[:] = 0
@@ -373,9 +375,9 @@ def _draw_tile(splats, entries, tile, x0, y0, rgb, alpha, transmittance, last):
                     tile[i + RED] += weight * red
                     tile[i + GREEN] += weight * green
                     tile[i + BLUE] += weight * blue
-                    # a pixel that is done keeps its transmittance, negated
+                    # a finished pixel keeps its transmittance, with negative sign
                     tile[i + THROUGH] = after if live else -abs(through)
-                    # not "this if live else tile[...]": that would become a slow scatter
+                    # "this if live else tile[...]" would be compiled to a slow scatter
                     tile[i + LAST] = max(tile[i + LAST], this if live else f32(-1))
     for y in range(rows):
         for x in range(columns):
@@ -393,7 +395,7 @@ def _draw_tile(splats, entries, tile, x0, y0, rgb, alpha, transmittance, last):
 def _draw_tile_backward(
     splats, entries, tile, acc, x0, y0, transmittance, last, v_rgb, v_alpha, sums
 ):
-    """Walk the entries of one tile far to near and write the moments of each."""
+    """Go through the entries of one tile from far to near and write the moments of each."""
     height, width = last.shape
     rows, columns = min(TILE_H, height - y0), min(TILE_W, width - x0)
     tile[:] = 0
@@ -440,7 +442,7 @@ def _draw_tile_backward(
                     v_r, v_g, v_b = tile[i + RED], tile[i + GREEN], tile[i + BLUE]
                     seen = red * v_r + green * v_g + blue * v_b
                     behind = tile[i + BEHIND]
-                    # s = d loss / d sigma; a clamped alpha has none
+                    # s = d loss / d sigma, which is 0 where alpha is clamped
                     s = a * (behind * inverse - seen * through)
                     s = s if raw <= ALPHA_MAX else f32(0)
                     tile[i + THROUGH] = through
@@ -506,7 +508,7 @@ def _gather(
     v_colors,
     v_opacities,
 ):
-    """Add up the tiles of every splat, always in the same order."""
+    """Add up the moments of every splat over its tiles, always in the same order."""
     n_batch, n = order.shape
     total = np.empty(MOMENTS, f32)
     ends = slots.ravel()[1:]
@@ -537,7 +539,7 @@ def _tensors(*arrays: np.ndarray) -> tuple[Tensor, ...]:
 
 
 class _Project(torch.autograd.Function):
-    """Gaussians to means2d, conics, and without gradient depths, extents, radii."""
+    """Project Gaussians to means2d and conics, and to depths, extents, radii without gradient."""
 
     @staticmethod
     def forward(ctx, means, quats, scales, opacities, viewmats, Ks, width, height):
@@ -567,7 +569,7 @@ class _Project(torch.autograd.Function):
 
 
 class _Draw(torch.autograd.Function):
-    """Projected Gaussians to rgb and alpha."""
+    """Draw projected Gaussians to rgb and alpha."""
 
     @staticmethod
     def forward(ctx, means2d, conics, colors, opacities, depths, extents, radii, width, height):
@@ -581,7 +583,7 @@ class _Draw(torch.autograd.Function):
         bits = depths.view(torch.int32)
         inputs = _arrays(means2d, conics, colors, opacities, bits, extents, radii)
         run(_pack, *inputs, visible, order, splats, spans, slots, counts, tasks=n_batch)
-        # from numbers to where the tiles of a splat and the splats of a tile begin
+        # turn counts into the first indices of each splat's tiles and of each tile's splats
         slots, ends = (np.cumsum(x).reshape(x.shape) - x for x in (slots, counts))
         entries = np.empty((counts.sum(), 2), np.int32)
         run(_list, visible, spans, slots, ends, entries, tasks=n_batch)
@@ -618,7 +620,7 @@ def rasterize_cpu(
     width: int,
     height: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """rgb [B,H,W,3], alpha [B,H,W,1], means2d [B,G,2], radii [B,G]; see `rasterize.rasterize`."""
+    """Return rgb [B,H,W,3], alpha [B,H,W,1], means2d [B,G,2], radii [B,G] as `rasterize` does."""
     means2d, conics, depths, extents, radii = _Project.apply(
         means, quats, scales, opacities, viewmats, Ks, width, height
     )

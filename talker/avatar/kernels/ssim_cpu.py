@@ -1,7 +1,8 @@
 """Mean structural similarity and its gradient on the CPU, as two passes of numba kernels.
 
-An image row with its channels is one vector: blurring it down the columns adds whole rows, along
-the columns it adds the row to itself shifted by whole pixels. Only three slope maps are kept.
+An image row with its channels is treated as one vector. The vertical blur adds whole rows; the
+horizontal blur adds the row to itself, shifted by whole pixels. Only three maps of slopes are kept
+for the backward pass.
 """
 
 import numpy as np
