@@ -61,6 +61,10 @@ rule frames:
         ' && printf "%s\\n" {input.video:q} "$(cksum < {input.video:q})" > {params.source:q}'
 
 
+# In a bucket wildcards are not constrained as in given.smk, and no frames are given.
+ruleorder: frames > adopt
+
+
 rule adopt:
     input:
         images=ancient("<data>/{subject}/ori_imgs"),
