@@ -59,7 +59,8 @@ class Config:
     """How a folder is adopted."""
 
     listed: AtLeast1 = 5
-    """Number of frames that a row of the table lists; the others are only counted."""
+    """Maximum number of frames that a row of the table lists individually. The rest are only
+    counted."""
 
 
 @dataclass(frozen=True)
@@ -342,12 +343,12 @@ def derive_clip(path: Path) -> Clip:
 
 
 def main(*, data: Path, clip: Output | None = None, config: Config = Config()) -> None:
-    """Print what a folder contains; write its clip.json if it has none and nothing is inconsistent.
+    """Print what a folder contains, and write its clip.json if it has none and no inconsistencies.
 
     Args:
-        data: dataset folder that the scripts of another method prepared. Existing files are not
-            changed.
-        clip: clip.json to write. Default: the one in the folder, if it does not exist yet.
+        data: dataset folder that was prepared with the scripts of another method. Existing files
+            are not changed.
+        clip: clip.json to write. By default, it is written in the folder, unless it exists there.
         config: options.
 
     Raises:

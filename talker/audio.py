@@ -28,11 +28,11 @@ class Config:
     warn_missing: NonNegative = 0.5
     """Log a warning if the sound ends more than this many seconds before the video."""
     lag_frames: Annotated[int, Field(ge=-250, le=250)] = 0
-    """Number of frames by which the sound lags the video; it is moved earlier by this amount.
-    Negative values move it later."""
+    """Number of frames by which the sound lags behind the video. The sound is shifted earlier by
+    this amount; negative values shift it later."""
     track: AtLeast1 | None = None
-    """Number of the audio track to use, counted from 1. By default it is the track that players
-    choose."""
+    """Number of the audio track to use, counted from 1. By default, the track that media players
+    select is used."""
 
 
 def clip_sound(source: Path, clip: Clip, config: Config) -> np.ndarray:
@@ -78,14 +78,14 @@ def main(
     novel: Output | None = None,
     config: Config = Config(),
 ) -> None:
-    """Write the sound of a clip (and of its two splits), or new speech, as 16 kHz mono wav.
+    """Write the sound of a clip (and of its two splits) or of new speech as a 16 kHz mono wav file.
 
     Args:
         source: video or audio file of any format.
         wav: wav file to write.
-        clip: clip.json that defines start and length of the sound; omit it for new speech.
-        train: sound of the training frames to write (requires `clip`).
-        novel: sound of the held-out frames to write (requires `clip`).
+        clip: clip.json that defines the start and the length of the sound; omit it for new speech.
+        train: wav file to write with the sound of the training frames (requires `clip`).
+        novel: wav file to write with the sound of the held-out frames (requires `clip`).
         config: options.
     """
     if clip is None:

@@ -30,9 +30,10 @@ class Config:
     """How the background plate is made."""
 
     every: AtLeast1 = 20
-    """Distance between the frames that are read; shorter clips are read more densely."""
+    """Number of frames from one frame that is read to the next. Short clips are read more
+    densely."""
     least: AtLeast1 = 50
-    """Minimum number of frames to read; all frames of a clip that has fewer."""
+    """Minimum number of frames to read. If a clip has fewer frames, all of them are read."""
     clearance: NonNegative = 5.0
     """Minimum distance from the person at which a background pixel counts as visible, in pixels of
     a 512-pixel image."""

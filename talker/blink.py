@@ -25,7 +25,7 @@ class Config:
     """How the eye closure is measured."""
 
     backend: Literal["ear", "openface", "pyfeat", "blendshapes"] = "ear"
-    """Method: `ear` (eye aspect ratio of the landmarks), `openface` or `pyfeat` (a table that the
+    """Method: `ear` (eye aspect ratio of the landmarks), `openface` or `pyfeat` (a table that this
     program wrote), or `blendshapes` (MediaPipe's face landmarker)."""
     table: str | None = None
     """Path of the csv file that `openface` or `pyfeat` reads."""
@@ -36,8 +36,8 @@ class Config:
     closed_percentile: Percentile = 0.5
     """Percentile of the eye aspect ratio at which `ear` considers the eyes closed."""
     closed_ratio: Fraction = 0.25
-    """Upper bound of the closed-eye ratio of `ear`, as a fraction of the open-eye ratio, so that a
-    clip without blinks is not rescaled."""
+    """Upper bound of the closed-eye ratio of `ear`, as a fraction of the open-eye ratio. It
+    prevents small eye movements in a clip without blinks from being scaled up to blinks."""
 
 
 def main(

@@ -45,7 +45,7 @@ class Config:
     """Number of frames whose mask and background are checked pixel by pixel. Of all other frames
     only the size of the files is checked."""
     force: bool = False
-    """Continue with a clip that exceeds the limits. The reasons are then only logged."""
+    """Continue with a clip that exceeds the limits, and only log the reasons."""
     limits: Limits = field(default_factory=Limits)
 
 
@@ -66,11 +66,12 @@ def check(path: Path, config: Config) -> dict[str, Any]:
 
 
 def main(*, data: Path, quality: Output, config: Config = Config()) -> None:
-    """Check that a dataset folder is complete and consistent, and that training is worthwhile.
+    """Check that a dataset folder is complete, consistent and suitable for training.
 
     Args:
         data: Dataset folder.
-        quality: JSON file to write: the measured facts, the reasons to refuse the clip, warnings.
+        quality: JSON file to write: the measured facts, the reasons to refuse the clip, and
+            warnings.
         config: Options.
     """
     facts = check(data, config)

@@ -34,27 +34,27 @@ class Config:
     """Options of `talker evaluate`."""
 
     batch: AtLeast0 = 0
-    """Number of frames rendered at once. The default 0 means 32 on a GPU and 8 on a CPU."""
+    """Number of frames rendered at once. The default of 0 means 32 on a GPU and 8 on a CPU."""
     shuffles: AtLeast1 = 8
     """Number of rotations of the audio track over which the shuffled-audio control is averaged."""
     lpips: str = ""
-    """TorchScript file of LPIPS. By default LPIPS is not computed."""
+    """TorchScript file of LPIPS. By default, LPIPS is not computed."""
     lpips_sha256: str = ""
-    """SHA-256 of that file; required with it."""
+    """SHA-256 of that file; required if the file is given."""
     inception: str = ""
-    """TorchScript file of the Inception features for FID. By default FID is not computed."""
+    """TorchScript file of the Inception features for FID. By default, FID is not computed."""
     inception_sha256: str = ""
-    """SHA-256 of that file; required with it."""
+    """SHA-256 of that file; required if the file is given."""
     identity: str = ""
-    """TorchScript file of a face recognition network (ArcFace) for CSIM. By default CSIM is not
+    """TorchScript file of a face recognition network (ArcFace) for CSIM. By default, CSIM is not
     computed."""
     identity_sha256: str = ""
-    """SHA-256 of that file; required with it."""
+    """SHA-256 of that file; required if the file is given."""
     syncnet: str = ""
-    """Weights of SyncNet (syncnet_v2.model) for Sync-C and Sync-D. By default neither is computed.
-    """
+    """Weights of SyncNet (syncnet_v2.model) for Sync-C and Sync-D. By default, neither is
+    computed."""
     syncnet_sha256: str = ""
-    """SHA-256 of that file; required with it."""
+    """SHA-256 of that file; required if the file is given."""
 
 
 def main(

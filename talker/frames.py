@@ -37,15 +37,15 @@ class Config:
     """Options of `talker frames`."""
 
     size: Annotated[int, Field(ge=2, le=8192)] = 512
-    """Largest side of the images in pixels. Smaller pictures are never enlarged."""
+    """Maximum width and height of the images in pixels. Smaller videos are never enlarged."""
     quality: Annotated[int, Field(ge=0, le=100)] = 95
     """JPEG quality of the images, from 0 to 100."""
     crop: tuple[int, int, int] | None = None
-    """Square to cut out: left, top and size in pixels of the upright picture. By default it is
+    """Square to crop: left, top and size, in pixels of the upright picture. By default, it is
     placed around the largest face."""
     look_every: AtLeast1 = 10
-    """Detect the face in every n-th frame; smaller values take longer but follow fast motion
-    better."""
+    """Number of frames from one face detection to the next. Smaller values take longer, but follow
+    fast movements better."""
 
 
 def detect_speaker(video: Path, source: Source, every: int) -> np.ndarray:
@@ -167,7 +167,7 @@ def main(*, video: Path, clip: Output, images: Output, config: Config = Config()
     Args:
         video: video to read.
         clip: clip.json to write.
-        images: folder of %d.jpg to write.
+        images: folder to write the frames to, as %d.jpg.
         config: options.
     """
     source = probe(video)

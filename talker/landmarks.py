@@ -37,9 +37,10 @@ class Config:
     min_valid: Fraction = 0.8
     """Minimum fraction of the frames in which the face must be detected."""
     min_overlap: Fraction = 0.3
-    """Minimum intersection over union of the face's boxes in consecutive frames."""
+    """Minimum intersection over union of the bounding boxes of the face in consecutive frames."""
     patience: AtLeast1 = 25
-    """Number of frames to wait for a lost face before the largest other face is followed."""
+    """Number of frames to wait for a lost face to reappear before the largest other face is
+    followed."""
     max_faces: AtLeast1 = 4
     """Maximum number of faces for which `mediapipe` computes a mesh when several are in view."""
 
@@ -72,7 +73,7 @@ def main(*, clip: Path, images: Changed, landmarks: Output, config: Config = Con
 
     Args:
         clip: clip.json of the dataset.
-        images: folder of the frames, %d.jpg; the 68 landmarks are written next to them, %d.lms.
+        images: folder of the frames, %d.jpg. The 68 landmarks are written next to them, as %d.lms.
         landmarks: landmarks.npz to write: the mesh points of every frame.
         config: options.
     """

@@ -30,17 +30,21 @@ class Config:
     and are scaled to the size of the image."""
 
     clothes_up: NonNegative = 9.0
-    """Length by which the clothes are continued upward behind the head."""
+    """Length by which the clothes are extended upward behind the head, in pixels of a 512-pixel
+    image."""
     neck_up: NonNegative = 53.0
-    """Length by which the neck is continued upward behind the head."""
+    """Length by which the neck is extended upward behind the head, in pixels of a 512-pixel
+    image."""
     neck_grow: NonNegative = 3.0
-    """Length by which the neck is first grown upward, over the soft edge of the chin."""
+    """Length by which the neck is first enlarged upward, over the soft edge of the chin, in pixels
+    of a 512-pixel image."""
     neck_sample: NonNegative = 4.0
-    """Distance below the top of the grown neck at which its color is sampled."""
+    """Distance below the top of the enlarged neck at which its color is sampled, in pixels of a
+    512-pixel image."""
     blur: NonNegative = 5.0
-    """Window of the Gaussian blur over the continued neck."""
+    """Window size of the Gaussian blur of the extended neck, in pixels of a 512-pixel image."""
     darkening: Annotated[float, Field(gt=0, le=1)] = 0.98
-    """Factor on the color for each pixel upward."""
+    """Factor by which the extended color is multiplied with each pixel upward."""
 
 
 def split(
@@ -115,14 +119,14 @@ def main(
     torso: Output,
     config: Config = Config(),
 ) -> None:
-    """Write every frame on the background plate, and its torso layer.
+    """Composite every frame onto the background plate, and write its torso layer.
 
     Args:
         clip: clip.json of the dataset.
         images: folder of the frames, %d.jpg.
         masks: folder of the parsing masks, %d.png.
         plate: background plate, bc.jpg.
-        truth: folder to write: frames on the background plate, %d.jpg.
+        truth: folder to write: the frames composited onto the background plate, %d.jpg.
         torso: folder to write: neck and clothes, %d.png with alpha.
         config: options.
     """

@@ -34,8 +34,8 @@ class Config:
     rounds: AtLeast1 = 4
     """Number of expectation-maximization rounds of `color`."""
     decision_size: Annotated[int, Field(ge=32)] = 256
-    """Longer side in pixels at which `color` separates hair, face, neck and clothes; the outline of
-    the person has full resolution."""
+    """Longer side, in pixels, of the images in which `color` separates hair, face, neck and
+    clothes. The outline of the person is found at full resolution."""
 
 
 def main(

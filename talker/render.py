@@ -52,28 +52,28 @@ class Config:
     """Options of `talker render`."""
 
     batch: AtLeast0 = 0
-    """Number of frames rendered at once. The default 0 means 32 on a GPU and 8 on a CPU. Larger
-    batches use more memory; the length of the speech does not matter."""
+    """Number of frames rendered at once. The default of 0 means 32 on a GPU and 8 on a CPU. Larger
+    batches use more memory; longer speech does not."""
     crf: AtLeast0 = 18
     """Constant rate factor of an .mp4 or .webm: 0 is lossless, larger values give smaller files of
     lower quality, up to 51 (.mp4) or 63 (.webm)."""
     background: str = PLATE
-    """Background behind the person: `plate`, that of the clip; `transparent`, for .webm, .mov or a
-    folder of .png; or the path of an image or a video, which is repeated when it ends."""
+    """Background behind the person: `plate` (that of the clip), `transparent` (for .webm, .mov or a
+    folder of .png), or the path of an image or of a video, which is repeated when it ends."""
     blinks: Literal["natural", "recorded", "none"] = "natural"
     """Blinks during new speech: `natural` samples the subject's own blinks at random, `recorded`
     replays those of the background frames, `none` keeps the eyes open."""
     blink_scale: NonNegative = 1.0
-    """Factor by which the eye closure is multiplied. The default is 1, which does not change it."""
+    """Factor by which the eye closure is multiplied. The default of 1 leaves it unchanged."""
     pose_frame: Annotated[int, Field(ge=-1)] = -1
-    """Frame of the clip whose head pose is held during new speech. The default -1 plays the
+    """Frame of the clip whose head pose is held during new speech. The default of -1 replays the
     recorded poses."""
     pose_scale: NonNegative = 1.0
-    """Factor by which the head's motion about its mean pose is multiplied; the torso keeps the
-    recorded motion. The default is 1, which does not change it."""
+    """Factor by which the head's motion about its mean pose is multiplied. The torso keeps the
+    recorded motion. The default of 1 leaves the motion unchanged."""
     expression_scale: NonNegative = 1.0
-    """Factor by which the mouth's motion about its mean shape is multiplied. The default is 1,
-    which does not change it."""
+    """Factor by which the mouth's motion about its mean shape is multiplied. The default of 1
+    leaves it unchanged."""
     seed: AtLeast0 = 0
     """Seed of the random numbers of `blinks: natural`."""
 
@@ -195,8 +195,8 @@ def main(
 ) -> None:
     """Render an avatar over its recorded torso and background, with sound.
 
-    The files of `pose`, `blink` and `expression` have one row for each output frame: .csv with a
-    header, or .npz with arrays [N].
+    The files `pose`, `blink` and `expression` contain one row for each output frame. They are .csv
+    files with a header, or .npz files with an array [N] for each column.
 
     Args:
         avatar: folder that `talker train` wrote, or file that `talker bundle` wrote.
@@ -206,10 +206,10 @@ def main(
         split: part of the clip to replay with its own sound.
         speech: features of new speech, from `talker speech`; an alternative to `split`.
         wav: sound of the new speech, from `talker audio`.
-        sound: file that `wav` was made from; its sound goes into the video at its own sample rate
-            and with its own channels. By default the video has the 16 kHz mono sound of `wav`.
-        pose: head poses: a column `frame` (whose pose is replayed), or the columns
-            rx ry rz tx ty tz in the convention of track_params.pt.
+        sound: file that `wav` was made from. Its sound is written to the video with its original
+            sample rate and channels. By default, the video has the 16 kHz mono sound of `wav`.
+        pose: head poses: a column `frame` with the number of the frame whose pose is replayed, or
+            the columns rx ry rz tx ty tz in the convention of track_params.pt.
         blink: eye closure: a column `blink`, 0 open to 1 closed, or OpenFace's `AU45_r`.
         expression: columns e0 to e9, used instead of the expression predicted from speech.
         config: options.

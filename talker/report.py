@@ -68,7 +68,7 @@ class Config:
     samples: AtLeast1 = 4
     """Number of frames on which landmarks, masks and mesh are shown."""
     embed_mb: NonNegative = 6.0
-    """Size in MB up to which the video is embedded into the page. A larger one is linked."""
+    """Maximum size in MB of a video that is embedded in the page. A larger video is linked."""
 
 
 def stills(avatar: Avatar, dataset: Dataset, count: int) -> Section:
@@ -360,7 +360,7 @@ def main(
     benchmarks: Path | None = None,
     config: Config = Config(),
 ) -> None:
-    """Write one HTML page about a subject that needs no other file and no network.
+    """Write a self-contained HTML page about a subject, which needs no other files and no network.
 
     The page says which of the optional inputs are missing.
 

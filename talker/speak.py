@@ -55,12 +55,13 @@ class Config:
     """Options of `talker speak`."""
 
     hop: AtLeast1 = 2
-    """Frames rendered at once. Fewer frames reduce the latency, more frames reduce the computing
-    time."""
+    """Number of frames rendered at once. Fewer frames reduce the latency; more frames reduce the
+    computation."""
     ahead: NonNegative = 0.1
-    """Seconds of sound that the speech encoder waits for beyond the sound that it encodes."""
+    """Seconds of additional sound that the speech encoder waits for after the sound that it
+    encodes."""
     past: NonNegative = 4.0
-    """Seconds of past sound that the speech encoder gets again with every hop, as context."""
+    """Seconds of past sound that the speech encoder receives as context with every hop."""
     seed: AtLeast0 = 0
     """Seed of the random numbers of the blinks."""
 
@@ -277,8 +278,10 @@ def main(
         avatar: folder that `talker train` wrote, or file that `talker bundle` wrote.
         data: dataset folder; not needed if `avatar` is a file.
         port: port of 127.0.0.1 on which to wait for one connection that sends the audio and reads
-            the frames. Without it the audio comes from stdin and the frames go to stdout.
-        benchmark: measure latency and speed with this wav (from `talker audio`) instead.
+            the frames. By default, the audio is read from stdin and the frames are written to
+            stdout.
+        benchmark: wav file from `talker audio`. If it is given, only the latency and speed are
+            measured with it.
         config: options.
     """
     streaming = load_streaming_avatar(data, avatar, config)

@@ -34,20 +34,21 @@ class Config:
     encoder: EncoderName = DEFAULT_ENCODER
     """Speech encoder. The workflow sets it from the key `encoder` of its configuration."""
     model: str = ""
-    """Weights of hubert, wav2vec2 or whisper: a folder or a hub id. Default: the family's usual
-    weights."""
+    """Weights of hubert, wav2vec2 or whisper: a folder or a hub id. By default, a standard model of
+    the family is used."""
     layer: AtLeast0 = 0
-    """Layer of hubert, wav2vec2 or whisper, counted from 1. Default: the one at 3/4 of the
-    depth."""
+    """Layer of hubert, wav2vec2 or whisper, counted from 1. The default of 0 selects the layer at
+    3/4 of the depth."""
     components: AtLeast1 = 32
-    """Number of principal components; encoders with fewer dimensions keep all of them."""
+    """Number of principal components to keep. Encoders with fewer dimensions keep all of them."""
     look_ahead: Annotated[int, Field(ge=0, le=MAX_LOOK_AHEAD)] = 2
-    """Slots of 20 ms by which the center of a window is later than its frame, because lips move
-    before the sound."""
+    """Number of 20 ms slots by which the center of a window is later than its frame, because the
+    lips move before the sound is heard."""
     pause: NonNegative = 0.3
-    """Shortest pause in seconds that gets the features of silence, so that the mouth closes."""
+    """Minimum duration of a pause in seconds. Pauses of at least this duration are given the
+    features of silence, so that the mouth closes."""
     match_level: bool = True
-    """Bring new speech to the loudness of the training speech before features are extracted."""
+    """Scale new speech to the loudness of the training speech before its features are extracted."""
 
 
 def main(
@@ -62,8 +63,9 @@ def main(
 
     Args:
         wav: sound that `talker audio` wrote.
-        statistics: .npz of the PCA and the features of silence; written with `clip`, else read.
-        features: .npy of windows float32 [T, 16, C] to write.
+        statistics: npz file of the PCA and the features of silence. It is written if `clip` is
+            given, and read otherwise.
+        features: npy file to write: the windows, float32 [T, 16, C].
         clip: clip.json that belongs to the sound; leave it out for new speech.
         config: options.
     """

@@ -29,7 +29,7 @@ class Config:
     size: Annotated[int, Field(ge=64, multiple_of=2)] = 512
     """Width and height of the video in pixels; an even number."""
     frames: AtLeast1 | None = None
-    """Number of frames at 25 fps; by default the video is as long as the speech."""
+    """Number of frames at 25 fps. By default, the video is as long as the speech."""
     seed: AtLeast0 = 0
     """Seed of head motion, blinks, gaze and textures."""
     crf: Annotated[int, Field(ge=0, le=51)] = 16

@@ -66,7 +66,7 @@ class Config:
     """Folder with 01_MorphableModel.mat or 3DMM_info.npy (`bfm2009`), or a clone of ICT-FaceKit
     (`ict`). Not needed for `anny`."""
     focal_px: Positive | None = None
-    """Focal length in pixels of the clip's frames. By default it is estimated."""
+    """Focal length in pixels of the clip's frames. By default, it is estimated."""
     focal_range: tuple[Positive, Positive] = (0.8, 6.0)
     """Bounds of an estimated focal length, in multiples of the longer image side."""
     distance: Positive = 8.0
@@ -77,13 +77,13 @@ class Config:
     keyframes: AtLeast1 = 40
     """Number of frames from which the head shape and the focal length are estimated."""
     flow_points: NonNegative = 60.0
-    """Number of independent points that the optical flow of a frame counts as; 0 estimates the
-    poses from landmarks alone."""
+    """Weight of the optical flow of a frame, as an equivalent number of independent points. With 0,
+    the poses are estimated from the landmarks alone."""
     expressions: Annotated[int, Field(ge=1, le=EXPRESSIONS)] = 32
     """Number of components of the expression basis."""
     all_segments: bool = False
-    """Use all shots of a clip with cuts; by default only the longest shot is used. Jump cuts within
-    a take do not end a shot here: the parts before and after them are all used."""
+    """Use all shots of a clip with cuts. By default, only the longest shot is used. Jump cuts
+    within a take do not end a shot, so the parts before and after them are always used."""
     min_face: NonNegative = 64.0
     """Minimum width of a usable face in pixels."""
     max_yaw: NonNegative = 45.0
@@ -91,7 +91,8 @@ class Config:
     max_pitch: NonNegative = 35.0
     """Maximum rotation of the head up or down in degrees; frames beyond it are rejected."""
     max_still: AtLeast0 = 12
-    """Number of frames for which the picture may freeze before its frames are rejected."""
+    """Maximum number of frames for which the picture may freeze. The frames of a longer freeze are
+    rejected."""
     min_frames: AtLeast1 = 25
     """Minimum number of usable frames."""
 

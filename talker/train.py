@@ -37,14 +37,15 @@ def pick_device(name: str) -> torch.device:
 
 
 def main(data: Path, avatar: Output, checkpoints: Changed, config: Config = Config()) -> None:
-    """Train the avatar of a prepared dataset folder.
+    """Train an avatar on a prepared dataset folder.
 
     Args:
         data: dataset folder, or the file that `talker pack` makes from one.
         avatar: folder to write: config.json, weights.safetensors, point_cloud.ply, log.jsonl and
             the speech statistics.
-        checkpoints: folder for the state of the training run, from which a stopped run continues.
-            It is kept: training again with the same code, options and data reads the final state.
+        checkpoints: folder for the state of the training, from which an interrupted training
+            resumes. It is kept after training: training again with the same code, options and data
+            loads the final state.
         config: options.
     """
     device = pick_device(config.device)

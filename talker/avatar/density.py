@@ -25,14 +25,14 @@ class DensityConfig:
     """When and where Gaussians are added and removed in the canonical stage."""
 
     start: AtLeast0 = 300
-    """First step that may change the number of Gaussians."""
+    """First step at which the number of Gaussians may change."""
     stop: AtLeast0 = 1_200
-    """First step that no longer changes the number of Gaussians."""
+    """First step at which the number of Gaussians no longer changes."""
     every: AtLeast1 = 100
-    """Steps between two changes."""
+    """Number of steps between two such changes."""
     grad_threshold: NonNegative = 4e-4
-    """Mean gradient of the loss with respect to a Gaussian's projected center, per half image,
-    above which the Gaussian is cloned or split."""
+    """Mean gradient of the loss with respect to a Gaussian's projected center, in units of half the
+    image size, above which the Gaussian is cloned or split."""
     split_scale: Positive = 0.03
     """Size in dm above which a Gaussian is split in two; smaller ones are cloned."""
     min_opacity: Annotated[float, Field(gt=0, lt=0.5)] = 0.005
@@ -40,10 +40,10 @@ class DensityConfig:
     max_scale: Positive = 0.3
     """Size in dm above which a Gaussian is removed."""
     max_gaussians: AtLeast1 = 50_000
-    """Largest number of Gaussians."""
+    """Maximum number of Gaussians."""
     reset_every: AtLeast1 = 600
-    """Steps between two resets, which lower every opacity to at most twice `min_opacity`. Gaussians
-    that the images need become opaque again, the others are removed."""
+    """Number of steps between two resets, which lower every opacity to at most twice `min_opacity`.
+    Gaussians that the images need become opaque again; the others are removed."""
 
 
 class DensityControl:

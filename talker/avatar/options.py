@@ -28,21 +28,21 @@ class LearningRates:
     """Learning rates of the Adam optimizer for each group of parameters."""
 
     means: NonNegative = 4e-4
-    """Learning rate of the centers of the Gaussians in dm per step."""
+    """Learning rate of the centers of the Gaussians, in dm per step."""
     quats: NonNegative = 1e-3
     """Learning rate of the rotations of the Gaussians."""
     scales: NonNegative = 5e-3
     """Learning rate of the logarithms of the sizes of the Gaussians."""
     opacities: NonNegative = 0.05
-    """Learning rate of the logits of the opacities of the Gaussians; it does not decay."""
+    """Learning rate of the opacity logits of the Gaussians. It does not decay."""
     sh: NonNegative = 2.5e-3
-    """Learning rate of the color coefficients of the Gaussians; it does not decay."""
+    """Learning rate of the color coefficients of the Gaussians. It does not decay."""
     planes: NonNegative = 5e-3
     """Learning rate of the tri-plane."""
     network: NonNegative = 1e-3
     """Learning rate of the attention blocks and deformation heads."""
     decay: Positive = 0.05
-    """Ratio of the last to the first learning rate of a stage; the decay is exponential."""
+    """Ratio of the final to the initial learning rate of a stage. The decay is exponential."""
 
 
 @validated
@@ -50,25 +50,25 @@ class Config:
     """Options of `talker train`."""
 
     encoder: str = DEFAULT_ENCODER
-    """Speech encoder whose features the avatar is trained on. The workflow sets it from its own
-    key `encoder`."""
+    """Speech encoder whose features the avatar is trained on. The workflow sets it from the key
+    `encoder` of its configuration."""
     image_size: ImageSize = 512
     """Longer side of the training images in pixels. Rendered frames have the same size."""
     device: str = "auto"
-    """Device to train on: cpu, cuda, or auto, which is cuda where there is a GPU."""
+    """Device to train on: cpu, cuda, or auto, which selects cuda if a GPU is available."""
     seed: AtLeast0 = 6666
-    """Seed of all random numbers. On a CPU the same seed gives the same avatar, bit by bit."""
+    """Seed of all random numbers. On a CPU, the same seed gives a bit-identical avatar."""
 
     gaussians: Annotated[int, Field(gt=NEIGHBORS)] = 20_000
     """Number of Gaussians at the start of training. Densification adds more."""
     sh_degree: Annotated[int, Field(ge=0, le=MAX_SH_DEGREE)] = 3
     """Degree of the spherical harmonics that make a color depend on the viewing direction."""
     plane_resolutions: tuple[AtLeast1, ...] = (64, 128)
-    """Side lengths of the tri-planes in cells, one tri-plane for each length."""
+    """Side lengths of the tri-planes in cells. There is one tri-plane for each value."""
     plane_channels: AtLeast1 = 32
-    """Channels of each tri-plane."""
+    """Number of channels of each tri-plane."""
     features: AtLeast1 = 64
-    """Width of tokens, queries and attention."""
+    """Number of channels of the tokens, queries and attention layers."""
     heads: AtLeast1 = 2
     """Number of attention heads; must divide `features`."""
     layers: AtLeast1 = 1
@@ -77,16 +77,16 @@ class Config:
     """Width of the hidden layer that the deformation heads share."""
 
     canonical_steps: AtLeast1 = 1_500
-    """Steps of the canonical stage, which fits one head that does not move its face."""
+    """Number of steps of the canonical stage, which fits one head without facial motion."""
     canonical_batch: AtLeast1 = 8
-    """Images in a batch of the canonical stage."""
+    """Number of images in a batch of the canonical stage."""
     deformation_steps: AtLeast1 = 4_000
-    """Steps of the deformation stage, which fits the face's motion."""
+    """Number of steps of the deformation stage, which fits the facial motion."""
     deformation_batch: AtLeast1 = 32
-    """Images in a batch of the deformation stage."""
+    """Number of images in a batch of the deformation stage."""
     max_epochs: AtLeast1 = 400
-    """Largest number of times that the deformation stage uses each frame. It ends the stage early
-    on short clips."""
+    """Maximum number of times that the deformation stage uses each frame. On short clips, this ends
+    the stage early."""
     pose_noise: NonNegative = 1.0
     """Noise on the pose token, in standard deviations of the poses. Without it the network
     recognizes training frames by their pose, and the mouth follows the head instead of the
@@ -94,26 +94,26 @@ class Config:
     speech_noise: NonNegative = 0.1
     """Noise on the speech features, which have unit variance."""
     mouth_amplitude: Fraction = 0.5
-    """Degree to which the amplitude of the predicted expression is restored. A regression predicts
-    less motion than there really is: 0 keeps the prediction with the smallest error, 1 amplifies it
-    to the amplitude of the recording, which costs about 0.5 dB of PSNR around the mouth."""
+    """Degree to which the amplitude of the predicted expression is restored, because a regression
+    predicts less motion than the recording has. 0 keeps the prediction with the smallest error. 1
+    amplifies it to the amplitude of the recording, which costs about 0.5 dB of PSNR around the
+    mouth."""
     expression_share: Fraction = 0.5
     """Fraction of the training frames that are driven by the tracked expression instead of the one
-    predicted from speech. The tracked expression fully determines the mouth, so that the network
-    does not infer the mouth from blink and pose."""
+    predicted from speech. The tracked expression determines the mouth fully, so the network does
+    not learn to guess the mouth from the blink and the pose."""
 
     rates: LearningRates = field(default_factory=LearningRates)
     weights: LossWeights = field(default_factory=LossWeights)
     density: DensityConfig = field(default_factory=DensityConfig)
     perceptual: str = ""
     """TorchScript file of a perceptual network such as LPIPS, for the loss term of the same name
-    (talker/measure/networks.py describes its interface). If this is empty, the loss has no such
+    (talker/measure/networks.py describes its interface). If it is empty, the loss has no such
     term."""
     perceptual_sha256: str = ""
     """SHA-256 of the file of the perceptual network, which must match."""
     checkpoint_seconds: NonNegative = 30.0
-    """Seconds of training between two checkpoints, which is the most that a killed run can lose.
-    The default is 30."""
+    """Seconds of training between two checkpoints, which is the most that a killed run loses."""
 
     def __post_init__(self) -> None:
         if self.features % self.heads:

@@ -60,36 +60,37 @@ AT_LEAST = {"valid_percent", "usable_seconds", "held_out_frames", "mouth_range",
 
 @validated
 class Limits:
-    """Limits beyond which a clip is refused, unless forced."""
+    """Limits beyond which a clip is refused, unless `force` is set."""
 
     min_valid: NonNegative = 80.0
-    """Smallest percentage of frames in which the head is tracked, in the shots that are used."""
+    """Minimum percentage of frames in which the head is tracked, within the shots that are used."""
     min_seconds: NonNegative = 10.0
-    """Shortest tracked time in seconds."""
+    """Minimum duration of the tracked frames in seconds."""
     min_held_out: AtLeast0 = 5
-    """Smallest number of tracked frames in the held-out part."""
+    """Minimum number of tracked frames in the held-out part."""
     max_residual: Positive = 0.8
-    """Largest distance between the tracked head and the landmarks, in percent of the face width
+    """Maximum distance between the tracked head and the landmarks, in percent of the face width
     (median over frames)."""
     max_c1: Positive = 0.25
-    """Largest error of the head's motion from one frame to the next, in pixels of a face 250 pixels
+    """Maximum error of the head's motion from one frame to the next, in pixels of a face 250 pixels
     wide."""
     max_c5: Positive = 1.0
-    """Largest error of the head's motion over 5 frames, in pixels of a face 250 pixels wide."""
+    """Maximum error of the head's motion over 5 frames, in pixels of a face 250 pixels wide."""
     max_person: Positive = 1.8
-    """Largest ratio of the residuals of the worst and the best shot. A higher ratio means that a
-    shot shows another person."""
+    """Maximum ratio of the residual of the worst shot to that of the best shot. A higher ratio
+    suggests that a shot shows a different person."""
     max_rival: NonNegative = 20.0
-    """Largest percentage of frames that show another face of at least half the size."""
+    """Maximum percentage of frames that show another face of at least half the size."""
     min_mouth: NonNegative = 0.04
-    """Smallest range of the mouth opening (2nd to 98th percentile), in eye distances."""
+    """Minimum range of the mouth opening (2nd to 98th percentile), in eye distances."""
     min_sync: Fraction = 0.25
-    """Smallest correlation between the mouth opening and its prediction from the audio. It applies
-    only where the clip is long enough for the correlation to be measured."""
+    """Minimum correlation between the mouth opening and its prediction from the audio. It applies
+    only if the clip is long enough to measure the correlation."""
     max_lag: Positive = 3.0
-    """Largest lag between audio and image in frames. Clips in sync measure -1 to 2."""
+    """Maximum lag between audio and image in frames. Clips that are in sync have a measured lag of
+    -1 to 2."""
     max_background: NonNegative = 15.0
-    """Largest percentage of the background that differs from the plate (median over frames)."""
+    """Maximum percentage of the background that differs from the plate (median over frames)."""
 
 
 @dataclass(frozen=True)

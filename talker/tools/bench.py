@@ -67,26 +67,27 @@ class Config:
     render_batches: tuple[AtLeast1, ...] = (1, 128)
     """Batch sizes, in frames, with which rendering is measured."""
     train_batch: AtLeast1 = 32
-    """Images in a training batch."""
+    """Number of images in a training batch."""
     copies: AtLeast1 = 1
-    """Number of times that each training frame is used, to imitate a longer clip."""
+    """Number of copies of each training frame, to simulate a longer clip."""
     warm_up: AtLeast0 = 5
     """Number of runs before the timed ones."""
     repeats: AtLeast1 = 20
     """Number of timed runs; the median is reported."""
     device: str = "auto"
-    """Device to measure: cpu, cuda, or auto, which is cuda where there is a GPU."""
+    """Device to measure: cpu, cuda, or auto, which selects cuda if a GPU is available."""
     speech: NonNegative = 10.0
-    """Seconds of live speech to measure `talker speak` with. 0 leaves this measurement out."""
+    """Seconds of live speech with which `talker speak` is measured. With 0, this measurement is
+    skipped."""
     hop: AtLeast1 = 2
-    """Frames that live speech renders at once."""
+    """Number of frames that live speech renders at once."""
 
 
 def main(*, data: Path | None = None, json: Path | None = None, config: Config = Config()) -> None:
     """Measure the speed of training, rendering and live speech, and their peak memory.
 
     Args:
-        data: dataset folder to use; without it a head of random colors is used.
+        data: dataset folder to use. By default, a head with random colors is used.
         json: file to write the numbers to.
         config: options.
     """

@@ -22,15 +22,15 @@ class Config:
     """Options of `talker bundle`."""
 
     license: str = ""
-    """Terms under which the avatar may be used, as text. They are stored in the file."""
+    """Terms under which the avatar may be used, as text that is stored in the file."""
     consent: str = ""
-    """How the person agreed to the avatar, as text. It is stored in the file."""
+    """How the person has consented to the avatar, as text that is stored in the file."""
 
 
 def main(*, avatar: Path, data: Path, file: Output, config: Config = Config()) -> None:
-    """Write an avatar and what rendering needs of its dataset into one file.
+    """Write an avatar, and the parts of its dataset that rendering needs, to one file.
 
-    The file shows the person as the recording does: torso and background of every valid frame.
+    The file contains pictures of the person: the torso and the background of every valid frame.
 
     Args:
         avatar: folder that `talker train` wrote.

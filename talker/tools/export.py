@@ -75,7 +75,7 @@ class Config:
     """How a folder is exported."""
 
     vertices: AtLeast1 = 34_650
-    """Number of points of the head mesh in track_params.pt, from which GaussianTalker starts. The
+    """Number of vertices of the head mesh in track_params.pt, from which GaussianTalker starts. The
     default is that of the Basel Face Model as cropped by AD-NeRF."""
 
 

@@ -49,7 +49,8 @@ class Config:
     """Options of `talker pack`."""
 
     quality: Annotated[int, Field(ge=1, le=100)] = 85
-    """Quality of the WebP images, 1 to 100. The default takes a fifth of the space of JPEG."""
+    """Quality of the WebP images, from 1 to 100. With the default, they take about a fifth of the
+    space of JPEG images."""
 
 
 def main(*, data: Path, pack: Output, config: Config = Config()) -> None:
