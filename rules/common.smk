@@ -86,7 +86,7 @@ def video_of(wildcards):
     if LOCAL and not known and workflow.modifier.is_main_snakefile():
         raise WorkflowError(
             f"There is no subject '{subject}'. Add a row to {config['subjects']}, put a video at "
-            f"{video}, or name one of: {', '.join(SUBJECTS)}"
+            f"{video}, or choose one of: {', '.join(SUBJECTS)}"
         )
     return video
 
@@ -216,7 +216,7 @@ def require_named_preset():
     if config["preset"] == "auto" and workflow.non_local_exec:
         raise WorkflowError(
             "config: preset: 'auto' depends on the machine, but jobs run on other machines; "
-            "name a preset, for example `--config preset=full`"
+            "choose a preset explicitly, for example `--config preset=full`"
         )
 
 

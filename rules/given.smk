@@ -83,7 +83,7 @@ def log_given_files():
             if names:
                 logger.info(
                     f"{folder}: using {', '.join(names)}, which talker did not write. "
-                    "To have talker write them, move yours away."
+                    "To let talker write these files itself, move yours to another folder."
                 )
 
 
@@ -100,8 +100,8 @@ def require_own_folders(jobs):
         raise WorkflowError(
             "These folders would be replaced, but contain files that talker did not write:\n"
             + "\n".join(lines)
-            + "\nNothing was changed. Either move these files away, or run the same command again "
-            "to use the folders as they are."
+            + "\nNothing was changed. Either move these files elsewhere, or run the same command "
+            "again to use the folders as they are."
         )
 
 
@@ -151,8 +151,8 @@ def find_video(subject):
     if same is False:
         raise UserError(
             f"subject '{subject}': {DATA / subject} was made from {source}, but {video} is another "
-            f"video. Give it another name (rename the file, or add a row to {config['subjects']}), "
-            f"or move {DATA / subject} and {RESULTS / subject} away."
+            "video. Give the new video another name (rename the file, or add a row to "
+            f"{config['subjects']}), or move {DATA / subject} and {RESULTS / subject} elsewhere."
         )
     return source if same else video
 

@@ -23,8 +23,8 @@ def warn_without_gpu(jobs):
         return
     if not shutil.which("nvidia-smi"):
         logger.warning(
-            f"Preset '{PRESET}' is made for an NVIDIA GPU, but nvidia-smi was not found here. On a "
-            "CPU, training takes days; `--config preset=draft` takes minutes."
+            f"Preset '{PRESET}' is intended for an NVIDIA GPU, but nvidia-smi was not found here. "
+            "On a CPU, training takes days; `--config preset=draft` takes minutes."
         )
 
 
@@ -34,11 +34,11 @@ def fault_of_video(file, min_seconds):
         with av.open(file) as container:
             seconds = (container.duration or 0) / av.time_base
             if not container.streams.audio:
-                return "it has no sound; an avatar learns from a video with speech"
+                return "it has no sound, but training needs a video with speech"
             if 0 < seconds < min_seconds:
                 return (
                     f"it is {seconds:.1f} s long, but at least {min_seconds:g} s are required "
-                    "(`check: {limits: {min_seconds: ...}}` among the options)"
+                    "(set by the option `check: {limits: {min_seconds: ...}}`)"
                 )
     except (av.FFmpegError, OSError):
         pass

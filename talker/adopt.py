@@ -140,8 +140,8 @@ def frame_rows(folder: Folder) -> Iterator[Row]:
             yield Row(
                 name,
                 "inconsistent",
-                f"{folder.some(absent)} missing, and the poses have as many rows less than there "
-                "are frames: the tracker skipped these frames, so later poses belong to other "
+                f"{folder.some(absent)} missing, and there are fewer poses than frames by the same "
+                "number: the tracker skipped these frames, so all later poses belong to the wrong "
                 "frames; run `talker track`",
             )
         else:
@@ -151,8 +151,8 @@ def frame_rows(folder: Folder) -> Iterator[Row]:
         yield Row(
             "frame numbers",
             "inconsistent",
-            f"the frames start at {first}, expected 0: poses and sound of frame i belong to image "
-            f"i + {first}; rename the images",
+            f"the frames start at {first}, expected 0: the poses and the sound of frame i belong "
+            f"to image i + {first}; rename the images",
         )
     if beyond := folder.images - expected:
         yield Row(

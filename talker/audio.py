@@ -90,7 +90,9 @@ def main(
     """
     if clip is None:
         if train or novel:
-            raise UserError("--train and --novel write the splits of a clip; give --clip as well")
+            raise UserError(
+                "--train and --novel write the splits of a clip, so they require --clip"
+            )
         outputs = {wav: pad_to_whole_frames(decode_audio_blocks(source, track=config.track))}
     else:
         about = Clip.load(clip)

@@ -97,7 +97,7 @@ def split_drive(dataset: Dataset, split: Literal["train", "val"]) -> Drive:
     if len(ids) == 0:
         raise UserError(
             f"{dataset.folder / f'transforms_{split}.json'}: expected frames to render, found no "
-            "valid one; `talker check` says why"
+            "valid one; run `talker check` for the reasons"
         )
     window_ids = np.arange(ids[0], ids[-1] + 1)
     return Drive(nearest_valid(window_ids, dataset.valid), dataset.speech, window_ids)
@@ -217,10 +217,10 @@ def main(
     if (split is None) == (speech is None) or (speech is None) != (wav is None):
         raise UserError("expected either `--split`, or `--speech` together with `--wav`")
     if split is not None and sound is not None:
-        raise UserError("--sound belongs to new speech, which is given by --speech and --wav")
+        raise UserError("--sound requires new speech, which --speech and --wav provide")
     if split is not None and data is None:
         raise UserError(
-            "expected `--data` with `--split`: the clip's sound is in its dataset folder"
+            "expected `--data` with `--split`, because the clip's sound is in its dataset folder"
         )
     model, dataset = load_subject(avatar, data)
     tracks = Tracks(pose, blink, expression)

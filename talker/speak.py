@@ -293,7 +293,7 @@ def main(
             logger.info("%s: %.4g", name, value)
         return
     logger.info(
-        "Frames: %dx%d pixels, rgb24, %d fps. Latency: %.0f ms plus the time for computing.",
+        "Frames: %dx%d pixels, rgb24, %d fps. Latency: %.0f ms plus the computation time.",
         *(dataset.width, dataset.height, FPS, 1000 * streaming.latency),
     )
     with ExitStack() as stack:

@@ -77,8 +77,8 @@ def main(
         encoder = load_encoder(stats.choice, wav)
         if encoder.sha256 != stats.sha256:
             raise UserError(
-                f"{statistics}: was computed with other weights of {stats.encoder} than those that "
-                "are installed; install the same weights, or train the avatar again"
+                f"{statistics}: was computed with weights of {stats.encoder} that differ from the "
+                "installed ones; install the same weights, or train the avatar again"
             )
         slots = avatar_features(encoder, stats, sound, config.match_level)
         with atomic_write(features) as (file,):

@@ -335,7 +335,7 @@ def fuse_with_flow(
     )
     ids = selection.accepted_frames
     still = np.intersect1d(ids, still_frames(flows[1], config.max_still))
-    selection.reject(still, "the picture stands still")
+    selection.reject(still, "the picture is frozen")
     ids = selection.accepted_frames
     covered = ids[covered_frames(patches[ids])] if len(ids) else ids
     selection.reject(covered, "something covers the face")
@@ -467,8 +467,8 @@ def main(
     facts["cut_by_border"] = cut_off
     if cut_off:
         logger.warning(
-            "the border of the image cuts the face in %d of %d frames; they are used, but the "
-            "missing part of the face cannot be rendered",
+            "the image border cuts off the face in %d of %d frames; these frames are used, but "
+            "the missing part of the face cannot be rendered",
             cut_off,
             described.frames,
         )

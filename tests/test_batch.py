@@ -69,7 +69,7 @@ def test_every_faulty_row_is_listed_at_once(tmp_path: Path) -> None:
         "line 2: subject: 'a/b' does not match",
         "line 3: train.image_size: 'big' is not of type 'integer'",
         "line 4: train: unknown key 'imagesize'; did you mean 'image_size'?",
-        "line 6: subject 'good' has another row above",
+        "line 6: subject 'good' already has a row above",
         "line 7: video: None is not of type 'string'",
         "line 8: unknown key 'cells without a column'",
         "line 9: train.image_size: '[1' is not valid YAML",

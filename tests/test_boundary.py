@@ -44,7 +44,7 @@ def visible(folder: Path) -> set[str]:
     ("error", "text"),
     [
         (OSError(errno.ENOSPC, "No space left", "a.npy"), r"^a\.npy: no space is left on the disk"),
-        (OSError(errno.EDQUOT, "Quota exceeded", "a.npy"), r"^a\.npy: the disk quota is used up"),
+        (OSError(errno.EDQUOT, "Quota exceeded", "a.npy"), r"^a\.npy: the disk quota is exceeded"),
         (OSError(errno.EROFS, "Read-only", "a"), "^a: this file system is read-only"),
         (PermissionError(errno.EACCES, "denied", "a"), "^a: permission denied"),
         (OSError(errno.EMFILE, "Too many open files"), "^too many files are open.*ulimit -n"),
@@ -53,8 +53,8 @@ def visible(folder: Path) -> set[str]:
         (RuntimeError("I/O error: No space left on device (os error 28)"), "^no space is left"),
         (RuntimeError("[enforce fail] PytorchStreamWriter failed writing file data.pkl"), "df -h"),
         (OSError("800 requested and 56 written"), "could not be written completely"),
-        (MemoryError(), "memory of this machine is used up"),
-        (RuntimeError("can't start new thread"), "memory of this machine is used up"),
+        (MemoryError(), "this machine has run out of memory"),
+        (RuntimeError("can't start new thread"), "this machine has run out of memory"),
         (ModuleNotFoundError("No module named 'gsplat'", name="gsplat"), r"pip install '\.\[cuda"),
         (ModuleNotFoundError("No module named 'cv2'", name="cv2"), "pip install opencv-contrib"),
         (UserError("a.mp4: has no video"), r"^a\.mp4: has no video$"),
@@ -93,10 +93,10 @@ def test_memory_errors_of_libraries_are_recognized() -> None:
     for allocate in (np.empty, torch.empty):
         with pytest.raises((MemoryError, RuntimeError)) as raised:
             allocate(1 << 50)
-        assert "memory of this machine" in (explain(raised.value) or ""), raised.value
+        assert "this machine has run out of memory" in (explain(raised.value) or ""), raised.value
     message = explain(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), "render")
     assert message is not None
-    assert "memory of the GPU" in message
+    assert "GPU has run out of memory" in message
     assert "lower `--batch`" in message
     assert "jobs_per_gpu" in message
 
@@ -255,7 +255,7 @@ def test_a_reader_that_went_away_is_one_sentence() -> None:
         process.stdout.close()
         message = process.stderr.read()
     assert process.returncode == 1
-    assert message == "talker info: error: the reader of the output: closed\n"
+    assert message == "talker info: error: standard output: closed\n"
 
 
 def test_names_that_the_terminal_cannot_show_are_no_failure(tmp_path: Path) -> None:

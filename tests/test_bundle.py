@@ -138,7 +138,7 @@ def test_what_is_no_avatar_is_refused(avatar: Path, mel_only: Path, tmp_path: Pa
         pass
     with pytest.raises(UserError, match="cannot be read as an avatar"):
         talker.load(tmp_path / "empty.avatar")
-    with pytest.raises(UserError, match="add `--data`"):
+    with pytest.raises(UserError, match="with `--data`"):
         talker.load(avatar)
     shutil.copytree(avatar, tmp_path / "half")
     (tmp_path / "half" / "speech.npz").unlink()

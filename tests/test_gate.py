@@ -110,7 +110,7 @@ FAILURES = {
     "residual": ({"residual_percent_of_face": 1.0}, ["1.00 %", "track_overlay.mp4"]),
     "c1": ({"c1_px_at_250": 0.3}, ["jitters", "0.30 px"]),
     "c5": ({"c5_px_at_250": 1.2}, ["jitters", "1.20 px"]),
-    "person": ({"worst_shot_ratio": 2.0}, ["2.0 times", "somebody else"]),
+    "person": ({"worst_shot_ratio": 2.0}, ["2.0 times", "a different person"]),
     "rival": ({"rival_percent": 50.0}, ["Another face", "Crop"]),
     "mouth": ({"mouth_range": 0.01}, ["hardly moves"]),
     "tone": ({"level_range_db": 0.4}, ["not speech", "0.4 dB"]),

@@ -137,7 +137,7 @@ def test_the_given_sound_goes_into_the_video_at_its_own_rate(
     with av.open(str(video)) as container:
         track = container.streams.audio[0]
         assert (track.rate, track.channels) == (48_000, 2)
-    with pytest.raises(UserError, match="--sound belongs to new speech"):
+    with pytest.raises(UserError, match="--sound requires new speech"):
         stage.main(data=dataset, avatar=tmp_path, video=video, split="val", sound=sound)
 
 
@@ -332,7 +332,7 @@ def test_the_background_can_be_a_picture_or_a_video(
     corners = [int(read_image(out / f"{i:05d}.png")[:8, :8, 1].mean()) for i in range(12)]
     expected = [shades[i % 5] if moving else shades[0] for i in range(12)]
     assert corners == pytest.approx(expected, abs=8)
-    with pytest.raises(UserError, match=r"nowhere\.png: no such file"):
+    with pytest.raises(UserError, match=r"nowhere\.png: this file does not exist"):
         stage.main(
             data=dataset,
             avatar=tmp_path,

@@ -306,7 +306,7 @@ def test_damaged_or_foreign_statistics_are_refused(prepared):
     statistics = FeatureStats.load(path)
     with open(path, "wb") as file:
         dataclasses.replace(statistics, sha256="0").save(file)
-    with pytest.raises(UserError, match="was computed with other weights of hama"):
+    with pytest.raises(UserError, match="was computed with weights of hama that differ"):
         run(prepared, clip=False)
     np.savez(path, mean=statistics.mean)
     with pytest.raises(UserError, match=r"aud_hama\.npz: expected the statistics"):

@@ -389,7 +389,7 @@ def test_chin_below_the_border_is_kept_with_a_warning(
     report = json.loads((folder / "track_report.json").read_text())
     assert report["valid"] == clip.frames and not report["rejected"]
     assert 10 < report["cut_by_border"] <= clip.frames
-    assert "the border of the image cuts the face in" in caplog.text
+    assert "the image border cuts off the face in" in caplog.text
 
 
 def test_picture_that_stands_still_is_rejected(dataset: Path, head: MorphableHead, tmp_path: Path):
@@ -400,7 +400,7 @@ def test_picture_that_stands_still_is_rejected(dataset: Path, head: MorphableHea
     points[50:80] = points[50]
     found = track(clip, tmp_path, points, valid, head, Config())
     assert list(found.rejected) == list(range(51, 80))
-    assert set(found.rejected.values()) == {"the picture stands still"}
+    assert set(found.rejected.values()) == {"the picture is frozen"}
 
 
 def test_useless_faces_are_rejected(dataset: Path, head: MorphableHead):

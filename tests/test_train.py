@@ -267,7 +267,7 @@ def test_a_checkpoint_of_other_options_is_not_used(
     fresh = fit(data, subset, other, tmp_path / "fresh.pt")
     assert "the checkpoint was written with" not in caplog.text
     after = fit(data, subset, other, path)
-    assert f"{path}: the checkpoint was written with other options;" in caplog.text
+    assert f"{path}: the checkpoint was written with different options;" in caplog.text
     assert torch.equal(fresh.avatar.canonical["means"], after.avatar.canonical["means"])
 
 
@@ -286,7 +286,7 @@ def test_the_log_says_why_a_checkpoint_is_not_used(
     origin = dataclasses.replace(Origin.of(short, data), **dict.fromkeys(changed, "other"))
     monkeypatch.setattr(Origin, "of", lambda *_: origin)
     fit(data, subset, short, tmp_path / "latest.pt")
-    assert f"written with other {' and other '.join(changed)};" in caplog.text
+    assert f"written with different {' and different '.join(changed)};" in caplog.text
 
 
 def test_how_often_checkpoints_are_written_makes_no_difference(data: Dataset) -> None:

@@ -235,7 +235,7 @@ def test_a_gpu_that_torch_cannot_use_stops_the_run_before_the_first_job(finished
 @pytest.mark.parametrize(
     ("rows", "complaint"),
     [
-        (["me\tme.mp4", "me\tyou.mp4"], r"line 3: subject 'me' has another row above"),
+        (["me\tme.mp4", "me\tyou.mp4"], r"line 3: subject 'me' already has a row above"),
         (["a/b\tme.mp4"], r"line 2: subject: 'a/b' does not match"),
         (["me"], r"line 2: video: None is not of type 'string'"),
     ],

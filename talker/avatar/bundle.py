@@ -117,8 +117,8 @@ def read_manifest(file: Path) -> dict[str, Any]:
     if (version := manifest.get("bundle_version")) != BUNDLE_VERSION:
         raise UserError(
             f"{file}: the file has format version {version}, but this version of talker reads "
-            f"version {BUNDLE_VERSION}; export the avatar again, or use talker "
-            f"{manifest.get('talker_version', 'of that time')}"
+            f"version {BUNDLE_VERSION}; export the avatar again, or use "
+            f"the version of talker that wrote it ({manifest.get('talker_version', 'unknown')})"
         )
     return manifest
 
@@ -173,8 +173,8 @@ def load_subject(avatar: Path, data: Path | None) -> tuple[Avatar, Dataset]:
         return model, replay if data is None else avatar_dataset(data, model)
     if data is None:
         raise UserError(
-            f"{avatar}: expected a file that `talker bundle` writes; an avatar folder needs its "
-            "dataset folder, too: add `--data`"
+            f"{avatar}: expected a file that `talker bundle` writes. To use an avatar folder, also "
+            "give its dataset folder with `--data`"
         )
     model = load_avatar(avatar)
     return model, avatar_dataset(data, model)

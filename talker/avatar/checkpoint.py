@@ -79,9 +79,9 @@ def load_checkpoint(path: Path, origin: Origin) -> dict[str, Any] | None:
         return None
     if differences := origin.differences(found):
         logger.info(
-            "%s: the checkpoint was written with other %s; training starts from the beginning",
+            "%s: the checkpoint was written with different %s; training starts from the beginning",
             path,
-            " and other ".join(differences),
+            " and different ".join(differences),
         )
         return None
     return state

@@ -113,8 +113,8 @@ def longest_stretch(dataset: Dataset) -> Int64[np.ndarray, "N"]:
     )
     if len(ids) == 0:
         raise UserError(
-            f"{dataset.folder}: no frame is valid, so there is no pose to render; `talker check` "
-            "says why"
+            f"{dataset.folder}: no frame is valid, so there is no pose to render; run "
+            "`talker check` for the reasons"
         )
     if len(ids) > SHORT_STRETCH:
         speed = head_speed(dataset.viewmats[ids]) + dataset.eye[ids]

@@ -298,9 +298,9 @@ class Trainer:
         """Raise UserError if a gradient of any previous step was not finite."""
         if self.diverged:
             raise UserError(
-                f"training diverged by step {self.step} of the {self.stage} stage: a gradient is "
-                "not finite. The last checkpoint precedes this. Lower the learning rates, or look "
-                "for broken values in the dataset with `talker check`"
+                f"training had diverged by step {self.step} of the {self.stage} stage: a gradient "
+                "is not finite. The last checkpoint was written before this. Lower the learning "
+                "rates, or look for invalid values in the dataset with `talker check`"
             )
 
     def state(self) -> dict[str, Any]:

@@ -65,10 +65,10 @@ def resample(
             the clip.
     """
     if not good.any():
-        raise UserError(f"{path}: no row with a face; expected one for most frames")
+        raise UserError(f"{path}: expected rows with a detected face for most frames, found none")
     if (np.diff(times) <= 0).any():
         row = int(np.flatnonzero(np.diff(times) <= 0)[0]) + 1
-        raise UserError(f"{path}: the time of row {row} is not after that of the row before")
+        raise UserError(f"{path}: the time of row {row} is not later than that of the previous row")
     period = float(np.median(np.diff(times))) if len(times) > 1 else 1 / FPS
     end, expected = times[-1] + period, clip.frames / FPS
     if times[0] > TOLERANCE or abs(end - expected) > TOLERANCE:

@@ -95,7 +95,7 @@ def read_subjects(table: Path, schema: Schema, options: Schema) -> dict[str, Sub
         row_errors += schema_errors(row, schema, where)
         row_errors += schema_errors(overrides, options, where)
         if row.get("subject") in subjects:
-            row_errors.append(f"{where}: subject '{row['subject']}' has another row above")
+            row_errors.append(f"{where}: subject '{row['subject']}' already has a row above")
         if not row_errors:
             subjects[row["subject"]] = SubjectRow(row["video"], overrides)
         errors += row_errors
@@ -131,7 +131,7 @@ def read_speeches(table: Path, schema: Schema, subjects: Iterable[str]) -> dict[
             for name in sorted(names - known)
         ]
         if row.get("speech") in speeches:
-            row_errors.append(f"{where}: speech '{row['speech']}' has another row above")
+            row_errors.append(f"{where}: speech '{row['speech']}' already has a row above")
         if not row_errors:
             speeches[row["speech"]] = SpeechRow(row["file"], frozenset(names) or None)
         errors += row_errors

@@ -24,28 +24,28 @@ from talker.errors import UserError
 
 ERRNO_TEXTS = {
     errno.ENOSPC: "no space is left on the disk. Free some space, or write to another disk",
-    errno.EDQUOT: "the disk quota is used up. Free some space, or write to another disk",
+    errno.EDQUOT: "the disk quota is exceeded. Free some space, or write to another disk",
     errno.EFBIG: "the file is larger than this file system or `ulimit -f` allows",
-    errno.EROFS: "this file system is read-only. Name a folder that you may write to",
-    errno.EACCES: "permission denied. Change the permissions, or name another path",
-    errno.EPERM: "permission denied. Change the permissions, or name another path",
+    errno.EROFS: "this file system is read-only. Choose a folder that you may write to",
+    errno.EACCES: "permission denied. Change the permissions, or choose another path",
+    errno.EPERM: "permission denied. Change the permissions, or choose another path",
     errno.EMFILE: "too many files are open. Raise the limit, for example with `ulimit -n 4096`",
     errno.ENFILE: "too many files are open on this machine. Stop other programs",
     errno.EIO: "the disk reported an input/output error. Check the disk and the cables",
     errno.ENOENT: "this file or folder does not exist. Check the path",
-    errno.EEXIST: "a file is in the place of a folder. Remove it, or name another path",
-    errno.ENOTDIR: "a file is in the place of a folder. Remove it, or name another path",
-    errno.EISDIR: "this is a folder, but a file was expected. Name another path",
+    errno.EEXIST: "a file exists where a folder is needed. Remove it, or choose another path",
+    errno.ENOTDIR: "a file exists where a folder is needed. Remove it, or choose another path",
+    errno.EISDIR: "this is a folder, but a file was expected. Choose another path",
     errno.ESTALE: "this file was replaced on the file server. Run the command again",
 }
 """What an error number of the operating system means to the user, and how to solve the problem."""
 
 OUT_OF_MEMORY = (
-    "the memory of this machine is used up. Stop other programs, run fewer jobs at once "
+    "this machine has run out of memory. Stop other programs, run fewer jobs at once "
     "(`--cores 1`), or use a shorter video"
 )
 OUT_OF_GPU_MEMORY = (
-    "the memory of the GPU is used up. Stop other programs that use it (see `nvidia-smi`), run one "
+    "the GPU has run out of memory. Stop other programs that use it (see `nvidia-smi`), run one "
     "job per GPU (`jobs_per_gpu: 1`), or lower {options}"
 )
 GPU_MEMORY_OPTIONS = {"render": "`--batch`", "evaluate": "`--batch`"}
@@ -95,7 +95,7 @@ def boundary(stage: str) -> Iterator[None]:
         # Python would fail again when it flushes the closed pipe at exit.
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(f"talker {stage}: error: {error.filename or 'the reader of the output'}: closed")
+        sys.exit(f"talker {stage}: error: {error.filename or 'standard output'}: closed")
     except Exception as error:
         sys.exit(f"talker {stage}: error: {explain(error, stage) or _report_bug(error, stage)}")
     finally:

@@ -28,8 +28,8 @@ def load(choice: Choice, wav: Path | None) -> Encoder:
     """
     if wav is None:
         raise UserError(
-            "encoder deepspeech: reads stored scores, so it only works for files; choose another "
-            "encoder for live speech"
+            "the encoder deepspeech reads precomputed scores, so it only works with files; choose "
+            "another encoder for live speech"
         )
     path = wav.with_name(DEEPSPEECH_FEATURES)
     logits = read(path)

@@ -26,7 +26,7 @@ DEFINITIONS = {
     "eye_correlation": "Pearson correlation between the eye aspect ratios of the rendered and of "
     "the real frames. Without a blink among them it is noise.",
     "eye_std_ratio": "Standard deviation of the rendered eye aspect ratio divided by that of the "
-    "real one: 0 is a stare.",
+    "real one: 0 means that the eyes never blink.",
     "head_shake": "Jitter of the rendered head in pixels of the rendered size: how far its motion "
     "from one frame to the next differs from that of the real head (optical flow of brows, nose "
     "and eye corners, median over the points, root mean square over the frames).",
@@ -54,16 +54,20 @@ SILENCE_DEFINITIONS = {
     "silent_frames": "Number of frames inside pauses, at least 0.2 s away from any speech.",
     "opening_silent": "Mean mouth opening in those frames (distance of the inner lips divided by "
     "that of the outer eye corners).",
-    "opening_closed": "Mean opening of the tenth of the real training frames whose mouth is least "
-    "open, detected at the avatar's image size.",
+    "opening_closed": (
+        "Mean opening of the 10 % of real training frames in which the mouth is least open, "
+        "detected at the avatar's image size."
+    ),
     "opening_mean": "Mean opening of all real training frames.",
     "chatter": "Standard deviation of the opening in silence divided by that in speech.",
 }
 """Numbers that show what the mouth does in the pauses of new speech."""
 
 CONTROLS = {
-    "frozen_mouth": "The avatar driven by the mean of the training speech in every frame. What its "
-    "mouth still does follows the head pose and the blinks.",
+    "frozen_mouth": (
+        "The avatar driven by the mean of the training speech in every frame. Any motion that its "
+        "mouth still has follows the head pose and the blinks."
+    ),
     "shuffled_audio": "The avatar driven by the audio of other parts of the clip: the audio track "
     "is rotated by k/(K+1) of its length for k = 1 .. K. Every number is the mean over these "
     "renderings, except the lag, which is their median.",

@@ -277,7 +277,7 @@ def _tracking_failures(facts: dict[str, Any], limits: Limits) -> Iterator[str]:
     yield from _beyond(
         facts,
         *("residual_percent_of_face", limits.max_residual),
-        "The tracked head is off the landmarks by {:.2f} % of the face width",
+        "The tracked head deviates from the landmarks by {:.2f} % of the face width",
         "Look at track_overlay.mp4, and use a sharper, well-lit clip of one person.",
     )
     for step, limit in ((1, limits.max_c1), (5, limits.max_c5)):
@@ -291,7 +291,7 @@ def _tracking_failures(facts: dict[str, Any], limits: Limits) -> Iterator[str]:
     yield from _beyond(
         facts,
         *("worst_shot_ratio", limits.max_person),
-        "One shot fits the head {:.1f} times worse than another, so it may show somebody else",
+        "One shot fits the head {:.1f} times worse than another, so it may show a different person",
         "Use a single shot, or a video of one person.",
     )
     yield from _beyond(
@@ -348,8 +348,8 @@ def _warnings(facts: dict[str, Any], limits: Limits) -> Iterator[str]:
         yield f"The head turns by only {yaw:.1f} degrees, so views from the side will look wrong."
     if facts.get("focal_at_bound"):
         yield (
-            "The estimated focal length is at its bound. Set `track: {focal_px: ...}` if you know "
-            "it."
+            "The estimated focal length is at a bound of its range. If you know the focal length, "
+            "set `track: {focal_px: ...}`."
         )
     if facts["blinks"] == 0:
         yield "No blink was detected, so the avatar cannot learn to close its eyes."

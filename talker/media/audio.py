@@ -191,7 +191,7 @@ def cancelling_channels(path: Path | zipfile.Path, track: int | None = None) -> 
     }
     for count, channel in cancelled.items():
         logger.warning(
-            "%s: its %d channels cancel each other (opposite phase); channel %d is used alone",
+            "%s: its %d channels cancel each other out (opposite phase); only channel %d is used",
             *(path, count, channel + 1),
         )
     return cancelled

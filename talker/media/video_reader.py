@@ -129,7 +129,7 @@ def probe(path: Path) -> Source:
         if declared - index.end > MAX_MISSING_SECONDS:
             raise UserError(
                 f"{path}: is damaged: it declares a duration of {float(declared):.1f} s, but its "
-                f"content ends at {float(index.end):.1f} s. Copy the file again from its origin."
+                f"content ends at {float(index.end):.1f} s. Copy the file again from its source."
             )
         first = index.frames[0]
         orientation = Orientation.of(first)
@@ -279,8 +279,8 @@ def _frame_period(
     longest = max(steps, default=Fraction(0))
     if sum(max(step - 1, Fraction(0)) for step in steps) > MAX_IDLE_SECONDS:
         raise UserError(
-            f"{path}: its timestamps leave {MAX_IDLE_SECONDS} s and more without a frame (up to "
-            f"{float(longest):.0f} s in one gap). Cut the video, or re-encode it as mp4."
+            f"{path}: its timestamps leave more than {MAX_IDLE_SECONDS} s without a frame (the "
+            f"longest gap lasts {float(longest):.0f} s). Cut the video, or re-encode it as mp4."
         )
     if times[-1] - times[0] > MAX_SECONDS:
         raise UserError(
@@ -338,13 +338,13 @@ def _decode(
     except InvalidDataError as error:
         raise UserError(
             f"{path}: is damaged after {float(time or 0):.2f} s ({error.strerror}). Cut that part "
-            "out, or copy the file again from its origin."
+            "out, or copy the file again from its source."
         ) from error
     end = float(time or 0) + 1 / source.fps
     if source.duration - end > MAX_MISSING_SECONDS:
         raise UserError(
             f"{path}: is damaged: its duration is {source.duration:.1f} s, but it can be decoded "
-            f"only up to {end:.1f} s. Copy the file again from its origin."
+            f"only up to {end:.1f} s. Copy the file again from its source."
         )
 
 

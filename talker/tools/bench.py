@@ -315,7 +315,7 @@ def time_speaking(
     result = measure_latency(StreamingAvatar(*parts), audio)
     logger.info(
         "  live speech: 95 %% of frames within %.0f ms of their sound (%.0f ms of waiting, median "
-        "%.1f ms of computing per hop), %.2f s of computing per second of speech",
+        "%.1f ms of computation per hop), %.2f s of computation per second of speech",
         *(result["latency_ms_p95"], result["waits_ms"], result["hop_ms_median"]),
         result["real_time_factor"],
     )

@@ -100,7 +100,7 @@ def export(data: Path, name: MethodName, out: Path, config: Config) -> list[str]
     missing += _write_action_units(data, out, method, frames)
     for folder in method.folders:
         missing.append(
-            f"{folder}/: one file per frame; run the script of the method that writes it"
+            f"{folder}/ with one file per frame: run the script of {name} that writes it"
         )
     return missing
 
