@@ -219,7 +219,11 @@ def test_subjects_on_a_cluster_survive_everything(tmp_path: Path, clips: list[Pa
         assert all(one[1] <= other[0] for one, other in itertools.pairwise(taken)), taken
     for name in names:
         log = (study.folder / f"logs/{name}/train.log").read_text()
-        assert re.search(r"^GPU [01] of .*, assigned$|: made by that process$", log, re.MULTILINE)
+        assert re.search(
+            r"^GPU [01] on .* \(assigned\)$|: already written by the other process$",
+            log,
+            re.MULTILINE,
+        )
 
     # the job that was cancelled came again with twice the memory
     before = watch.jobs[cancelled]

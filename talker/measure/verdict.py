@@ -98,7 +98,7 @@ def judge(results: Mapping[str, Any]) -> Verdict:
                 f"Only {frames} held-out frames ({frames / FPS:.1f} s) show how the mouth moves; "
                 f"{MIN_FRAMES} are needed."
             ],
-            ["Use a clip of at least 25 s to get a verdict; a minute or more works best."],
+            ["Use a clip of at least 30 s to get a verdict; a minute or more works best."],
         )
     frozen = np.asarray(mouth["frozen_mouth"], float)
     shuffled = [np.asarray(curve, float) for curve in mouth["shuffled_audio"]]
