@@ -121,7 +121,7 @@ def sync_facts(
     names = ("correlation", "lag_frames", "z", "frames", "lag_z")
     facts: dict[str, float | None] = {f"sync_{name}": None for name in names}
     features = _components(speech)
-    curve = np.array([_shifted_correlation(features, opening, valid, lag) for lag in LAGS])
+    curve = _lag_curve(features, opening, valid)
     if not np.isfinite(curve).any():
         return facts
     lag, peak = peak_lag(curve)
@@ -146,8 +146,7 @@ def sync_curve(speech: np.ndarray, opening: np.ndarray, valid: np.ndarray) -> np
     The prediction is a ridge regression evaluated on stretches of the clip that it was not fitted
     to. Arguments as in `sync_facts`; nan where too few frames are left.
     """
-    features = _components(speech)
-    return np.array([_shifted_correlation(features, opening, valid, lag) for lag in LAGS])
+    return _lag_curve(_components(speech), opening, valid)
 
 
 def null_correlations(features: np.ndarray, opening: np.ndarray, valid: np.ndarray) -> np.ndarray:
@@ -214,6 +213,11 @@ def _components(speech: np.ndarray) -> np.ndarray:
     slots = slots.astype(float) - slots.mean(axis=0)
     _, vectors = np.linalg.eigh(slots.T @ slots)
     return slots @ vectors[:, ::-1][:, :COMPONENTS]
+
+
+def _lag_curve(features: np.ndarray, opening: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Return the correlation at each lag in `LAGS`; see `sync_curve`."""
+    return np.array([_shifted_correlation(features, opening, valid, lag) for lag in LAGS])
 
 
 def _shifted_correlation(
