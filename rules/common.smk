@@ -78,6 +78,12 @@ def read_tables():
     return subjects, read_speeches(Path(config["speeches"]), read_schema("speeches"), subjects)
 
 
+def demo_file(name):
+    """Return an input of the demo: in the working directory, or else next to these rules."""
+    file, shipped = Path("demo", name), RULES.parent / "demo" / name
+    return str(shipped if LOCAL and not file.exists() and shipped.exists() else file)
+
+
 def video_of(wildcards):
     """Return the video of a subject."""
     subject = wildcards.subject

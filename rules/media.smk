@@ -4,8 +4,8 @@ if not note_given_files([DATA / "demo" / name for name in ("demo.mp4", "truth.np
 
     rule synthesize:
         input:
-            speech="demo/speech.wav",
-            timings="demo/timings.json",
+            speech=demo_file("speech.wav"),
+            timings=demo_file("timings.json"),
         output:
             video="<data>/demo/demo.mp4",
             truth="<data>/demo/truth.npz",
