@@ -39,9 +39,9 @@ def test_the_workflow_is_in_the_wheel(wheel: Path):
 def test_the_workflow_of_the_wheel_plans_the_demo_in_an_empty_folder(wheel: Path, tmp_path: Path):
     workflow = wheel / "talker" / "workflow"
     files = ["--snakefile", workflow / "Snakefile", "--configfile", workflow / "config/config.yaml"]
+    video = ["--config", "video=data/demo/demo.mp4"]
     done = subprocess.run(
-        [sys.executable, "-m", "snakemake", "-n", "--cores", "1", *files]
-        + ["--config", "video=data/demo/demo.mp4"],
+        [sys.executable, "-m", "snakemake", "-n", "--cores", "1", *files, *video],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(wheel)},
         capture_output=True,
