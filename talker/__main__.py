@@ -91,7 +91,8 @@ def _annotations(hint: typing.Any) -> tuple[str, ...]:
 
 def _exclusive(stage: str, main: Callable[..., None]) -> Callable[..., None]:
     """Wrap `main` so that it holds the lock of its outputs and, if it needs one, a GPU."""
-    from talker.core.files import OUTPUT, exclusive
+    from talker.core.exclusive import exclusive
+    from talker.core.files import OUTPUT
     from talker.core.provenance import code_of
 
     roles = {

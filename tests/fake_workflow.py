@@ -36,7 +36,8 @@ for path in map(Path, args):
 WRITING_TALKER = f"""#!{sys.executable}
 import hashlib, os, sys, time
 from pathlib import Path
-from talker.core.files import exclusive, atomic_write
+from talker.core.exclusive import exclusive
+from talker.core.files import atomic_write
 from talker.core.ownership import adding_to
 OUTPUTS = {{
     "synthesize": "video truth", "frames": "clip images", "audio": "wav train novel",

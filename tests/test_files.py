@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from talker.core.files import atomic_write, exclusive, file_lock
+from talker.core.exclusive import exclusive
+from talker.core.files import atomic_write, file_lock
 from talker.errors import UserError
 
 

@@ -186,7 +186,7 @@ def test_an_interrupted_write_leaves_no_foreign_file(
             scratch.write_text(text)
 
     write("1")
-    for function in ("os.replace", "talker.core.ownership.confirm"):
+    for function in ("os.replace", "talker.core.files.confirm"):
         with monkeypatch.context() as patch:
             patch.setattr(function, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):

@@ -1,26 +1,28 @@
-"""Write outputs atomically, and let one process at a time produce them.
+"""Write outputs atomically, and record in a manifest what was written.
 
 An output is written to a temporary path next to its target and renamed when it is complete. A lock
 on a file next to the target keeps other processes out. The kernel releases the lock of a process
 that dies, so no stale lock ever has to be removed by hand.
+
+Every output has a manifest next to it, `.NAME.made`, with a line for each file: the hash of its
+content, its size in bytes, its modification time in nanoseconds and its name.
+`talker.core.ownership` reads the manifests to protect the files of the user.
 """
 
 import errno
 import fcntl
 import glob
+import hashlib
 import logging
 import os
 import shutil
-import socket
 import stat
-import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, TextIO
 
-from talker.core import ownership
 from talker.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -34,15 +36,14 @@ Changed = Annotated[Path, "changed"]
 Its modification time does not show whether the outputs are up to date.
 """
 
-TIMESTAMP_RESOLUTION = 0.02
-"""Time in seconds by which the modification time of a file may lie before the time of writing."""
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 """Error numbers of `flock` on a file system that does not support locks."""
 FULL_DISK_BYTES = 1 << 20
 """Free space in bytes below which a failed write is attributed to a full disk."""
 
-_held: set[Path] = set()
-"""Targets whose lock `exclusive` holds in this process."""
+held: set[Path] = set()
+"""Targets whose lock this process holds (`talker.core.exclusive`); `atomic_write` takes no lock for
+them."""
 
 
 @contextmanager
@@ -97,87 +98,6 @@ def _create_shared(path: Path) -> None:
 
 
 @contextmanager
-def exclusive(outputs: Sequence[Path], work: str, inputs: Sequence[Path] = ()) -> Iterator[bool]:
-    """Hold the lock of the first output while this process produces all of them.
-
-    If Snakemake is killed, its jobs keep running, and the next run starts the same jobs again. The
-    new jobs wait here, and find nothing left to do if the old ones finished the same work on the
-    same inputs. The lock file is a journal with one line for the start and one for the end of every
-    job: the time, host:pid, the event and `work`.
-
-    Args:
-        outputs: files and folders to produce; without any there is no lock.
-        work: identifies the work, such as a hash of code and options; without spaces.
-        inputs: files, or folders of which only the direct files are considered. Outputs older than
-            an input are out of date.
-
-    Yields:
-        Whether the outputs have to be produced.
-
-    Raises:
-        UserError: these outputs were never produced here before, and one of them is a folder that
-            contains files, or a file where a folder is expected.
-    """
-    if not outputs:
-        yield True
-        return
-    first = outputs[0].resolve()
-    with file_lock(first) as (journal, waited):
-        journal.seek(0)
-        *_, started, ended = ["", "", *journal.read().splitlines()]
-        if not ended:
-            _refuse_foreign(outputs)
-        if (
-            waited
-            and ended.endswith(f" done {work}")
-            and all(path.exists() for path in outputs)
-            and _newest(inputs) + TIMESTAMP_RESOLUTION <= float(started.split()[0])
-        ):
-            logger.info("%s: already written by the other process", outputs[0])
-            yield False
-            return
-        _record(journal, "start", work)
-        _held.add(first)
-        try:
-            yield True
-        except BaseException:
-            with suppress(OSError):  # on a full disk the journal ends with the start
-                _record(journal, "failed", work)
-            raise
-        finally:
-            _held.remove(first)
-        _record(journal, "done", work)
-
-
-def _refuse_foreign(outputs: Sequence[Path]) -> None:
-    """Raise UserError if an output would replace something that this program did not write."""
-    for path in outputs:
-        if path.is_dir() and any(path.iterdir()):
-            raise UserError(
-                f"{path}: this folder contains files, which would be lost. Choose another folder, "
-                "or remove this one."
-            )
-        if path.is_file() and not path.suffix:
-            raise UserError(f"{path}: expected the path of a folder to create, found a file")
-
-
-def _newest(inputs: Sequence[Path]) -> float:
-    """Return the latest modification time of files and of the direct, visible files of folders."""
-    files = (file for path in inputs for file in (path.iterdir() if path.is_dir() else [path]))
-    visible = (file for file in files if file.is_file() and not file.name.startswith("."))
-    return max((file.stat().st_mtime for file in visible), default=0.0)
-
-
-def _record(journal: TextIO, event: str, work: str) -> None:
-    try:
-        journal.write(f"{time.time():.3f} {socket.gethostname()}:{os.getpid()} {event} {work}\n")
-        journal.flush()
-    except OSError as error:
-        error.filename = journal.name
-        raise
-
-
-@contextmanager
 def atomic_write(*targets: Path) -> Iterator[tuple[Path, ...]]:
     """Yield a temporary path for each target; rename all of them when the block succeeds.
 
@@ -191,7 +111,7 @@ def atomic_write(*targets: Path) -> Iterator[tuple[Path, ...]]:
         OSError: the block failed while the disk was full (errno ENOSPC).
     """
     first = targets[0].resolve()
-    if first in _held:
+    if first in held:
         with _scratch(targets) as paths:
             yield paths
     else:
@@ -218,12 +138,12 @@ def _scratch(targets: Sequence[Path]) -> Iterator[tuple[Path, ...]]:
         for path in scratch:
             _apply_umask(path)  # raises if the path was not written
         for path, target in zip(scratch, targets, strict=True):
-            ownership.record(path, target)
+            record(path, target)
         for path, target in zip(scratch, targets, strict=True):
             if target.is_dir():
                 target.rename(path.parent / "replaced")
             os.replace(path, target)
-            ownership.confirm(target)
+            confirm(target)
     except UserError:
         raise
     except Exception as error:
@@ -248,3 +168,66 @@ def _apply_umask(path: Path) -> None:
         for child in path.iterdir():
             if not child.is_symlink():
                 _apply_umask(child)
+
+
+def record(made: Path, target: Path) -> None:
+    """Write the manifest of an output that is about to be renamed from `made` to `target`.
+
+    The previous manifest stays valid until `confirm` is called, so that after an interruption there
+    is a valid manifest for the old or the new output.
+    """
+    write_manifest(pending_manifest(target), manifest_lines(files_of(made)))
+
+
+def confirm(target: Path) -> None:
+    """Replace the previous manifest, after the output was renamed."""
+    os.replace(pending_manifest(target), manifest_of(target))
+    changed_mark(target).unlink(missing_ok=True)
+
+
+def manifest_of(output: Path, part: str = "") -> Path:
+    """Return the path of the manifest of an output, or of a part of it such as ".added"."""
+    return output.parent / f".{output.name}.made{part}"
+
+
+def pending_manifest(output: Path) -> Path:
+    """Return the path of the manifest of an output that is being renamed."""
+    return manifest_of(output, ".new")
+
+
+def changed_mark(folder: Path) -> Path:
+    """Return the path of the empty file that marks a folder in which the user changed files."""
+    return folder.parent / f".{folder.name}.changed"
+
+
+def manifest_lines(files: Iterable[tuple[str, Path]]) -> str:
+    """Return the lines of a manifest for files, given as pairs of name and path."""
+    lines = []
+    for name, path in files:
+        status = path.stat()
+        lines.append(f"{content_hash(path)} {status.st_size} {status.st_mtime_ns} {name}\n")
+    return "".join(lines)
+
+
+def write_manifest(manifest: Path, text: str) -> None:
+    """Write a manifest, which replaces an earlier one."""
+    manifest.unlink(missing_ok=True)  # it may belong to another user of a shared folder
+    manifest.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def content_hash(path: Path) -> str:
+    """Return the hash of the content of a file as 32 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def files_of(output: Path) -> Iterator[tuple[str, Path]]:
+    """Yield name and path of an output file, or of all visible files in an output folder."""
+    if not output.is_dir():
+        yield output.name, output
+        return
+    for folder, _, names in os.walk(output):
+        for name in sorted(names):
+            if not name.startswith("."):
+                path = Path(folder, name)
+                yield path.relative_to(output).as_posix(), path

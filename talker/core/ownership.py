@@ -1,40 +1,32 @@
-"""Record which outputs talker wrote, so that no file of the user is replaced or deleted.
+"""Tell the files that talker wrote from those of the user, which are never replaced or deleted.
 
-Every output has a manifest next to it, `.NAME.made`, with a line for each file: the hash of its
-content, its size in bytes, its modification time in nanoseconds and its name. An output without a
-manifest, or with different content, is the user's: it was copied there, edited, or written by
-another program. The workflow reads the manifests at every start, so this module imports nothing
-heavy.
+An output without a manifest (`talker.core.files`), or with different content, is the user's: it was
+copied there, edited, or written by another program. The workflow reads the manifests at every
+start, so this module imports nothing heavy.
 """
 
 import contextlib
-import hashlib
 import logging
 import os
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from talker.core.files import (
+    changed_mark,
+    content_hash,
+    files_of,
+    manifest_lines,
+    manifest_of,
+    pending_manifest,
+    write_manifest,
+)
 
 logger = logging.getLogger(__name__)
 
 Entry = tuple[str, int, int]
 """Hash, size in bytes and modification time in nanoseconds of a file."""
-
-
-def record(made: Path, target: Path) -> None:
-    """Write the manifest of an output that is about to be renamed from `made` to `target`.
-
-    The previous manifest stays valid until `confirm` is called, so that after an interruption there
-    is a valid manifest for the old or the new output.
-    """
-    _write(_pending(target), _lines(_files(made)))
-
-
-def confirm(target: Path) -> None:
-    """Replace the previous manifest, after the output was renamed."""
-    os.replace(_pending(target), _manifest(target))
-    _mark(target).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -47,7 +39,7 @@ def adding_to(folder: Path) -> Iterator[Path]:
         prefix=f".{folder.name}.talker-", dir=folder.parent
     ) as scratch:
         yield Path(scratch)
-        files = dict(_files(Path(scratch)))
+        files = dict(files_of(Path(scratch)))
         known = _entries(folder)
         earlier_version = not known and (folder.parent / f".{folder.name}.lock").exists()
         kept = {
@@ -57,7 +49,7 @@ def adding_to(folder: Path) -> Iterator[Path]:
             and not earlier_version
             and not _matches(folder / name, known[name])
         }
-        _write(_added(folder), _lines(files.items()))
+        write_manifest(_added(folder), manifest_lines(files.items()))
         for name in files.keys() - kept:
             os.replace(files[name], folder / name)
     if kept:
@@ -88,17 +80,17 @@ def foreign_files(folder: Path) -> list[str]:
     known = _entries(folder) if _manifests(folder) else None
     names = [
         name
-        for name, path in _files(folder)
+        for name, path in files_of(folder)
         if known is not None and not _matches(path, known[name])
     ]
     if names:
-        _mark(folder).touch()
+        changed_mark(folder).touch()
     return names
 
 
 def content_of(path: Path) -> str:
     """Return a string that changes with the content of a file or the file list of a folder."""
-    return str(path.stat().st_mtime_ns) if path.is_dir() else _hash(path)
+    return str(path.stat().st_mtime_ns) if path.is_dir() else content_hash(path)
 
 
 def _is_own(path: Path) -> bool:
@@ -106,12 +98,12 @@ def _is_own(path: Path) -> bool:
     if not manifests or path.is_symlink():
         return False
     if path.is_dir():
-        return not (_mark(path).exists() and foreign_files(path))
+        return not (changed_mark(path).exists() and foreign_files(path))
     entries = _entries(path)[path.name]
     if not _matches(path, entries):
         return False
     if path.stat().st_mtime_ns not in {time for *_, time in entries}:
-        _append(manifests[0], _lines([(path.name, path)]))  # compare the content only once
+        _append(manifests[0], manifest_lines([(path.name, path)]))  # compare the content only once
     return True
 
 
@@ -120,28 +112,16 @@ def _matches(path: Path, entries: Sequence[Entry]) -> bool:
     same_size = [entry for entry in entries if entry[1] == status.st_size]
     if any(time == status.st_mtime_ns for *_, time in same_size):
         return True
-    return bool(same_size) and _hash(path) in {digest for digest, *_ in same_size}
-
-
-def _manifest(output: Path, part: str = "") -> Path:
-    return output.parent / f".{output.name}.made{part}"
-
-
-def _pending(output: Path) -> Path:
-    return _manifest(output, ".new")
+    return bool(same_size) and content_hash(path) in {digest for digest, *_ in same_size}
 
 
 def _added(folder: Path) -> Path:
-    return _manifest(folder, ".added")
-
-
-def _mark(folder: Path) -> Path:
-    return folder.parent / f".{folder.name}.changed"
+    return manifest_of(folder, ".added")
 
 
 def _manifests(output: Path) -> list[Path]:
     """Return the existing manifests of an output as it was written."""
-    return [file for file in (_manifest(output), _pending(output)) if file.exists()]
+    return [file for file in (manifest_of(output), pending_manifest(output)) if file.exists()]
 
 
 def _was_finished(output: Path) -> bool:
@@ -167,36 +147,6 @@ def _entries(output: Path) -> defaultdict[str, list[Entry]]:
     return entries
 
 
-def _lines(files: Iterable[tuple[str, Path]]) -> str:
-    lines = []
-    for name, path in files:
-        status = path.stat()
-        lines.append(f"{_hash(path)} {status.st_size} {status.st_mtime_ns} {name}\n")
-    return "".join(lines)
-
-
-def _write(manifest: Path, text: str) -> None:
-    manifest.unlink(missing_ok=True)  # it may belong to another user of a shared folder
-    manifest.write_text(text, encoding="utf-8", errors="surrogateescape")
-
-
 def _append(manifest: Path, text: str) -> None:
     with contextlib.suppress(OSError), open(manifest, "a", encoding="utf-8") as file:
         file.write(text)
-
-
-def _hash(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
-def _files(output: Path) -> Iterator[tuple[str, Path]]:
-    """Yield name and path of an output file, or of all visible files in an output folder."""
-    if not output.is_dir():
-        yield output.name, output
-        return
-    for folder, _, names in os.walk(output):
-        for name in sorted(names):
-            if not name.startswith("."):
-                path = Path(folder, name)
-                yield path.relative_to(output).as_posix(), path
