@@ -17,8 +17,7 @@ from talker.clip import Clip
 from talker.core.config import AtLeast1, NonNegative, validated
 from talker.core.files import Output, atomic_write
 from talker.core.progress import progress
-from talker.data.layout import MASKS
-from talker.data.masks import BACKGROUND, to_classes
+from talker.data.layout import BACKGROUND, MASKS, to_classes
 from talker.errors import UserError
 from talker.media.images import read_numbered, write_image
 

@@ -24,8 +24,7 @@ from talker.core.config import DEFAULT_ENCODER
 from talker.core.progress import progress
 from talker.data import layout
 from talker.data.formats import eye_closure, read_au45, read_track_params, read_transforms
-from talker.data.layout import Folder, FrameFiles
-from talker.data.masks import HEAD, class_mask
+from talker.data.layout import HEAD, Folder, FrameFiles, class_mask
 from talker.errors import UserError
 from talker.head.camera import intrinsics, viewmats_from_pose
 from talker.head.landmarks68 import read_lms

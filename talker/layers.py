@@ -18,8 +18,7 @@ from talker.core.config import NonNegative, validated
 from talker.core.files import Output, atomic_write
 from talker.core.parallel import ordered_map
 from talker.core.progress import progress
-from talker.data.layout import COMPOSITES, MASKS, TORSOS
-from talker.data.masks import BACKGROUND, HEAD, NECK, TORSO, to_classes
+from talker.data.layout import BACKGROUND, COMPOSITES, HEAD, MASKS, NECK, TORSO, TORSOS, to_classes
 from talker.errors import UserError
 from talker.media.images import read_image, read_numbered, write_image
 
@@ -54,7 +53,7 @@ def split(
 
     Args:
         image: RGB uint8 [H, W, 3].
-        mask: uint8 [H, W], classes of talker.data.masks.
+        mask: uint8 [H, W], classes of talker.data.layout.
         plate: background plate, RGB uint8 [H, W, 3].
         config: options.
 

@@ -15,8 +15,7 @@ from talker.core.config import AtLeast1, validated
 from talker.core.files import Output, atomic_write
 from talker.core.parallel import ordered_map
 from talker.core.progress import progress
-from talker.data.layout import MASKS
-from talker.data.masks import write_mask
+from talker.data.layout import MASKS, write_mask
 
 
 @validated

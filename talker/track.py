@@ -29,10 +29,16 @@ from talker.head.fitting import RigidFit, fit_rigid, outliers
 from talker.head.flow import Flow, follow_points
 from talker.head.fusion import fuse, motion_errors
 from talker.head.morphable import MorphableHead
-from talker.head.occlusion import FACE, covered_frames, face_patch
 from talker.head.overlay import write_overlay
 from talker.head.poses import HUBER, fill_poses, move_origin, unproject
-from talker.head.shots import find_cuts, find_jump_cuts, still_frames
+from talker.head.shots import (
+    FACE,
+    covered_frames,
+    face_patch,
+    find_cuts,
+    find_jump_cuts,
+    still_frames,
+)
 from talker.head.track_result import Track, summarize
 from talker.media.images import read_numbered
 
@@ -357,7 +363,7 @@ def compute_flow(
         expected: [T, Q, 2], expected pixels of the followed points.
 
     Returns:
-        {step: Flow} over `STEPS`, and patches uint8 [T, 64, 64] (`talker.head.occlusion`).
+        {step: Flow} over `STEPS`, and patches uint8 [T, 64, 64] (`talker.head.shots`).
     """
     patches = np.zeros((clip.frames, *FACE.shape), np.uint8)
 

@@ -95,7 +95,7 @@ def clips() -> Path:
 
 def read_mask(path: Path) -> np.ndarray:
     """The classes uint8 [H, W] of a parsing mask."""
-    from talker.data.masks import to_classes
+    from talker.data.layout import to_classes
     from talker.media.images import read_image
 
     return to_classes(read_image(path), path)

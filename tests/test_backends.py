@@ -29,7 +29,7 @@ from talker.backends.parsing_multiclass import merge_classes
 from talker.backends.weights import FILES, Weights, missing_file, require_weights
 from talker.clip import Clip, Source, save_per_frame
 from talker.data.formats import read_au45
-from talker.data.masks import BACKGROUND, HEAD, NECK, TORSO
+from talker.data.layout import BACKGROUND, HEAD, NECK, TORSO
 from talker.errors import UserError
 from talker.head.complete_mesh import complete_meshes
 from talker.head.landmarks68 import landmarks68

@@ -5,7 +5,7 @@ import pytest
 
 from talker.background import Config, clean_plate, fill, main
 from talker.clip import Clip
-from talker.data.masks import BACKGROUND, HEAD, write_mask
+from talker.data.layout import BACKGROUND, HEAD, write_mask
 from talker.errors import UserError
 from talker.media.images import read_image
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter1d
 
-from talker.data.masks import BACKGROUND, HEAD
+from talker.data.layout import BACKGROUND, HEAD
 from talker.measure.gate import (
     LAGS,
     LEAD,

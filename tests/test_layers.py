@@ -5,7 +5,7 @@ import pytest
 from conftest import read_mask
 
 from talker.clip import Clip
-from talker.data.masks import BACKGROUND, HEAD, NECK, TORSO
+from talker.data.layout import BACKGROUND, HEAD, NECK, TORSO
 from talker.errors import UserError
 from talker.layers import Config, main, split
 from talker.media.images import read_image, write_image

@@ -16,7 +16,7 @@ from talker.backends.parsing_color import (
     smooth_in_time,
 )
 from talker.clip import Clip, Source, load_per_frame
-from talker.data.masks import BACKGROUND, HEAD, NECK, TORSO, write_mask
+from talker.data.layout import BACKGROUND, HEAD, NECK, TORSO, write_mask
 from talker.errors import UserError
 from talker.head.landmarks68 import landmarks68
 from talker.media.images import read_image, write_image

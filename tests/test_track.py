@@ -17,7 +17,7 @@ from talker.check import Config as CheckConfig
 from talker.check import check
 from talker.clip import Clip, Source, load_per_frame, save_per_frame
 from talker.core.config import from_mapping
-from talker.data.masks import HEAD
+from talker.data.layout import HEAD
 from talker.errors import UserError
 from talker.head.camera import intrinsics, project, transform_matrices, viewmats_from_pose
 from talker.head.fitting import stable_points

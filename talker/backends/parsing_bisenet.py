@@ -12,7 +12,7 @@ from talker.backends.bisenet import CLASSES, BiSeNet
 from talker.backends.torch_weights import device, load_state
 from talker.backends.weights import WEIGHTS, require_weights
 from talker.clip import Clip
-from talker.data.masks import BACKGROUND, HEAD, NECK, TORSO
+from talker.data.layout import BACKGROUND, HEAD, NECK, TORSO
 from talker.media.images import read_numbered
 
 PUBLISHED = WEIGHTS["parsing", "bisenet"]
@@ -43,7 +43,7 @@ class Options(Protocol):
 
 
 def parse(clip: Clip, images: Path, points: np.ndarray, options: Options) -> Iterator[np.ndarray]:
-    """Yield the mask of each frame, uint8 [H, W] of the classes in talker.data.masks.
+    """Yield the mask of each frame, uint8 [H, W] of the classes in talker.data.layout.
 
     Args:
         clip: the clip.

@@ -18,7 +18,7 @@ from scipy.ndimage import gaussian_filter
 
 from talker.clip import Clip
 from talker.core.parallel import ordered_map
-from talker.data.masks import BACKGROUND, HEAD, NECK, TORSO
+from talker.data.layout import BACKGROUND, HEAD, NECK, TORSO
 from talker.media.images import read_numbered
 from talker.media.mediapipe import segment_person
 
@@ -403,7 +403,7 @@ def label(person: np.ndarray, belief: np.ndarray) -> np.ndarray:
         belief: posterior of hair, face, throat and clothes, float32 [4, h, w].
 
     Returns:
-        uint8 [H, W], the classes of talker.data.masks.
+        uint8 [H, W], the classes of talker.data.layout.
     """
     height, width = person.shape
     hair, face, neck, torso = (
@@ -462,7 +462,7 @@ def _weighted(*three: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
 
 
 def parse(clip: Clip, images: Path, points: np.ndarray, options: Options) -> Iterator[np.ndarray]:
-    """Yield the mask of each frame, uint8 [H, W] of the classes in talker.data.masks.
+    """Yield the mask of each frame, uint8 [H, W] of the classes in talker.data.layout.
 
     Args:
         clip: the clip.

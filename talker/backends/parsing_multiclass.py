@@ -12,7 +12,7 @@ import numpy as np
 
 from talker.backends.weights import WEIGHTS, require_weights, wrong_weights
 from talker.clip import Clip
-from talker.data.masks import BACKGROUND, HEAD, NECK, TORSO
+from talker.data.layout import BACKGROUND, HEAD, NECK, TORSO
 from talker.media.images import read_numbered
 from talker.media.mediapipe_tasks import segment_classes
 
@@ -39,7 +39,7 @@ class Options(Protocol):
 
 
 def parse(clip: Clip, images: Path, points: np.ndarray, options: Options) -> Iterator[np.ndarray]:
-    """Yield the mask of each frame, uint8 [H, W] of the classes in talker.data.masks.
+    """Yield the mask of each frame, uint8 [H, W] of the classes in talker.data.layout.
 
     Args:
         clip: the clip.

@@ -2,7 +2,7 @@
 
 Every reader checks types, shapes and ranges, and that all values are finite, so that later code
 does not have to. Writers write to the path they are given; callers pass a scratch path of
-`talker.core.files`. `talker.data.masks` handles masks, `talker.head.landmarks68` handles .lms
+`talker.core.files`. `talker.data.layout` handles masks, `talker.head.landmarks68` handles .lms
 files, and `talker.clip` handles clip.json and arrays.
 """
 

@@ -1,13 +1,18 @@
-"""Names of the files of a dataset folder, each defined only once.
+"""Names of the files of a dataset folder, each defined only once, and the colors of its masks.
 
 The names and formats are those of the AD-NeRF family, with additional files that only talker uses.
 docs/conventions.md describes the contents; the other modules of this package read and write them.
-Names are relative to the dataset folder.
+Names are relative to the dataset folder. A mask has four classes, stored as exact colors.
 """
 
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+
+from talker.errors import UserError
+from talker.media.images import write_image
 
 Folder = Path | zipfile.Path
 """A dataset folder, or the contents of the file that `talker pack` makes from one."""
@@ -98,3 +103,49 @@ def speech_statistics(encoder: str) -> str:
 def novel_folder(speech: str) -> str:
     """Return the name of the folder of a new speech, such as `novel/hello`."""
     return f"{NOVEL}/{speech}"
+
+
+BACKGROUND, HEAD, NECK, TORSO = range(4)
+"""Classes of a parsing mask."""
+COLORS = np.array([(255, 255, 255), (0, 0, 255), (0, 255, 0), (255, 0, 0)], np.uint8)
+"""RGB color of each class. The AD-NeRF family writes them with OpenCV, as BGR."""
+
+_CLASS_OF_BITS = np.full(8, 255, np.uint8)
+_CLASS_OF_BITS[(COLORS >> 7) @ [1, 2, 4]] = range(4)
+
+
+def write_mask(path: Path, mask: np.ndarray) -> None:
+    """Write a mask, uint8 [H, W] of classes, as an image of colors."""
+    write_image(path, COLORS[mask])
+
+
+def to_classes(colors: np.ndarray, path: Path) -> np.ndarray:
+    """Convert mask colors, RGB uint8 [H, W, 3], to classes uint8 [H, W].
+
+    Args:
+        colors: the decoded image.
+        path: the file that it was read from, for the error message.
+
+    Raises:
+        UserError: a pixel has none of the four colors.
+    """
+    bits = (colors[..., 0] >> 7) | ((colors[..., 1] >> 7) << 1) | ((colors[..., 2] >> 7) << 2)
+    mask = _CLASS_OF_BITS[bits]
+    wrong = (mask == 255) | ((colors != 0) & (colors != 255)).any(-1)
+    if wrong.any():
+        y, x = np.argwhere(wrong)[0]
+        raise UserError(
+            f"{path}: pixel ({x}, {y}) has the color {tuple(colors[y, x].tolist())}; expected one "
+            f"of the mask colors {[tuple(color) for color in COLORS.tolist()]}"
+        )
+    return mask
+
+
+def class_mask(colors: np.ndarray, label: int) -> np.ndarray:
+    """Return the pixels of one class, uint8 [H, W]: 255 inside, 0 outside.
+
+    Args:
+        colors: mask colors, RGB uint8 [H, W, 3].
+        label: the class.
+    """
+    return np.all(colors == COLORS[label], axis=-1).astype(np.uint8) * 255

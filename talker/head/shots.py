@@ -1,4 +1,8 @@
-"""Shot boundaries and frozen frames of a clip, from face meshes, images and optical flow."""
+"""Shot boundaries, frozen frames and covered faces of a clip.
+
+They are found in images, face meshes and optical flow. The landmark detector predicts a plausible
+face even behind a hand, so only the images reveal that something covers the face.
+"""
 
 from collections import deque
 from pathlib import Path
@@ -9,7 +13,6 @@ import numpy as np
 from talker.clip import Clip, runs
 from talker.core.progress import progress
 from talker.head.flow import Flow, follow_points
-from talker.head.follow import bounding_boxes
 from talker.head.fusion import FOLLOWED
 from talker.media.images import read_numbered
 
@@ -50,6 +53,34 @@ HEAD_MARGIN = 0.3
 
 STILL = 0.02
 """Mean motion of the face between two frames, in pixels, below which the picture is frozen."""
+
+SIZE = 64
+"""Width and height of a face patch in pixels."""
+
+ANCHORS = [33, 263, 152]
+"""Indices of the mesh points that align a patch: the outer eye corners and the chin."""
+
+ANCHOR_PIXELS = np.array([[16, 20], [48, 20], [32, 62]], np.float32)
+"""Pixel positions of the anchors in a patch."""
+
+_y, _x = np.mgrid[:SIZE, :SIZE]
+FACE = ((_x - 32) / 24) ** 2 + ((_y - 34) / 28) ** 2 < 1
+"""Pixels of a patch that show the face: an ellipse, bool [64, 64]."""
+
+SAMPLES = 200
+"""Maximum number of frames from which the median face is computed."""
+
+UNUSUAL_DEVIATIONS = 5.0
+"""Number of robust standard deviations by which an unusual pixel differs from the median face."""
+
+UNUSUAL_LEVELS = 12.0
+"""Minimum number of gray levels by which an unusual pixel differs from the median face."""
+
+COVERED_FRACTION = 0.08
+"""Fraction of unusual pixels above which a frame counts as occluded."""
+
+SUSTAINED = 12
+"""Minimum length of an occlusion in frames; blinks and speech are shorter."""
 
 
 def find_cuts(clip: Clip, images: Path, points: np.ndarray, ids: np.ndarray) -> list[int]:
@@ -126,12 +157,12 @@ def _head_differences(
     Returns:
         float64 [3, T]; 0 where there is no earlier frame.
     """
-    boxes = bounding_boxes(points)
-    width = np.median(boxes[usable, 2] - boxes[usable, 0])
+    start, end = points[..., :2].min(1), points[..., :2].max(1)
+    width = np.median(end[usable, 0] - start[usable, 0])
     scale = min(1.0, HEAD_WIDTH / width)
     size = max(1, round(clip.width * scale)), max(1, round(clip.height * scale))
-    low = (scale * (boxes[:, :2] - HEAD_MARGIN * width)).clip(0, np.array(size) - 1).astype(int)
-    high = np.maximum((scale * (boxes[:, 2:] + HEAD_MARGIN * width)).astype(int), low + 1)
+    low = (scale * (start - HEAD_MARGIN * width)).clip(0, np.array(size) - 1).astype(int)
+    high = np.maximum((scale * (end + HEAD_MARGIN * width)).astype(int), low + 1)
     differences = np.zeros((3, clip.frames))
     recent: deque[np.ndarray] = deque(maxlen=3)
     for i, image in enumerate(progress(read_numbered(images, clip), "cuts", clip.frames)):
@@ -167,3 +198,23 @@ def still_frames(flow: Flow, longest: int) -> np.ndarray:
     bounds = zip(*runs((mean < STILL) & (flow.share > FOLLOWED)), strict=True)
     still = [np.arange(a + 1, b + 1) for a, b in bounds if b - a > longest]
     return np.concatenate(still) if still else np.zeros(0, int)
+
+
+def face_patch(image: np.ndarray, mesh: np.ndarray) -> np.ndarray:
+    """Return the aligned face of RGB uint8 [H, W, 3] with a mesh [478, 2 or 3]: gray [64, 64]."""
+    turn = cv2.getAffineTransform(mesh[ANCHORS, :2].astype(np.float32), ANCHOR_PIXELS)
+    return cv2.cvtColor(cv2.warpAffine(image, turn, (SIZE, SIZE)), cv2.COLOR_RGB2GRAY)
+
+
+def covered_frames(patches: np.ndarray) -> np.ndarray:
+    """Return which patches uint8 [N, 64, 64] of consecutive frames show a covered face [N]."""
+    faces = patches[:, FACE].astype(np.float32)
+    sample = np.linspace(0, len(faces) - 1, min(len(faces), SAMPLES)).astype(int)
+    median = np.median(faces[sample], axis=0)
+    gain = (faces @ median) / np.maximum((faces**2).sum(axis=1), 1e-6)
+    off = np.abs(faces * gain[:, None] - median)
+    limit = np.maximum(UNUSUAL_DEVIATIONS * 1.4826 * np.median(off[sample], axis=0), UNUSUAL_LEVELS)
+    unusual = ((off > limit).mean(axis=1) > COVERED_FRACTION).astype(np.uint8)
+    # An opening (erosion, then dilation) keeps runs of at least SUSTAINED frames.
+    run = np.ones((SUSTAINED, 1), np.uint8)
+    return cv2.morphologyEx(unusual[:, None], cv2.MORPH_OPEN, run)[:, 0] > 0

@@ -23,7 +23,7 @@ from talker.clip import (
 )
 from talker.data import layout
 from talker.data.formats import read_au45, read_track_params, read_transforms
-from talker.data.masks import COLORS, HEAD
+from talker.data.layout import COLORS, HEAD
 from talker.dataset import SPARE_ROWS, speech_file
 from talker.encoders import ENCODERS
 from talker.errors import UserError

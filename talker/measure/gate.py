@@ -15,7 +15,7 @@ import numpy as np
 from talker.clip import FPS
 from talker.core.config import AtLeast0, Fraction, NonNegative, Positive, validated
 from talker.core.ridge import fit_ridge, stretches
-from talker.data.masks import BACKGROUND
+from talker.data.layout import BACKGROUND
 
 LAGS = np.arange(-12, 13)
 """Lags of the audio behind the image, in frames, at which the two are compared."""

@@ -8,7 +8,7 @@ import numpy as np
 from talker.clip import FPS, load_json, load_per_frame, runs
 from talker.data import layout
 from talker.data.formats import AU45_SATURATION, read_au45, read_track_params
-from talker.data.masks import to_classes
+from talker.data.layout import to_classes
 from talker.encoders import load_encoder
 from talker.encoders.base import Choice
 from talker.encoders.features import extract_clip, windows

@@ -9,7 +9,7 @@ from talker.clip import FPS, SAMPLES_PER_FRAME, Clip, Source, save_per_frame
 from talker.core.config import DEFAULT_ENCODER
 from talker.data import layout
 from talker.data.formats import AU45_CLOSED, write_au45, write_track_params, write_transforms
-from talker.data.masks import write_mask
+from talker.data.layout import write_mask
 from talker.head.camera import pose_from_viewmats, transform_matrices
 from talker.head.landmarks68 import write_lms
 from talker.media.audio import write_wav
