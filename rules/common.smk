@@ -67,10 +67,17 @@ def name_of(file):
     return re.sub(r"[^\w.-]+", "_", Path(file).stem)
 
 
+def example_video(name):
+    """Return the path to which an example video is downloaded."""
+    return DATA / name / f"{name}.mp4"
+
+
 def read_tables():
-    """Return the subjects and the speeches of the tables, or only the video of `--config video`."""
+    """Return the subjects and the speeches of the tables, or only the video of `--config`."""
     if config.get("video"):
         return {name_of(config["video"]): SubjectRow(config["video"])}, {}
+    if example := config.get("example"):
+        return {example: SubjectRow(str(example_video(example)))}, {}
     options = CONFIG_SCHEMA["properties"]["options"]
     subjects = read_subjects(Path(config["subjects"]), read_schema("subjects"), options)
     if not config.get("speeches"):
@@ -105,6 +112,7 @@ def require_input_files():
         name: subject.video
         for name, subject in SUBJECTS.items()
         if Path(subject.video) != DATA / "demo" / "demo.mp4"
+        and name != config.get("example")
         and not (DATA / name / "clip.json").exists()
     }
     files = videos | {name: speech.file for name, speech in SPEECHES.items()}

@@ -1,4 +1,4 @@
-"""The demo's video, the frames and audio of a video, and the speech features."""
+"""The demo's video, example videos, the frames and audio of a video, and the speech features."""
 
 if not note_given_files([DATA / "demo" / name for name in ("demo.mp4", "truth.npz")]):
 
@@ -29,6 +29,26 @@ if not note_given_files([DATA / "demo" / name for name in ("demo.mp4", "truth.np
         shell:
             "talker synthesize --speech {input.speech:q} --timings {input.timings:q}"
             " --video {output.video:q} --truth {output.truth:q} {params.options} > {log:q} 2>&1"
+
+
+if config.get("example") and not note_given_files([example_video(config["example"])]):
+
+    rule fetch_example:
+        output:
+            video=str(example_video(config["example"])),
+        log:
+            f"<logs>/{config['example']}/fetch_example.log",
+        conda:
+            "../envs/media.yaml"
+        envmodules:
+            *ENV_MODULES["media"],
+        localrule: True
+        params:
+            name=config["example"],
+        message:
+            "downloading the example video '{params.name}'"
+        shell:
+            "talker weights fetch {params.name} --to {output.video:q} > {log:q} 2>&1"
 
 
 rule frames:

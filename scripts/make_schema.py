@@ -16,11 +16,12 @@ import yaml
 from pydantic import TypeAdapter
 
 from talker.__main__ import COMMANDS, module_of
+from talker.data.weights import EXAMPLES
 
 ROOT = Path(__file__).parent.parent
 SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
 PRESETS = ROOT / "config" / "presets"
-NOT_IN_WORKFLOW = {"adopt", "bench", "bundle", "export", "info", "pack", "speak"}
+NOT_IN_WORKFLOW = {"adopt", "bench", "bundle", "export", "info", "pack", "speak", "weights"}
 """Stages that are run on the command line only, not by rules."""
 FILE = "^[^{}<>]+$"
 """File names without the characters that mark wildcards and path variables in Snakemake."""
@@ -81,6 +82,10 @@ def config_schema() -> dict[str, Any]:
                 "type": "string",
                 "pattern": FILE,
                 "description": "Video to run instead of the table.",
+            },
+            "example": {
+                "enum": list(EXAMPLES),
+                "description": "Example video to download and run instead of the table.",
             },
             "speech": {
                 "description": "New speech: one file, or {name: file}.",

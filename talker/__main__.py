@@ -42,10 +42,11 @@ COMMANDS = {
     "report": "write an HTML page with all results of a subject",
     "bench": "measure how fast this machine renders and trains",
     "synthesize": "render the demo's synthetic person, with exact ground truth",
+    "weights": "list the optional models, and download those that may be downloaded",
     "info": "print what a bug report needs: versions, GPU, memory, disk",
 }
 
-TOOLS = {"bench", "bundle", "export", "info", "pack"}
+TOOLS = {"bench", "bundle", "export", "info", "pack", "weights"}
 """Commands that no rule runs, in `talker/tools`."""
 GPU_STAGES = {"train", "render", "evaluate", "report", "bench"}
 """Stages that take a GPU slot. `speak` takes none: it would wait behind a training."""

@@ -26,10 +26,11 @@ from talker.backends.bisenet import CLASSES, BiSeNet
 from talker.backends.landmarks_fan import MIRRORED, peaks, predict
 from talker.backends.parsing_bisenet import CLASS_OF, classify
 from talker.backends.parsing_multiclass import merge_classes
-from talker.backends.weights import FILES, Weights, missing_file, require_weights
+from talker.backends.weights import FILES, missing_file, require_weights
 from talker.clip import Clip, Source, save_per_frame
 from talker.data.formats import read_au45
 from talker.data.layout import BACKGROUND, HEAD, NECK, TORSO
+from talker.data.weights import Download, Weights
 from talker.errors import UserError
 from talker.head.complete_mesh import complete_meshes
 from talker.head.landmarks68 import landmarks68
@@ -70,7 +71,8 @@ def test_names_and_defaults_agree_with_the_options(stage: str):
 
 
 def test_missing_and_shortened_weights_are_refused(tmp_path: Path):
-    weights = Weights("net.pth", "https://example.org/net.pth", "MIT", size=1000)
+    file = Download("net.pth", "https://example.org/net.pth", size=1000)
+    weights = Weights("net.pth", "parsing", "", "https://example.org", "MIT", (file,))
     with pytest.raises(UserError, match=r"weights: not set.*'bisenet'.*https://example\.org"):
         require_weights(None, "bisenet", weights)
     with pytest.raises(UserError, match=r"net\.pth: missing.*https://example\.org"):
@@ -373,7 +375,9 @@ def test_blendshapes_of_both_eyes_are_averaged_and_gaps_bridged():
 
 def test_wrong_blendshape_weights_are_refused(tmp_path: Path):
     folder = blink_clip(tmp_path, 4)
-    with pytest.raises(UserError, match=r"weights: not set.*face_landmarker\.task.*googleapis"):
+    with pytest.raises(
+        UserError, match=r"weights: not set.*fetch blendshapes.*face_landmarker\.task"
+    ):
         run_blink(folder, backend="blendshapes")
     (tmp_path / "noise.task").write_bytes(bytes(100))
     with zipfile.ZipFile(tmp_path / "other.task", "w") as archive:

@@ -6,15 +6,16 @@ from typing import Protocol
 
 import numpy as np
 
-from talker.backends.weights import WEIGHTS, require_weights, wrong_weights
+from talker.backends.weights import require_weights, wrong_weights
 from talker.clip import Clip
 from talker.core.progress import progress
 from talker.data.formats import AU45_CLOSED
+from talker.data.weights import WEIGHTS
 from talker.errors import UserError
 from talker.media.images import read_numbered
 from talker.media.mediapipe_tasks import predict_blendshapes
 
-PUBLISHED = WEIGHTS["blink", "blendshapes"]
+PUBLISHED = WEIGHTS["blendshapes"]
 """The published weights."""
 
 EYES = ("eyeBlinkLeft", "eyeBlinkRight")

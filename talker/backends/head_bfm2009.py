@@ -12,6 +12,7 @@ import numpy as np
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
+from talker.data.weights import WEIGHTS
 from talker.errors import UserError
 from talker.head.morphable import MorphableHead
 from talker.head.npy_mapping import read_mapping
@@ -31,9 +32,6 @@ EXPRESSIONS = "exp_info.npy"
 TOPOLOGY = "topology_info.npy"
 """File name of the vertices and triangles of the model that the AD-NeRF tracker keeps."""
 
-SITE = "https://faces.dmi.unibas.ch/bfm (registration)"
-"""Source of the model."""
-
 SCALE = 1e-5
 """Decimeters per micrometer, the unit of the model."""
 
@@ -46,7 +44,7 @@ def load(files: Path | None) -> MorphableHead:
     """
     if files and not (files / MODEL).is_file() and (files / CONVERTED).is_file():
         return _load_converted(files)
-    path = require_file(files, MODEL, "bfm2009", SITE)
+    path = require_file(files, MODEL, WEIGHTS["bfm2009"])
     try:
         arrays = loadmat(path)
         mean = arrays["shapeMU"].reshape(-1, 3) * SCALE

@@ -5,15 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
+from talker.data.weights import WEIGHTS
 from talker.errors import UserError
 from talker.head.morphable import MorphableHead
 from talker.head.user_model import IDENTITIES, complete_head, require_file
 
 NEUTRAL = "generic_neutral_mesh.obj"
 """File name of the neutral head in the folder FaceXModel."""
-
-SITE = "https://github.com/ICT-VGL/ICT-FaceKit"
-"""Source of the model."""
 
 HEAD_VERTICES = 11_248
 """Number of vertices of face, head and neck, which come first in the topology."""
@@ -28,7 +26,7 @@ def load(files: Path | None) -> MorphableHead:
     Raises:
         UserError: a file is missing or damaged.
     """
-    path = require_file(files, f"FaceXModel/{NEUTRAL}", "ict", SITE)
+    path = require_file(files, f"FaceXModel/{NEUTRAL}", WEIGHTS["ict"])
     mean, faces = read_obj(path)
     mean, faces = mean[:HEAD_VERTICES], faces[(faces < HEAD_VERTICES).all(axis=1)]
     shapes = {each.stem: each for each in sorted(path.parent.glob("*.obj")) if each != path}

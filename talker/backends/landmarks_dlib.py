@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from talker.backends.detect68 import Options, detect_with, square
-from talker.backends.weights import WEIGHTS, require_weights, wrong_weights
+from talker.backends.weights import require_weights, wrong_weights
 from talker.clip import Clip
+from talker.data.weights import WEIGHTS
 from talker.errors import UserError
 
-PUBLISHED = WEIGHTS["landmarks", "dlib"]
+PUBLISHED = WEIGHTS["dlib"]
 """The published weights."""
 
 BOX_SIZE = 0.906

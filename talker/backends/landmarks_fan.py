@@ -9,11 +9,12 @@ import torch
 
 from talker.backends.detect68 import Options, detect_with, square
 from talker.backends.torch_weights import device, load_state
-from talker.backends.weights import WEIGHTS, require_weights
+from talker.backends.weights import require_weights
 from talker.clip import Clip
+from talker.data.weights import WEIGHTS
 from talker.errors import UserError
 
-PUBLISHED = WEIGHTS["landmarks", "fan"]
+PUBLISHED = WEIGHTS["fan"]
 """The published weights."""
 
 INPUT = 256

@@ -10,12 +10,13 @@ import torch
 
 from talker.backends.bisenet import CLASSES, BiSeNet
 from talker.backends.torch_weights import device, load_state
-from talker.backends.weights import WEIGHTS, require_weights
+from talker.backends.weights import require_weights
 from talker.clip import Clip
 from talker.data.layout import BACKGROUND, HEAD, NECK, TORSO
+from talker.data.weights import WEIGHTS
 from talker.media.images import read_numbered
 
-PUBLISHED = WEIGHTS["parsing", "bisenet"]
+PUBLISHED = WEIGHTS["bisenet"]
 """The published weights."""
 
 SIZE = 512

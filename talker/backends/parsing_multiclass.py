@@ -10,13 +10,14 @@ from typing import Protocol
 
 import numpy as np
 
-from talker.backends.weights import WEIGHTS, require_weights, wrong_weights
+from talker.backends.weights import require_weights, wrong_weights
 from talker.clip import Clip
 from talker.data.layout import BACKGROUND, HEAD, NECK, TORSO
+from talker.data.weights import WEIGHTS
 from talker.media.images import read_numbered
 from talker.media.mediapipe_tasks import segment_classes
 
-PUBLISHED = WEIGHTS["parsing", "multiclass"]
+PUBLISHED = WEIGHTS["multiclass"]
 """The published weights."""
 
 HAIR, BODY_SKIN, FACE_SKIN, CLOTHES, OTHERS = range(1, 6)

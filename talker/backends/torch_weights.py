@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 
-from talker.backends.weights import Weights, wrong_weights
+from talker.backends.weights import wrong_weights
+from talker.data.weights import Weights
 
 
 def load_state(network: torch.nn.Module, file: Path, weights: Weights) -> torch.nn.Module:

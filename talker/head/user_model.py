@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial import KDTree
 
+from talker.data.weights import Weights
 from talker.errors import UserError
 from talker.head.embedding import embed
 from talker.head.fitting import stable_points
@@ -103,7 +104,7 @@ def transfer_expressions(ours: MorphableHead, vertices: np.ndarray) -> np.ndarra
     return np.einsum("vk,evkc->evc", weights, ours.expressions[:, skin[nearest]], optimize=True)
 
 
-def require_file(files: Path | None, name: str, model: str, site: str) -> Path:
+def require_file(files: Path | None, name: str, weights: Weights) -> Path:
     """Return `files / name`.
 
     Raises:
@@ -111,7 +112,8 @@ def require_file(files: Path | None, name: str, model: str, site: str) -> Path:
     """
     if files is None or not (files / name).is_file():
         raise UserError(
-            f"{files / name if files else 'model_files'}: missing; head model '{model}' needs the "
-            f"folder with {name} from {site}; the model 'anny' needs no files"
+            f"{files / name if files else 'model_files'}: missing; head model "
+            f"'{weights.key}' needs the folder with {name} from {weights.source}: "
+            f"{weights.hint()}; the model 'anny' needs no files"
         )
     return files / name

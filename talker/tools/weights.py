@@ -1,0 +1,248 @@
+"""List the optional models that talker can use, and download those that may be downloaded.
+
+    talker weights
+    talker weights fetch bisenet
+    talker weights fetch obama --to data/obama/obama.mp4
+
+Nothing is ever downloaded unless this command, or an example video, asks for it.
+"""
+
+import bz2
+import json
+import logging
+import shutil
+import sys
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Annotated, Literal
+
+import tyro
+
+from talker.core.config import validated
+from talker.core.download import download
+from talker.core.exclusive import exclusive
+from talker.core.files import atomic_write
+from talker.data.weights import (
+    EXAMPLES,
+    WEIGHTS,
+    Download,
+    Weights,
+    fault_of,
+    location,
+    paths_of,
+)
+from talker.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+@validated
+class Config:
+    """Options of `talker weights`."""
+
+    json: bool = False
+    """Print the list as JSON."""
+    accept_license: bool = False
+    """Accept the terms of use, which the list shows. Without it, the command asks on a terminal."""
+
+
+def main(
+    action: Annotated[Literal["list", "fetch"], tyro.conf.Positional] = "list",
+    names: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
+    *,
+    to: Path | None = None,
+    config: Config = Config(),
+) -> None:
+    """List the optional models, or download some of them.
+
+    Args:
+        action: `list` prints every model: its purpose, license, source, size, checksum, path, and
+            whether it is there and valid. `fetch` downloads models to the folder where talker
+            looks for them: the environment variable TALKER_WEIGHTS, by default
+            ~/.cache/talker/weights. An interrupted download continues.
+        names: names of the models; by default, `list` prints all of them.
+        to: file, or folder of a model with several files, to write instead; for one name.
+        config: options.
+    """
+    chosen = [_weights(name) for name in names]
+    if action == "fetch":
+        if not chosen or (to is not None and len(chosen) > 1):
+            raise UserError("fetch: expected the name of a model; `talker weights` lists them")
+        for weights in chosen:
+            fetch(weights, to, config.accept_license)
+    else:
+        rows = [describe(weights) for weights in chosen or WEIGHTS.values()]
+        print(json.dumps(rows, indent=2) if config.json else as_text(rows))
+
+
+def _weights(name: str) -> Weights:
+    if name not in WEIGHTS:
+        raise UserError(f"expected the name of a model ({', '.join(WEIGHTS)}), found '{name}'")
+    return WEIGHTS[name]
+
+
+def describe(weights: Weights) -> dict[str, str]:
+    """Return what is known about a model, and its state on this machine, as text."""
+    sums = [f"{file.checksum or 'unknown'} {file.name}" for file in weights.files]
+    return {
+        "name": weights.key,
+        "state": state_of(weights),
+        "purpose": weights.purpose,
+        "used by": weights.use,
+        "license": weights.license,
+        "source": weights.source,
+        "size": "unknown" if weights.size is None else f"{weights.size:,} bytes",
+        "checksum": "\n".join(sums) or "unknown",
+        "path": f"{location(weights)}" if weights.files else "as the option says",
+        "get it": f"talker weights fetch {weights.key}" if weights.files else weights.hint(),
+    }
+
+
+def state_of(weights: Weights) -> str:
+    """Return whether a model is at its default path, and valid."""
+    if not weights.files:
+        return "not downloadable"
+    for file, path in paths_of(weights):
+        if not path.is_file():
+            return (
+                f"included in a package: {packaged}"
+                if (packaged := _packaged(weights))
+                else "missing"
+            )
+        if fault := fault_of(file, path):
+            return f"invalid: {path} {fault}"
+    return "valid"
+
+
+def _packaged(weights: Weights) -> str | None:
+    """Return the path of a model inside an installed package, or None."""
+    if weights.key != "dlib":
+        return None
+    from talker.backends.landmarks_dlib import packaged_weights
+
+    return packaged_weights()
+
+
+def as_text(rows: Iterable[dict[str, str]]) -> str:
+    """Return the rows of `describe` as one table with a block of lines for each model."""
+    lines = []
+    for row in rows:
+        lines.append(f"{row['name']:<14}{row['purpose']} [{row['state']}]")
+        for key in ("used by", "license", "source", "size", "checksum", "path", "get it"):
+            first, *more = row[key].split("\n")
+            lines += [f"  {key:<12}{first}", *(f"  {'':<12}{line}" for line in more)]
+    return "\n".join(lines)
+
+
+def fetch(weights: Weights, to: Path | None = None, accept_license: bool = False) -> Path:
+    """Download a model, unless it is there already, and return its path.
+
+    Args:
+        weights: the model.
+        to: path to write instead of the default `location`.
+        accept_license: whether the user accepted the terms of use.
+
+    Raises:
+        UserError: the model cannot be downloaded, its terms were not accepted, another file is at
+            its path, or the download fails.
+    """
+    if not weights.files:
+        raise UserError(
+            f"{weights.key}: cannot be downloaded by this command (license: {weights.license}). "
+            f"To obtain it, {weights.hint()}. Then set `{weights.use}`."
+        )
+    missing = [(file, path) for file, path in paths_of(weights, to) if not _is_there(file, path)]
+    if missing:
+        _require_license(weights, accept_license)
+    for file, path in missing:
+        with exclusive([path], f"fetch:{file.checksum}") as needed:
+            if needed:
+                _fetch_file(file, path)
+    path = to or location(weights)
+    logger.info("%s: %s; use it with `%s`", path, "fetched" if missing else "valid", weights.use)
+    return path
+
+
+def fetch_example(name: str) -> Path:
+    """Download an example video to `data/NAME/NAME.mp4`, unless it is there, and return its path.
+
+    Raises:
+        UserError: there is no such example, or the download fails.
+    """
+    if name not in EXAMPLES:
+        raise UserError(f"example: expected one of {', '.join(EXAMPLES)}; found '{name}'")
+    return fetch(WEIGHTS[name])
+
+
+def _is_there(file: Download, path: Path) -> bool:
+    """Return whether the published file is at `path`; UserError if another file is."""
+    if not path.exists():
+        return False
+    if not path.is_file():
+        raise UserError(f"{path}: expected a file, found a folder; move it elsewhere")
+    if fault := fault_of(file, path):
+        raise UserError(
+            f"{path}: is not the published file: it {fault}. Move or delete it, and run the same "
+            "command again."
+        )
+    return True
+
+
+def _require_license(weights: Weights, accepted: bool) -> None:
+    """Ask whether the user accepts restricted terms of use; UserError if not."""
+    if accepted or not weights.restricted:
+        return
+    terms = f"{weights.key}: the license is restricted: {weights.license} ({weights.source})."
+    if not sys.stdin or not sys.stdin.isatty():
+        raise UserError(f"{terms} To accept it, repeat the command with --accept-license.")
+    print(terms, file=sys.stderr)
+    if input("Do you accept these terms? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise UserError(f"{weights.key}: not downloaded, because the terms were not accepted")
+
+
+def _fetch_file(file: Download, path: Path) -> None:
+    """Download a file, verify it and rename it to `path`."""
+    partial = path.with_name(f".{path.name}.part")
+    download(file.url, partial, None if file.unpack else file.size)
+    try:
+        with atomic_write(path) as (scratch,):
+            if file.unpack:
+                _unpack(file, partial, scratch)
+            else:
+                shutil.move(partial, scratch)
+            if fault := fault_of(file, scratch):
+                raise UserError(
+                    f"{file.url}: the downloaded file {fault}. It was deleted. Either the "
+                    "publisher replaced it, or the connection changed it; compare with the source "
+                    "before you use it."
+                )
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _unpack(file: Download, packed: Path, target: Path) -> None:
+    """Decompress a .bz2 file, or the member of a .zip file that has the name of the file."""
+    try:
+        with _open_packed(file, packed) as source, target.open("wb") as output:
+            shutil.copyfileobj(source, output)
+    except (zipfile.BadZipFile, EOFError, IndexError, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise UserError(
+            f"{file.url}: the downloaded file cannot be unpacked ({error}). It was deleted; run "
+            "the same command again."
+        ) from error
+
+
+@contextmanager
+def _open_packed(file: Download, packed: Path) -> Iterator[IO[bytes]]:
+    if file.unpack == "bz2":
+        with bz2.open(packed) as source:
+            yield source
+    else:
+        with zipfile.ZipFile(packed) as archive:
+            names = [name for name in archive.namelist() if Path(name).name == file.name]
+            with archive.open(names[0]) as source:
+                yield source
