@@ -38,11 +38,11 @@ if config.get("example") and not note_given_files([example_video(config["example
             video=str(example_video(config["example"])),
         log:
             f"<logs>/{config['example']}/fetch_example.log",
+        localrule: True
         conda:
             "../envs/media.yaml"
         envmodules:
             *ENV_MODULES["media"],
-        localrule: True
         params:
             name=config["example"],
         message:
