@@ -180,7 +180,9 @@ def test_a_stage_explains_itself_and_refuses_unknown_flags(monkeypatch, capsys, 
     assert "--no-such-flag" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("stage", sorted(set(STAGES) - {"adopt", "bench", "info", "speak", "weights"}))
+@pytest.mark.parametrize(
+    "stage", sorted(set(STAGES) - {"adopt", "bench", "info", "speak", "weights"})
+)
 def test_a_stage_says_what_it_makes(stage):
     main = importlib.import_module(cli.module_of(stage)).main
     hints = typing.get_type_hints(main, include_extras=True)
