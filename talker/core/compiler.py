@@ -27,6 +27,8 @@ __global__ void kernel() {}
 void launch() { kernel<<<1, 1>>>(); }
 """
 """Source of a small extension that needs the same compilers and headers as gsplat."""
+SYSTEM_TOOLKITS = (Path("/usr/local/cuda"),)
+"""Folders where installers of CUDA toolkits put them."""
 INSTALL_NVCC = "`pip install '.[cuda]'` installs nvcc, in the folder of the project"
 """How to get nvcc without a CUDA toolkit."""
 
@@ -180,7 +182,7 @@ def _toolkits(major: str) -> Iterator[Path]:
     nvcc = shutil.which("nvcc")
     if nvcc:
         yield Path(nvcc).parent.parent
-    yield Path("/usr/local/cuda")
+    yield from SYSTEM_TOOLKITS
 
 
 def _release(home: Path) -> str | None:
