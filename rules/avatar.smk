@@ -27,7 +27,15 @@ rule check:
         refused=lambda wildcards: DATA / wildcards.subject / "quality_refused.json",
         options=stage_options("check"),
         fingerprint=fingerprint(
-            "check", after=[rules.audio, rules.blink, rules.track, rules.layers]
+            "check",
+            after=[
+                rules.audio,
+                rules.parsing,
+                rules.blink,
+                rules.track,
+                rules.background,
+                rules.layers,
+            ],
         ),
     message:
         "{wildcards.subject}: checking that the dataset is complete and consistent"

@@ -7,6 +7,7 @@ import importlib.util
 import re
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -72,14 +73,33 @@ def example_video(name):
     return DATA / name / f"{name}.mp4"
 
 
+def with_video(name, row):
+    """Return the row of a subject with the path of its video if it names a dataset folder instead.
+
+    Raises:
+        UserError: the folder is not the subject's.
+    """
+    if not (LOCAL and Path(row.video).is_dir()):
+        return row
+    folder = DATA / name
+    if not (folder.exists() and folder.samefile(row.video)):
+        raise UserError(
+            f"subject '{name}': {row.video} is a folder, expected a video or {folder}. To use a "
+            f"dataset from another place, link it: ln -s {Path(row.video).resolve()} {folder}"
+        )
+    return replace(row, video=str(folder / f"{name}.mp4"))
+
+
 def read_tables():
     """Return the subjects and the speeches of the tables, or only the video of `--config`."""
     if config.get("video"):
-        return {name_of(config["video"]): SubjectRow(config["video"])}, {}
+        name = name_of(config["video"])
+        return {name: with_video(name, SubjectRow(config["video"]))}, {}
     if example := config.get("example"):
         return {example: SubjectRow(str(example_video(example)))}, {}
     options = CONFIG_SCHEMA["properties"]["options"]
     subjects = read_subjects(Path(config["subjects"]), read_schema("subjects"), options)
+    subjects = {name: with_video(name, row) for name, row in subjects.items()}
     if not config.get("speeches"):
         return subjects, {}
     return subjects, read_speeches(Path(config["speeches"]), read_schema("speeches"), subjects)
@@ -104,8 +124,17 @@ def video_of(wildcards):
     return video
 
 
+def has_frames_and_sound(folder):
+    """Return whether a dataset folder contains all that is extracted from the video."""
+    frames = (folder / "clip.json").exists() or (folder / "ori_imgs").exists()
+    return frames and (folder / "aud.wav").exists()
+
+
 def require_input_files():
-    """Stop if videos or speeches are missing, unless a rule of an importing workflow makes them."""
+    """Stop if videos or speeches are missing, unless a rule of an importing workflow makes them.
+
+    A dataset with frames and sound does not need its video.
+    """
     if not workflow.modifier.is_main_snakefile() or workflow.remote_exec or not LOCAL:
         return
     videos = {
@@ -113,7 +142,7 @@ def require_input_files():
         for name, subject in SUBJECTS.items()
         if Path(subject.video) != DATA / "demo" / "demo.mp4"
         and name != config.get("example")
-        and not (DATA / name / "clip.json").exists()
+        and not has_frames_and_sound(DATA / name)
     }
     files = videos | {name: speech.file for name, speech in SPEECHES.items()}
     missing = [
@@ -211,14 +240,14 @@ def require_deepspeech_scores():
 
 
 def require_backend_files():
-    """Stop if a backend or a metric lacks the weights, the table or the head model it needs."""
+    """Stop if a backend lacks the weights, the table or the head model that it needs."""
     if workflow.remote_exec or not LOCAL:
         return
     subjects = [None, *(name for name in SUBJECTS if SUBJECTS[name].options)]
     missing = {
         fault: None
         for subject in subjects
-        for stage in (*BACKEND_OPTIONS, "evaluate")
+        for stage in BACKEND_OPTIONS
         if (fault := missing_file(stage, options_of(stage, subject)))
     }
     if missing:

@@ -9,7 +9,7 @@ writes clip.json, which the stages `speech`, `landmarks`, `blink` and `layers` n
 
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -27,6 +27,7 @@ from talker.data.formats import (
     read_track_params,
     read_transforms,
 )
+from talker.data.layout import FrameFiles
 from talker.dataset import SPARE_ROWS
 from talker.errors import UserError
 from talker.head.camera import transform_matrices
@@ -50,6 +51,12 @@ SPEECH_FILES = ("aud.npy", "aud_eo.npy", "aud_hu.npy", "aud_ave.npy", layout.DEE
 
 POSE_TOLERANCE = 1e-4
 """Largest difference between a matrix of a transforms file and the tracked pose."""
+
+TRACK_AGAIN = (
+    f"Move {layout.TRACK_PARAMS}, {layout.TRANSFORMS_TRAIN} and {layout.TRANSFORMS_VAL} to another "
+    "folder; `talker track` then estimates the poses"
+)
+"""What to do if the poses cannot be used."""
 
 Status = Literal["present", "derived", "missing", "inconsistent"]
 
@@ -82,9 +89,11 @@ class Folder:
     images: frozenset[int]
     """numbers of the frames in ori_imgs"""
     params: TrackParams | None
+    skipped: frozenset[int]
+    """frames without landmarks that the published tracker left out, so that later poses moved up"""
     config: Config
 
-    def some(self, ids: set[int]) -> str:
+    def some(self, ids: Set[int]) -> str:
         """Return a phrase such as `frames 3, 4, 5 and 17 more`."""
         named = ", ".join(map(str, sorted(ids)[: self.config.listed]))
         rest = len(ids) - self.config.listed
@@ -117,49 +126,73 @@ def open_folder(path: Path, config: Config) -> Folder:
         )
     try:
         params = read_track_params(path / layout.TRACK_PARAMS)
-        frames = len(params.euler)
     except UserError:
-        params, frames = None, max(images) + 1
-    return Folder(path, frames, images, params, config)
+        return Folder(path, max(images) + 1, images, None, frozenset(), config)
+    frames = len(params.euler)
+    untracked = frozenset(i for i in images if not layout.FRAME_LANDMARKS.path(path, i).is_file())
+    if len(images) - frames == len(untracked) and min(untracked, default=frames) < frames:
+        return Folder(path, max(images) + 1, images, params, untracked, config)
+    return Folder(path, frames, images, params, frozenset(), config)
 
 
 def frame_rows(folder: Folder) -> Iterator[Row]:
     """Compare the files that every frame has with the tracked frames."""
     expected = set(range(folder.frames))
-    for kind in (*layout.IMAGES, layout.FRAME_LANDMARKS):
-        name = f"{kind.folder}/*{kind.suffix}"
-        if not (folder.path / kind.folder).is_dir():
-            yield Row(name, "missing", f"`talker {kind.stage}` writes them")
-            continue
-        absent = {i for i in expected if not kind.path(folder.path, i).is_file()}
-        if len(absent) == folder.frames:
-            yield Row(name, "missing", f"`talker {kind.stage}` writes them")
-        elif not absent:
-            yield Row(name, "present", f"{folder.frames}")
-        elif kind is layout.FRAME_LANDMARKS and len(folder.images) - folder.frames == len(absent):
-            yield Row(
-                name,
-                "inconsistent",
-                f"{folder.some(absent)} missing, and there are fewer poses than frames by the same "
-                "number: the tracker skipped these frames, so all later poses belong to the wrong "
-                "frames; run `talker track`",
-            )
-        else:
-            yield Row(name, "inconsistent", f"{folder.some(absent)} missing")
     if 0 not in folder.images:
         first = min(folder.images)
         yield Row(
             "frame numbers",
             "inconsistent",
-            f"the frames start at {first}, expected 0: the poses and the sound of frame i belong "
-            f"to image i + {first}; rename the images",
+            f"the frames start at {first}, expected 0: the pose and the sound of frame i belong "
+            f"to image i + {first}. Rename the images so that they start at 0",
         )
-    if beyond := folder.images - expected:
+    elif beyond := set(folder.images - expected):
+        spare = len(beyond) <= SPARE_ROWS
         yield Row(
             "frame numbers",
-            "inconsistent",
-            f"{folder.some(set(beyond))} have no pose and are not used",
+            "present" if spare else "inconsistent",
+            f"{folder.some(beyond)} {_have(beyond)} no pose"
+            + (" and will not be used" if spare else f". {TRACK_AGAIN}"),
         )
+    for kind in (*layout.IMAGES, layout.FRAME_LANDMARKS):
+        absent = {i for i in expected if not kind.path(folder.path, i).is_file()}
+        if kind is layout.FRAME_LANDMARKS:
+            yield _landmarks_row(folder, absent)
+        elif kind is not layout.FRAMES or 0 in folder.images:
+            yield _images_row(folder, kind, absent)
+
+
+def _images_row(folder: Folder, kind: FrameFiles, absent: set[int]) -> Row:
+    name = f"{kind.folder}/*{kind.suffix}"
+    if not absent:
+        return Row(name, "present", f"{folder.frames} frames")
+    if len(absent) == folder.frames:
+        return Row(name, "missing", f"`talker {kind.stage}` writes them")
+    text = f"{folder.some(absent)} {_is(absent)} missing. Copy {_them(absent)} back"
+    if kind is not layout.FRAMES:
+        text += f", or move {kind.folder} to another folder; `talker {kind.stage}` then writes it"
+    return Row(name, "inconsistent", text)
+
+
+def _landmarks_row(folder: Folder, absent: set[int]) -> Row:
+    name = f"{layout.FRAME_LANDMARKS.folder}/*{layout.FRAME_LANDMARKS.suffix}"
+    if not absent:
+        return Row(name, "present", f"{folder.frames} frames")
+    if len(absent) == folder.frames:
+        return Row(name, "missing", "`talker landmarks` writes them")
+    return Row(name, "missing", f"{folder.some(absent)}; `talker landmarks` writes {_them(absent)}")
+
+
+def _is(ids: Set[int]) -> str:
+    return "is" if len(ids) == 1 else "are"
+
+
+def _have(ids: Set[int]) -> str:
+    return "has" if len(ids) == 1 else "have"
+
+
+def _them(ids: Set[int]) -> str:
+    return "it" if len(ids) == 1 else "them"
 
 
 def pose_rows(folder: Folder) -> Iterator[Row]:
@@ -171,12 +204,22 @@ def pose_rows(folder: Folder) -> Iterator[Row]:
     if folder.params is None:
         yield from _fault(name, lambda: read_track_params(folder.path / name))
         return
+    if folder.skipped:
+        yield Row(
+            name,
+            "inconsistent",
+            f"{len(folder.params.euler)} poses for {len(folder.images)} frames, and "
+            f"{folder.some(folder.skipped)} {_have(folder.skipped)} no landmarks: the tracker "
+            f"skipped {_them(folder.skipped)}, so every later pose belongs to another frame. "
+            f"{TRACK_AGAIN}",
+        )
+        return
     yield Row(name, "present", f"{folder.frames} poses, focal length {folder.params.focal:.1f} px")
     if folder.params.vertices is None:
         yield Row(
             f"{name}: vertices",
-            "missing",
-            "training starts from the head mesh; `talker track` estimates one",
+            "inconsistent",
+            f"missing, but training starts from this head mesh. {TRACK_AGAIN} and the mesh",
         )
     matrices = transform_matrices(
         folder.params.euler.astype(float), folder.params.trans.astype(float)
@@ -199,18 +242,25 @@ def _transforms(folder: Folder, name: str, ids: range, matrices: np.ndarray) -> 
     """Return what a transforms file contains; UserError if it differs from the poses."""
     listed = read_transforms(folder.path / name, folder.frames)
     if foreign := set(listed.ids.tolist()) - set(ids):
-        raise UserError(f"lists {folder.some(foreign)}, which belong to the other split")
+        raise UserError(
+            f"lists {folder.some(foreign)}, expected frames {ids[0]} to {ids[-1]} only. "
+            f"{TRACK_AGAIN}"
+        )
     expected = matrices[listed.ids]
     for unit, scale in (("m", 1.0), ("dm, as in track_params.pt", 10.0)):
         scaled = expected.copy()
         scaled[:, :3, 3] *= scale
         if np.abs(listed.matrices - scaled).max(initial=0) < POSE_TOLERANCE * scale:
             return f"{len(listed.ids)} frames, translations in {unit}"
-    shifted = np.roll(matrices, -1, axis=0)[listed.ids]
-    hint = ""
-    if np.abs(listed.matrices - shifted)[:-1].max(initial=0) < POSE_TOLERANCE:
-        hint = ": they are those of the next frame, so frame numbers are shifted by 1"
-    raise UserError(f"the poses differ from {layout.TRACK_PARAMS}{hint}")
+    for shift in (1, -1):
+        shifted = np.roll(matrices, -shift, axis=0)[listed.ids]
+        inner = slice(1, len(ids) - 1)
+        if np.abs(listed.matrices - shifted)[inner].max(initial=0) < POSE_TOLERANCE:
+            raise UserError(
+                f"the pose of frame i is that of frame i{shift:+d} in {layout.TRACK_PARAMS}, "
+                f"expected frame i: the frame numbers are shifted. {TRACK_AGAIN}"
+            )
+    raise UserError(f"the poses differ from those in {layout.TRACK_PARAMS}. {TRACK_AGAIN}")
 
 
 def blink_rows(folder: Folder) -> Iterator[Row]:
@@ -227,14 +277,17 @@ def _blinks(path: Path, frames: int) -> str:
     count = len(read_au45(path))
     if frames <= count <= frames + SPARE_ROWS:
         return f"{count} rows"
-    times = read_table(path).get("timestamp", [])
-    rate = _rate(times)
+    rate = _rate(read_table(path).get("timestamp", []))
     if rate is not None and abs(rate - FPS) > 0.1:
         raise UserError(
-            f"{count} rows at {rate:g} frames per second, expected {frames} at {FPS}; run OpenFace "
-            "on a video of the frames at 25 fps, or `talker blink` with the backend openface"
+            f"{count} rows at {rate:g} frames per second, expected {frames} rows at {FPS}. Move it "
+            "to another file, such as openface.csv, and set the options `blink: {backend: "
+            "openface, table: FILE}`; the rows are then resampled"
         )
-    raise UserError(f"{count} rows for {frames} frames")
+    raise UserError(
+        f"{count} rows for {frames} frames. Run OpenFace on the frames in "
+        f"{layout.FRAMES.folder}, or move it to another folder; `talker blink` then writes it"
+    )
 
 
 def _rate(times: list[str]) -> float | None:
@@ -243,8 +296,8 @@ def _rate(times: list[str]) -> float | None:
         values = np.array(times, float)
     except ValueError:
         return None
-    step = np.median(np.diff(values)) if len(values) > 1 else 0.0
-    return round(float(1 / step), 2) if step > 0 else None
+    duration = values[-1] - values[0] if len(values) > 1 else 0.0
+    return round(float((len(values) - 1) / duration), 2) if duration > 0 else None
 
 
 def sound_rows(folder: Folder) -> Iterator[Row]:
@@ -269,9 +322,9 @@ def _duration(path: Path, frames: int) -> str:
     excess = seconds - frames / FPS
     if abs(excess) > SOUND_TOLERANCE:
         raise UserError(
-            f"lasts {seconds:.2f} s, the frames {frames / FPS:.2f} s, which is "
-            f"{abs(excess):.2f} s {'less' if excess > 0 else 'more'}; cut the sound at the place "
-            "where the frames were cut"
+            f"lasts {seconds:.2f} s, but the {frames} frames last {frames / FPS:.2f} s. Cut the "
+            "sound where the frames were cut, or move it to another folder; `talker audio` then "
+            "extracts it from the video"
         )
     return f"{seconds:.2f} s"
 
@@ -279,7 +332,10 @@ def _duration(path: Path, frames: int) -> str:
 def _features(path: Path, frames: int) -> str:
     shape = load_array(path).shape
     if not frames <= shape[0] <= frames + SPARE_ROWS:
-        raise UserError(f"{list(shape)}: {shape[0]} windows for {frames} frames")
+        raise UserError(
+            f"{shape[0]} windows for {frames} frames. Extract them from {layout.SOUND} again, or "
+            "move the file to another folder; talker extracts the features that it needs"
+        )
     return f"{list(shape)}"
 
 
@@ -361,7 +417,8 @@ def main(*, data: Path, clip: Output | None = None, config: Config = Config()) -
         logger.info("%-*s  %-12s  %s", width, row.name, row.status, row.text)
     faults = [f"{row.name}: {row.text}" for row in rows if row.status == "inconsistent"]
     if faults:
-        raise UserError("\n  ".join([f"{data}: {len(faults)} inconsistencies", *faults]))
+        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        raise UserError("\n  ".join([f"{data}: found {count}; no file was changed", *faults]))
     clip = clip or data / layout.CLIP
     if not clip.exists():
         derive_clip(data).save(clip)

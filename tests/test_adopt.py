@@ -8,7 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from published import (
+    FEATURES,
+    FRAMES,
+    blinks,
+    edit_params,
+    publish,
+    scale_transforms,
+)
 
 from talker import speech
 from talker.adopt import inspect, main, recognize
@@ -20,34 +27,18 @@ from talker.dataset import Dataset
 from talker.errors import UserError
 from talker.head.camera import transform_matrices
 from talker.media.audio import read_wav, write_wav
+from talker.media.images import write_image
 
-FRAMES = 100
+TRACK_AGAIN = (
+    "Move track_params.pt, transforms_train.json and transforms_val.json to another folder; "
+    "`talker track` then estimates the poses"
+)
 
 
 @pytest.fixture
 def folder(dataset: Path, tmp_path: Path) -> Path:
-    """The dataset as the scripts of GaussianTalker leave it: one row too many, no own files."""
-    folder = Path(shutil.copytree(dataset, tmp_path / "me"))
-    for name in ("clip.json", "landmarks.npz", "aud_hama.npy"):
-        (folder / name).unlink()
-    np.save(folder / "aud_ds.npy", np.zeros((FRAMES + 1, 16, 29)))
-    (folder / "au.csv").write_text(
-        "frame,timestamp, AU45_r\n" + "".join(f"{i},{i / 25:.2f},0.1\n" for i in range(FRAMES + 1))
-    )
-    write_wav(folder / "aud.wav", np.pad(read_wav(folder / "aud.wav"), (0, 333)))
-    edit_params(
-        lambda p: [p.pop(k) for k in ("valid", "frame_ids", "faces", "model", "units", "exp_basis")]
-    )(folder)
-    return folder
-
-
-def edit_params(edit: Callable[[dict], object]) -> Callable[[Path], object]:
-    def change(folder: Path) -> None:
-        params = torch.load(folder / "track_params.pt", weights_only=True)
-        edit(params)
-        torch.save(params, folder / "track_params.pt")
-
-    return change
+    """The dataset as the scripts of GaussianTalker leave it."""
+    return publish(dataset, tmp_path / "me")
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -58,19 +49,23 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
+def statuses(folder: Path) -> dict[str, str]:
+    return {row.name: row.status for row in inspect(folder)}
+
+
 def test_a_published_folder_is_adopted_untouched(folder: Path):
     before = digests(folder)
     main(data=folder)
     after = digests(folder)
     assert after.pop("clip.json") and after == before
     assert Clip.load(folder / "clip.json").frames == FRAMES
-    rows = inspect(folder)
-    assert not [row for row in rows if row.status in ("missing", "inconsistent")], rows
+    assert set(statuses(folder).values()) == {"present", "derived"}
     main(data=folder)
     assert {**digests(folder), "clip.json": ""} == {**before, "clip.json": ""}
 
 
-def test_an_adopted_folder_passes_the_check_and_takes_any_encoder(folder: Path):
+def test_an_adopted_folder_passes_the_check_and_takes_any_encoder(folder: Path, dataset: Path):
+    shutil.copy(dataset / "landmarks.npz", folder)
     main(data=folder)
     speech.main(
         wav=folder / "aud.wav",
@@ -101,15 +96,34 @@ def test_a_method_is_recognized_by_its_files(tmp_path: Path, name: str, family: 
     assert recognize(tmp_path) == family
 
 
+@pytest.mark.parametrize("method", FEATURES)
+def test_the_folder_of_each_method_is_adopted(dataset: Path, tmp_path: Path, method: str):
+    folder = publish(dataset, tmp_path / "me", method)
+    assert recognize(folder) == method
+    main(data=folder)
+    missing = {name for name, status in statuses(folder).items() if status == "missing"}
+    expected: dict[str, set[str]] = {
+        "AD-NeRF": {"gt_imgs/*.jpg", "torso_imgs/*.png", "au.csv"},
+        "SyncTalk": {"au.csv"},
+    }
+    assert missing == expected.get(method, set())
+    texts = {row.name: row.text for row in inspect(folder)}
+    unit = "dm, as in track_params.pt" if method in ("AD-NeRF", "SyncTalk") else "m"
+    assert texts["transforms_val.json"] == f"10 frames, translations in {unit}"
+
+
 def remove_landmarks(folder: Path) -> None:
     for i in (3, 40, 41):
         (folder / "ori_imgs" / f"{i}.lms").unlink()
 
 
 def skip_landmarks(folder: Path) -> None:
+    """The published tracker leaves frames without landmarks out, so that later poses move up."""
     remove_landmarks(folder)
     kept = [i for i in range(FRAMES) if i not in (3, 40, 41)]
-    edit_params(lambda p: p.update({k: p[k][kept] for k in ("euler", "trans", "exp")}))(folder)
+    edit_params(
+        folder, lambda p: p.update({k: p[k][kept] for k in ("euler", "trans", "exp", "vertices")})
+    )
 
 
 def start_at_one(folder: Path) -> None:
@@ -117,74 +131,177 @@ def start_at_one(folder: Path) -> None:
         (folder / "ori_imgs" / f"{i}.jpg").rename(folder / "ori_imgs" / f"{i + 1}.jpg")
 
 
-def fast_blinks(folder: Path) -> None:
-    rows = "".join(f"{i},{i / 30:.3f},0.1\n" for i in range(120))
-    (folder / "au.csv").write_text("frame, timestamp, AU45_r\n" + rows)
+def change_length(seconds: float) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        samples = read_wav(folder / "aud.wav")
+        wanted = round((FRAMES / 25 + seconds) * 16_000)
+        write_wav(folder / "aud.wav", np.pad(samples, (0, 80_000))[:wanted])
+
+    return change
 
 
-def long_sound(folder: Path) -> None:
-    write_wav(folder / "aud.wav", np.pad(read_wav(folder / "aud.wav"), (0, 5 * 16_000)))
+def shift_poses(step: int) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / "transforms_train.json"
+        content = json.loads(path.read_text())
+        matrices = [frame["transform_matrix"] for frame in content["frames"]]
+        matrices = matrices[step:] + matrices[:step]
+        for frame, matrix in zip(content["frames"], matrices, strict=True):
+            frame["transform_matrix"] = matrix
+        path.write_text(json.dumps(content))
+
+    return change
 
 
-def shift_poses(folder: Path) -> None:
+def shift_ids(folder: Path) -> None:
     path = folder / "transforms_train.json"
     content = json.loads(path.read_text())
-    matrices = [frame["transform_matrix"] for frame in content["frames"]]
-    for frame, matrix in zip(content["frames"], [*matrices[1:], matrices[0]], strict=True):
-        frame["transform_matrix"] = matrix
+    for frame in content["frames"]:
+        frame["img_id"] = frame["aud_id"] = frame["img_id"] + 1
     path.write_text(json.dumps(content))
 
 
-def nerf_scale(folder: Path) -> None:
-    for name in ("transforms_train.json", "transforms_val.json"):
-        content = json.loads((folder / name).read_text())
-        for frame in content["frames"]:
-            for row in frame["transform_matrix"][:3]:
-                row[3] *= 10
-        (folder / name).write_text(json.dumps(content))
+def save_windows(count: int) -> Callable[[Path], None]:
+    return lambda folder: np.save(folder / "aud_ds.npy", np.zeros((count, 16, 29)))
+
+
+def unlink(*names: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        for name in names:
+            (folder / name).unlink()
+
+    return change
+
+
+FAULTS = {
+    "landmarks skipped": (
+        skip_landmarks,
+        "track_params.pt: 97 poses for 100 frames, and frames 3, 40, 41 have no landmarks: the "
+        "tracker skipped them, so every later pose belongs to another frame. " + TRACK_AGAIN,
+    ),
+    "frames from 1": (
+        start_at_one,
+        "frame numbers: the frames start at 1, expected 0: the pose and the sound of frame i "
+        "belong to image i + 1. Rename the images so that they start at 0",
+    ),
+    "frames missing": (
+        unlink("ori_imgs/7.jpg", "ori_imgs/8.jpg"),
+        "ori_imgs/*.jpg: frames 7, 8 are missing. Copy them back",
+    ),
+    "masks missing": (
+        unlink(*(f"parsing/{i}.png" for i in range(20, 30))),
+        "parsing/*.png: frames 20, 21, 22, 23, 24 and 5 more are missing. Copy them back, or move "
+        "parsing to another folder; `talker parsing` then writes it",
+    ),
+    "blinks at 30 fps": (
+        lambda folder: blinks(folder, 120, 30),
+        "au.csv: 120 rows at 30 frames per second, expected 100 rows at 25. Move it to another "
+        "file, such as openface.csv, and set the options `blink: {backend: openface, table: "
+        "FILE}`; the rows are then resampled",
+    ),
+    "blinks of another clip": (
+        lambda folder: blinks(folder, 80, 25),
+        "au.csv: 80 rows for 100 frames. Run OpenFace on the frames in ori_imgs, or move it to "
+        "another folder; `talker blink` then writes it",
+    ),
+    "no blinks in the table": (
+        lambda folder: (folder / "au.csv").write_text("frame, AU12_r\n1, 0.5\n"),
+        "au.csv: expected a column AU45_r, found frame, AU12_r",
+    ),
+    "sound too long": (
+        change_length(3),
+        "aud.wav: lasts 7.00 s, but the 100 frames last 4.00 s. Cut the sound where the frames "
+        "were cut, or move it to another folder; `talker audio` then extracts it from the video",
+    ),
+    "sound too short": (
+        change_length(-2),
+        "aud.wav: lasts 2.00 s, but the 100 frames last 4.00 s. Cut the sound where the frames "
+        "were cut, or move it to another folder; `talker audio` then extracts it from the video",
+    ),
+    "windows too long": (
+        save_windows(130),
+        "aud_ds.npy: 130 windows for 100 frames. Extract them from aud.wav again, or move the "
+        "file to another folder; talker extracts the features that it needs",
+    ),
+    "poses shifted": (
+        shift_poses(1),
+        "transforms_train.json: the pose of frame i is that of frame i+1 in track_params.pt, "
+        "expected frame i: the frame numbers are shifted. " + TRACK_AGAIN,
+    ),
+    "poses shifted back": (
+        shift_poses(-1),
+        "transforms_train.json: the pose of frame i is that of frame i-1 in track_params.pt, "
+        "expected frame i: the frame numbers are shifted. " + TRACK_AGAIN,
+    ),
+    "ids shifted": (
+        shift_ids,
+        "transforms_train.json: lists frame 90, expected frames 0 to 89 only. " + TRACK_AGAIN,
+    ),
+    "poses moved": (
+        lambda folder: edit_params(folder, lambda p: p["trans"][95:].add_(0.1)),
+        "transforms_val.json: the poses differ from those in track_params.pt. " + TRACK_AGAIN,
+    ),
+    "no vertices": (
+        lambda folder: edit_params(folder, lambda p: p.pop("vertices")),
+        "track_params.pt: vertices: missing, but training starts from this head mesh. "
+        + TRACK_AGAIN
+        + " and the mesh",
+    ),
+}
+"""Damage of a published folder, and the line of the message about it."""
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_explained(folder: Path, name: str):
+    damage, explanation = FAULTS[name]
+    damage(folder)
+    before = digests(folder)
+    with pytest.raises(UserError) as caught:
+        main(data=folder)
+    assert str(caught.value) == f"{folder}: found 1 fault; no file was changed\n  {explanation}"
+    assert digests(folder) == before
+
+
+def test_all_faults_are_explained_together(folder: Path):
+    chosen = ("masks missing", "blinks at 30 fps", "windows too long", "ids shifted")
+    for name in chosen:
+        FAULTS[name][0](folder)
+    with pytest.raises(UserError) as caught:
+        main(data=folder)
+    first, *lines = str(caught.value).splitlines()
+    assert first == f"{folder}: found 4 faults; no file was changed"
+    assert sorted(lines) == sorted(f"  {FAULTS[name][1]}" for name in chosen)
 
 
 @pytest.mark.parametrize(
-    ("damage", "words"),
+    ("repair", "row"),
     [
-        (remove_landmarks, ["ori_imgs/*.lms", "frames 3, 40, 41 missing"]),
-        (skip_landmarks, ["ori_imgs/*.lms", "tracker skipped"]),
-        (start_at_one, ["frame numbers", "start at 1"]),
-        (fast_blinks, ["au.csv", "120 rows at 30", "25"]),
-        (long_sound, ["aud.wav", "lasts 9.02 s", "the frames 4.00 s"]),
-        (shift_poses, ["transforms_train.json", "shifted by 1"]),
-        (edit_params(lambda p: p["trans"].add_(0.1)), ["transforms_val.json", "poses differ"]),
         (
-            lambda folder: np.save(folder / "aud_ds.npy", np.zeros((130, 16, 29))),
-            ["aud_ds.npy", "130 windows for 100 frames"],
+            remove_landmarks,
+            "ori_imgs/*.lms missing frames 3, 40, 41; `talker landmarks` writes them",
+        ),
+        (
+            lambda folder: shutil.copy(folder / "ori_imgs/99.jpg", folder / "ori_imgs/100.jpg"),
+            "frame numbers present frame 100 has no pose and will not be used",
+        ),
+        (lambda folder: blinks(folder, FRAMES, 30), "au.csv present 100 rows"),
+        (change_length(0.4), "aud.wav present 4.40 s"),
+        (
+            lambda folder: scale_transforms(folder, 10),
+            "transforms_val.json present 10 frames, translations in dm, as in track_params.pt",
+        ),
+        (unlink("bc.jpg"), "bc.jpg missing `talker background` writes it"),
+        (unlink("aud.wav"), "aud.wav missing `talker audio` extracts it from the video"),
+        (
+            lambda folder: shutil.rmtree(folder / "torso_imgs"),
+            "torso_imgs/*.png missing `talker layers` writes them",
         ),
     ],
 )
-def test_faults_are_explained(folder: Path, damage: Callable[[Path], object], words: list[str]):
-    damage(folder)
-    with pytest.raises(UserError) as caught:
-        main(data=folder)
-    faults = str(caught.value).splitlines()[1:]
-    assert any(all(word in fault for word in words) for fault in faults), faults
-
-
-def test_the_scale_of_the_transforms_is_named(folder: Path):
-    nerf_scale(folder)
-    texts = [row.text for row in inspect(folder) if row.name.startswith("transforms")]
-    assert len(texts) == 2 and all("in dm" in text for text in texts)
-
-
-def test_missing_parts_are_listed_with_the_command(folder: Path):
-    edit_params(lambda p: p.pop("vertices"))(folder)
-    (folder / "bc.jpg").unlink()
-    shutil.rmtree(folder / "torso_imgs")
-    rows = {row.name: row for row in inspect(folder)}
-    for name, command in {
-        "bc.jpg": "talker background",
-        "torso_imgs/*.png": "talker layers",
-        "track_params.pt: vertices": "talker track",
-    }.items():
-        assert rows[name].status == "missing" and command in rows[name].text
+def test_what_can_be_repaired_is_no_fault(folder: Path, repair: Callable[[Path], object], row: str):
+    repair(folder)
+    main(data=folder)
+    assert row in {f"{row.name} {row.status} {row.text}" for row in inspect(folder)}
 
 
 @pytest.mark.clips
@@ -196,3 +313,16 @@ def test_published_poses_are_read_exactly(clips: Path):
     listed = read_transforms(reference / "transforms_val.json", 8000)
     matrices = transform_matrices(params.euler.astype(float), params.trans.astype(float))
     assert np.abs(matrices[listed.ids] - listed.matrices).max() < 1e-6
+
+
+@pytest.mark.clips
+def test_a_folder_of_the_published_files_lacks_only_what_was_removed(clips: Path, tmp_path: Path):
+    for name in ("track_params.pt", "transforms_val.json"):
+        shutil.copy(clips.parent / "reference" / name, tmp_path)
+    (tmp_path / "ori_imgs").mkdir()
+    write_image(tmp_path / "ori_imgs/0.jpg", np.zeros((450, 450, 3), np.uint8))
+    rows = {row.name: row for row in inspect(tmp_path)}
+    assert rows["track_params.pt"].text == "8000 poses, focal length 1200.0 px"
+    assert rows["track_params.pt: vertices"].status == "inconsistent"
+    assert rows["transforms_val.json"].text.endswith("frames, translations in m")
+    assert rows["transforms_train.json"].status == "missing"

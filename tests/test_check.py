@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from published import scale_transforms
 
 from talker.check import Config, check, main
 from talker.errors import UserError
@@ -257,6 +258,16 @@ def test_folder_of_the_published_scripts_passes(folder: Path):
     )(folder)
     facts = check(folder, Config())
     assert facts["frames"] == FRAMES
+
+
+def test_transforms_of_other_scripts_may_be_in_decimeters(folder: Path):
+    scale_transforms(folder, 10)
+    assert len(faults_of(folder)) == 2
+    for name in ("clip.json", "landmarks.npz"):
+        (folder / name).unlink()
+    check(folder, Config())
+    scale_transforms(folder, 1.1)
+    assert len(faults_of(folder)) == 2
 
 
 def test_the_verdict_does_not_depend_on_the_encoder(folder: Path):

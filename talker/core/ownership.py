@@ -89,8 +89,20 @@ def foreign_files(folder: Path) -> list[str]:
 
 
 def content_of(path: Path) -> str:
-    """Return a string that changes with the content of a file or the file list of a folder."""
-    return str(path.stat().st_mtime_ns) if path.is_dir() else content_hash(path)
+    """Return a string that changes with the content of a file or with the user's files in a folder.
+
+    Files that talker added to the folder do not count. Files in a folder are compared by their
+    size and modification time.
+    """
+    if not path.is_dir():
+        return content_hash(path)
+    known = _entries(path)
+    states = [
+        f"{name} {file.stat().st_size} {file.stat().st_mtime_ns}"
+        for name, file in files_of(path)
+        if not _matches(file, known[name])
+    ]
+    return "\n".join(sorted(states))
 
 
 def _is_own(path: Path) -> bool:
