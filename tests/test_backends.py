@@ -105,6 +105,21 @@ def test_the_workflow_can_refuse_missing_files(tmp_path: Path):
     )
 
 
+def test_the_workflow_can_refuse_missing_metric_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("TALKER_WEIGHTS", str(tmp_path))
+    assert missing_file("evaluate", {}) is None
+    chosen = {"syncnet": "published", "lpips": "/no/lpips.pt", "second_detector": "fan"}
+    lines = (missing_file("evaluate", chosen) or "").split("\n")
+    assert len(lines) == 3
+    assert lines[0].startswith("evaluate: lpips: /no/lpips.pt: missing; run `talker weights fetch")
+    assert lines[1].startswith("evaluate: syncnet: ") and "fetch syncnet" in lines[1]
+    assert lines[2].startswith("evaluate: second_detector_weights: not set, and ")
+    (tmp_path / "syncnet_v2.model").touch()
+    assert missing_file("evaluate", {"syncnet": "published"}) is None
+
+
 class Malicious:
     """Creates a file when it is unpickled."""
 

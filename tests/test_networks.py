@@ -1,5 +1,6 @@
 """Metrics by given networks: checked by hash, and right where the answer is known."""
 
+import dataclasses
 import hashlib
 from pathlib import Path
 
@@ -9,14 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from talker.core.checksum import load_torchscript
+from talker.data.weights import WEIGHTS, location
 from talker.errors import UserError
+from talker.evaluate import Config
+from talker.measure import second_detector
 from talker.measure.networks import (
     IDENTITY_POINTS,
     aligned_face,
     frechet_distance,
     identity_similarity,
+    load_networks,
     perceptual_distance,
 )
+from talker.measure.second_detector import second_detector_metrics
 
 
 class Distance(nn.Module):
@@ -111,3 +117,61 @@ def test_only_the_named_file_is_taken(tmp_path: Path) -> None:
         load_torchscript(path, hashlib.sha256(b"no module").hexdigest())
     with pytest.raises(UserError, match=r"none\.pt: cannot be read"):
         load_torchscript(tmp_path / "none.pt", sha256)
+
+
+class PublishedVgg(nn.Module):
+    """Takes what NVIDIA's vgg16.pt takes; its features are the mean colors."""
+
+    def forward(self, x: Tensor, resize_images: bool = True, return_lpips: bool = False) -> Tensor:
+        assert return_lpips and not resize_images
+        return x.mean(dim=[2, 3]) / 255
+
+
+class PublishedInception(nn.Module):
+    """Takes what NVIDIA's inception-2015-12-05.pt takes; its features are the mean colors."""
+
+    def forward(self, x: Tensor, return_features: bool = False) -> Tensor:
+        assert return_features
+        return x.mean(dim=[2, 3]) / 255
+
+
+def test_published_networks_are_adapted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """White and black differ by 1 in each of three features; FID by the same squared distance."""
+    monkeypatch.setenv("TALKER_WEIGHTS", str(tmp_path))
+    config = Config(lpips="published", inception="published")
+    with pytest.raises(UserError, match=r"vgg16\.pt: missing; run `talker weights fetch lpips`"):
+        load_networks(config)
+    for name, module in (("lpips", PublishedVgg()), ("inception", PublishedInception())):
+        sha256 = stored(module, location(WEIGHTS[name]))
+        file = dataclasses.replace(WEIGHTS[name].files[0], checksum=f"sha256:{sha256}")
+        monkeypatch.setitem(WEIGHTS, name, dataclasses.replace(WEIGHTS[name], files=(file,)))
+    networks = load_networks(config)
+    white, black = flat(np.array([255, 255])), flat(np.array([0, 0]))
+    assert perceptual_distance(networks["lpips"], white, black) == pytest.approx(3, abs=1e-5)
+    assert frechet_distance(networks["inception"], white, black) == pytest.approx(3, abs=1e-5)
+
+
+def test_the_second_detector_judges_with_the_boxes_of_the_real_frames(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A detector that reads the mouth opening from the image; frame 2 has no face."""
+    images = flat(np.array([0, 20, 40, 10]))
+    points = np.zeros((4, 68, 2))
+    points[:] = np.arange(68)[:, None]
+    points[2] = np.nan
+    boxes = np.array([[0.0, 0, 66, 66], [100, 100, 200, 200]])
+    monkeypatch.setattr(second_detector, "detect_faces", lambda images: [boxes for _ in images])
+
+    def predict(image: np.ndarray, box: np.ndarray) -> np.ndarray:
+        assert np.array_equal(box, boxes[0])
+        found = points[0].copy()
+        found[57, 1] += float(image[0, 0, 0])
+        found[66, 1] += float(image[0, 0, 0])
+        return found
+
+    row = second_detector_metrics(predict, images, images, points)
+    assert row["lmd_mouth_second"] == 0 and row["mouth_correlation_second"] == pytest.approx(1)
+    darker = flat(np.array([0, 10, 20, 5]))
+    row = second_detector_metrics(predict, darker, images, points)
+    assert row["lmd_mouth_second"] > 0
+    assert row["mouth_correlation_second"] == pytest.approx(1, abs=1e-3)

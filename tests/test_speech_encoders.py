@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import librosa
 import numpy as np
 import pytest
 
@@ -135,20 +136,14 @@ def test_missing_weights_are_named(tmp_path: Path) -> None:
         load_encoder(Choice("hubert", str(tmp_path / "nowhere")))
 
 
-def test_mel_is_librosa_s_where_it_is_installed() -> None:
-    librosa = pytest.importorskip("librosa", reason="librosa is not installed")
-    expected = librosa.filters.mel(sr=16_000, n_fft=400, n_mels=80)
-    np.testing.assert_allclose(mel.filters(), expected, atol=1e-6)
-
-
 def test_a_tone_lies_in_its_mel_band() -> None:
-    bands = []
+    filters, bands = librosa.filters.mel(sr=16_000, n_fft=400, n_mels=80), []
     for pitch in (200, 1000, 4000):
         tone = 0.1 * np.sin(2 * np.pi * pitch * np.arange(8000) / 16_000)
         rows = mel.log_mel(tone.astype(np.float32))
         assert rows.shape == (51, 80)
         bands.append(int(rows[25].argmax()))
-        low, high = (np.flatnonzero(mel.filters()[bands[-1]])[[0, -1]] * 40).tolist()
+        low, high = (np.flatnonzero(filters[bands[-1]])[[0, -1]] * 40).tolist()
         assert low - 40 <= pitch <= high + 40
     assert bands == sorted(bands)
     assert mel.log_mel(np.zeros(640, np.float32)).max() == pytest.approx(np.log(1e-10))

@@ -57,7 +57,7 @@ def data(dataset: Path, wav: Path, opening: np.ndarray) -> Dataset:
 
 @pytest.fixture(scope="module")
 def predicted(data: Dataset, wav: Path) -> np.ndarray:
-    predictor = fit_predictor(data, "mel")
+    predictor = fit_predictor(data)
     assert isinstance(predictor, Predictor)
     shapes = predictor.shapes(WavFile(wav))
     assert shapes.shape == (FRAMES, 3)
@@ -115,7 +115,7 @@ def test_too_little_or_a_frozen_mouth_is_no_number(predicted: np.ndarray) -> Non
 
 
 def test_loudness_of_new_sound_does_not_matter(data: Dataset, wav: Path) -> None:
-    predictor = fit_predictor(data, "mel")
+    predictor = fit_predictor(data)
     sound = WavFile(wav)[:]
     loud, quiet = (predictor.shapes((sound * f).astype(np.int16)) for f in (1.0, 0.3))
     both = np.isfinite(loud[:, 0]) & np.isfinite(quiet[:, 0])
@@ -125,7 +125,7 @@ def test_loudness_of_new_sound_does_not_matter(data: Dataset, wav: Path) -> None
 
 def test_pauses_say_nothing(data: Dataset, wav: Path, opening: np.ndarray) -> None:
     """A closed mouth in ten seconds of silence neither helps nor harms."""
-    predictor = fit_predictor(data, "mel")
+    predictor = fit_predictor(data)
     sound = WavFile(wav)[380 * 640 :]
     gap = np.zeros(250 * 640, np.int16)
     shapes = predictor.shapes(np.concatenate([sound, gap]))

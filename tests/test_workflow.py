@@ -18,6 +18,7 @@ import yaml
 from fake_workflow import ROOT, Workflow
 
 from talker import __main__ as cli
+from talker.__main__ import module_of
 from talker.core import batch
 from talker.core.config import from_mapping
 from talker.core.provenance import closure
@@ -114,7 +115,7 @@ def test_an_environment_has_what_its_stages_import(group):
     """Only imports at module level count; functions may import optional packages."""
     imported = set()
     for stage in make_venvs.stages_of(group):
-        for name in closure(f"talker.{stage}"):
+        for name in closure(module_of(stage)):
             path = ROOT.joinpath(*name.split("."))
             source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
             for node in ast.parse(source.read_text()).body:

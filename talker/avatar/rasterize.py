@@ -4,12 +4,17 @@ Both backends render the same image with the same constants; the device of the t
 backend.
 """
 
+import functools
 import math
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
+
+from talker.core.compiler import gsplat_compilers
+from talker.errors import UserError
 
 TILE_SIZE = 16
 """Side length of gsplat's tiles in pixels; other values are not tested."""
@@ -77,6 +82,21 @@ def _rasterize_cpu(*arguments) -> Rasterized:
     return Rasterized(*rasterize_cpu(*arguments))
 
 
+@functools.cache
+def _compiled_gsplat() -> ModuleType:
+    """Return gsplat, whose kernels are compiled at first use.
+
+    Raises:
+        UserError: the kernels cannot be compiled.
+    """
+    with gsplat_compilers():
+        import gsplat
+        from gsplat.cuda import _backend
+    if _backend._C is None:
+        raise UserError("gsplat could not compile its CUDA kernels; its message is above")
+    return gsplat
+
+
 def _rasterize_gsplat(
     means, quats, scales, opacities, colors, viewmats, Ks, width, height
 ) -> Rasterized:
@@ -85,8 +105,7 @@ def _rasterize_gsplat(
     That function returns means2d as [B, 1, G, 2]; a view of it without the camera axis would get
     no gradient.
     """
-    import gsplat
-
+    gsplat = _compiled_gsplat()
     radii, means2d, depths, conics, _ = gsplat.fully_fused_projection(
         means,
         None,

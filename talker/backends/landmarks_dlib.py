@@ -1,6 +1,7 @@
 """Landmarks by dlib's shape predictor (Kazemi and Sullivan 2014), 68 points."""
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,23 @@ def detect(clip: Clip, images: Path, options: Options) -> dict[str, np.ndarray]:
     Raises:
         UserError: dlib is not installed, or the weights are missing or wrong.
     """
-    dlib, predictor = load(options.weights)
+    return detect_with(predictor(options.weights), clip, images, options)
+
+
+def predictor(weights: str | None) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """Return a function that maps RGB uint8 [H, W, 3] and a face box [4] to landmarks [68, 2].
+
+    Raises:
+        UserError: dlib is not installed, or the weights are missing or wrong.
+    """
+    dlib, shape_predictor = load(weights)
 
     def predict(image: np.ndarray, box: np.ndarray) -> np.ndarray:
         corners = np.round(square(box, 0.0, BOX_SIZE)).astype(int).tolist()
-        shape = predictor(image, dlib.rectangle(*corners))
+        shape = shape_predictor(image, dlib.rectangle(*corners))
         return np.array([(point.x + 0.5, point.y + 0.5) for point in shape.parts()])
 
-    return detect_with(predict, clip, images, options)
+    return predict
 
 
 def load(weights: str | None) -> tuple[Any, Any]:

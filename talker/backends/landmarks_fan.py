@@ -1,5 +1,7 @@
 """Landmarks by FAN (Bulat and Tzimiropoulos 2017), the network of the package face-alignment."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +55,16 @@ def detect(clip: Clip, images: Path, options: Options) -> dict[str, np.ndarray]:
     Raises:
         UserError: face-alignment is not installed, or the weights are missing or wrong.
     """
-    network = load(options.weights)
-    return detect_with(lambda image, box: predict(network, image, box), clip, images, options)
+    return detect_with(predictor(options.weights), clip, images, options)
+
+
+def predictor(weights: str | None) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """Return a function that maps an image and a face box to landmarks, as `predict` does.
+
+    Raises:
+        UserError: face-alignment is not installed, or the weights are missing or wrong.
+    """
+    return partial(predict, load(weights))
 
 
 def load(weights: str | None) -> torch.nn.Module:

@@ -1,6 +1,6 @@
 """Require the files that a backend needs: networks, tables and head models."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ def wrong_weights(file: Path, reason: str, weights: Weights) -> UserError:
 
 
 def missing_file(stage: str, options: Mapping[str, Any]) -> str | None:
-    """Return what is wrong with the file that the chosen backend needs, or None.
+    """Return what is wrong with the files that a stage needs for its options, or None.
 
     Only names and sizes are checked; the stage checks the content.
 
@@ -60,6 +60,8 @@ def missing_file(stage: str, options: Mapping[str, Any]) -> str | None:
         stage: name of the stage, such as "parsing".
         options: options of the stage as the configuration gives them; missing ones are defaults.
     """
+    if stage == "evaluate":
+        return "\n".join(_missing_metric_files(options)) or None
     if stage not in OPTIONS:
         return None
     step, option = OPTIONS[stage]
@@ -78,3 +80,18 @@ def missing_file(stage: str, options: Mapping[str, Any]) -> str | None:
         where = WEIGHTS[name].hint() if name in WEIGHTS else "see docs/backends.md"
         return f"{stage}: {key}: {found}; {option} '{name}' needs it: {where}"
     return None
+
+
+def _missing_metric_files(options: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with the files of `evaluate`; `published` means the fetched file."""
+    for option in ("lpips", "inception", "identity", "syncnet"):
+        path = options.get(option)
+        file = location(WEIGHTS[option]) if path == "published" else Path(path or ".")
+        if not file.exists():
+            yield f"evaluate: {option}: {file}: missing; {WEIGHTS[option].hint()}"
+    detector = options.get("second_detector", "none")
+    if FILES.get(("landmarks", detector)) == "weights":
+        try:
+            require_weights(options.get("second_detector_weights"), detector, WEIGHTS[detector])
+        except UserError as error:
+            yield f"evaluate: second_detector_{error}"

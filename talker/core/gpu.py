@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from talker.core.compiler import require_gsplat
 from talker.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -46,12 +47,13 @@ def visible_gpus() -> list[str]:
 
 
 def require_usable_gpu() -> None:
-    """Check that torch can use the GPUs of a machine that has some.
+    """Check that torch and gsplat can use the GPUs of a machine that has some.
 
-    Without this check, a job would run on the CPU for days because of an old driver.
+    Without this check, a job would run on the CPU for days because of an old driver, or fail after
+    all preparation because a compiler is missing.
 
     Raises:
-        UserError: the driver lists GPUs, but torch cannot use them.
+        UserError: the driver lists GPUs, but torch or gsplat cannot use them.
     """
     gpus = visible_gpus() if shutil.which("nvidia-smi") else []
     if not gpus:
@@ -59,6 +61,7 @@ def require_usable_gpu() -> None:
     import torch  # takes seconds
 
     if torch.cuda.is_available():
+        require_gsplat()
         return
     if torch.version.cuda is None:
         reason = f"torch {torch.__version__} was built without CUDA"

@@ -41,9 +41,13 @@ def encoder_module(name: str) -> str:
     raise UserError(f"encoder: expected one of {', '.join(ENCODERS)}; found '{name}'")
 
 
-def sync_encoder(encoder: str) -> str:
-    """Return an encoder to measure the lip sync of an avatar driven by another encoder."""
-    return "mel" if encoder == "hama" else "hama"
+def sync_encoder(encoder: str) -> str | None:
+    """Return an encoder to measure the lip sync of an avatar that another encoder drives.
+
+    None stands for the mel spectrogram of `talker.measure.sync`, which is used if the default
+    encoder drives the avatar.
+    """
+    return None if encoder == DEFAULT_ENCODER else DEFAULT_ENCODER
 
 
 def stage_encoder(stage: str, encoder: str) -> str | None:

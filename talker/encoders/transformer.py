@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from talker.clip import SAMPLE_RATE, SLOT, SLOT_RATE
+from talker.data.weights import WEIGHTS, location
 from talker.encoders.base import Choice, Encoder
 from talker.errors import UserError
 
@@ -43,13 +44,16 @@ class Family:
 def load(choice: Choice, wav: Path | None) -> Encoder:
     """Build an encoder from the weights in a folder or of a hub id.
 
+    By default, these are the weights that `talker weights fetch` downloaded, else those of the hub.
+
     Raises:
         UserError: transformers is not installed, the weights cannot be loaded, or the network does
             not have the layer.
     """
     name, layer = choice.name, choice.layer
     family = FAMILIES[name]
-    source = choice.model or family.default
+    fetched = location(WEIGHTS[name])
+    source = choice.model or (str(fetched) if fetched.is_dir() else family.default)
     try:
         import transformers
     except ImportError as error:
@@ -62,9 +66,9 @@ def load(choice: Choice, wav: Path | None) -> Encoder:
         preprocessor = getattr(transformers, family.preprocessor).from_pretrained(source)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"speech encoder {name}: no weights at '{source}' ({error}); set the option `model` of "
-            "`talker speech` to a folder with config.json, preprocessor_config.json and the "
-            "weights, or to a hub id"
+            f"speech encoder {name}: no weights at '{source}' ({error}); run `talker weights fetch "
+            f"{name}`, or set the option `model` of `talker speech` to a folder with config.json, "
+            "preprocessor_config.json and the weights, or to a hub id"
         ) from error
     network.eval().requires_grad_(False)
     depth = getattr(network.config, "encoder_layers", None) or network.config.num_hidden_layers

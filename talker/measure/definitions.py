@@ -93,5 +93,13 @@ NETWORK_METRICS = {
     ),
     "Sync-C": ("syncnet", "Confidence of SyncNet over the longest stretch without a gap."),
     "Sync-D": ("syncnet", "Distance of SyncNet over the same stretch."),
+    "lmd_mouth_second": (
+        "second_detector",
+        "`lmd_mouth` measured by a second landmark detector, in pixels.",
+    ),
+    "mouth_correlation_second": (
+        "second_detector",
+        "`mouth_correlation` measured by the second landmark detector.",
+    ),
 }
 """Metrics of networks that the user provides: the option that names the file, and a definition."""

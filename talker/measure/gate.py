@@ -14,6 +14,7 @@ import numpy as np
 
 from talker.clip import FPS
 from talker.core.config import AtLeast0, Fraction, NonNegative, Positive, validated
+from talker.core.pca import pca
 from talker.core.ridge import fit_ridge, stretches
 from talker.data.layout import BACKGROUND
 
@@ -211,8 +212,7 @@ def _components(speech: np.ndarray) -> np.ndarray:
     middle = speech.shape[1] // 2
     slots = speech[:, middle - SLOTS // 2 : middle + SLOTS // 2].reshape(len(speech), -1)
     slots = slots.astype(float) - slots.mean(axis=0)
-    _, vectors = np.linalg.eigh(slots.T @ slots)
-    return slots @ vectors[:, ::-1][:, :COMPONENTS]
+    return pca(slots, COMPONENTS)[0]
 
 
 def _lag_curve(features: np.ndarray, opening: np.ndarray, valid: np.ndarray) -> np.ndarray:

@@ -250,13 +250,12 @@ def on_time_axis(values: np.ndarray, ids: np.ndarray) -> np.ndarray:
 def _sync_scores(
     dataset: Dataset, encoder: str, real: RealFrames, driven: Measurement, sound: Waveform
 ) -> dict[str, Any]:
-    features = sync_encoder(encoder)
+    predictor = fit_predictor(dataset, sync_encoder(encoder))
     first, last = int(real.ids[0]), int(real.ids[-1])
-    predicted = fit_predictor(dataset, features).shapes(
-        clip_sound(dataset.folder / layout.SOUND, dataset.frames)
-    )[first : last + 1]
+    predicted = predictor.shapes(clip_sound(dataset.folder / layout.SOUND, dataset.frames))
+    predicted = predicted[first : last + 1]
     return {
-        "features": features,
+        "features": predictor.features.name,
         "real": sync_score(predicted, on_time_axis(real.detected, real.ids)),
         "avatar": sync_score(predicted, on_time_axis(driven.detected, real.ids)),
     }

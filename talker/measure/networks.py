@@ -5,9 +5,12 @@ SHA-256, so that only the intended code runs: `lpips(x, y) -> [B]` on images [B,
 `inception(x) -> [B, D]` on [B, 3, 299, 299] in 0..1, `identity(x) -> [B, D]` on aligned faces
 [B, 3, 112, 112] in -1..1. `torch.jit.trace(network, examples).save(path)` writes such a file.
 SyncNet is the exception: it is built in talker/measure/syncnet.py and takes the published weights.
+
+The option value `published` selects the file that `talker weights fetch` downloads. NVIDIA's
+published LPIPS and Inception networks have other inputs and outputs and are adapted here.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,9 @@ import torch
 
 from talker.clip import SAMPLES_PER_FRAME
 from talker.core.checksum import load_torchscript
+from talker.data.weights import WEIGHTS, published
 from talker.measure.metrics import finite
+from talker.measure.second_detector import load_second_detector, second_detector_metrics
 from talker.measure.syncnet import load_syncnet, sync_distances
 from talker.media.audio import Waveform
 
@@ -40,6 +45,12 @@ IDENTITY_PARTS = (slice(36, 42), slice(42, 48), slice(30, 31), slice(48, 49), sl
 """Groups among the 68 landmarks whose means are aligned with `IDENTITY_POINTS`."""
 
 
+PUBLISHED = "published"
+"""Option value that selects the file that `talker weights fetch` downloads."""
+
+Network = Callable[..., torch.Tensor]
+
+
 def load_networks(config: Any) -> dict[str, Any]:
     """Load the metric networks that the options of `talker evaluate` name, by option.
 
@@ -47,16 +58,44 @@ def load_networks(config: Any) -> dict[str, Any]:
         UserError: a file is missing, has another checksum, or is not such a network.
     """
     loaders = {
-        "lpips": load_torchscript,
-        "inception": load_torchscript,
+        "lpips": _load_lpips,
+        "inception": _load_inception,
         "identity": load_torchscript,
         "syncnet": load_syncnet,
     }
-    return {
-        option: load(Path(path), getattr(config, f"{option}_sha256"))
-        for option, load in loaders.items()
-        if (path := getattr(config, option))
-    }
+    networks = {}
+    for option, load in loaders.items():
+        path, sha256 = getattr(config, option), getattr(config, f"{option}_sha256")
+        if path == PUBLISHED:
+            path, sha256 = published(option)
+        if path:
+            networks[option] = load(Path(path), sha256)
+    if config.second_detector != "none":
+        networks["second_detector"] = load_second_detector(
+            config.second_detector, config.second_detector_weights or None
+        )
+    return networks
+
+
+def _load_lpips(path: Path, sha256: str) -> Network:
+    """Load a TorchScript module as `lpips(x, y) -> [B]` on images [B, 3, H, W] in -1..1."""
+    module = load_torchscript(path, sha256)
+    if sha256 != WEIGHTS["lpips"].sha256:
+        return module
+
+    def features(images: torch.Tensor) -> torch.Tensor:
+        """Return features [B, D] of images in 0..255 whose squared distance is LPIPS."""
+        return module(127.5 * (images + 1), resize_images=False, return_lpips=True)
+
+    return lambda x, y: (features(x) - features(y)).square().sum(1)
+
+
+def _load_inception(path: Path, sha256: str) -> Network:
+    """Load a TorchScript module as `inception(x) -> [B, D]` on [B, 3, 299, 299] in 0..1."""
+    module = load_torchscript(path, sha256)
+    if sha256 != WEIGHTS["inception"].sha256:
+        return module
+    return lambda images: module(255 * images, return_features=True)
 
 
 def frame_metrics(
@@ -67,7 +106,7 @@ def frame_metrics(
     real: np.ndarray,
     real_landmarks: np.ndarray,
 ) -> dict[str, float]:
-    """Compute LPIPS, FID and CSIM, as far as their networks are given.
+    """Compute LPIPS, FID, CSIM and the second detector's metrics, if their networks are given.
 
     Args:
         networks: metric networks by option.
@@ -84,6 +123,8 @@ def frame_metrics(
         row["FID"] = frechet_distance(network, rendered, targets)
     if network := networks.get("identity"):
         row["CSIM"] = identity_similarity(network, rendered, landmarks, real, real_landmarks)
+    if predict := networks.get("second_detector"):
+        row |= second_detector_metrics(predict, rendered, real, real_landmarks)
     return row
 
 
@@ -112,7 +153,7 @@ def stretch_metrics(
 
 @torch.inference_mode()
 def perceptual_distance(
-    network: torch.jit.ScriptModule, images: Iterable[np.ndarray], targets: Iterable[np.ndarray]
+    network: Network, images: Iterable[np.ndarray], targets: Iterable[np.ndarray]
 ) -> float:
     """Return the mean LPIPS (Zhang et al., CVPR 2018) of images uint8 [H, W, 3] to targets."""
     distances = [
@@ -124,7 +165,7 @@ def perceptual_distance(
 
 @torch.inference_mode()
 def frechet_distance(
-    network: torch.jit.ScriptModule, images: Iterable[np.ndarray], targets: Iterable[np.ndarray]
+    network: Network, images: Iterable[np.ndarray], targets: Iterable[np.ndarray]
 ) -> float:
     """Return the FID (Heusel et al., NeurIPS 2017) of two sets of images uint8 [H, W, 3].
 
@@ -142,7 +183,7 @@ def frechet_distance(
 
 @torch.inference_mode()
 def identity_similarity(
-    network: torch.jit.ScriptModule,
+    network: Network,
     images: Iterable[np.ndarray],
     landmarks: np.ndarray,
     real: Iterable[np.ndarray],
@@ -157,14 +198,14 @@ def identity_similarity(
         real: the N real frames, RGB uint8 [H, W, 3].
         real_landmarks: the same for the real frames.
     """
-    cosines = [
-        float(torch.cosine_similarity(*(network(2 * _tensor(face) - 1) for face in pair)))
-        for pair in (
-            (aligned_face(a, points), aligned_face(b, partners))
-            for a, points, b, partners in zip(images, landmarks, real, real_landmarks, strict=True)
-            if np.isfinite(points).all() and np.isfinite(partners).all()
-        )
-    ]
+    cosines = []
+    for a, points, b, partners in zip(images, landmarks, real, real_landmarks, strict=True):
+        if np.isfinite(points).all() and np.isfinite(partners).all():
+            face, partner = (
+                network(2 * _tensor(aligned_face(*pair)) - 1)
+                for pair in ((a, points), (b, partners))
+            )
+            cosines.append(float(torch.cosine_similarity(face, partner)))
     return finite(cosines)
 
 
@@ -189,9 +230,7 @@ def aligned_face(image: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     return cv2.warpAffine(image, similarity, (IDENTITY_SIZE, IDENTITY_SIZE))
 
 
-def _moments(
-    network: torch.jit.ScriptModule, images: Iterable[np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
+def _moments(network: Network, images: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Return mean [D] and covariance [D, D] of the network's features."""
     size = (INCEPTION_SIZE, INCEPTION_SIZE)
     features = np.stack(

@@ -60,7 +60,7 @@ def evaluate_new_speech(
         "seconds_of_sound": len(sound) / SAMPLE_RATE,
         "faces_lost": int(np.isnan(detected[:, 0, 0]).sum()),
         "sync": {
-            "features": predictor.encoder.name,
+            "features": predictor.features.name,
             "real": _real_sync(dataset, predictor),
             "avatar": avatar_sync,
         },

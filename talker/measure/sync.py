@@ -1,10 +1,10 @@
 """Score how well a mouth follows the sound, without a network that has to be downloaded.
 
 A ridge regression predicts the shape of the mouth from the sound. It is fitted on the subject's
-real training frames, from the features of an encoder that does not drive the avatar. Its prediction
-for any sound is compared with the mouth in any video: the score is their correlation, reported next
-to its null distribution (the same sound, circularly shifted) and the score of the real video. This
-is not SyncNet's Sync-C.
+real training frames, from a mel spectrogram or from the features of an encoder, whichever does not
+drive the avatar. Its prediction for any sound is compared with the mouth in any video: the score is
+their correlation, reported next to its null distribution (the same sound, circularly shifted) and
+the score of the real video. This is not SyncNet's Sync-C.
 """
 
 import logging
@@ -12,8 +12,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from librosa.feature import melspectrogram
 
-from talker.clip import FPS
+from talker.clip import FPS, SAMPLE_RATE
+from talker.core.pca import pca
 from talker.core.ridge import Ridge, fit_cross_validated
 from talker.data import layout
 from talker.dataset import Dataset
@@ -27,6 +29,12 @@ from talker.media.audio import Waveform, clip_sound
 
 logger = logging.getLogger(__name__)
 
+BANDS = 80
+"""Number of bands of the mel spectrogram."""
+HOP = SAMPLE_RATE // 100
+"""Samples between the rows of the mel spectrogram: 10 ms."""
+FLOOR = 1e-10
+"""Power of a band below which it counts as silence."""
 COMPONENTS = 40
 """Number of principal components of the features."""
 LOUD_RANGE = 25.0
@@ -50,11 +58,23 @@ and nearly equal shifts (10 % of unrelated sounds pass a 5 % test with 75 frames
 with 100)."""
 
 
+def log_mel(sound: np.ndarray, start: int = 0) -> np.ndarray:
+    """Return the log-mel spectrogram [1 + S // 160, 80] of a sound, float32 [S]."""
+    power = melspectrogram(
+        y=sound, sr=SAMPLE_RATE, n_fft=SAMPLE_RATE // 40, hop_length=HOP, n_mels=BANDS
+    )
+    return np.log(np.maximum(power.T, FLOOR))
+
+
+MEL = Encoder("mel", BANDS, SAMPLE_RATE / HOP, first_center=0.0, sha256="", extract=log_mel)
+"""The mel spectrogram in the form of an encoder."""
+
+
 @dataclass(frozen=True)
 class Predictor:
     """Predicts mouth shapes from sound: opening, width and jaw, in units of the eye distance."""
 
-    encoder: Encoder
+    features: Encoder
     components: np.ndarray
     """[C, D]"""
     ridge: Ridge
@@ -62,20 +82,24 @@ class Predictor:
 
     def shapes(self, sound: Waveform) -> np.ndarray:
         """Predict the standardized shapes [T, 3] of a sound int16 [640 T]; nan in pauses."""
-        features = _windows(_standardized(self.encoder, sound), self.components)
+        features = _windows(_standardized(self.features, sound), self.components)
         silence = pauses(slot_levels(sound), SHORTEST_PAUSE)
         silent = silence.reshape(-1, SLOTS_PER_FRAME).max(1) == 1
         return np.where(silent[:, None], np.nan, self.ridge.predict(features))
 
 
-def fit_predictor(dataset: Dataset, encoder_name: str) -> Predictor:
-    """Fit a predictor on the real training frames and the landmarks of a dataset."""
-    encoder = load_encoder(Choice(encoder_name))
-    slots = _standardized(encoder, clip_sound(dataset.folder / layout.SOUND, dataset.frames))
+def fit_predictor(dataset: Dataset, encoder: str | None = None) -> Predictor:
+    """Fit a predictor on the real training frames and the landmarks of a dataset.
+
+    Args:
+        dataset: the dataset.
+        encoder: name of the encoder whose features are used; None uses a mel spectrogram.
+    """
+    features = load_encoder(Choice(encoder)) if encoder else MEL
+    slots = _standardized(features, clip_sound(dataset.folder / layout.SOUND, dataset.frames))
     ids = dataset.train_ids
     training = slots[: SLOTS_PER_FRAME * (int(ids[-1]) + 1)]
-    _, axes = np.linalg.eigh(training.T @ training)
-    components = axes[:, ::-1][:, :COMPONENTS].T
+    _, components = pca(training, COMPONENTS)
     x = _windows(slots, components)[ids].astype(np.float64)
     y = mouth_shape(dataset.landmarks[ids]).astype(np.float64)
     y = (y - y.mean(0)) / np.maximum(y.std(0), 1e-9)
@@ -83,10 +107,10 @@ def fit_predictor(dataset: Dataset, encoder_name: str) -> Predictor:
     logger.info(
         "sync score: %s features predict the mouth opening with a correlation of %.2f on held-out "
         "stretches of the training part",
-        encoder_name,
+        features.name,
         correlation(fitted.held_out[:, 0], y[:, 0]),
     )
-    return Predictor(encoder, components, fitted.ridge)
+    return Predictor(features, components, fitted.ridge)
 
 
 def sync_score(predicted: np.ndarray, landmarks: np.ndarray) -> dict[str, float]:
