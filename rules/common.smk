@@ -153,7 +153,10 @@ def require_input_files():
 
 
 def speeches_of(subject):
-    """Return {name: file}: the speeches of data/{subject}/novel/, the table and `speech`."""
+    """Return {name: file}: the speeches of data/{subject}/novel/, the table and `speech`.
+
+    Without any of them, the subject speaks the sample (`sample_speech`).
+    """
     files = {
         file.stem: str(file)
         for file in sorted((DATA / subject / "novel").glob("*"))
@@ -173,7 +176,10 @@ def speeches_of(subject):
     configured = config.get("speech") or {}
     if isinstance(configured, str):
         configured = {name_of(configured): configured}
-    return files | table | configured
+    speeches = files | table | configured
+    if not speeches and config.get("sample_speech") and LOCAL:
+        return {"hello": demo_file("hello.wav")}
+    return speeches
 
 
 def speech_of(wildcards):
@@ -273,11 +279,18 @@ def require_gpu_for_torch():
         raise WorkflowError(str(error)) from None
 
 
+def novel_results(subject):
+    """Return the videos of a subject's new speeches, each followed by its metrics."""
+    folder = RESULTS / subject / "novel"
+    return [
+        str(folder / f"{name}.{kind}") for name in speeches_of(subject) for kind in ("mp4", "json")
+    ]
+
+
 def targets_of(subject):
     """Return the files that make a subject complete."""
-    folder = RESULTS / subject
-    novel = [f"novel/{name}.{kind}" for name in speeches_of(subject) for kind in ("mp4", "json")]
-    return [folder / file for file in ["val.mp4", "metrics.json", "report.html", *novel]]
+    files = [RESULTS / subject / name for name in ("val.mp4", "metrics.json", "report.html")]
+    return [*files, *map(Path, novel_results(subject))]
 
 
 def subject_with_overrides(subject):

@@ -151,6 +151,7 @@ rule report:
         avatar="<results>/{subject}/avatar",
         metrics="<results>/{subject}/metrics.json",
         video="<results>/{subject}/val.mp4",
+        novel=lambda wildcards: novel_results(wildcards.subject),
     output:
         html=report(
             "<results>/{subject}/report.html",
@@ -172,6 +173,7 @@ rule report:
         runtime=scale_with_attempt(10),
     params:
         data=lambda wildcards: DATA / wildcards.subject,
+        novel=lambda wildcards: RESULTS / wildcards.subject / "novel",
         benchmarks=lambda wildcards: BENCHMARKS / wildcards.subject,
         options=stage_options("report"),
         fingerprint=fingerprint("report", after=[rules.render, rules.evaluate]),
@@ -180,5 +182,5 @@ rule report:
     shell:
         "talker report --data {params.data:q} --avatar {input.avatar:q}"
         " --metrics {input.metrics:q} --video {input.video:q}"
-        " --benchmarks {params.benchmarks:q} --html {output.html:q}"
+        " --novel {params.novel:q} --benchmarks {params.benchmarks:q} --html {output.html:q}"
         " {params.options} > {log:q} 2>&1"

@@ -94,6 +94,10 @@ def config_schema() -> dict[str, Any]:
                 "propertyNames": {"pattern": r"^\w[\w.-]*$"},
                 "additionalProperties": {"type": "string", "pattern": FILE},
             },
+            "sample_speech": {
+                "type": "boolean",
+                "description": "Whether a subject without new speech speaks demo/hello.wav.",
+            },
             "jobs_per_gpu": {
                 "type": "integer",
                 "minimum": 1,

@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from talker.clip import FPS, Clip, Source, load_array, load_json, train_length
+from talker.clip import FPS, Clip, Source, load_array, load_json, published_train_length
 from talker.core.config import AtLeast1, validated
 from talker.core.files import Output
 from talker.data import layout
@@ -224,7 +224,7 @@ def pose_rows(folder: Folder) -> Iterator[Row]:
     matrices = transform_matrices(
         folder.params.euler.astype(float), folder.params.trans.astype(float)
     )
-    split = train_length(folder.frames)
+    split = published_train_length(folder.frames)
     halves = {
         layout.TRANSFORMS_TRAIN: range(split),
         layout.TRANSFORMS_VAL: range(split, folder.frames),

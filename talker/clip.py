@@ -38,6 +38,10 @@ SLOTS_PER_FRAME = SLOT_RATE // FPS
 """Slots per frame; slot k is centered on 10 + 20 k ms."""
 WINDOW = 16
 """Slots of the speech window that belongs to a frame: 320 ms around it."""
+MIN_HELD_OUT = 3 * FPS
+"""Smallest number of held-out frames of a clip of `MIN_HELD_OUT_CLIP` frames or more."""
+MIN_HELD_OUT_CLIP = 10 * FPS
+"""Number of frames from which a clip can spare `MIN_HELD_OUT` frames."""
 VERSION = 1
 """Version of the format of clip.json."""
 TEXT_BYTES = 2**28
@@ -131,7 +135,7 @@ class Clip:
     @property
     def train_frames(self) -> int:
         """Number of training frames: these are frames [0, train_frames), the rest are held out."""
-        return train_length(self.frames)
+        return published_train_length(self.frames) if self.adopted else train_length(self.frames)
 
     @property
     def samples(self) -> int:
@@ -162,7 +166,18 @@ class Clip:
 
 
 def train_length(frames: int) -> int:
-    """Return the number of training frames of a clip: the first 10/11, as in AD-NeRF."""
+    """Return the number of training frames of a clip; the frames after them are held out.
+
+    The split is the published one, except that a clip of `MIN_HELD_OUT_CLIP` frames or more holds
+    out at least `MIN_HELD_OUT` frames, because fewer do not show whether the mouth follows the
+    speech.
+    """
+    train = published_train_length(frames)
+    return train if frames < MIN_HELD_OUT_CLIP else min(train, frames - MIN_HELD_OUT)
+
+
+def published_train_length(frames: int) -> int:
+    """Return the number of training frames in AD-NeRF and its successors: the first 10/11."""
     return frames * 10 // 11
 
 

@@ -357,6 +357,7 @@ def main(
     html: Output,
     metrics: Path | None = None,
     video: Path | None = None,
+    novel: Path | None = None,
     benchmarks: Path | None = None,
     config: Config = Config(),
 ) -> None:
@@ -370,6 +371,7 @@ def main(
         html: Page to write.
         metrics: JSON file written by `talker evaluate`.
         video: Video of the held-out part (mp4), written by `talker render`.
+        novel: Folder of videos of new speech, with their metrics (`talker render`, `evaluate`).
         benchmarks: Folder of Snakemake's benchmark files.
         config: Options.
     """

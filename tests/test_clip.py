@@ -38,11 +38,18 @@ def test_a_clip_is_read_as_it_was_written(tmp_path, clip):
     assert Clip.load(tmp_path / "clip.json") == clip
 
 
-@pytest.mark.parametrize(("frames", "train"), [(110, 100), (109, 99), (1129, 1026), (75, 68)])
-def test_ten_elevenths_are_for_training(frames, train):
+@pytest.mark.parametrize(
+    ("frames", "train", "published"),
+    [
+        *((75, 68, 68), (109, 99, 99), (249, 226, 226)),
+        *((250, 175, 227), (824, 749, 749), (825, 750, 750), (1129, 1026, 1026)),
+    ],
+)
+def test_a_clip_of_ten_seconds_holds_out_at_least_three(frames, train, published):
     clip = dataclasses.replace(CLIP, frames=frames)
     assert clip.train_frames == train
     assert clip.samples == 640 * frames
+    assert dataclasses.replace(clip, adopted=True).train_frames == published
 
 
 @pytest.mark.parametrize(

@@ -287,13 +287,22 @@ def test_a_speech_in_the_dataset_folder_is_spoken(finished):
     folder.mkdir(exist_ok=True)
     (folder / "hello.mp3").touch()
     (folder / "hello.wav").mkdir()
-    assert finished.planned() == NOVEL
+    assert finished.planned() == NOVEL | {"report"}
     (folder / "{hello}.wav").touch()
     assert "novel/{hello}.wav: the name contains" in finished.refuse("-n")
     (folder / "{hello}.wav").unlink()
     finished.run()
     assert (finished.folder / "results/demo/novel/hello.mp4").exists()
     assert "data/demo/novel/absent.wav" in finished.refuse("-n", "results/demo/novel/absent.mp4")
+
+
+def test_a_subject_without_new_speech_speaks_the_sample(finished, tmp_path):
+    sample = ["--config", "sample_speech=true"]
+    assert NOVEL | {"report"} == finished.planned("results/demo/report.html", *sample)
+    speech = tmp_path / "own.wav"
+    speech.touch()
+    jobs = finished.run("-n", *sample, f"speech={speech}")
+    assert "novel/own.mp4" in jobs and "novel/hello.mp4" not in jobs
 
 
 def test_a_speech_of_the_config_is_spoken(finished, tmp_path):

@@ -19,6 +19,7 @@ from talker.clip import (
     Clip,
     load_array,
     load_per_frame,
+    published_train_length,
     train_length,
 )
 from talker.data import layout
@@ -78,7 +79,8 @@ class FolderSpec:
 
     @property
     def train_frames(self) -> int:
-        return train_length(self.frames)
+        """Number of training frames; the scripts of the AD-NeRF family use the published split."""
+        return train_length(self.frames) if self.own else published_train_length(self.frames)
 
     @property
     def ids(self) -> range:

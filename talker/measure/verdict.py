@@ -1,10 +1,13 @@
 """Grade an avatar by its margins over the control renderings and their uncertainty.
 
-An avatar works if its mouth follows the speech better than a frozen mouth and than the audio of
-other parts of the clip. Both margins are computed from the curves of the held-out part; their
-uncertainty comes from a moving-block bootstrap over time (Künsch, 1989), because neighboring frames
-are not independent.
+An avatar works if its mouth follows the speech better than chance, than a frozen mouth and than the
+audio of other parts of the clip. All three are computed from the curves of the held-out part, whose
+neighboring frames are not independent. The interval of the correlation is therefore computed from
+the effective number of frames (Bartlett, 1935), and those of the two margins by a moving-block
+bootstrap over time (Künsch, 1989).
 """
+
+import math
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from talker.clip import FPS
+from talker.clip import FPS, MIN_HELD_OUT_CLIP
 from talker.measure.metrics import correlation
 
 LONGER = "Use a longer clip (a minute or more) with clear sound, and check the clip's warnings."
@@ -29,6 +32,14 @@ RESAMPLES = 400
 """Number of bootstrap resamples."""
 CONFIDENCE = 0.9
 """Coverage of the two-sided intervals."""
+QUANTILE = 1.645
+"""Quantile of the standard normal distribution at the upper end of such an interval."""
+CONTROLS = {
+    "correlation": "chance",
+    "over_shuffled": "shuffled audio",
+    "over_frozen": "a frozen mouth",
+}
+"""The intervals that must be above 0, and what an avatar has beaten then."""
 GOOD_CORRELATION = 0.5
 """Correlation of the mouth opening from which an avatar can be called good."""
 GOOD_AMPLITUDE = (0.6, 1.4)
@@ -98,7 +109,10 @@ def judge(results: Mapping[str, Any]) -> Verdict:
                 f"Only {frames} held-out frames ({frames / FPS:.1f} s) show how the mouth moves; "
                 f"{MIN_FRAMES} are needed."
             ],
-            ["Use a clip of at least 30 s to get a verdict; a minute or more works best."],
+            [
+                f"Use a clip of at least {MIN_HELD_OUT_CLIP // FPS} s to get a verdict; a minute or "
+                "more works best."
+            ],
         )
     frozen = np.asarray(mouth["frozen_mouth"], float)
     shuffled = [np.asarray(curve, float) for curve in mouth["shuffled_audio"]]
@@ -114,20 +128,15 @@ def _grade(
     r = row["mouth_correlation"]
     interval = f"correlation {r:.1f}, between {low:.1f} and {high:.1f}"
     amplitude, lag = row["mouth_std_ratio"], row["best_lag_frames"]
-    beaten = [
-        name
-        for name, key in (("shuffled audio", "over_shuffled"), ("a frozen mouth", "over_frozen"))
-        if intervals[key][0] > 0
-    ]
+    unbeaten = [name for key, name in CONTROLS.items() if intervals[key][0] <= 0]
     if amplitude < MIN_AMPLITUDE:
         reasons.append(f"The mouth hardly moves ({100 * amplitude:.0f} % of the real amplitude).")
-    if len(beaten) < 2:
-        missing = [name for name in ("shuffled audio", "a frozen mouth") if name not in beaten]
+    if unbeaten:
         if high < GOOD_CORRELATION or frames >= 4 * MIN_FRAMES or amplitude < MIN_AMPLITUDE:
             reasons.insert(
                 0,
                 f"The mouth does not follow the speech ({interval}): it is not better than "
-                f"{' and '.join(missing)}.",
+                f"{' and '.join(unbeaten)}.",
             )
             advice.append(LONGER)
             return Verdict("failed", reasons, advice, intervals)
@@ -157,7 +166,7 @@ def _grade(
 def _intervals(
     real: np.ndarray, avatar: np.ndarray, frozen: np.ndarray, shuffled: list[np.ndarray]
 ) -> dict[str, tuple[float, float]]:
-    """Bootstrap the correlation with the real mouth and its margins over both controls."""
+    """Return intervals of the correlation with the real mouth and its margins over both controls."""
     rng = np.random.default_rng(0)
     count = len(real)
     block = min(BLOCK, count)
@@ -168,11 +177,33 @@ def _intervals(
         r = correlation(avatar[rows], real[rows])
         controls = [correlation(curve[rows], real[rows]) for curve in shuffled]
         still = correlation(frozen[rows], real[rows])
-        samples.append((r, r - np.nanmean(controls or [0.0]), r - np.nan_to_num(still)))
+        samples.append((r - np.nanmean(controls or [0.0]), r - np.nan_to_num(still)))
     tail = 50 * (1 - CONFIDENCE)
     bounds = np.nanpercentile(np.array(samples), [tail, 100 - tail], axis=0)
-    names = ("correlation", "over_shuffled", "over_frozen")
+    bounds = np.column_stack([_correlation_interval(avatar, real), bounds])
     return {
         name: (round(float(low), 3), round(float(high), 3))
-        for name, low, high in zip(names, *bounds, strict=True)
+        for name, low, high in zip(CONTROLS, *bounds, strict=True)
     }
+
+
+def _correlation_interval(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """Return the interval of a correlation, by Fisher's z and the effective number of frames."""
+    frames = effective_frames(a, b)
+    if frames <= 3:
+        return -1.0, 1.0
+    z = math.atanh(max(-0.999, min(0.999, correlation(a, b))))
+    half = QUANTILE / math.sqrt(frames - 3)
+    return math.tanh(z - half), math.tanh(z + half)
+
+
+def effective_frames(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the number of independent frames that a correlation of two curves [N] is worth.
+
+    This is N / (1 + 2 sum_k r_a(k) r_b(k)) with the autocorrelations r at lag k (Bartlett, 1935),
+    summed up to a second or a third of the curve.
+    """
+    both = np.isfinite(a) & np.isfinite(b)
+    lags = range(1, min(FPS, both.sum() // 3))
+    shared = [correlation(a[:-k], a[k:]) * correlation(b[:-k], b[k:]) for k in lags]
+    return float(both.sum() / max(1.0, 1 + 2 * np.nansum(shared)))
