@@ -9,35 +9,30 @@ import json
 import logging
 import os
 import platform
+import re
+import subprocess
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import cv2
 import jinja2
 import numpy as np
+from markupsafe import Markup, escape
+from scipy.spatial.transform import Rotation
 
-from talker.avatar.model import Avatar
-from talker.avatar.renderer import Drive, avatar_dataset, load_avatar, render_frames
+from talker.avatar.renderer import avatar_dataset, load_avatar
 from talker.clip import FPS, Clip
 from talker.core.config import AtLeast1, NonNegative, validated
 from talker.core.files import Output, atomic_write
 from talker.data import layout
 from talker.dataset import Dataset
 from talker.errors import UserError
-from talker.head.camera import project
 from talker.measure import metrics as m
-from talker.measure.figures import (
-    Curve,
-    blend,
-    chart,
-    draw_mesh,
-    draw_points,
-    embedded_video,
-    picture,
-)
-from talker.media.images import read_image
+from talker.measure.figures import Curve, chart, embedded_video, picture
+from talker.measure.pictures import comparison, overlays, rejected_frames, stills
+from talker.measure.verdict import MIN_FRAMES
+from talker.media.video_reader import frame_count, probe, read_frames
 
 logger = logging.getLogger(__name__)
 
@@ -46,15 +41,8 @@ STAGES = (
     *("background", "layers", "check", "train", "render_val", "render_train", "evaluate", "report"),
 )
 PACKAGES = ("talker", "torch", "gsplat", "mediapipe", "hama", "numpy", "numba", "av")
-YELLOW = (255, 214, 10)
 HALF = 500, 240
 """Width and height of charts shown side by side."""
-MASKS = {
-    "head": ((0, 0, 255), (64, 110, 255)),
-    "neck": ((0, 255, 0), (60, 200, 120)),
-    "torso": ((255, 0, 0), (255, 150, 50)),
-}
-"""Class name -> (color in the parsing files, color on the page)."""
 
 Section = dict[str, Any]
 
@@ -69,56 +57,10 @@ class Config:
     """Number of frames on which landmarks, masks and mesh are shown."""
     embed_mb: NonNegative = 6.0
     """Maximum size in MB of a video that is embedded in the page. A larger video is linked."""
-
-
-def stills(avatar: Avatar, dataset: Dataset, count: int) -> Section:
-    """Render held-out frames next to the real ones, whole and around the mouth, as images."""
-    ids = _spread(dataset.val_ids, count)
-    if len(ids) == 0:
-        raise ValueError("the clip has no held-out frame")
-    rendered = render_frames(avatar, dataset, Drive(ids, dataset.speech, ids), batch=count)
-    columns = []
-    for i, image in zip(ids, rendered, strict=True):
-        real = dataset.frame(i)
-        box = m.mouth_box(dataset.landmarks[i], dataset.height, dataset.width)
-        columns.append(
-            {
-                "time": f"{i / FPS:.2f} s",
-                "real": picture(real),
-                "avatar": picture(image),
-                "real_mouth": picture(_close_up(real, box)),
-                "avatar_mouth": picture(_close_up(image, box)),
-            }
-        )
-    return {"columns": columns, "size": f"{dataset.width} x {dataset.height}"}
-
-
-def overlays(data: Path, encoder: str, count: int) -> Section:
-    """Draw landmarks, masks and the reprojected mesh on frames spread over the clip."""
-    size = max(read_image(layout.FRAMES.path(data, 0)).shape[:2])
-    dataset = Dataset.load(data, size, encoder)
-    columns = []
-    for i in _spread(np.flatnonzero(dataset.valid), count):
-        frame = dataset.frame(i)
-        viewmat = dataset.viewmats[i]
-        if dataset.faces is None:
-            points = project(dataset.vertices, viewmat[None], dataset.K)[0]
-            mesh = draw_points(frame, points, YELLOW)
-        else:
-            mesh = draw_mesh(frame, dataset.vertices, dataset.faces, viewmat, dataset.K)
-        parsing = read_image(layout.MASKS.path(data, int(i)))
-        masked = frame
-        for stored, shown in MASKS.values():
-            masked = blend(masked, np.all(parsing == stored, axis=-1), shown)
-        columns.append(
-            {
-                "frame": i,
-                "landmarks": picture(_tile(draw_points(frame, dataset.landmarks[i], YELLOW))),
-                "masks": picture(_tile(masked)),
-                "mesh": picture(_tile(mesh)),
-            }
-        )
-    return {"columns": columns, "legend": {name: shown for name, (_, shown) in MASKS.items()}}
+    worst: AtLeast1 = 4
+    """Number of held-out frames shown whose mouths differ most from the real ones."""
+    rejected: AtLeast1 = 6
+    """Number of frames shown that tracking rejected."""
 
 
 def numbers(metrics: Section) -> Section:
@@ -293,6 +235,46 @@ def timings(benchmarks: Path) -> Section:
     }
 
 
+def new_speech(folder: Path, html: Path, embed_mb: float) -> Section:
+    """Return the videos of new speech in a folder, with how well the mouth follows each.
+
+    Raises:
+        ValueError: the folder contains no video.
+    """
+    videos = []
+    for video in sorted(folder.glob("*.mp4")):
+        source = probe(video)
+        middle = frame_count(source) // 2
+        poster = next(frame for i, frame in enumerate(read_frames(video, source)) if i == middle)
+        facts = video.with_suffix(".json")
+        measured = json.loads(facts.read_text(encoding="utf-8")) if facts.exists() else None
+        videos.append(
+            video_section(video, html, embed_mb)
+            | {
+                "name": video.stem,
+                "poster": picture(poster, 80),
+                "size": f"{source.width} x {source.height}",
+                "sync": sync_note(measured["sync"]) if measured else None,
+            }
+        )
+    if not videos:
+        raise ValueError(f"{folder}: contains no video of new speech")
+    return {"videos": videos}
+
+
+def sync_note(sync: Section) -> str:
+    """Return a sentence about how well the mouth follows a sound, compared with chance."""
+    score, real = sync["avatar"], sync["real"]["correlation"]
+    if score["correlation"] is None:
+        return "The speech is too short to measure whether the mouth follows it."
+    note = f"The mouth correlates with the sound by {score['correlation']:z.1f}"
+    if score["null_mean"] is not None:
+        note += f" (with shifted sound by {score['null_mean']:z.1f} ± {score['null_sd']:.1f})"
+    if real is not None:
+        note += f"; in the real video by {real:z.1f}"
+    return f"{note}."
+
+
 def video_section(video: Path, html: Path, embed_mb: float) -> Section:
     """Embed the video if it is small, else link it relative to the page."""
     size = video.stat().st_size / 1e6
@@ -301,50 +283,126 @@ def video_section(video: Path, html: Path, embed_mb: float) -> Section:
         "source": embedded_video(video) if size <= embed_mb else link,
         "link": link,
         "embedded": size <= embed_mb,
-        "size": f"{size:.1f} MB",
+        "megabytes": f"{size:.1f} MB",
     }
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that made the page."""
-    found = {"python": platform.python_version()}
+def pose_curves(dataset: Dataset) -> Section:
+    """Draw the head's rotation and position over time, relative to their means."""
+    ids = np.flatnonzero(dataset.valid)
+    to_camera = dataset.viewmats[ids].astype(float)
+    rotations = Rotation.from_matrix(to_camera[:, :3, :3])
+    turned = (rotations.mean().inv() * rotations).as_rotvec(degrees=True)
+    moved = 100 * (to_camera[:, :3, 3] - to_camera[:, :3, 3].mean(0))  # dm to mm
+
+    def curves(values: np.ndarray, names: tuple[str, str, str]) -> list[Curve]:
+        rows = np.full((dataset.frames, 3), np.nan)
+        rows[ids] = values
+        times = np.arange(dataset.frames) / FPS
+        styles = ("real", "avatar", "frozen")
+        return [
+            Curve(name, style, times, rows[:, k])
+            for k, (name, style) in enumerate(zip(names, styles, strict=True))
+        ]
+
+    return {
+        "rotation": chart(
+            curves(turned, ("pitch", "yaw", "roll")), "time in the clip, s", "degrees", *HALF
+        ),
+        "position": chart(
+            curves(moved, ("right", "down", "away")), "time in the clip, s", "mm", *HALF
+        ),
+    }
+
+
+def warnings_of(quality: Path) -> list[str]:
+    """Return the warnings of `talker check`; none if its file is missing or damaged."""
+    try:
+        found = json.loads(quality.read_text(encoding="utf-8"))
+        return [str(one) for one in found.get("warnings", [])]
+    except (OSError, ValueError, AttributeError):
+        return []
+
+
+def versions() -> list[dict[str, str]]:
+    """Return name, version and license of Python and of the packages that made the page."""
+    rows = [{"name": "python", "version": platform.python_version(), "license": "PSF-2.0"}]
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            found = metadata.metadata(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+        terms = found.get("License-Expression") or found.get("License") or ""
+        rows.append(
+            {"name": name, "version": found["Version"], "license": terms.splitlines()[0][:40]}
+            if terms
+            else {"name": name, "version": found["Version"], "license": "see the package"}
+        )
+    return rows
+
+
+def commit() -> str | None:
+    """Return the commit of the checkout that this code is in, or None if it is not in one."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        tracked = subprocess.run(
+            [*git, "ls-files", "--error-unmatch", Path(__file__).name],
+            capture_output=True,
+            check=True,
+        )
+        if not tracked.stdout:
+            return None
+        return subprocess.run(
+            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, check=True, text=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def tiles(metrics: Section) -> list[dict[str, str]]:
-    """Return the key numbers, each with the value of the control to compare it with."""
+    """Return the key numbers, each with the values of the controls to compare it with."""
     row = metrics["held_out"]
     shuffled, frozen = (metrics["controls"][name] for name in ("shuffled_audio", "frozen_mouth"))
+    low, high = metrics.get("verdict", {}).get("intervals", {}).get("correlation", (None, None))
+    between = "" if low is None else f"between {low:.1f} and {high:.1f} (90 %); "
+    too_few = f"only {row['frames']} frames" if row["frames"] < MIN_FRAMES else ""
 
-    def tile(label: str, name: str, unit: str, note: str) -> dict[str, str]:
-        return {"label": label, "value": _shown(name, row[name]), "unit": unit, "note": note}
+    def of_mouth(label: str, name: str, unit: str, text: str, note: str) -> dict[str, str]:
+        """Return a tile about the mouth's motion, which a few frames do not show."""
+        value = row[name]
+        shown = "-" if too_few or value is None else text.format(value)
+        return {"label": label, "value": shown, "unit": unit, "note": too_few or note}
+
+    def number(value: float | None, text: str) -> str:
+        return "-" if value is None else text.format(value)
+
+    def of_picture(label: str, name: str, unit: str, note: str) -> dict[str, str]:
+        return {"label": label, "value": number(row[name], "{:.1f}"), "unit": unit, "note": note}
 
     return [
-        tile(
-            "mouth follows speech",
-            *("mouth_correlation", "r"),
-            f"{_shown('mouth_correlation', shuffled['mouth_correlation'])} with shuffled audio",
+        of_mouth(
+            *("mouth follows speech", "mouth_correlation", "r", "{:z.2f}"),
+            f"{between}{number(shuffled['mouth_correlation'], '{:z.2f}')} with shuffled audio",
         ),
-        tile("mouth amplitude", "mouth_std_ratio", "x real", "1 is correct, 0 is frozen"),
-        tile("best lag", "best_lag_frames", "frames", "0 is in sync"),
-        tile(
-            "mouth PSNR",
-            *("psnr_mouth", "dB"),
+        of_mouth(
+            *("mouth amplitude", "mouth_std_ratio", "x real", "{:.1f}"),
+            f"{number(frozen['mouth_std_ratio'], '{:.1f}')} with a frozen mouth",
+        ),
+        of_mouth(
+            *("lag", "best_lag_frames", "frames", "{:.0f}"),
+            f"0 is in sync; {number(shuffled['best_lag_frames'], '{:.0f}')} with shuffled audio",
+        ),
+        of_picture(
+            *("mouth PSNR", "psnr_mouth", "dB"),
             f"{_shown('psnr_mouth', frozen['psnr_mouth'])} with a frozen mouth",
         ),
-        tile(
-            "mouth landmarks",
-            *("lmd_mouth", "px"),
-            f"detector noise {_shown('lmd_mouth', metrics['detector_floor']['lmd_mouth'])}",
+        of_picture(
+            *("mouth landmarks", "lmd_mouth", "px"),
+            f"{number(frozen['lmd_mouth'], '{:.1f}')} with a frozen mouth, "
+            f"{number(metrics['detector_floor']['lmd_mouth'], '{:.1f}')} detector noise",
         ),
-        tile(
-            "whole frame PSNR",
-            *("psnr", "dB"),
+        of_picture(
+            *("whole frame PSNR", "psnr", "dB"),
             f"{_shown('psnr', frozen['psnr'])} with a frozen mouth",
         ),
     ]
@@ -381,28 +439,44 @@ def main(
     def measured() -> Section:
         return json.loads(_given(metrics, "metrics").read_text(encoding="utf-8"))
 
+    held_out = _section(
+        "comparison", lambda: comparison(_given(video, "video"), dataset, config.worst)
+    )
     sections = {
         "verdict": _section("verdict", lambda: measured()["verdict"]),
-        "tiles": _section("key numbers", lambda: {"tiles": tiles(measured())}),
-        "stills": _section("stills", lambda: stills(model, dataset, config.stills)),
-        "video": _section(
-            "video", lambda: video_section(_given(video, "video"), html, config.embed_mb)
+        "warnings": warnings_of(data / layout.QUALITY),
+        "novel": _section(
+            "new speech", lambda: new_speech(_given(novel, "novel"), html, config.embed_mb)
         ),
+        "tiles": _section("key numbers", lambda: {"tiles": tiles(measured())}),
+        "comparison": held_out,
+        "stills": _section("stills", lambda: stills(model, dataset, config.stills)),
         "curves": _section("curves", lambda: mouth_curves(measured())),
         "numbers": _section("numbers", lambda: numbers(measured())),
         "overlays": _section(
             "overlays", lambda: overlays(data, model.config.encoder, config.samples)
         ),
+        "tracked": _section(
+            "tracking video",
+            lambda: video_section(data / layout.TRACK_OVERLAY, html, config.embed_mb),
+        ),
+        "rejected": _section(
+            "rejected frames",
+            lambda: {"frames": rejected_frames(dataset, config.rejected)},
+        ),
+        "poses": _section("poses", lambda: pose_curves(dataset)),
         "training": _section("training", lambda: training(avatar / "log.jsonl")),
         "clip": _section("clip", lambda: clip_facts(data)),
         "tracking": _section("tracking", lambda: tracking_facts(data / layout.TRACK_REPORT)),
         "quality": _section("quality", lambda: json_facts(data / layout.QUALITY)),
+        "options": _section("options", lambda: json_facts(avatar / "config.json")),
         "timings": _section("timings", lambda: timings(_given(benchmarks, "benchmarks"))),
+        "versions": versions(),
+        "commit": commit(),
     }
     with atomic_write(html) as (scratch,):
         scratch.write_text(
-            page(subject=data.resolve().name, dataset=dataset, versions=versions(), **sections),
-            encoding="utf-8",
+            page(subject=data.resolve().name, dataset=dataset, **sections), encoding="utf-8"
         )
 
 
@@ -415,7 +489,13 @@ def page(**content: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["code"] = _code
     return environment.get_template("report.html.jinja").render(**content)
+
+
+def _code(text: str) -> Markup:
+    """Return a text as HTML, with `code` in the font of code."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _section(name: str, make: Callable[[], Section]) -> Section:
@@ -436,25 +516,6 @@ def _given(path: Path | None, option: str) -> Path:
     if path is None:
         raise ValueError(f"--{option} was not given")
     return path
-
-
-def _spread(ids: np.ndarray, count: int) -> np.ndarray:
-    """Return at most `count` distinct ids, evenly spread."""
-    if len(ids) <= count:
-        return ids
-    return ids[((np.arange(count) + 0.5) * len(ids) / count).astype(int)]
-
-
-def _close_up(pixels: np.ndarray, box: m.Box, side: int = 160) -> np.ndarray:
-    x0, y0, x1, y1 = box
-    return cv2.resize(pixels[y0:y1, x0:x1], (side, side), interpolation=cv2.INTER_CUBIC)
-
-
-def _tile(pixels: np.ndarray, side: int = 400) -> np.ndarray:
-    scale = side / max(pixels.shape[:2])
-    if scale >= 1:
-        return pixels
-    return cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
 
 
 def _series(values: list[Any]) -> np.ndarray:

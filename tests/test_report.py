@@ -1,7 +1,9 @@
 """The report: self-contained, complete, and honest about what is missing."""
 
+import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -16,6 +18,8 @@ from talker.measure import figures
 from talker.measure.definitions import CONTROLS, DEFINITIONS, DETECTOR_FLOOR
 from talker.measure.figures import Curve, chart, draw_mesh, draw_points, picture
 from talker.measure.heldout import not_computed
+from talker.measure.pictures import _worst, rejected_frames
+from talker.media.video_writer import video_writer
 from talker.report import Config
 
 BENCHMARK = "s\th:m:s\tmax_rss\tcpu_time\n{}\t0:00:01\t{}\t1\n"
@@ -42,12 +46,20 @@ def inputs(
     (benchmarks / "novel" / "hello" / "render.tsv").write_text(BENCHMARK.format(3, 512))
     metrics, video = tmp_path / "metrics.json", tmp_path / "val.mp4"
     metrics.write_text(json.dumps(measured()))
-    video.write_bytes(b"not really a video")
+    novel = tmp_path / "novel"
+    novel.mkdir()
+    for path in (video, novel / "hello.mp4"):
+        with video_writer(path) as write:
+            for i in range(10):
+                write(np.full((64, 64, 3), 20 * i, np.uint8))
+    sync = {"correlation": 0.52, "null_mean": -0.01, "null_sd": 0.08}
+    (novel / "hello.json").write_text(json.dumps({"sync": {"avatar": sync, "real": sync}}))
     return {
         "data": dataset,
         "avatar": avatar,
         "metrics": metrics,
         "video": video,
+        "novel": novel,
         "benchmarks": benchmarks,
         "html": tmp_path / "report.html",
         "config": Config(stills=3, samples=2),
@@ -89,8 +101,9 @@ def written(inputs: dict) -> str:
 
 def test_the_page_needs_nothing_else(inputs: dict) -> None:
     page = written(inputs)
-    for link in re.findall(r"(?:src|href)=\"([^\"]*)\"", page):
-        assert link.startswith("data:"), link[:80]
+    for file in re.findall(r"(?:src|poster)=\"([^\"]*)\"", page):
+        assert file.startswith("data:"), file[:80]
+    assert set(re.findall(r"href=\"([^\"]*)\"", page)) == {"novel/hello.mp4"}
     assert "<script" not in page
     assert "<link" not in page
     assert "http" not in page
@@ -100,7 +113,8 @@ def test_the_page_needs_nothing_else(inputs: dict) -> None:
 def test_a_finished_run_misses_nothing(inputs: dict) -> None:
     page = written(inputs)
     missing = re.findall(r'class="missing">([^<]*)', page)
-    assert all("quality.json" in one or "track_report.json" in one for one in missing), missing
+    absent = ("quality.json", "track_report.json", "track_overlay.mp4", "config.json", "verdict")
+    assert all(any(name in one for name in absent) for one in missing), missing
     for text in (
         "0.789",
         "321",
@@ -116,18 +130,23 @@ def test_a_finished_run_misses_nothing(inputs: dict) -> None:
     assert page.count('alt="real mouth') == page.count('alt="avatar mouth') == 3
     for kind in ("68 landmarks", "masks", "tracked mean mesh, reprojected"):
         assert page.count(f'alt="{kind}') == 2
-    assert page.count("<video") == 1
+    assert page.count("<video") == 2
+    assert page.index("new speech hello") < page.index("real and avatar")
+    assert "by 0.5 (with shifted sound by 0.0 ± 0.1); in the real video by 0.5." in page
+    assert page.count('alt="avatar worst mouth') >= 1
 
 
 def test_every_chart_is_sound_svg_and_every_picture_a_jpeg(inputs: dict) -> None:
     page = written(inputs)
     charts = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
-    assert len(charts) == 5
+    assert len(charts) == 7
     for svg in charts:
         assert "nan" not in svg
         ElementTree.fromstring(svg)
     pictures = re.findall(r"data:image/jpeg;base64,([^\"]*)", page)
-    assert len(pictures) == 4 * 3 + 3 * 2
+    worst = page.count('alt="real worst mouth')
+    posters = 2 * 2
+    assert len(pictures) == 4 * 3 + 3 * 2 + 3 * worst + posters
     shapes = {decode(one).shape for one in pictures}
     assert (64, 64, 3) in shapes
 
@@ -139,11 +158,11 @@ def decode(base64: str) -> np.ndarray:
 
 
 def test_what_is_missing_is_said(inputs: dict) -> None:
-    for name in ("metrics", "video", "benchmarks"):
+    for name in ("metrics", "video", "novel", "benchmarks"):
         inputs[name] = None
     (inputs["avatar"] / "log.jsonl").unlink()
     page = written(inputs)
-    for option in ("metrics", "video", "benchmarks"):
+    for option in ("metrics", "video", "novel", "benchmarks"):
         assert f"--{option} was not given" in page
     assert "log.jsonl" in page
     assert page.count('alt="avatar frame') == 3
@@ -160,8 +179,35 @@ def test_damaged_metrics_cost_their_sections_only(inputs: dict, damage: str) -> 
 def test_a_large_video_is_linked(inputs: dict) -> None:
     inputs["config"] = Config(stills=1, samples=1, embed_mb=0.0)
     page = written(inputs)
-    assert "<video" not in page
-    assert 'href="val.mp4"' in page
+    assert page.count("<video") == 1, "the comparison is made for the page, so it has no file"
+    assert 'href="novel/hello.mp4"' in page
+
+
+def test_few_frames_give_no_number_about_the_mouth() -> None:
+    results = measured()
+    for tile in stage.tiles(results)[:3]:
+        assert (tile["value"], tile["note"]) == ("-", "only 10 frames")
+    results["held_out"]["frames"] = 59
+    results["verdict"] = {"intervals": {"correlation": [0.512, 0.87]}}
+    first = stage.tiles(results)[0]
+    assert first["value"] == "0.79"
+    assert first["note"] == "between 0.5 and 0.9 (90 %); 0.25 with shuffled audio"
+
+
+def test_rejected_frames_are_shown(dataset: Path, tmp_path: Path) -> None:
+    data = dataclasses.replace(Dataset.load(dataset, 64), folder=tmp_path / "reported")
+    shutil.copytree(dataset, data.folder, ignore=shutil.ignore_patterns("parsing", "gt_imgs"))
+    rows = [{"frame": i, "reason": "no face"} for i in range(20)]
+    (data.folder / "track_report.json").write_text(json.dumps({"rejected": rows}))
+    shown = rejected_frames(data, 4)
+    assert len(shown) == 4
+    assert {one["reason"] for one in shown} == {"no face"}
+
+
+def test_the_worst_frames_are_apart() -> None:
+    black = np.zeros((1, 1, 3), np.uint8)
+    pairs = [(20.0 + abs(i - 30), i, black, black) for i in range(60)]
+    assert [pair[1] for pair in _worst(pairs, 3)] == [30, 22, 38]
 
 
 def test_the_same_twice_is_the_same_page(inputs: dict) -> None:

@@ -86,7 +86,8 @@ def chart(
     def py(y: np.ndarray | float) -> np.ndarray | float:
         return bottom - (y - y0) / (y1 - y0) * (bottom - top)
 
-    parts = [f'<svg class="chart" viewBox="0 0 {width} {height}" role="img">']
+    kind = "half" if width <= height * 2.5 else "across"
+    parts = [f'<svg class="chart {kind}" viewBox="0 0 {width} {height}" role="img">']
     parts.append(f"<title>{escape(y_label)} over {escape(x_label)}</title>")
     for tick in _decades(y0, y1) if log_y else _ticks(y0, y1, 4):
         y = py(tick)
@@ -99,7 +100,8 @@ def chart(
     for tick in _ticks(x0, x1, width // 90):
         at = f'x="{px(tick):.1f}" y="{bottom + 16}"'
         parts.append(f'<text {at} text-anchor="middle">{_number(tick)}</text>')
-    parts.append(f'<text x="{right}" y="{height - 1}" text-anchor="end">{escape(x_label)}</text>')
+    at = f'x="{right}" y="{height - 1}"'
+    parts.append(f'<text class="axis" {at} text-anchor="end">{escape(x_label)}</text>')
     for curve, x, y in zip(curves, xs, ys, strict=True):
         parts.append(
             f'<path class="{curve.style}" d="{_path(px(x), py(y))}">'

@@ -8,7 +8,6 @@ bootstrap over time (Künsch, 1989).
 """
 
 import math
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -110,8 +109,8 @@ def judge(results: Mapping[str, Any]) -> Verdict:
                 f"{MIN_FRAMES} are needed."
             ],
             [
-                f"Use a clip of at least {MIN_HELD_OUT_CLIP // FPS} s to get a verdict; a minute or "
-                "more works best."
+                f"Use a clip of at least {MIN_HELD_OUT_CLIP // FPS} s to get a verdict; a minute "
+                "or more works best."
             ],
         )
     frozen = np.asarray(mouth["frozen_mouth"], float)
@@ -166,7 +165,7 @@ def _grade(
 def _intervals(
     real: np.ndarray, avatar: np.ndarray, frozen: np.ndarray, shuffled: list[np.ndarray]
 ) -> dict[str, tuple[float, float]]:
-    """Return intervals of the correlation with the real mouth and its margins over both controls."""
+    """Return intervals of the correlation with the real mouth and of its margins."""
     rng = np.random.default_rng(0)
     count = len(real)
     block = min(BLOCK, count)
