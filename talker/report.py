@@ -41,6 +41,8 @@ STAGES = (
     *("background", "layers", "check", "train", "render_val", "render_train", "evaluate", "report"),
 )
 PACKAGES = ("talker", "torch", "gsplat", "mediapipe", "hama", "numpy", "numba", "av")
+LICENSE_LENGTH = 60
+"""Largest number of characters of the name of a license."""
 HALF = 500, 240
 """Width and height of charts shown side by side."""
 
@@ -329,15 +331,13 @@ def versions() -> list[dict[str, str]]:
     rows = [{"name": "python", "version": platform.python_version(), "license": "PSF-2.0"}]
     for name in PACKAGES:
         try:
-            found = metadata.metadata(name)
+            found = metadata.metadata(name).json
         except metadata.PackageNotFoundError:
             continue
-        terms = found.get("License-Expression") or found.get("License") or ""
-        rows.append(
-            {"name": name, "version": found["Version"], "license": terms.splitlines()[0][:40]}
-            if terms
-            else {"name": name, "version": found["Version"], "license": "see the package"}
-        )
+        terms = str(found.get("license_expression") or found.get("license") or "")
+        if not terms or len(terms) > LICENSE_LENGTH:  # some packages store the whole text
+            terms = "license in the package"
+        rows.append({"name": name, "version": str(found["version"]), "license": terms})
     return rows
 
 

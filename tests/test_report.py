@@ -195,10 +195,11 @@ def test_few_frames_give_no_number_about_the_mouth() -> None:
 
 
 def test_rejected_frames_are_shown(dataset: Path, tmp_path: Path) -> None:
-    data = dataclasses.replace(Dataset.load(dataset, 64), folder=tmp_path / "reported")
-    shutil.copytree(dataset, data.folder, ignore=shutil.ignore_patterns("parsing", "gt_imgs"))
+    folder = tmp_path / "reported"
+    shutil.copytree(dataset, folder, ignore=shutil.ignore_patterns("parsing", "gt_imgs"))
+    data = dataclasses.replace(Dataset.load(dataset, 64), folder=folder)
     rows = [{"frame": i, "reason": "no face"} for i in range(20)]
-    (data.folder / "track_report.json").write_text(json.dumps({"rejected": rows}))
+    (folder / "track_report.json").write_text(json.dumps({"rejected": rows}))
     shown = rejected_frames(data, 4)
     assert len(shown) == 4
     assert {one["reason"] for one in shown} == {"no face"}

@@ -297,7 +297,7 @@ def test_a_speech_in_the_dataset_folder_is_spoken(finished):
 
 
 def test_a_subject_without_new_speech_speaks_the_sample(finished, tmp_path):
-    sample = ["--config", "sample_speech=true"]
+    sample = ["--config", "sample_speech=True"]
     assert NOVEL | {"report"} == finished.planned("results/demo/report.html", *sample)
     speech = tmp_path / "own.wav"
     speech.touch()
