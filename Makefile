@@ -18,7 +18,7 @@ help:
 	@echo 'make fuzz               run frames and audio on 1,200 damaged media files (SEED=0)'
 	@echo 'make lint               check style, types, workflow and import contracts'
 	@echo 'make docs               build the documentation site in build/site'
-	@echo 'make clean              remove the environment and the files of the demo'
+	@echo 'make clean              remove the environment, and the files of the demo that talker wrote'
 
 demo: .venv/installed
 	snakemake --cores $(CORES) $(ARGS) results/demo/{val.mp4,metrics.json,report.html}
@@ -56,7 +56,8 @@ docs: build/docs-venv/installed
 	NO_MKDOCS_2_WARNING=1 build/docs-venv/bin/mkdocs build --strict
 
 clean:
-	rm -rf .venv {data,results,logs,benchmarks}/demo
+	$(or $(PYTHON),python3) scripts/clean.py demo
+	rm -rf .venv
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo 'talker requires Python 3.11 or 3.12 with the venv module;' \

@@ -70,6 +70,8 @@ rule train:
     params:
         data=lambda wildcards: DATA / wildcards.subject,
         checkpoints=lambda wildcards, output: Path(output.avatar).with_name("checkpoints"),
+        source=lambda wildcards: DATA / wildcards.subject / "source.txt",
+        record=lambda wildcards, output: Path(output.avatar).with_name("source.txt"),
         options=stage_options("train"),
         fingerprint=fingerprint("train", after=[rules.check, rules.speech]),
     message:
@@ -78,3 +80,4 @@ rule train:
         "talker train --data {params.data:q} --avatar {output.avatar:q}"
         " --checkpoints {params.checkpoints:q}"
         " {params.options} > {log:q} 2>&1"
+        " && {{ [ ! -e {params.source:q} ] || cp {params.source:q} {params.record:q}; }}"

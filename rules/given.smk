@@ -113,9 +113,9 @@ def checksum(file):
         ).stdout.strip()
 
 
-def read_source(subject):
-    """Return the path and the checksum of the video that a dataset was made from, or two Nones."""
-    record = DATA / subject / "source.txt"
+def read_source(folder):
+    """Return the path and the checksum of the video that a folder was made from, or two Nones."""
+    record = folder / "source.txt"
     path, _, recorded = (
         record.read_text(encoding="utf-8").partition("\n") if record.exists() else ("", "", "")
     )
@@ -123,7 +123,7 @@ def read_source(subject):
 
 
 def is_same_video(video, source, recorded):
-    """Return whether a video is the one that a dataset was made from; None if that is unknown."""
+    """Return whether a video is the one that a folder was made from; None if that is unknown."""
     if not Path(video).exists():
         return None
     if recorded:
@@ -139,22 +139,25 @@ def find_video(subject):
     new path would make Snakemake run everything again.
 
     Raises:
-        UserError: the dataset was made from another video.
+        UserError: the dataset or the avatar was made from another video.
     """
-    source, recorded = read_source(subject) if LOCAL else (None, None)
+    sources = {
+        folder: read_source(folder) if LOCAL else (None, None)
+        for folder in (DATA / subject, RESULTS / subject)
+    }
+    recorded_path = sources[DATA / subject][0]
     if subject not in SUBJECTS:
-        return source or str(DATA / subject / f"{subject}.mp4")
+        return recorded_path or str(DATA / subject / f"{subject}.mp4")
     video = SUBJECTS[subject].video
-    if source in (None, video):
-        return video
-    same = is_same_video(video, source, recorded)
-    if same is False:
-        raise UserError(
-            f"subject '{subject}': {DATA / subject} was made from {source}, but {video} is another "
-            "video. Give the new video another name (rename the file, or add a row to "
-            f"{config['subjects']}), or move {DATA / subject} and {RESULTS / subject} elsewhere."
-        )
-    return source if same else video
+    for folder, (source, recorded) in sources.items():
+        if source not in (None, video) and is_same_video(video, source, recorded) is False:
+            raise UserError(
+                f"subject '{subject}': {folder} was made from {source}, but {video} is another "
+                "video. Give the new video another name (rename the file, or add a row to "
+                f"{config['subjects']}), or move {DATA / subject} and {RESULTS / subject} elsewhere."
+            )
+    same = recorded_path and is_same_video(video, *sources[DATA / subject])
+    return recorded_path if same else video
 
 
 def require_same_videos():

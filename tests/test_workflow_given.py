@@ -5,12 +5,13 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_workflow import WRITING_TALKER, Workflow
+from fake_workflow import ROOT, WRITING_TALKER, Workflow
 
 THEIRS = b"frame, AU45_r\n0, 1.5\n"
 AFTER_TRAIN = {"render", "evaluate", "report"}
@@ -232,3 +233,46 @@ def test_another_video_under_the_same_name_is_refused(finished: Workflow) -> Non
     assert finished.planned("--config", "video=other/me.mp4") == set(), "a moved video"
     (folder / "data/me").rename(folder / "data/first")
     assert "frames" in finished.planned("--config", "video=other/me.mp4")
+    (folder / "other/me.mp4").write_bytes(b"other")
+    output = finished.refuse("-n", "--config", "video=other/me.mp4")
+    assert (
+        "subject 'me': results/me was made from me.mp4, but other/me.mp4 is another video. Give "
+        "the new video another name (rename the file, or add a row to config/subjects.tsv), or "
+        "move data/me and results/me elsewhere."
+    ) in output
+    (folder / "results/me").rename(folder / "results/first")
+    assert "frames" in finished.planned("--config", "video=other/me.mp4")
+
+
+def test_make_clean_keeps_files_of_the_user(tmp_path: Path) -> None:
+    from talker.core.files import atomic_write
+    from talker.core.ownership import adding_to
+
+    data, results = tmp_path / "data/demo", tmp_path / "results/demo"
+    for target in (data / "ori_imgs", data / "aud.wav", data / "au.csv", results / "val.mp4"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(target) as (path,):
+            if target.suffix:
+                path.write_text("ours")
+            else:
+                path.mkdir()
+                (path / "0.jpg").write_text("ours")
+    with adding_to(data / "ori_imgs") as folder:
+        (folder / "0.lms").write_text("ours")
+    (tmp_path / "logs/demo").mkdir(parents=True)
+    (tmp_path / "logs/demo/frames.log").touch()
+    (data / "source.txt").touch()
+    (data / "au.csv").write_bytes(THEIRS)
+    (data / "ori_imgs/notes.txt").write_bytes(THEIRS)
+    (results / "best.mp4").write_bytes(THEIRS)
+    command = [sys.executable, "-I", str(ROOT / "scripts/clean.py"), "demo"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    kept = ["data/demo/au.csv", "data/demo/ori_imgs/notes.txt", "results/demo/best.mp4"]
+    assert done.stdout == "".join(f"kept {name}, which talker did not write\n" for name in kept)
+    left = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert sorted(str(path.relative_to(tmp_path)) for path in left) == kept
+    assert {path.read_bytes() for path in left} == {THEIRS}
+    dry = subprocess.run(
+        ["make", "--dry-run", "clean"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "scripts/clean.py demo" in dry.stdout and "data" not in dry.stdout

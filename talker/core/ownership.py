@@ -88,6 +88,28 @@ def foreign_files(folder: Path) -> list[str]:
     return names
 
 
+def remove_own(folder: Path) -> list[Path]:
+    """Delete the outputs below a folder, the records about them, and folders that are then empty.
+
+    Returns:
+        The files that remain because talker did not write them.
+    """
+    for manifest in sorted(folder.rglob(".*.made*")):
+        output = manifest.with_name(manifest.name[1:].rpartition(".made")[0])
+        if output.exists() and not output.is_symlink():
+            known = _entries(output)
+            for name, path in files_of(output):
+                if not path.is_symlink() and _matches(path, known[name]):
+                    path.unlink()
+    for pattern in (".*.made*", ".*.lock", ".*.changed", ".snakemake_timestamp"):
+        for path in folder.rglob(pattern):
+            path.unlink()
+    for parent in sorted([folder, *folder.rglob("*")], reverse=True):
+        with contextlib.suppress(OSError):  # it is a file, or not empty
+            parent.rmdir()
+    return sorted(path for path in folder.rglob("*") if not path.is_dir())
+
+
 def content_of(path: Path) -> str:
     """Return a string that changes with the content of a file or with the user's files in a folder.
 
