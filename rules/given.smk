@@ -82,8 +82,9 @@ def log_given_files():
             ]
             if names:
                 logger.info(
-                    f"{folder}: using {', '.join(names)}, which talker did not write. "
-                    "To let talker write these files itself, move yours to another folder."
+                    f"{folder} contains files that talker did not write and that are used as they are: "
+                    f"{', '.join(names)}. If talker should write them itself, move your files to "
+                    "another folder."
                 )
 
 
@@ -100,7 +101,7 @@ def require_own_folders(jobs):
         raise WorkflowError(
             "These folders would be replaced, but contain files that talker did not write:\n"
             + "\n".join(lines)
-            + "\nNothing was changed. Either move these files elsewhere, or run the same command "
+            + "\nNothing was changed. Either move these files to another folder, or run the same command "
             "again to use the folders as they are."
         )
 
@@ -154,7 +155,8 @@ def find_video(subject):
             raise UserError(
                 f"subject '{subject}': {folder} was made from {source}, but {video} is another "
                 "video. Give the new video another name (rename the file, or add a row to "
-                f"{config['subjects']}), or move {DATA / subject} and {RESULTS / subject} elsewhere."
+                f"{config['subjects']}), or move {DATA / subject} and {RESULTS / subject} to "
+                "another folder."
             )
     same = recorded_path and is_same_video(video, *sources[DATA / subject])
     return recorded_path if same else video

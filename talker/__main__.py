@@ -49,7 +49,8 @@ COMMANDS = {
 TOOLS = {"bench", "bundle", "export", "info", "pack", "weights"}
 """Commands that no rule runs, in `talker/tools`."""
 GPU_STAGES = {"train", "render", "evaluate", "report", "bench"}
-"""Stages that take a GPU slot. `speak` takes none: it would wait behind a training."""
+"""Stages that wait for a free GPU before they start. `speak` does not, because live speech must not
+wait for a training to end."""
 WORKFLOW_KEYS = {"preset", "encoder", "options", "subjects"}
 """Keys that occur in the workflow's configuration, but not in a file with a section per stage."""
 
@@ -79,7 +80,7 @@ def _take_config(args: list[str]) -> tuple[Path | None, list[str]]:
             return Path(arg.removeprefix("--config=")), args[:i] + args[i + 1 :]
         if arg == "--config":
             if i + 1 == len(args):
-                raise UserError("--config: expected the path of a YAML file")
+                raise UserError("--config needs the path of a YAML file.")
             return Path(args[i + 1]), args[:i] + args[i + 2 :]
     return None, args
 
@@ -170,8 +171,8 @@ def _read_options(path: Path, stage: str, config: type) -> typing.Any:
         return from_mapping(config, options.get(stage), f"{path}: options: {stage}")
     if unknown := sorted(set(values) - set(COMMANDS)):
         raise UserError(
-            f"{path}: expected sections named after stages, or the workflow's configuration; "
-            f"found the key '{unknown[0]}'"
+            f"{path} has the key '{unknown[0]}', which is neither the name of a stage nor a "
+            "key of the workflow's configuration."
         )
     return from_mapping(config, values.get(stage), f"{path}: {stage}")
 
@@ -191,7 +192,7 @@ def main() -> None:
         return
     stage = args[0]
     if stage not in COMMANDS:
-        sys.exit(f"talker: unknown stage '{stage}'\n\n{_usage()}")
+        sys.exit(f"talker: There is no stage '{stage}'.\n\n{_usage()}")
     use_writable_caches()
     with boundary(stage):
         _run(stage, args[1:])

@@ -54,7 +54,7 @@ class TalkingAvatar:
     def say(
         self, speech: str | Path, video: str | Path, config: RenderConfig = RenderConfig()
     ) -> Path:
-        """Render new speech as a video with its sound at its own sample rate.
+        """Render new speech to a video, which contains the speech at its original sample rate.
 
         Args:
             speech: audio or video file of any format.
@@ -81,13 +81,13 @@ class TalkingAvatar:
         return render_frames(self.avatar, self.dataset, drive, config.batch)
 
     def stream(self, config: StreamConfig = StreamConfig()) -> StreamingAvatar:
-        """Return the avatar for live speech; push audio to it and get frames."""
+        """Return an avatar for live speech, which receives audio and yields frames."""
         return StreamingAvatar(self.avatar, self.dataset, self.encoder, self.stats, config)
 
     def _drive(self, speech: str | Path, config: RenderConfig) -> Drive:
         samples = decode_audio(Path(speech))
         if len(samples) == 0:
-            raise UserError(f"{speech}: contains no sound")
+            raise UserError(f"{speech} contains no sound.")
         samples = np.pad(samples, (0, -len(samples) % SAMPLES_PER_FRAME))
         slots = avatar_features(self.encoder, self.stats, samples)
         features = np.concatenate(list(windows(slots, self.stats.look_ahead)))

@@ -49,11 +49,11 @@ def clip_sound(source: Path, clip: Clip, config: Config) -> np.ndarray:
     samples = decode_audio(source, start, number, clip.samples)[: clip.samples]
     if not samples.any():
         others = " Choose another track with `audio: {track: N}`." if count > 1 else ""
-        raise UserError(f"{source}: expected speech, but its {which} is silent.{others}")
+        raise UserError(f"{source} should contain speech, but its {which} is silent.{others}")
     missing = clip.samples - len(samples)
     if missing > config.warn_missing * SAMPLE_RATE:
         logger.warning(
-            "%s: the sound ends %.1f s before the video; the rest is filled with silence",
+            "The sound of %s ends %.1f s before the video. The rest is filled with silence.",
             source,
             missing / SAMPLE_RATE,
         )
@@ -91,7 +91,7 @@ def main(
     if clip is None:
         if train or novel:
             raise UserError(
-                "--train and --novel write the splits of a clip, so they require --clip"
+                "--train and --novel write the two splits of a clip, so they also need --clip."
             )
         outputs = {wav: pad_to_whole_frames(decode_audio_blocks(source, track=config.track))}
     else:

@@ -105,11 +105,11 @@ def main(
     pixels, visible = clean_plate(progress(pairs, "background", len(ids)), size, clearance)
     if not visible.any():
         raise UserError(
-            f"{masks}: no frame shows any background; expected a person in front of a static "
-            "background, parts of which are visible around the head"
+            f"{masks} has no frame that shows any background. Use a video of a person in "
+            "front of a static background, parts of which are visible around the head."
         )
     logger.info(
-        "background: %.0f %% of the pixels were visible in some frame", 100 * visible.mean()
+        "%.0f %% of the background pixels are visible in at least one frame.", 100 * visible.mean()
     )
     with atomic_write(plate) as (scratch,):
         write_image(scratch, fill(pixels, visible), quality=98)

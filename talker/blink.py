@@ -65,4 +65,4 @@ def main(
         write_au45(scratch, au45, meshes["valid"])
     closed = au45 > AU45_CLOSED / 2
     blinks = (closed[1:] > closed[:-1]).sum()
-    logger.info("found %d blinks in %.1f s", blinks, len(closed) / FPS)
+    logger.info("Detected %d blinks in %.1f s.", blinks, len(closed) / FPS)

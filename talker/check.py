@@ -61,7 +61,9 @@ def check(path: Path, config: Config) -> dict[str, Any]:
     folder = FolderSpec.of(path, config.sample)
     if faults := folder_faults(folder):
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-        raise UserError("\n  ".join([f"{path}: found {count} in this dataset", *faults]))
+        raise UserError(
+            "\n  ".join([f"{path} is not a complete and consistent dataset ({count})", *faults])
+        )
     return dataset_facts(folder)
 
 
@@ -91,13 +93,15 @@ def main(*, data: Path, quality: Output, config: Config = Config()) -> None:
     if assessment.failures and not config.force:
         reasons = "\n  ".join(assessment.failures)
         raise UserError(
-            f"{data}: this clip is unlikely to give a good avatar. To train with it anyway, use "
-            f"--force (or `check: {{force: true}}` in the workflow's options).\n  {reasons}"
+            f"{data}: This clip is unlikely to give a good avatar. To train with it "
+            "anyway, use --force (or `check: {force: true}` in the workflow's "
+            f"options).\n  {reasons}"
         )
     for failure in assessment.failures:
-        logger.warning("warning, ignored because of --force: %s", failure)
+        logger.warning("Warning (ignored because of --force): %s", failure)
     logger.info(
-        "%s: complete and consistent, %d frames, %.0f %% of them tracked",
+        "%s is complete and consistent. It has %d frames, and the head is tracked in "
+        "%.0f %% of them.",
         data,
         facts["frames"],
         facts["valid_percent"],

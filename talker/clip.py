@@ -53,7 +53,8 @@ INFLATION = 20
 
 
 BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, KeyError)
-"""What zipfile raises for archives that are damaged, encrypted or of an unknown method."""
+"""Exceptions that zipfile raises for archives that are damaged, encrypted or of an unknown
+method."""
 
 
 Frames = Annotated[int, Field(ge=1, le=500_000)]
@@ -152,8 +153,9 @@ class Clip:
         values = load_json(path)
         if values.get("version") != VERSION:
             raise UserError(
-                f"{path}: expected version {VERSION} of the clip format, found "
-                f"{values.get('version')!r}; run `talker frames` again"
+                f"{path} has version {values.get('version')!r} of the clip format, but "
+                f"this version of talker reads version {VERSION}. Run `talker frames` "
+                "again."
             )
         return from_mapping(cls, values, str(path))
 
@@ -189,15 +191,15 @@ def check_regular(path: Path | zipfile.Path) -> None:
     """
     if not isinstance(path, Path):
         if not path.is_file():
-            raise UserError(f"{path}: missing from the pack")
+            raise UserError(f"{path} is missing in the packed file.")
         return
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        raise UserError(f"{path} cannot be read ({error.strerror}).") from error
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
-        raise UserError(f"{path}: cannot be read (expected a regular file, found {kind})")
+        raise UserError(f"{path} is {kind}, not a regular file.")
 
 
 def load_text(path: Path | zipfile.Path) -> str:
@@ -211,11 +213,13 @@ def load_text(path: Path | zipfile.Path) -> str:
         with path.open("rb") as file:
             content = file.read(TEXT_BYTES + 1)
         if len(content) > TEXT_BYTES:
-            raise UserError(f"{path}: is larger than {TEXT_BYTES >> 20} MiB")
+            raise UserError(
+                f"{path} is larger than {TEXT_BYTES >> 20} MiB, which is the limit for text files."
+            )
         return content.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError, *BROKEN_ZIP) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: cannot be read ({reason})") from error
+        raise UserError(f"{path} cannot be read ({reason}).") from error
 
 
 def load_json(path: Path | zipfile.Path) -> dict[str, Any]:
@@ -228,11 +232,13 @@ def load_json(path: Path | zipfile.Path) -> dict[str, Any]:
     try:
         values = json.loads(load_text(path))
     except RecursionError as error:
-        raise UserError(f"{path}: cannot be read as JSON (nested too deeply)") from error
+        raise UserError(f"{path} cannot be read as JSON (it is nested too deeply).") from error
     except ValueError as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
+        raise UserError(f"{path} cannot be read as JSON ({error}).") from error
     if not isinstance(values, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(values).__name__}")
+        raise UserError(
+            f"{path} contains a {type(values).__name__}. It must contain a JSON object."
+        )
     return values
 
 
@@ -240,7 +246,7 @@ def save_per_frame(path: Path, valid: np.ndarray, **arrays: np.ndarray) -> None:
     """Write an .npz of arrays [T, ...] and of `valid` bool [T]."""
     for name, array in arrays.items():
         if len(array) != len(valid):
-            raise ValueError(f"{name}: {len(array)} rows, but valid has {len(valid)}")
+            raise ValueError(f"{name} has {len(array)} rows, but valid has {len(valid)} rows.")
     with atomic_write(path) as (scratch,):
         np.savez_compressed(scratch, valid=valid.astype(bool), **arrays)
 
@@ -260,7 +266,7 @@ def load_array(path: Path | zipfile.Path) -> np.ndarray:
             file.seek(0)
             return _read_npy(file, size)
     except (OSError, ValueError, EOFError, MemoryError, *BROKEN_ZIP) as error:
-        raise UserError(f"{path}: cannot be read as .npy ({error})") from error
+        raise UserError(f"{path} cannot be read as .npy ({error}).") from error
 
 
 def load_arrays(path: Path | zipfile.Path) -> dict[str, np.ndarray]:
@@ -278,15 +284,16 @@ def load_arrays(path: Path | zipfile.Path) -> dict[str, np.ndarray]:
                 limit = max(INFLATED_BYTES, INFLATION * member.compress_size)
                 if member.file_size > limit:
                     raise ValueError(
-                        f"{member.filename} would take {member.file_size >> 20} MiB of memory, "
-                        f"packed into {member.compress_size >> 10} KiB"
+                        f"{member.filename} would expand from "
+                        f"{member.compress_size >> 10} KiB to {member.file_size >> 20} "
+                        "MiB of memory"
                     )
                 with archive.open(member) as content:
                     name = member.filename.removesuffix(".npy")
                     arrays[name] = _read_npy(content, member.file_size)
             return arrays
     except (OSError, ValueError, EOFError, MemoryError, *BROKEN_ZIP) as error:
-        raise UserError(f"{path}: cannot be read as .npz ({error})") from error
+        raise UserError(f"{path} cannot be read as .npz ({error}).") from error
 
 
 def _read_npy(file: IO[bytes], size: int) -> np.ndarray:
@@ -294,18 +301,18 @@ def _read_npy(file: IO[bytes], size: int) -> np.ndarray:
     version = npy.read_magic(file)
     read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
     if version not in read_header:
-        raise ValueError(f"expected version 1.0 or 2.0 of the format, found {version}")
+        raise ValueError(f"its format version is {version}, but only 1.0 and 2.0 can be read")
     try:
         shape, fortran_order, dtype = read_header[version](file)
     except Exception as error:  # the header is a Python literal, which can be wrong in many ways
         raise ValueError(f"its header is damaged: {error}") from error
     if dtype.hasobject or dtype.kind not in "biufSU":
-        raise ValueError(f"expected numbers or text, found {dtype}")
+        raise ValueError(f"it contains {dtype}, but only numbers and text can be read")
     if any(length < 0 for length in shape):
-        raise ValueError(f"expected a shape of positive numbers, found {shape}")
+        raise ValueError(f"its shape is {shape}, but lengths cannot be negative")
     claimed, stored = math.prod(shape) * dtype.itemsize, size - file.tell()
     if claimed != stored:
-        raise ValueError(f"expected {claimed} bytes for {dtype} {shape}, found {stored}")
+        raise ValueError(f"{dtype} {shape} needs {claimed} bytes, but the file has {stored}")
     content = bytearray(claimed)
     if file.readinto(content) != claimed:  # pyright: ignore[reportAttributeAccessIssue]
         raise EOFError("the file is cut off")
@@ -324,18 +331,19 @@ def load_per_frame(path: Path, frames: int, *names: str) -> dict[str, np.ndarray
     for name in ("valid", *names):
         if name not in arrays:
             raise UserError(
-                f"{path}: has no array '{name}'; found {', '.join(arrays) or 'nothing'}"
+                f"{path} has no array '{name}'. Its arrays are: {', '.join(arrays) or 'none'}."
             )
     for name, array in arrays.items():
         rows = len(np.atleast_1d(array))
         if rows != frames:
             raise UserError(
-                f"{path}: '{name}' has {rows} rows, expected one for each of {frames} frames"
+                f"{path} has {rows} rows in the array '{name}'. It must have one for each "
+                f"of the {frames} frames."
             )
     if (found := arrays["valid"]).dtype != bool or found.ndim != 1:
         raise UserError(
-            f"{path}: expected 'valid' to be bool [{frames}], found {found.dtype} "
-            f"{list(found.shape)}"
+            f"{path} must have an array 'valid' of type bool and shape [{frames}], but it "
+            f"is {found.dtype} {list(found.shape)}."
         )
     return arrays
 

@@ -66,8 +66,8 @@ class Dataset:
     silence: np.ndarray | None
     """float32 [C], the features of a pause; None if `talker speech` did not compute the features"""
     speech_scale: np.ndarray | None
-    """float32 [C], standard deviation of each speech component before it was whitened; None as
-    above"""
+    """float32 [C], standard deviation of each speech component before it was whitened; None in the
+    same case"""
     eye: np.ndarray
     """float32 [T], eye closure, 0 open to 1 closed"""
     landmarks: np.ndarray
@@ -101,8 +101,8 @@ class Dataset:
         params = read_track_params(params_path)
         if params.vertices is None:
             raise UserError(
-                f"{params_path}: expected the head mesh `vertices`, from which training starts; "
-                "found none. Run `talker track`."
+                f"{params_path} has no head mesh (`vertices`), from which training "
+                "starts. Run `talker track`, which estimates it."
             )
         frames = len(params.euler)
         train, val = (
@@ -185,7 +185,7 @@ class Dataset:
             firsts = [int(shot["first"]) for shot in load_json(report)["segments"][1:]]
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
-                f"{report}: expected a list of shots, `segments` ({error!r})"
+                f"{report} has no valid list of shots, `segments` ({error!r})."
             ) from error
         return np.array([first for first in firsts if 0 < first < self.frames], np.int64)
 
@@ -227,8 +227,9 @@ class Dataset:
         if image.shape != expected:
             height, width, found = image.shape
             raise UserError(
-                f"{path}: expected {expected[1]}x{expected[0]} pixels with {channels} channels, "
-                f"found {width}x{height} with {found}; `talker check` lists all such files"
+                f"{path} has {width}x{height} pixels and {found}. It must have "
+                f"{expected[1]}x{expected[0]} pixels and {channels} channels. `talker "
+                "check` lists all files with such faults."
             )
         return image
 
@@ -263,12 +264,12 @@ def read_speech(path: Folder, frames: int) -> np.ndarray:
     windows = load_array(path)
     if windows.ndim != 3 or windows.shape[1] != WINDOW or windows.dtype.kind != "f":
         raise UserError(
-            f"{path}: expected floating-point windows [{frames}, {WINDOW}, C], found "
-            f"{windows.dtype} {list(windows.shape)}"
+            f"{path} is {windows.dtype} {list(windows.shape)}. It must contain "
+            f"floating-point windows of shape [{frames}, {WINDOW}, C]."
         )
     windows = rows(windows, frames, path).astype(np.float32)
     if not np.isfinite(windows).all():
-        raise UserError(f"{path}: holds values that are not finite; run `talker speech` again")
+        raise UserError(f"{path} contains values that are not finite. Run `talker speech` again.")
     return windows
 
 
@@ -286,8 +287,8 @@ def _load_statistics(statistics: Folder) -> tuple[np.ndarray | None, np.ndarray 
     for name in ("silence", "scale"):
         if name not in arrays:
             raise UserError(
-                f"{statistics}: expected an array '{name}', found {', '.join(arrays) or 'nothing'}."
-                " Run `talker speech` again."
+                f"{statistics} has no array '{name}'. Its arrays are: "
+                f"{', '.join(arrays) or 'none'}. Run `talker speech` again."
             )
     return arrays["silence"], arrays["scale"]
 
@@ -304,7 +305,7 @@ def open_folder(path: Folder) -> Folder:
         return zipfile.Path(zipfile.ZipFile(path))
     except (OSError, zipfile.BadZipFile) as error:
         raise UserError(
-            f"{path}: expected a dataset folder or a file of `talker pack` ({error})"
+            f"{path} is neither a dataset folder nor a file of `talker pack` ({error})."
         ) from error
 
 
@@ -322,7 +323,8 @@ def rows(array: np.ndarray, frames: int, path: Folder) -> np.ndarray:
     """
     if not frames <= len(array) <= frames + SPARE_ROWS:
         raise UserError(
-            f"{path}: has {len(array)} rows, expected one for each of the {frames} tracked frames"
+            f"{path} has {len(array)} rows. It must have one for each of the {frames} "
+            "tracked frames."
         )
     return array[:frames]
 

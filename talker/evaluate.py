@@ -24,7 +24,7 @@ from talker.measure.heldout import evaluate_held_out
 from talker.measure.networks import load_networks
 from talker.measure.new_speech import evaluate_new_speech
 from talker.measure.sync import fit_predictor
-from talker.measure.verdict import judge
+from talker.measure.verdict import grade_avatar
 
 logger = logging.getLogger(__name__)
 
@@ -93,10 +93,10 @@ def main(
         results = evaluate_held_out(
             model, dataset, networks, encoder, config.batch, config.shuffles
         )
-        results = {"verdict": judge(results).as_dict()} | results
+        results = {"verdict": grade_avatar(results).as_dict()} | results
         logger.info("%s\n%s", table(results), sync_text(results["sync"]))
     for name, reason in results["not_computed"].items():
-        logger.info("%s was not computed: it %s.", name, reason)
+        logger.info("%s was not computed, because it %s.", name, reason)
     for subject, row in results["network_metrics"].items():
         for name, value in row.items():
             logger.info("%s of the %s video: %.4f", name, subject, value)

@@ -27,7 +27,7 @@ MIN_FRAMES = 2 * FPS
 MIN_FACE_WIDTH = 48
 """Width of the smallest accepted face in pixels; smaller ones are too coarse for a face mesh."""
 PORTRAIT_FACE_RATIO = 0.3
-"""A square video is kept whole where the face takes at least this fraction of its width."""
+"""If the face takes at least this fraction of the width of a square video, it is not cropped."""
 
 logger = logging.getLogger(__name__)
 
@@ -65,9 +65,8 @@ def detect_speaker(video: Path, source: Source, every: int) -> np.ndarray:
     with_face = [frame_boxes for frame_boxes in boxes if len(frame_boxes)]
     if not with_face or 2 * len(with_face) < examined:
         raise UserError(
-            f"{video}: expected one person's face in every frame, found a face in "
-            f"{len(with_face)} of {examined} examined frames. Cut the video to the part where the "
-            "person talks to the camera."
+            f"{video} shows a face in only {len(with_face)} of {examined} examined "
+            "frames. Cut it to the part in which one person talks to the camera."
         )
     all_boxes = np.concatenate(with_face)
     anchor = _centers(all_boxes[(all_boxes[:, 2] - all_boxes[:, 0]).argmax()])
@@ -80,13 +79,14 @@ def detect_speaker(video: Path, source: Source, every: int) -> np.ndarray:
     width = np.median(speaker[:, 2] - speaker[:, 0])
     if width < MIN_FACE_WIDTH:
         raise UserError(
-            f"{video}: expected a face at least {MIN_FACE_WIDTH} pixels wide, found {width:.0f} "
-            "pixels. Use a video of higher resolution or a closer shot."
+            f"{video} shows a face that is {width:.0f} pixels wide. It must be at least "
+            f"{MIN_FACE_WIDTH} pixels wide. Use a video with a higher resolution, or a "
+            "closer shot."
         )
     if len(all_boxes) > 1.5 * len(with_face):
         logger.warning(
-            "%s: shows several faces. The crop follows the largest one; use --crop to select "
-            "another.",
+            "%s shows several faces. The crop is placed around the largest one. To "
+            "select another, set --crop.",
             video,
         )
     return speaker
@@ -185,13 +185,13 @@ def main(*, video: Path, clip: Output, images: Output, config: Config = Config()
 
 def _check_source(video: Path, source: Source) -> None:
     if frame_count(source) < 2:
-        raise UserError(f"{video}: expected a video, found a single picture")
+        raise UserError(f"{video} is a single picture. Use a video.")
     if source.audio_start is None:
-        raise UserError(f"{video}: expected a video with sound, but it has no audio track")
+        raise UserError(f"{video} has no audio track. Use a video with sound.")
     if frame_count(source) < MIN_FRAMES:
         raise UserError(
-            f"{video}: expected at least {MIN_FRAMES / FPS:.0f} s (and a few minutes for a good "
-            f"avatar), found {source.duration:.2f} s"
+            f"{video} lasts {source.duration:.2f} s. Use a video of at least "
+            f"{MIN_FRAMES / FPS:.0f} s, or of a few minutes for a good avatar."
         )
 
 
@@ -199,8 +199,8 @@ def _check_crop(values: Sequence[int], video: Path, source: Source) -> Crop:
     x, y, size = values
     if x < 0 or y < 0 or size < 2 or x + size > source.width or y + size > source.height:
         raise UserError(
-            f"crop {x} {y} {size} (left, top, size) is not inside the {source.width} x "
-            f"{source.height} picture of {video}"
+            f"The crop {x} {y} {size} (left, top, size) is not inside the {source.width} "
+            f"x {source.height} picture of {video}."
         )
     return Crop(x, y, size)
 

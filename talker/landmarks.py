@@ -60,9 +60,10 @@ def find_landmarks(clip: Clip, images: Path, config: Config) -> dict[str, np.nda
     valid = arrays["valid"]
     if not valid.any() or valid.mean() < config.min_valid:
         raise UserError(
-            f"{images}: a face was found in {valid.sum()} of {clip.frames} frames, expected at "
-            f"least {config.min_valid:.0%} of them; use a video, or a part of one, in which one "
-            "person looks towards the camera throughout and the face is at least 64 pixels wide"
+            f"{images} shows a face in {valid.sum()} of {clip.frames} frames. At least "
+            f"{config.min_valid:.0%} are required. Use a video, or a part of one, in "
+            "which one person looks towards the camera all the time and the face is at "
+            "least 64 pixels wide."
         )
     points = interpolate_frames(arrays["points"], valid)
     return arrays | {"points": points, "box": bounding_boxes(points)}
@@ -83,7 +84,7 @@ def main(*, clip: Path, images: Changed, landmarks: Output, config: Config = Con
             write_lms(folder / FRAME_LANDMARKS.file_name(i), points)
     save_per_frame(landmarks, **arrays)
     logger.info(
-        "face found in %d of %d frames; several faces in %d frames",
+        "A face was detected in %d of %d frames, and several faces in %d frames.",
         arrays["valid"].sum(),
         len(arrays["valid"]),
         (arrays["n_faces"] > 1).sum(),

@@ -133,8 +133,9 @@ def main(
     background = read_image(plate)
     if background.shape != (described.height, described.width, 3):
         raise UserError(
-            f"{plate}: expected {described.width}x{described.height} pixels as in clip.json, found "
-            f"{background.shape[1]}x{background.shape[0]}; run `talker background` again"
+            f"{plate} has {background.shape[1]}x{background.shape[0]} pixels, but "
+            f"clip.json describes {described.width}x{described.height} pixels. Run "
+            "`talker background` again."
         )
     with atomic_write(truth, torso) as (truth_folder, torso_folder):
         truth_folder.mkdir()

@@ -96,8 +96,8 @@ def split_drive(dataset: Dataset, split: Literal["train", "val"]) -> Drive:
     ids = dataset.train_ids if split == "train" else dataset.val_ids
     if len(ids) == 0:
         raise UserError(
-            f"{dataset.folder / f'transforms_{split}.json'}: expected frames to render, found no "
-            "valid one; run `talker check` for the reasons"
+            f"{dataset.folder / f'transforms_{split}.json'} lists no valid frame to render. "
+            "Run `talker check` to see why the frames are invalid."
         )
     window_ids = np.arange(ids[0], ids[-1] + 1)
     return Drive(nearest_valid(window_ids, dataset.valid), dataset.speech, window_ids)
@@ -114,8 +114,8 @@ def speech_drive(dataset: Dataset, windows: Windows, config: Config = Config()) 
     frames = recorded_path(dataset, len(windows))
     if config.pose_frame >= dataset.frames:
         raise UserError(
-            f"pose_frame: expected at most {dataset.frames - 1}, the last frame of "
-            f"{dataset.folder}, found {config.pose_frame}"
+            f"pose_frame is {config.pose_frame}. The last frame of {dataset.folder} is "
+            f"{dataset.frames - 1}."
         )
     if config.pose_frame >= 0:
         frames = nearest_valid(np.full(len(windows), config.pose_frame), dataset.valid)
@@ -163,7 +163,8 @@ def render(
     if transparent and kind and not kind.transparent:
         formats = ", ".join(suffix for suffix, one in FORMATS.items() if one.transparent)
         raise UserError(
-            f"{video}: this format cannot store transparency; use {formats}, or a folder of .png"
+            f"{video} has a format that cannot store transparency. Use {formats}, or a "
+            "folder of .png."
         )
     backgrounds = None
     if config.background not in (PLATE, TRANSPARENT):
@@ -173,7 +174,7 @@ def render(
         for frame in progress(frames, "render", len(drive)):
             write(frame)
     logger.info(
-        "%s: rendered %d frames of %dx%d pixels, %.1f frames/s including encoding",
+        "Wrote %s: %d frames of %dx%d pixels, rendered and encoded at %.1f frames/s.",
         *(video, len(drive), dataset.width, dataset.height),
         len(drive) / (time.monotonic() - start),
     )
@@ -215,12 +216,12 @@ def main(
         config: options.
     """
     if (split is None) == (speech is None) or (speech is None) != (wav is None):
-        raise UserError("expected either `--split`, or `--speech` together with `--wav`")
+        raise UserError("Give either `--split`, or `--speech` together with `--wav`.")
     if split is not None and sound is not None:
-        raise UserError("--sound requires new speech, which --speech and --wav provide")
+        raise UserError("--sound can only be used with new speech. Also give --speech and --wav.")
     if split is not None and data is None:
         raise UserError(
-            "expected `--data` with `--split`, because the clip's sound is in its dataset folder"
+            "--split also needs `--data`, because the sound of the clip is in its dataset folder."
         )
     model, dataset = load_subject(avatar, data)
     tracks = Tracks(pose, blink, expression)
@@ -250,9 +251,9 @@ def _read_windows(path: Path, shape: tuple[int, ...]) -> WindowsFile:
     windows = WindowsFile(path)
     if windows.shape[1:] != shape or len(windows) == 0:
         raise UserError(
-            f"{path}: expected speech windows of shape {('N', *shape)} with N >= 1, as the dataset "
-            f"has, found {windows.shape}; make them with `talker speech` and the dataset's "
-            "statistics"
+            f"{path} has windows of shape {windows.shape}. Their shape must be "
+            f"{('N', *shape)} with N >= 1, as in the dataset. Make them with `talker "
+            "speech` and the statistics of the dataset."
         )
     return windows
 
@@ -262,7 +263,7 @@ def _check_length(wav: Path, speech: Path, frames: int) -> None:
     samples = len(WavFile(wav))
     if abs(samples - frames * SAMPLES_PER_FRAME) >= SAMPLES_PER_FRAME:
         raise UserError(
-            f"{wav}: has a length of {samples / SAMPLES_PER_FRAME:.1f} frames, but {speech} has "
-            f"{frames} windows; make both from the same sound with `talker audio` and "
-            "`talker speech`"
+            f"{wav} lasts {samples / SAMPLES_PER_FRAME:.1f} frames, but {speech} has "
+            f"{frames} windows. Make both from the same sound, with `talker audio` and "
+            "`talker speech`."
         )

@@ -1,4 +1,4 @@
-"""Write one self-contained HTML page about a subject: verdict, videos, images and all numbers.
+"""Write one self-contained HTML page about a subject: verdict, videos, images and metrics.
 
     talker report --data data/me --avatar results/me/avatar --metrics results/me/metrics.json \
         --video results/me/val.mp4 --benchmarks benchmarks/me --html results/me/report.html

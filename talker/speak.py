@@ -259,7 +259,7 @@ def _connection(port: int) -> socket.socket:
     try:
         server = socket.create_server(("127.0.0.1", port))
     except (OSError, OverflowError) as error:
-        raise UserError(f"port {port}: cannot be used ({error}); choose another one") from error
+        raise UserError(f"The port {port} cannot be used ({error}). Choose another one.") from error
     with server:
         return server.accept()[0]
 
@@ -293,7 +293,8 @@ def main(
             logger.info("%s: %.4g", name, value)
         return
     logger.info(
-        "Frames: %dx%d pixels, rgb24, %d fps. Latency: %.0f ms plus the computation time.",
+        "The frames have %dx%d pixels (rgb24) at %d fps. The latency is %.0f ms plus the "
+        "computation time.",
         *(dataset.width, dataset.height, FPS, 1000 * streaming.latency),
     )
     with ExitStack() as stack:
@@ -306,4 +307,4 @@ def main(
             source = stack.enter_context(connection.makefile("rb"))
             sink = stack.enter_context(connection.makefile("wb"))
         count = speak(streaming, source, sink)
-    logger.info("%d frames written.", count)
+    logger.info("Wrote %d frames.", count)

@@ -77,15 +77,16 @@ def main(
         encoder = load_encoder(stats.choice, wav)
         if encoder.sha256 != stats.sha256:
             raise UserError(
-                f"{statistics}: was computed with weights of {stats.encoder} that differ from the "
-                "installed ones; install the same weights, or train the avatar again"
+                f"{statistics} was computed with other weights of {stats.encoder} than the "
+                "installed ones. Install the weights that were used, or train the avatar "
+                "again."
             )
         slots = avatar_features(encoder, stats, sound, config.match_level)
         with atomic_write(features) as (file,):
             save_windows(file, windows(slots, stats.look_ahead), frames)
         return
     if frames != expected.frames:
-        raise UserError(f"{wav}: lasts {frames} frames, expected {expected.frames} as in {clip}")
+        raise UserError(f"{wav} lasts {frames} frames, but {clip} has {expected.frames} frames.")
     choice = Choice(config.encoder, config.model, config.layer)
     stats, slots = extract_clip(
         load_encoder(choice, wav),

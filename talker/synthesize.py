@@ -51,8 +51,9 @@ def main(
     frames = len(samples) // SAMPLES_PER_FRAME if config.frames is None else config.frames
     if not 0 < frames * SAMPLES_PER_FRAME <= len(samples):
         raise UserError(
-            f"{speech}: lasts {len(samples) / SAMPLES_PER_FRAME / FPS:.2f} s, which is too short "
-            f"for {max(frames, 1)} frames at {FPS} fps. Use longer speech or fewer `frames`."
+            f"{speech} lasts {len(samples) / SAMPLES_PER_FRAME / FPS:.2f} s, which is too "
+            f"short for {max(frames, 1)} frames at {FPS} fps. Use longer speech, or set "
+            "`frames` to a smaller number."
         )
     subject = SyntheticSubject.create(read_timings(timings), frames, config.size, config.seed)
     masks = np.empty((frames, config.size, config.size), np.uint8)

@@ -105,7 +105,9 @@ class Config:
     def __post_init__(self) -> None:
         low, high = self.focal_range
         if low >= high:
-            raise ValueError(f"focal_range: expected 0 < low < high, found {low:g} {high:g}")
+            raise ValueError(
+                f"focal_range must be two increasing positive numbers, not {low:g} {high:g}"
+            )
 
 
 class Selection:
@@ -252,10 +254,10 @@ def require_faces(images: Path, points: np.ndarray, selection: Selection, config
     if count < config.min_frames:
         width = np.ptp(points[..., 0], axis=1) if len(points) else np.zeros(1)
         raise UserError(
-            f"{images}: expected a whole face at least {config.min_face:g} pixels wide in at least "
-            f"{config.min_frames} frames without a cut, found {count} of {selection.frames} frames "
-            f"(the median face is {np.median(width):.0f} pixels wide); use a longer clip or one in "
-            "which the face is larger"
+            f"{images} shows a whole face at least {config.min_face:g} pixels wide, without "
+            f"a cut, in {count} of {selection.frames} frames. At least {config.min_frames} "
+            f"such frames are required. (The median face is {np.median(width):.0f} pixels "
+            "wide.) Use a longer clip, or one in which the face is larger."
         )
 
 
@@ -295,9 +297,9 @@ def require_frontal_faces(images: Path, selection: Selection, config: Config) ->
     count = len(selection.accepted_frames)
     if count < config.min_frames:
         raise UserError(
-            f"{images}: only {count} of {selection.frames} frames show a face from the front, "
-            f"expected at least {config.min_frames}; use a clip of one person who looks towards "
-            "the camera"
+            f"{images} shows a face from the front in only {count} of {selection.frames} "
+            f"frames. At least {config.min_frames} are required. Use a clip of one person "
+            "who looks towards the camera."
         )
 
 
@@ -347,8 +349,8 @@ def fuse_with_flow(
     selection.reject(covered, "something covers the face")
     if not len(selection.accepted_frames):
         raise UserError(
-            f"{images}: the picture is frozen or something covers the face in every frame; "
-            "expected a video of a talking head"
+            f"{images} has no usable frame: in every frame, the picture is frozen or "
+            "something covers the face. Use a video of a talking head."
         )
     return FusedPoses(from_landmarks, final, stable[followed], flows)
 
@@ -391,7 +393,7 @@ def common_motion(
 
 
 def describe_focal(clip: Clip, tracked: Track, config: Config) -> dict[str, Any]:
-    """Return what track_report.json says about the focal length."""
+    """Return the facts about the focal length for track_report.json."""
     per_side = tracked.focal / max(clip.width, clip.height)
     _, trans = pose_from_viewmats(tracked.viewmats[tracked.valid])
     return {
@@ -473,8 +475,8 @@ def main(
     facts["cut_by_border"] = cut_off
     if cut_off:
         logger.warning(
-            "the image border cuts off the face in %d of %d frames; these frames are used, but "
-            "the missing part of the face cannot be rendered",
+            "The image border cuts off a part of the face in %d of %d frames. These frames "
+            "are used, but that part of the face cannot be rendered.",
             cut_off,
             described.frames,
         )
@@ -493,8 +495,8 @@ def main(
         write_overlay(overlay, described, images, tracked)
     motion = facts["motion_px"]["final"]["c1"]
     logger.info(
-        "head tracked in %d of %d frames; reprojection error (median): %.2f px; motion error from "
-        "frame to frame: %s px; focal length: %.0f px",
+        "The head is tracked in %d of %d frames. Reprojection error: %.2f px (median). "
+        "Motion error from frame to frame: %s px. Focal length: %.0f px.",
         facts["valid"],
         described.frames,
         facts["residual"]["px"],

@@ -30,9 +30,11 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device: expected a CUDA GPU, found none; use `--device cpu`")
+        raise UserError(
+            "The device is set to cuda, but no CUDA GPU is available. Use `--device cpu`."
+        )
     if name not in ("cpu", "cuda"):
-        raise UserError(f"device: expected auto, cpu or cuda, found '{name}'")
+        raise UserError(f"The device is set to '{name}'. It must be auto, cpu or cuda.")
     return torch.device(name)
 
 
@@ -63,4 +65,4 @@ def main(data: Path, avatar: Output, checkpoints: Changed, config: Config = Conf
         lines = (json.dumps(entry) + "\n" for entry in trainer.log)
         (folder / "log.jsonl").write_text("".join(lines), encoding="utf-8")
     count = len(trainer.avatar.canonical["means"])
-    logger.info("%s: trained avatar with %d Gaussians", avatar, count)
+    logger.info("Wrote the avatar %s with %d Gaussians.", avatar, count)

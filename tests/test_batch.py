@@ -69,9 +69,9 @@ def test_every_faulty_row_is_listed_at_once(tmp_path: Path) -> None:
         "line 2: subject: 'a/b' does not match",
         "line 3: train.image_size: 'big' is not of type 'integer'",
         "line 4: train: unknown key 'imagesize'; did you mean 'image_size'?",
-        "line 6: subject 'good' already has a row above",
+        "line 6: The subject 'good' already has a row above",
         "line 7: video: None is not of type 'string'",
-        "line 8: unknown key 'cells without a column'",
+        "line 8: unknown key 'row with more cells than the header has columns'",
         "line 9: train.image_size: '[1' is not valid YAML",
         "line 10: train.image_size: -1 is less than the minimum of ",
     ):
@@ -87,7 +87,7 @@ def test_speeches_are_for_all_or_some(tmp_path: Path) -> None:
     }
     path = table(tmp_path, "speech | file | subjects", "hi | hi.wav | she", " |  | me")
     with pytest.raises(
-        UserError, match="line 2: subjects: 'she' is not in the table of subjects"
+        UserError, match="line 2: The subject 'she' is not in the table of subjects"
     ) as refused:
         read_speeches(path, schema("speeches"), ["me"])
     assert "line 3" in str(refused.value)
@@ -98,13 +98,13 @@ def test_a_faulty_file_is_one_message(tmp_path: Path) -> None:
         tmp_path, "subject | video | train.weights | train.weights.l1", "a | a.mp4 | 1 | 2"
     )
     with pytest.raises(
-        UserError, match=r"line 2: train\.weights\.l1: another column sets the whole group"
+        UserError, match=r"line 2: train\.weights\.l1: Another column already sets the whole group"
     ):
         subjects(path)
     path.write_bytes("\ufeffsubject\tvideo\nmé\ta.mp4\n".encode())  # as Excel does
     assert subjects(path) == {"mé": SubjectRow("a.mp4")}
     path.write_bytes("subject\tvideo\nmé\ta.mp4\n".encode("latin-1"))
-    with pytest.raises(UserError, match="expected UTF-8 text"):
+    with pytest.raises(UserError, match="must be UTF-8 text"):
         subjects(path)
     path.write_text("subject\tvideo\nme\tmy {clip}.mp4\n")
     with pytest.raises(UserError, match=r"line 2: video: 'my {clip}\.mp4' does not match"):

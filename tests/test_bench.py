@@ -56,7 +56,7 @@ def test_more_images_in_a_batch_than_frames_are_refused(dataset: Path) -> None:
     """Their rate would count images that were not trained."""
     frames = len(Dataset.load(dataset, 64).train_ids)
     config = dataclasses.replace(SMALL, train_batch=frames + 1)
-    with pytest.raises(UserError, match=f"train_batch: expected at most {frames}, "):
+    with pytest.raises(UserError, match=f"there are only {frames} training frames"):
         main(data=dataset, config=config)
 
 

@@ -146,7 +146,7 @@ def test_a_traceback_that_cannot_be_saved_is_printed(
 
 def test_an_interrupted_command_exits_like_one(failing: Any, capsys: Any) -> None:
     assert failing(KeyboardInterrupt()) == 130
-    assert capsys.readouterr().err == "talker track: interrupted\n"
+    assert capsys.readouterr().err == "talker track: Interrupted by the user (SIGINT).\n"
 
 
 WRITER = """
@@ -255,7 +255,10 @@ def test_a_reader_that_went_away_is_one_sentence() -> None:
         process.stdout.close()
         message = process.stderr.read()
     assert process.returncode == 1
-    assert message == "talker info: error: standard output: closed\n"
+    assert message == (
+        "talker info: error: The reader of the standard output closed it before all output was "
+        "written.\n"
+    )
 
 
 def test_names_that_the_terminal_cannot_show_are_no_failure(tmp_path: Path) -> None:
@@ -342,7 +345,10 @@ def test_a_gpu_that_torch_cannot_use_stops_the_stage(
     stage = ModuleType("talker.train")
     stage.main = main  # pyright: ignore[reportAttributeAccessIssue]
     wrapped = cli._exclusive("train", main)
-    for built_for, reason in ((None, "built without CUDA"), ("13.0", "driver for CUDA 13.0")):
+    for built_for, reason in (
+        (None, "built without CUDA"),
+        ("13.0", "driver that supports CUDA 13.0"),
+    ):
         monkeypatch.setattr(torch.version, "cuda", built_for)
         with pytest.raises(UserError, match=reason) as refused:
             wrapped(avatar=tmp_path)

@@ -53,7 +53,7 @@ def test_poor_clip_is_refused_with_reasons_unless_forced(
     assert not facts["accepted"] and len(facts["failures"]) == 1
     main(data=dataset, quality=quality, config=Config(force=True))
     assert json.loads(quality.read_text())["accepted"]
-    assert "because of --force: Only 4.0 s" in caplog.text
+    assert "because of --force): Only 4.0 s" in caplog.text
 
 
 def test_blinks_are_counted(folder: Path, tmp_path: Path):
@@ -165,13 +165,13 @@ def spoil_mesh(folder: Path) -> None:
 
 FAULTS = {
     "no clip": (remove("clip.json"), ["clip.json", "cannot be read"]),
-    "no frame": (remove("ori_imgs/7.jpg"), ["ori_imgs", "frame 7", "missing", "talker frames"]),
+    "no frame": (remove("ori_imgs/7.jpg"), ["ori_imgs", "frame 7", "is missing", "talker frames"]),
     "cut off frame": (cut_off("ori_imgs/8.jpg"), ["ori_imgs", "frame 8", "truncated"]),
     "cut off mask": (cut_off("parsing/8.png"), ["parsing", "frame 8", "truncated"]),
-    "small frame": (resize("gt_imgs/9.jpg"), ["gt_imgs", "frame 9", "254", "expected 256x256"]),
+    "small frame": (resize("gt_imgs/9.jpg"), ["gt_imgs", "frame 9", "254", "must have 256x256"]),
     "torso without alpha": (copy("parsing/4.png", "torso_imgs/4.png"), ["torso_imgs", "channels"]),
     "frame too many": (copy("gt_imgs/4.jpg", "gt_imgs/100.jpg"), ["gt_imgs", "100.jpg"]),
-    "no layers": (remove_folder("torso_imgs"), ["torso_imgs", "missing", "talker layers"]),
+    "no layers": (remove_folder("torso_imgs"), ["torso_imgs", "does not exist", "talker layers"]),
     "no plate": (remove("bc.jpg"), ["bc.jpg", "talker background"]),
     "wrong colour": (wrong_colour, ["parsing/0.png", "#faffff"]),
     "no landmarks": (remove("ori_imgs/3.lms"), [".lms", "frame 3"]),
@@ -179,10 +179,10 @@ FAULTS = {
     "landmark nan": (replace_text("ori_imgs/2.lms", ".", "nan "), [".lms", "frame 2"]),
     "no mesh": (remove("landmarks.npz"), ["landmarks.npz", "cannot be read"]),
     "mesh nan": (spoil_mesh, ["landmarks.npz", "frame 5"]),
-    "no sound": (remove("aud_novel.wav"), ["aud_novel.wav", "missing", "talker audio"]),
-    "short sound": (shorten_wav("aud.wav"), ["aud.wav", "63999 samples", "expected 64000"]),
-    "short part": (shorten_wav("aud_train.wav"), ["aud_train.wav", "expected 57600"]),
-    "cut off sound": (cut_off("aud.wav"), ["aud.wav", "audio are missing"]),
+    "no sound": (remove("aud_novel.wav"), ["aud_novel.wav", "does not exist", "talker audio"]),
+    "short sound": (shorten_wav("aud.wav"), ["aud.wav", "63999 samples", "must have 64000"]),
+    "short part": (shorten_wav("aud_train.wav"), ["aud_train.wav", "must have 57600"]),
+    "cut off sound": (cut_off("aud.wav"), ["aud.wav", "too short by"]),
     "short speech": (
         edit_array("aud_hama.npy", lambda x: x[:-1]),
         ["aud_hama.npy", "[99, 16, 32]"],

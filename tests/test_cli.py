@@ -75,7 +75,7 @@ def test_version(talker, capsys):
 
 
 def test_an_unknown_stage_is_refused(talker):
-    with pytest.raises(SystemExit, match="unknown stage 'trakc'"):
+    with pytest.raises(SystemExit, match="There is no stage 'trakc'"):
         talker("trakc")
 
 
@@ -106,7 +106,7 @@ def test_a_wrong_key_of_the_file_is_named(talker, clip, tmp_path, text, message)
     file.write_text(text)
     with pytest.raises(SystemExit, match=message):
         talker("track", "--clip", clip, "--config", str(file))
-    with pytest.raises(SystemExit, match="--config: expected the path of a YAML file"):
+    with pytest.raises(SystemExit, match="--config needs the path of a YAML file"):
         talker("track", "--clip", clip, "--config")
 
 

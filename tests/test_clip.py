@@ -55,7 +55,7 @@ def test_a_clip_of_ten_seconds_holds_out_at_least_three(frames, train, published
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda values: values.update(version=0), "expected version 1"),
+        (lambda values: values.update(version=0), "reads version 1"),
         (lambda values: values.update(frames="110"), "frames"),
         (lambda values: values.update(colour="red"), "colour"),
         (lambda values: values.pop("source"), "source"),
@@ -66,7 +66,7 @@ def test_a_damaged_clip_is_refused_by_name(tmp_path, change, message):
     values = dataclasses.asdict(CLIP)
     change(values)
     (tmp_path / "clip.json").write_text(json.dumps(values))
-    with pytest.raises(UserError, match=rf"clip\.json: .*{message}"):
+    with pytest.raises(UserError, match=rf"clip\.json:? .*{message}"):
         Clip.load(tmp_path / "clip.json")
 
 
@@ -75,7 +75,7 @@ def test_what_is_no_clip_is_refused(tmp_path, text):
     (tmp_path / "clip.json").write_text(text)
     with pytest.raises(UserError, match=r"clip\.json"):
         Clip.load(tmp_path / "clip.json")
-    with pytest.raises(UserError, match=r"absent\.json: cannot be read"):
+    with pytest.raises(UserError, match=r"absent\.json cannot be read"):
         Clip.load(tmp_path / "absent.json")
 
 
@@ -93,20 +93,20 @@ def test_per_frame_arrays_are_read_as_they_were_written(tmp_path):
 
 
 def test_a_row_for_every_frame(tmp_path):
-    with pytest.raises(ValueError, match="points: 2 rows, but valid has 3"):
+    with pytest.raises(ValueError, match="points has 2 rows, but valid has 3"):
         save_per_frame(tmp_path / "a.npz", np.ones(3), points=np.zeros((2, 2)))
     save_per_frame(tmp_path / "a.npz", np.ones(3), points=np.zeros((3, 2)))
-    with pytest.raises(UserError, match="has 3 rows, expected one for each of 4 frames"):
+    with pytest.raises(UserError, match=r"has 3 rows .* one for each of the 4 frames"):
         load_per_frame(tmp_path / "a.npz", frames=4)
 
 
 def test_an_archive_of_another_kind_is_refused(tmp_path):
     np.savez(tmp_path / "a.npz", points=np.zeros((3, 2)))
-    with pytest.raises(UserError, match="has no array 'valid'; found points"):
+    with pytest.raises(UserError, match=r"has no array 'valid'. Its arrays are: points"):
         load_per_frame(tmp_path / "a.npz", frames=3)
     (tmp_path / "b.npz").write_text("not an archive")
     for name in ("b.npz", "absent.npz"):
-        with pytest.raises(UserError, match=f"{name}: cannot be read"):
+        with pytest.raises(UserError, match=f"{name} cannot be read"):
             load_per_frame(tmp_path / name, frames=3)
 
 
@@ -136,11 +136,11 @@ def spoilt(path):
 )
 def test_damaged_or_mixed_up_arrays_are_refused_by_name(tmp_path, read, content):
     (tmp_path / "a.b").write_bytes(content(tmp_path / "made"))
-    with pytest.raises(UserError, match=r"a\.b: cannot be read as \.np"):
+    with pytest.raises(UserError, match=r"a\.b cannot be read as \.np"):
         read(tmp_path / "a.b")
 
 
 def test_a_missing_array_is_named(tmp_path):
     save_per_frame(tmp_path / "a.npz", np.ones(3))
-    with pytest.raises(UserError, match="has no array 'points'; found valid"):
+    with pytest.raises(UserError, match=r"has no array 'points'. Its arrays are: valid"):
         load_per_frame(tmp_path / "a.npz", 3, "points")

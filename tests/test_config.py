@@ -54,14 +54,17 @@ def test_a_fault_is_named(values, key):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a: [1", "is not valid YAML"), ("- 1\n- 2\n", "expected a mapping of options, found list")],
+    [
+        ("a: [1", "is not valid YAML"),
+        ("- 1\n- 2\n", "must contain a mapping of options, but it contains a list"),
+    ],
 )
 def test_a_file_that_holds_no_options_is_refused(tmp_path, text, message):
     file = tmp_path / "mine.yaml"
     file.write_text(text)
     with pytest.raises(UserError, match=message):
         read_yaml(file)
-    with pytest.raises(UserError, match=r"absent\.yaml: cannot be read"):
+    with pytest.raises(UserError, match=r"absent\.yaml cannot be read"):
         read_yaml(tmp_path / "absent.yaml")
 
 

@@ -78,7 +78,7 @@ def test_sound_of_another_kind_is_converted(folder: Path) -> None:
 
 def test_sound_of_other_frames_is_refused(folder: Path) -> None:
     write_wav(folder / "aud.wav", np.zeros(2 * 16_000, np.int16))
-    with pytest.raises(UserError, match=r"aud\.wav: lasts 2\.00 s, its frames 4\.00 s"):
+    with pytest.raises(UserError, match=r"aud\.wav lasts 2\.00 s, but its frames last 4\.00 s"):
         _ = clip_sound(folder / "aud.wav", Dataset.load(folder, 64).frames)
 
 
@@ -91,7 +91,7 @@ def test_shots_are_those_of_the_tracker(folder: Path) -> None:
 
 def test_wrong_row_count_is_named(folder: Path) -> None:
     np.save(folder / "aud_hama.npy", np.load(folder / "aud_hama.npy")[:-3])
-    with pytest.raises(UserError, match=r"aud_hama\.npy: has \d+ rows"):
+    with pytest.raises(UserError, match=r"aud_hama\.npy has \d+ rows"):
         Dataset.load(folder, 64)
 
 

@@ -174,7 +174,7 @@ def test_gradients_are_averaged_over_the_images_that_show_a_gaussian():
 
 def test_the_schedule():
     control = DensityControl(CONFIG)
-    assert [s for s in range(400) if control.watches(s)] == list(range(51, 300))
+    assert [s for s in range(400) if control.accumulates_gradients(s)] == list(range(51, 300))
     for step, changed in ((50, False), (99, False), (100, True), (125, False), (300, False)):
         params, optimizer = make([SMALL], [0.5])
         counted: dict[str, Tensor | None] = {

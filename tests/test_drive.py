@@ -178,13 +178,16 @@ def test_blink_tracks_are_closure_or_au45(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("", "found an empty file"),
-        ("blink\n0\n", "a number for each of 2 frames, found 1"),
+        ("", "is empty"),
+        (
+            "blink\n0\n",
+            "number for each of the 2 frames in the column 'blink', but it has 1",
+        ),
         ("blink\n0\nx\n", "cannot be read as a table of numbers"),
-        ("blink\n0\nnan\n", "found 1"),
+        ("blink\n0\nnan\n", "but it has 1"),
         ('"blink\n' + "0\n" * 100_000, "cannot be read as a table of numbers"),
         ("blink,other\n0\n1\n", "cannot be read"),
-        ("eye\n0\n1\n", "expected a column 'blink' or 'AU45_r', found eye"),
+        ("eye\n0\n1\n", "has the columns eye. It must have a column 'blink' or 'AU45_r'"),
     ],
 )
 def test_a_wrong_track_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
@@ -197,21 +200,21 @@ def test_a_wrong_track_is_refused(tmp_path: Path, text: str, complaint: str) -> 
 def test_wrong_poses_are_refused(data: Dataset, tmp_path: Path) -> None:
     path = tmp_path / "pose.csv"
     path.write_text("frame\n5\n100\n")
-    with pytest.raises(UserError, match=r"whole numbers from 0 to 99, .*, found 100"):
+    with pytest.raises(UserError, match=r"the value 100 .* whole numbers from 0 to 99"):
         pose_track(path, 2, data)
     path.write_text("rx,ry\n5,4\n")
-    with pytest.raises(UserError, match="expected a column 'frame', or the columns rx ry rz"):
+    with pytest.raises(UserError, match="must have a column 'frame', or the columns rx ry rz"):
         pose_track(path, 1, data)
     path.write_text("frame\n5\n1.5\n")
-    with pytest.raises(UserError, match=r"expected whole numbers.*found 1\.5"):
+    with pytest.raises(UserError, match=r"the value 1\.5 .*whole numbers"):
         pose_track(path, 2, data)
-    with pytest.raises(UserError, match=r"none\.npz: cannot be read"):
+    with pytest.raises(UserError, match=r"none\.npz cannot be read"):
         read_track(tmp_path / "none.npz", 1)
     (tmp_path / "none.npz").write_bytes(b"")
-    with pytest.raises(UserError, match=r"none\.npz: cannot be read"):
+    with pytest.raises(UserError, match=r"none\.npz cannot be read"):
         read_track(tmp_path / "none.npz", 1)
     np.savez(tmp_path / "wave.npz", frame=np.array([0, 1j]))
-    with pytest.raises(UserError, match=r"wave\.npz: cannot be read"):
+    with pytest.raises(UserError, match=r"wave\.npz cannot be read"):
         read_track(tmp_path / "wave.npz", 2)
 
 

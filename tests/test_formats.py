@@ -58,32 +58,41 @@ def test_vertices_of_every_frame_are_averaged_also_where_they_are_stored_once(tm
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([1, 2], "expected a dictionary"),
-        (torch.zeros(3), "expected a dictionary"),
-        ({"euler": "text"}, "euler: str, expected a tensor"),
-        (fields() | {"euler": torch.zeros(FRAMES, 3).to_sparse()}, "euler: expected a dense"),
-        (fields() | {"euler": torch.zeros(FRAMES, 3, device="meta")}, "euler: expected a dense"),
-        (fields() | {"euler": torch.full((FRAMES, 3), torch.nan)}, "euler holds values that are"),
-        (fields() | {"trans": torch.full((FRAMES, 3), 1e30)}, "trans holds values that are"),
-        (fields() | {"trans": torch.zeros(FRAMES - 1, 3)}, r"trans \[11, 3\], expected \[12, 3\]"),
-        (fields() | {"trans": torch.zeros(1, 1).expand(FRAMES, 3)}, "trans .* found fewer"),
-        (fields() | {"euler": torch.zeros(FRAMES, 3, dtype=torch.long)}, "euler holds torch.int64"),
-        (fields() | {"valid": torch.ones(FRAMES)}, "valid torch.float32"),
-        (fields() | {"valid": torch.ones(FRAMES + 1, dtype=torch.bool)}, "valid torch.bool"),
-        (fields() | {"faces": torch.full((10, 3), 50)}, "faces refers to vertices 50 to 50"),
+        ([1, 2], "must contain a dictionary"),
+        (torch.zeros(3), "must contain a dictionary"),
+        ({"euler": "text"}, "euler is of type str, but it must be a tensor"),
+        (fields() | {"euler": torch.zeros(FRAMES, 3).to_sparse()}, "euler is .* must be a dense"),
+        (
+            fields() | {"euler": torch.zeros(FRAMES, 3, device="meta")},
+            "euler is .* must be a dense",
+        ),
+        (fields() | {"euler": torch.full((FRAMES, 3), torch.nan)}, "euler has values that are"),
+        (fields() | {"trans": torch.full((FRAMES, 3), 1e30)}, "trans has values that are"),
+        (
+            fields() | {"trans": torch.zeros(FRAMES - 1, 3)},
+            r"trans .*\[11, 3\], but it must be \[12, 3\]",
+        ),
+        (fields() | {"trans": torch.zeros(1, 1).expand(FRAMES, 3)}, "trans .* fewer stored"),
+        (
+            fields() | {"euler": torch.zeros(FRAMES, 3, dtype=torch.long)},
+            "euler has the type torch.int64",
+        ),
+        (fields() | {"valid": torch.ones(FRAMES)}, "valid is torch.float32"),
+        (fields() | {"valid": torch.ones(FRAMES + 1, dtype=torch.bool)}, "valid is torch.bool"),
+        (fields() | {"faces": torch.full((10, 3), 50)}, "faces refers to the vertices 50 to 50"),
         (fields() | {"focal": torch.tensor([-1.0])}, "focal is -1"),
-        (fields() | {"vertices": torch.full((1, 50, 3), torch.inf)}, "vertices holds values"),
+        (fields() | {"vertices": torch.full((1, 50, 3), torch.inf)}, "vertices has values"),
     ],
 )
 def test_wrong_poses_are_refused(tmp_path: Path, content: object, message: str):
     torch.save(content, tmp_path / "p.pt")
-    with pytest.raises(UserError, match=rf"p\.pt: (?s:.*){message}"):
+    with pytest.raises(UserError, match=rf"p\.pt:? (?s:.*){message}"):
         read_track_params(tmp_path / "p.pt")
 
 
 def test_code_and_compressed_members_are_not_loaded(tmp_path: Path):
     torch.save({"euler": Path("/tmp")}, tmp_path / "p.pt")
-    with pytest.raises(UserError, match=r"p\.pt: cannot be read by torch\.load"):
+    with pytest.raises(UserError, match=r"p\.pt cannot be read by torch\.load"):
         read_track_params(tmp_path / "p.pt")
     torch.save(fields(), tmp_path / "p.pt")
     with (
@@ -92,7 +101,7 @@ def test_code_and_compressed_members_are_not_loaded(tmp_path: Path):
     ):
         for name in stored.namelist():
             packed.writestr(name, stored.read(name))
-    with pytest.raises(UserError, match=r"c\.pt: .*compressed"):
+    with pytest.raises(UserError, match=r"c\.pt .*compressed"):
         read_track_params(tmp_path / "c.pt")
 
 
@@ -108,15 +117,15 @@ def test_transforms_are_read_as_written(tmp_path: Path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.pop("frames"), "'frames' is missing"),
-        (lambda c: c.pop("focal_len"), "'focal_len' is missing"),
-        (lambda c: c.update(frames=None), "frames is NoneType"),
-        (lambda c: c.update(frames=[1]), "expected a transforms file"),
+        (lambda c: c.pop("frames"), "has no 'frames'"),
+        (lambda c: c.pop("focal_len"), "has no 'focal_len'"),
+        (lambda c: c.update(frames=None), "frames is a NoneType"),
+        (lambda c: c.update(frames=[1]), "is not a valid transforms file"),
         (lambda c: c.update(focal_len=float("nan")), "focal_len is nan"),
         (lambda c: c["frames"][0].update(img_id=10**6), "img_id is 1000000"),
         (lambda c: c["frames"][0].update(img_id="0"), "img_id is 0"),
         (lambda c: c["frames"][0].update(img_id=True), "img_id is True"),
-        (lambda c: c["frames"][0].update(transform_matrix=[1]), "expected a transforms file"),
+        (lambda c: c["frames"][0].update(transform_matrix=[1]), "is not a valid transforms file"),
         (lambda c: c["frames"][0]["transform_matrix"][0].__setitem__(0, 1e999), "not finite"),
     ],
 )
@@ -127,7 +136,7 @@ def test_wrong_transforms_are_refused(
     content = json.loads((tmp_path / "t.json").read_text())
     change(content)
     (tmp_path / "t.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=rf"t\.json: .*{message}"):
+    with pytest.raises(UserError, match=rf"t\.json .*{message}"):
         read_transforms(tmp_path / "t.json", FRAMES)
 
 
@@ -141,7 +150,7 @@ def test_blinks_are_read_as_written(tmp_path: Path):
 @pytest.mark.parametrize("value", ["1e30", "nan", "inf", "-1", "x", ""])
 def test_blinks_out_of_range_are_refused(tmp_path: Path, value: str):
     (tmp_path / "au.csv").write_text(f"frame, AU45_r\n1, 0.5\n2, {value}\n")
-    with pytest.raises(UserError, match=r"au\.csv: AU45_r of row 1 is"):
+    with pytest.raises(UserError, match=r"au\.csv has the value .* in row 1 of the column AU45_r"):
         read_au45(tmp_path / "au.csv")
 
 
@@ -150,7 +159,7 @@ def test_landmarks_out_of_range_are_refused(tmp_path: Path, value: str):
     write_lms(tmp_path / "0.lms", np.ones((68, 2)))
     assert (read_lms(tmp_path / "0.lms") == 1).all()
     (tmp_path / "0.lms").write_text(f"{value} 1\n" * 68)
-    with pytest.raises(UserError, match=r"0\.lms: expected 68 lines"):
+    with pytest.raises(UserError, match=r"0\.lms does not have 68 lines"):
         read_lms(tmp_path / "0.lms")
 
 
@@ -162,26 +171,26 @@ def header(shape: str, descr: str = "'<f4'") -> bytes:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (header(f"({10**13},)") + bytes(4), "expected 40000000000000 bytes"),
-        (header("(-1,)") + bytes(4), "positive"),
-        (header("(1,)", "'|O'") + bytes(8), "found object"),
+        (header(f"({10**13},)") + bytes(4), "needs 40000000000000 bytes"),
+        (header("(-1,)") + bytes(4), "cannot be negative"),
+        (header("(1,)", "'|O'") + bytes(8), "contains object"),
         (header("(1,)", "7") + bytes(4), "header is damaged"),
         (header("((((((") + bytes(4), "header is damaged"),
-        (header("(1,)") + bytes(8), "expected 4 bytes"),
+        (header("(1,)") + bytes(8), "needs 4 bytes"),
     ],
 )
 def test_arrays_that_claim_more_than_the_file_holds_are_refused(
     tmp_path: Path, content: bytes, message: str
 ):
     (tmp_path / "a.npy").write_bytes(content)
-    with pytest.raises(UserError, match=rf"a\.npy: cannot be read as \.npy .*{message}"):
+    with pytest.raises(UserError, match=rf"a\.npy cannot be read as \.npy .*{message}"):
         load_array(tmp_path / "a.npy")
 
 
 def test_a_zip_bomb_is_refused(tmp_path: Path):
     with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("points.npy", header("(25000000,)") + bytes(100_000_000))
-    with pytest.raises(UserError, match=r"a\.npz: .*points\.npy would take 95 MiB"):
+    with pytest.raises(UserError, match=r"a\.npz .*points\.npy would expand .* to 95 MiB"):
         load_arrays(tmp_path / "a.npz")
 
 
@@ -191,14 +200,17 @@ def test_pipes_devices_and_folders_are_not_opened(tmp_path: Path, read: Callable
     (tmp_path / "folder").mkdir()
     (tmp_path / "zero").symlink_to("/dev/zero")
     for name in ("pipe", "folder", "zero"):
-        with pytest.raises(UserError, match=rf"{name}: cannot be read .*expected a regular file"):
+        with pytest.raises(UserError, match=rf"{name} is .*, not a regular file"):
             read(tmp_path / name)
 
 
 def test_deep_and_wrong_json_is_refused(tmp_path: Path):
-    for text, message in (("[" * 100_000, "nested too deeply"), ("[]", "expected a JSON object")):
+    for text, message in (
+        ("[" * 100_000, "nested too deeply"),
+        ("[]", "must contain a JSON object"),
+    ):
         (tmp_path / "a.json").write_text(text)
-        with pytest.raises(UserError, match=rf"a\.json: .*{message}"):
+        with pytest.raises(UserError, match=rf"a\.json .*{message}"):
             load_json(tmp_path / "a.json")
 
 

@@ -106,14 +106,14 @@ def test_what_was_not_measured_is_not_judged():
 FAILURES = {
     "valid_percent": ({"valid_percent": 70.0}, ["70 %", "no face (12 frames)", "at least 80"]),
     "usable_seconds": ({"usable_seconds": 7.0}, ["7.0 s", "at least 10", "longer clip"]),
-    "held_out_frames": ({"held_out_frames": 2}, ["held-out", "ends with a usable part"]),
+    "held_out_frames": ({"held_out_frames": 2}, ["held-out", "up to its end"]),
     "residual": ({"residual_percent_of_face": 1.0}, ["1.00 %", "track_overlay.mp4"]),
     "c1": ({"c1_px_at_250": 0.3}, ["jitters", "0.30 px"]),
     "c5": ({"c5_px_at_250": 1.2}, ["jitters", "1.20 px"]),
     "person": ({"worst_shot_ratio": 2.0}, ["2.0 times", "a different person"]),
     "rival": ({"rival_percent": 50.0}, ["Another face", "Crop"]),
     "mouth": ({"mouth_range": 0.01}, ["hardly moves"]),
-    "tone": ({"level_range_db": 0.4}, ["not speech", "0.4 dB"]),
+    "tone": ({"level_range_db": 0.4}, ["does not sound like speech", "0.4 dB"]),
     "unrelated": ({"sync_correlation": 0.1, "sync_z": 1.0}, ["does not predict the mouth"]),
     "lag": (
         {"sync_lag_frames": 5.2, "sync_lag_z": 3.0},

@@ -101,7 +101,10 @@ def test_the_driver_lists_the_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_wrong_number_of_jobs_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     monkeypatch.setenv("TALKER_JOBS_PER_GPU", "0")
-    with pytest.raises(UserError, match="positive integer, found '0'"), gpu_slot(tmp_path):
+    with (
+        pytest.raises(UserError, match=r"is '0'. It must be a positive integer"),
+        gpu_slot(tmp_path),
+    ):
         pass
 
 

@@ -1,6 +1,7 @@
 """The ingest contract: whatever a file contains, frames come out alike, or it is refused."""
 
 import os
+import re
 import threading
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -252,7 +253,7 @@ def test_wide_primaries_are_converted():
 def test_rare_colors_are_refused_by_name(tmp_path, tags):
     frame = yuv_frame(smooth_picture() / 255, "bt709")
     path = write_frames(tmp_path / "a.mp4", [frame] * 3, "yuv444p10le", tags)
-    with pytest.raises(UserError, match=r"color (transfer is log100|matrix is ictcp)"):
+    with pytest.raises(UserError, match=r"color (transfer log100|matrix ictcp)"):
         probe(path)
 
 
@@ -260,7 +261,7 @@ def test_rare_colors_are_refused_by_name(tmp_path, tags):
 def test_a_gap_of_minutes_or_years_is_refused(tmp_path, late):
     times = [*FIFTY, Fraction(late), Fraction(late) + Fraction(1, 25)]
     path = write_media(tmp_path / "a.mkv", times, numbered(52))
-    with pytest.raises(UserError, match=r"without a frame|cannot be read"):
+    with pytest.raises(UserError, match=r"has no frame|cannot be read"):
         probe(path)
 
 
@@ -304,8 +305,8 @@ def test_special_files_are_refused_without_opening_them(tmp_path):
     thread = threading.Thread(target=read, daemon=True)
     thread.start()
     thread.join(10)
-    assert [text.rsplit(": ", 1)[1] for text in found] == [
-        f"it is a {kind}, not a file" for kind in ("named pipe", "device", "folder")
+    assert [re.findall(r"\((.*)\)\.$", text) for text in found] == [
+        [f"it is a {kind}, not a file"] for kind in ("named pipe", "device", "folder")
     ]
 
 
@@ -371,7 +372,7 @@ def test_the_default_audio_track_is_taken_or_the_chosen_one(tmp_path):
     assert pitch_of(decode_audio(path, track=3)) == 700
     audio.main(source=path, wav=tmp_path / "o.wav", config=audio.Config(track=1))
     assert pitch_of(read_wav(tmp_path / "o.wav")) == 300
-    with pytest.raises(UserError, match="has no audio track 4, only 1 to 3"):
+    with pytest.raises(UserError, match=r"has no audio track 4. Its tracks are 1 to 3"):
         decode_audio(path, track=4)
 
 
@@ -399,7 +400,7 @@ def test_a_gap_of_minutes_in_the_sound_is_refused(tmp_path, late):
                     packet.pts = packet.dts = packet.pts + round(late / packet.time_base)
                 packet.stream = copy
                 b.mux(packet)
-    with pytest.raises(UserError, match=r"has a gap of \d+ s after 0\.\d\d s"):
+    with pytest.raises(UserError, match=r"has a gap of \d+ s in its sound, after 0\.\d\d s"):
         decode_audio(tmp_path / "a.mkv")
 
 

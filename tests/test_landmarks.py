@@ -177,7 +177,7 @@ def test_the_larger_of_two_faces_is_taken(synthetic, tmp_path: Path):
 
 def test_a_video_without_a_face_is_refused(synthetic, tmp_path: Path):
     write_clip(tmp_path, [synthetic.truth.plate] * 4)
-    with pytest.raises(UserError, match=r"face was found in 0 of 4 frames.*looks towards"):
+    with pytest.raises(UserError, match=r"shows a face in 0 of 4 frames.*looks towards"):
         main(clip=tmp_path / "clip.json", images=tmp_path, landmarks=tmp_path / "landmarks.npz")
     assert not (tmp_path / "landmarks.npz").exists()
     assert not list(tmp_path.glob("*.lms"))
@@ -186,7 +186,7 @@ def test_a_video_without_a_face_is_refused(synthetic, tmp_path: Path):
 def test_a_frame_of_another_size_is_named(synthetic, tmp_path: Path):
     write_clip(tmp_path, list(synthetic.images[:4]))
     write_image(tmp_path / "2.jpg", np.zeros((10, 20, 3), np.uint8))
-    with pytest.raises(UserError, match=r"2\.jpg: expected 256x256 pixels.*found 20x10"):
+    with pytest.raises(UserError, match=r"2\.jpg has 20x10 pixels.*256x256"):
         main(clip=tmp_path / "clip.json", images=tmp_path, landmarks=tmp_path / "landmarks.npz")
 
 

@@ -122,7 +122,7 @@ def test_layers_of_the_synthetic_clip(synthetic, dataset: Path, tmp_path: Path):
 
 def test_plate_of_another_size_is_refused(dataset: Path, tmp_path: Path):
     write_image(tmp_path / "bc.jpg", np.zeros((10, 20, 3), np.uint8))
-    with pytest.raises(UserError, match=r"expected 256x256 pixels.*found 20x10"):
+    with pytest.raises(UserError, match=r"has 20x10 pixels.*256x256"):
         main(
             clip=dataset / "clip.json",
             images=dataset / "ori_imgs",

@@ -124,14 +124,14 @@ def test_files_of_different_networks_are_refused(avatar: Avatar, tmp_path: Path)
     shape = tmp_path / "config.json"
     stored = json.loads(shape.read_text())
     shape.write_text(json.dumps({**stored, "hidden": 2 * stored["hidden"]}))
-    with pytest.raises(UserError, match="does not hold the network"):
+    with pytest.raises(UserError, match="does not belong to its config"):
         Avatar.load(tmp_path)
     shape.write_text(json.dumps({**stored, "wings": 2}))
     with pytest.raises(UserError, match=r"config\.json: wings: unknown option"):
         Avatar.load(tmp_path)
     shape.write_text(json.dumps(stored))
     save_file({"a": torch.zeros(1)}, tmp_path / "weights.safetensors")
-    with pytest.raises(UserError, match="does not hold the network"):
+    with pytest.raises(UserError, match="does not belong to its config"):
         Avatar.load(tmp_path)
 
 
@@ -145,7 +145,7 @@ def test_an_avatar_of_another_format_version_is_refused(
     stored = json.loads(path.read_text())
     assert stored.pop("format_version") == FORMAT_VERSION
     path.write_text(json.dumps(stored if version is None else stored | {"format_version": version}))
-    with pytest.raises(UserError, match=f"has format version {version or 1}.*train the avatar"):
+    with pytest.raises(UserError, match=f"has format version {version or 1}.*Train the avatar"):
         Avatar.load(tmp_path)
 
 

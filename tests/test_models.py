@@ -76,7 +76,7 @@ def test_landmarks_are_embedded_on_any_head(ours: MorphableHead):
 def test_what_is_no_face_is_refused():
     cube = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], float)
     faces = np.array([[1, 5, 7], [1, 7, 3]])
-    with pytest.raises(UserError, match="no face was detected"):
+    with pytest.raises(UserError, match="No face was detected"):
         embed(cube, faces)
 
 
@@ -141,7 +141,7 @@ def test_converted_basel_model_is_read(basel: Path, ours: MorphableHead, tmp_pat
         "sig_exp": np.ones(EXPRESSIONS),
     }
     np.save(tmp_path / "3DMM_info.npy", np.array(info, dtype=object))
-    with pytest.raises(UserError, match=r"topology_info\.npy: missing"):
+    with pytest.raises(UserError, match=r"topology_info\.npy does not exist"):
         load_head("bfm2009", tmp_path)
     topology = {"tris": arrays["tl"].astype(int) - 1}
     np.save(tmp_path / "topology_info.npy", np.array(topology, dtype=object))
@@ -151,7 +151,7 @@ def test_converted_basel_model_is_read(basel: Path, ours: MorphableHead, tmp_pat
     assert found.expressions.shape == (EXPRESSIONS, count, 3)
     del info["sig_exp"]
     np.save(tmp_path / "3DMM_info.npy", np.array(info, dtype=object))
-    with pytest.raises(UserError, match=r"3DMM_info\.npy: expected .*sig_exp"):
+    with pytest.raises(UserError, match=r"3DMM_info\.npy must contain .*sig_exp"):
         load_head("bfm2009", tmp_path)
 
 
@@ -191,13 +191,13 @@ def test_subject_is_fitted_with_another_model(model: MorphableHead):
 
 @pytest.mark.parametrize("name", ["bfm2009", "ict"])
 def test_missing_files_are_named_with_their_source(name: str, tmp_path: Path):
-    with pytest.raises(UserError, match=r"missing; head model .* from https://"):
+    with pytest.raises(UserError, match=r"head model .* from https://.* does not exist"):
         load_head(name, tmp_path)
-    with pytest.raises(UserError, match=r"model_files: missing"):
+    with pytest.raises(UserError, match=r"`model_files` is not set"):
         load_head(name)
 
 
 def test_wrong_files_are_refused(tmp_path: Path):
     (tmp_path / "01_MorphableModel.mat").write_bytes(b"no matrix")
-    with pytest.raises(UserError, match=r"01_MorphableModel\.mat: is not the Basel Face Model"):
+    with pytest.raises(UserError, match=r"01_MorphableModel\.mat is not the Basel Face Model"):
         load_head("bfm2009", tmp_path)

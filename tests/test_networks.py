@@ -46,22 +46,22 @@ def flat(values: np.ndarray) -> list[np.ndarray]:
 
 def test_lpips_is_the_mean_of_what_the_network_says(tmp_path: Path) -> None:
     path = tmp_path / "lpips.pt"
-    judge = load_torchscript(path, stored(Distance(), path))
+    network = load_torchscript(path, stored(Distance(), path))
     images, truth = flat(np.array([0, 51, 255])), flat(np.array([0, 0, 0]))
-    assert perceptual_distance(judge, images, images) == 0
-    assert perceptual_distance(judge, images, truth) == pytest.approx((0 + 0.4 + 2) / 3, abs=1e-5)
+    assert perceptual_distance(network, images, images) == 0
+    assert perceptual_distance(network, images, truth) == pytest.approx((0 + 0.4 + 2) / 3, abs=1e-5)
 
 
 def test_fid_is_that_of_known_gaussians(tmp_path: Path) -> None:
     """Features that are one number thrice: means apart by 51 / 255, deviations s and 2 s."""
     path = tmp_path / "inception.pt"
-    judge = load_torchscript(path, stored(Features(), path))
+    network = load_torchscript(path, stored(Features(), path))
     away = np.random.default_rng(0).normal(size=60)
     away = (away - away.mean()) / away.std(ddof=1)
     one, other = flat(np.round(100 + 10 * away)), flat(np.round(151 + 20 * away))
-    assert frechet_distance(judge, one, one) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance(network, one, one) == pytest.approx(0, abs=1e-6)
     expected = 3 * ((51 / 255) ** 2 + (10 / 255) ** 2)
-    assert frechet_distance(judge, one, other) == pytest.approx(expected, rel=0.03)
+    assert frechet_distance(network, one, other) == pytest.approx(expected, rel=0.03)
 
 
 class Colour(nn.Module):
@@ -92,30 +92,31 @@ def test_faces_are_brought_to_the_same_place() -> None:
 
 def test_csim_is_the_mean_cosine(tmp_path: Path) -> None:
     path = tmp_path / "identity.pt"
-    judge = load_torchscript(path, stored(Colour(), path))
+    network = load_torchscript(path, stored(Colour(), path))
     red, white = np.zeros((112, 112, 3), np.uint8), np.full((112, 112, 3), 255, np.uint8)
     red[..., 0] = 255
     there = np.stack([face_at(0, 1, 0, 0)] * 3)
     lost = there.copy()
     lost[2] = np.nan
-    assert identity_similarity(judge, [red] * 3, there, [red] * 3, there) == pytest.approx(1)
-    found = identity_similarity(judge, [red, white, red], lost, [red, red, white], there)
+    assert identity_similarity(network, [red] * 3, there, [red] * 3, there) == pytest.approx(1)
+    found = identity_similarity(network, [red, white, red], lost, [red, red, white], there)
     apart = np.dot([1, -1, -1], [1, 1, 1]) / 3
     assert found == pytest.approx((1 + apart) / 2, abs=0.01), "the lost face does not count"
-    assert np.isnan(identity_similarity(judge, [red], lost[2:], [red], there[:1]))
+    assert np.isnan(identity_similarity(network, [red], lost[2:], [red], there[:1]))
 
 
 def test_only_the_named_file_is_taken(tmp_path: Path) -> None:
     path = tmp_path / "lpips.pt"
     sha256 = stored(Distance(), path)
     with pytest.raises(
-        UserError, match=rf"lpips\.pt: expected the SHA-256 checksum '', found {sha256}"
+        UserError,
+        match=rf"lpips\.pt has the SHA-256 checksum {sha256}, but the configuration gives ''",
     ):
         load_torchscript(path, "")
     path.write_bytes(b"no module")
     with pytest.raises(UserError, match="is not a TorchScript module"):
         load_torchscript(path, hashlib.sha256(b"no module").hexdigest())
-    with pytest.raises(UserError, match=r"none\.pt: cannot be read"):
+    with pytest.raises(UserError, match=r"none\.pt cannot be read"):
         load_torchscript(tmp_path / "none.pt", sha256)
 
 

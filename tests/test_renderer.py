@@ -104,10 +104,10 @@ def test_batches_do_not_show(data: Dataset, tmp_path: Path, length: int) -> None
     """One frame, a batch and its neighbours: as many frames as asked for, the same ones."""
     np.save(tmp_path / "speech.npy", data.speech)
     on_disk = np.load(tmp_path / "speech.npy", mmap_mode="r")
-    frames, heard = ping_pong(length, 5), np.arange(length) + 20
+    frames, windows = ping_pong(length, 5), np.arange(length) + 20
     avatar = FakeAvatar(data)
-    batched = list(render_frames(avatar, data, Drive(frames, on_disk, heard), batch=7))
-    single = list(render_frames(avatar, data, Drive(frames, data.speech, heard), batch=1))
+    batched = list(render_frames(avatar, data, Drive(frames, on_disk, windows), batch=7))
+    single = list(render_frames(avatar, data, Drive(frames, data.speech, windows), batch=1))
     assert len(batched) == length
     assert np.array_equal(batched, single)
 

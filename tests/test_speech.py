@@ -141,12 +141,12 @@ def test_the_number_of_threads_does_not_change_a_bit(encoder, sound):
 
 def test_other_weights_are_refused(monkeypatch):
     monkeypatch.setattr(hama, "SHA256", "0" * 64)
-    with pytest.raises(UserError, match="expected the weights with sha256 0000"):
+    with pytest.raises(UserError, match=r"hama .* have 0000"):
         load_encoder(Choice("hama"))
     monkeypatch.setattr(hama, "WEIGHTS", "hama/assets/none.onnx")
-    with pytest.raises(UserError, match=r"none\.onnx: cannot be read.*pip install hama==1\.3\.10"):
+    with pytest.raises(UserError, match=r"none\.onnx cannot be read.*pip install hama==1\.3\.10"):
         load_encoder(Choice("hama"))
-    with pytest.raises(UserError, match=r"expected one of hama, mel.*found 'mfcc'"):
+    with pytest.raises(UserError, match=r"'mfcc' does not exist.* hama, mel"):
         load_encoder(Choice("mfcc"))
 
 
@@ -168,7 +168,7 @@ def test_slots_take_the_features_of_their_centres(rate, first_center):
 
 def test_an_encoder_that_loses_sound_is_a_bug():
     lossy = made(lambda samples, start: np.zeros((samples // 640, 2), np.float32))
-    with pytest.raises(RuntimeError, match="made: returned 350 rows, expected 700"):
+    with pytest.raises(RuntimeError, match="made returned 350 rows instead of 700"):
         described(lossy, np.zeros(100 * 640, np.int16))
 
 
@@ -228,7 +228,7 @@ def test_a_pause_does_not_last_less_than_nothing(prepared):
 @pytest.mark.parametrize("components", [0, -1, 9])
 def test_more_components_than_features_are_refused(components):
     encoder = dataclasses.replace(made(len), dims=8)
-    with pytest.raises(UserError, match=f"components: expected 1 to 8.*found {components}"):
+    with pytest.raises(UserError, match=f"components is {components}.* from 1 to 8"):
         fit(correlated(50, 8), encoder, components=components)
 
 
@@ -293,10 +293,10 @@ def test_the_same_sound_gives_the_same_bytes(prepared):
 
 def test_sound_of_another_length_is_refused(prepared):
     write_wav(prepared / "other.wav", np.zeros(99 * 640, np.int16))
-    with pytest.raises(UserError, match=r"other\.wav: lasts 99 frames, expected 100"):
+    with pytest.raises(UserError, match=r"other\.wav lasts 99 frames, but .* has 100"):
         run(prepared, wav="other.wav")
     write_wav(prepared / "part.wav", np.zeros(1000, np.int16))
-    with pytest.raises(UserError, match=r"part\.wav: expected whole frames of 640 samples"):
+    with pytest.raises(UserError, match=r"part\.wav has .* multiple of the 640 samples"):
         run(prepared, wav="part.wav", clip=False)
 
 
@@ -306,20 +306,20 @@ def test_damaged_or_foreign_statistics_are_refused(prepared):
     statistics = FeatureStats.load(path)
     with open(path, "wb") as file:
         dataclasses.replace(statistics, sha256="0").save(file)
-    with pytest.raises(UserError, match="was computed with weights of hama that differ"):
+    with pytest.raises(UserError, match="was computed with other weights of hama"):
         run(prepared, clip=False)
     np.savez(path, mean=statistics.mean)
-    with pytest.raises(UserError, match=r"aud_hama\.npz: expected the statistics"):
+    with pytest.raises(UserError, match=r"aud_hama\.npz does not contain the statistics"):
         run(prepared, clip=False)
     path.write_text("no archive")
-    with pytest.raises(UserError, match=r"aud_hama\.npz: expected the statistics"):
+    with pytest.raises(UserError, match=r"aud_hama\.npz does not contain the statistics"):
         run(prepared, clip=False)
     for other in (b"", (prepared / "aud_hama.npy").read_bytes()):
         path.write_bytes(other)
-        with pytest.raises(UserError, match=r"aud_hama\.npz: expected the statistics"):
+        with pytest.raises(UserError, match=r"aud_hama\.npz does not contain the statistics"):
             run(prepared, clip=False)
     path.unlink()
-    with pytest.raises(UserError, match=r"aud_hama\.npz: expected the statistics"):
+    with pytest.raises(UserError, match=r"aud_hama\.npz does not contain the statistics"):
         run(prepared, clip=False)
 
 

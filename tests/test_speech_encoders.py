@@ -126,13 +126,15 @@ def test_layers_differ_and_weights_have_a_fingerprint(models: dict[str, str]) ->
     assert not np.allclose(first.extract(sound, 0), last.extract(sound, 0))
     assert first.sha256 == last.sha256
     assert first.sha256 != load_encoder(Choice("wav2vec2", models["wav2vec2"])).sha256
-    with pytest.raises(UserError, match="layer: expected 1 to 3"):
+    with pytest.raises(UserError, match="it must be from 1 to 3"):
         load_encoder(Choice("hubert", models["hubert"], 4))
 
 
 @TRANSFORMERS
 def test_missing_weights_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"speech encoder hubert: no weights at .*nowhere.*model"):
+    with pytest.raises(
+        UserError, match=r"speech encoder hubert cannot be loaded from .*nowhere.*model"
+    ):
         load_encoder(Choice("hubert", str(tmp_path / "nowhere")))
 
 
@@ -170,13 +172,13 @@ def test_deepspeech_takes_scores_or_their_windows(tmp_path: Path) -> None:
 def test_deepspeech_s_windows_must_overlap(tmp_path: Path) -> None:
     path = tmp_path / "aud_ds.npy"
     np.save(path, scores(160).reshape(-1, 16, 29))
-    with pytest.raises(UserError, match=r"aud_ds\.npy: expected windows that move by 2 slots"):
+    with pytest.raises(UserError, match=r"aud_ds\.npy contains windows that do not overlap"):
         load_encoder(Choice("deepspeech"), tmp_path / "aud.wav")
     np.save(path, np.zeros((20, 16, 30)))
     with pytest.raises(UserError, match=r"found \(20, 16, 30\)"):
         load_encoder(Choice("deepspeech"), tmp_path / "aud.wav")
     path.unlink()
-    with pytest.raises(UserError, match=r"aud_ds\.npy: cannot be read"):
+    with pytest.raises(UserError, match=r"aud_ds\.npy cannot be read"):
         load_encoder(Choice("deepspeech"), tmp_path / "aud.wav")
 
 
@@ -189,7 +191,9 @@ def test_deepspeech_s_scores_last_as_long_as_the_sound(
     if fits:
         load_encoder(Choice("deepspeech"), tmp_path / "aud.wav")
         return
-    with pytest.raises(UserError, match=rf"aud_ds\.npy: found 40 scores, expected {2 * frames}"):
+    with pytest.raises(
+        UserError, match=rf"aud_ds\.npy has 40 scores, but .* requires {2 * frames}"
+    ):
         load_encoder(Choice("deepspeech"), tmp_path / "aud.wav")
 
 

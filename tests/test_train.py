@@ -265,9 +265,9 @@ def test_a_checkpoint_of_other_options_is_not_used(
     fit(data, subset, TINY, path)
     other = dataclasses.replace(TINY, seed=1, canonical_steps=5, deformation_steps=5)
     fresh = fit(data, subset, other, tmp_path / "fresh.pt")
-    assert "the checkpoint was written with" not in caplog.text
+    assert "was written with different" not in caplog.text
     after = fit(data, subset, other, path)
-    assert f"{path}: the checkpoint was written with different options;" in caplog.text
+    assert f"The checkpoint {path} was written with different options." in caplog.text
     assert torch.equal(fresh.avatar.canonical["means"], after.avatar.canonical["means"])
 
 
@@ -310,7 +310,7 @@ def test_an_unreadable_checkpoint_is_reported_and_not_used(
     else:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if content else b"")
     again = fit(data, subset, short, path)
-    assert f"{path}: cannot be read as a checkpoint" in caplog.text
+    assert f"{path} cannot be read as a checkpoint" in caplog.text
     assert torch.equal(whole.avatar.canonical["means"], again.avatar.canonical["means"])
     assert torch.load(path, weights_only=True)["step"] == 2
 
@@ -434,7 +434,7 @@ def test_a_signal_writes_a_checkpoint_and_says_how_to_continue(
     (line,) = [line for line in log.splitlines() if "Training stopped" in line]
     assert line == (
         f"Training stopped at step {state['step']} of 10000 of the canonical stage. The checkpoint "
-        f"{checkpoint} holds the state; run the same command again to continue."
+        f"{checkpoint} contains its state. Run the same command again to continue."
     )
     assert "Traceback" not in log
     assert not (tmp_path / "avatar").exists()

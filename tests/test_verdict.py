@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter1d
 
-from talker.measure.verdict import effective_frames, judge
+from talker.measure.verdict import effective_frames, grade_avatar
 
 
 def signal(frames: int, seed: int) -> np.ndarray:
@@ -63,7 +63,7 @@ def results(
     ],
 )
 def test_grades(avatar: dict, grade: str, words: str) -> None:
-    verdict = judge(avatar)
+    verdict = grade_avatar(avatar)
     assert verdict.grade == grade, verdict.text
     assert words in verdict.text
     assert grade == "good" or verdict.advice
@@ -79,7 +79,7 @@ def test_a_deaf_mouth_seldom_passes(frames: int) -> None:
         avatar["curves"]["mouth_opening"]["avatar"] = mouth
         real = avatar["curves"]["mouth_opening"]["real"]
         avatar["held_out"]["mouth_correlation"] = float(np.corrcoef(mouth, real)[0, 1])
-        grades.append(judge(avatar).grade)
+        grades.append(grade_avatar(avatar).grade)
     assert sum(grade in ("good", "usable") for grade in grades) <= 2
 
 
@@ -94,7 +94,7 @@ def test_neighboring_frames_are_not_independent() -> None:
 def test_the_interval_holds_the_correlation_and_shrinks_with_length() -> None:
     widths = []
     for frames in (150, 1500):
-        low, high = judge(results(frames, 0.7)).intervals["correlation"]
+        low, high = grade_avatar(results(frames, 0.7)).intervals["correlation"]
         assert low < 0.7 < high
         widths.append(high - low)
     assert widths[1] < 0.7 * widths[0]

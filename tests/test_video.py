@@ -137,7 +137,7 @@ def test_what_is_no_video_is_refused_by_name(tmp_path, content):
     path = tmp_path / "a.mp4"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(UserError, match=r"a\.mp4: cannot be read as a video"):
+    with pytest.raises(UserError, match=r"a\.mp4 cannot be read as a video"):
         probe(path)
 
 
@@ -151,7 +151,7 @@ def test_a_single_frame_is_a_short_video(tmp_path):
 
 def test_a_sound_file_is_no_video(tmp_path):
     write_wav(tmp_path / "a.wav", np.zeros(640, np.int16))
-    with pytest.raises(UserError, match="the file contains no video stream"):
+    with pytest.raises(UserError, match="contains no video stream"):
         probe(tmp_path / "a.wav")
 
 
@@ -164,7 +164,7 @@ def test_a_truncated_video_is_refused(tmp_path):
     path = write_media(tmp_path / "a.mp4", even_times(Fraction(25), 75), noisy(75))
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match=r"is damaged: it declares a duration of 3\.0 s"):
+    with pytest.raises(UserError, match=r"is damaged. It declares a duration of 3\.0 s"):
         probe(path)
 
 
@@ -235,7 +235,7 @@ def test_the_same_frames_give_the_same_file(tmp_path):
 def test_a_failed_writer_leaves_what_was_there(tmp_path):
     path = tmp_path / "a.mp4"
     path.write_text("before")
-    with pytest.raises(ValueError, match="frame 1: expected"), video_writer(path) as write:
+    with pytest.raises(ValueError, match="Frame 1 must be"), video_writer(path) as write:
         write(np.zeros((64, 64, 3), np.uint8))
         write(np.zeros((32, 64, 3), np.uint8))
     with pytest.raises(UserError, match="no frame was written"), video_writer(path):
@@ -247,7 +247,7 @@ def test_a_failed_writer_leaves_what_was_there(tmp_path):
 
 
 def test_a_size_that_h264_cannot_hold_is_refused_by_name(tmp_path):
-    refused = pytest.raises(UserError, match=r"a\.mp4: FFmpeg could not write this file")
+    refused = pytest.raises(UserError, match=r"FFmpeg could not write .*a\.mp4")
     with refused, video_writer(tmp_path / "a.mp4") as write:
         write(np.zeros((2, 20_000, 3), np.uint8))
 

@@ -224,7 +224,7 @@ def test_a_gpu_that_torch_cannot_use_stops_the_run_before_the_first_job(finished
             "class cuda: is_available = staticmethod(lambda: False)\n"
         )
         output = finished.refuse("--forcerun", "train", "--config", "preset=full")
-        assert "nvidia-smi lists 1 GPU, but torch cannot use it" in output
+        assert "This machine has 1 NVIDIA GPU, but torch cannot use it" in output
         assert "preset=draft" in output
         assert "Error in rule" not in output
         finished.run("-n", "--config", "preset=full")
@@ -236,7 +236,7 @@ def test_a_gpu_that_torch_cannot_use_stops_the_run_before_the_first_job(finished
 @pytest.mark.parametrize(
     ("rows", "complaint"),
     [
-        (["me\tme.mp4", "me\tyou.mp4"], r"line 3: subject 'me' already has a row above"),
+        (["me\tme.mp4", "me\tyou.mp4"], r"line 3: The subject 'me' already has a row above"),
         (["a/b\tme.mp4"], r"line 2: subject: 'a/b' does not match"),
         (["me"], r"line 2: video: None is not of type 'string'"),
     ],

@@ -74,7 +74,8 @@ def test_au_csv_of_openface_is_used_and_survives(finished: Workflow) -> None:
     file.write_bytes(THEIRS)
     rest = {"check", "train", "render", "evaluate", "report", "render_novel", "evaluate_novel"}
     assert finished.planned() == rest
-    assert "data/demo: using au.csv, which talker did not write" in finished.run()
+    message = "data/demo contains files that talker did not write and that are used as they are: au"
+    assert message in finished.run()
     assert finished.planned() == set()
     for _ in forced_runs(finished):
         assert file.read_bytes() == THEIRS
@@ -108,7 +109,7 @@ def test_a_foreign_file_in_place_of_any_output_survives(finished: Workflow, part
 def used_files(workflow: Workflow) -> list[str]:
     """Return the lines that say which files of the user are used as they are."""
     lines = workflow.run("-n").splitlines()
-    return [line for line in lines if "which talker did not write" in line]
+    return [line for line in lines if "files that talker did not write" in line]
 
 
 @pytest.mark.slow

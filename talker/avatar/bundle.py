@@ -1,4 +1,4 @@
-"""An avatar as one file, which is rendered without the dataset folder that it was trained on.
+"""Write and read an avatar as one file, which is rendered without its dataset folder.
 
 The file is an uncompressed zip archive. It holds the files that `talker train` wrote, the torsos
 and the background plate of the recorded frames, their poses and eye closure (replay.npz), and
@@ -30,7 +30,7 @@ from talker.errors import UserError
 from talker.media.images import read_image, webp_bytes
 
 BUNDLE_VERSION = 1
-"""Version of the file format, stored in bundle.json; other versions are refused by number."""
+"""Version of the file format, stored in bundle.json. Files of another version are refused."""
 MANIFEST, REPLAY = "bundle.json", "replay.npz"
 AVATAR_FILES = ("config.json", "weights.safetensors", "point_cloud.ply", "speech.npz")
 """Files of the avatar folder that the bundle holds."""
@@ -55,12 +55,16 @@ def write_bundle(
         UserError: a file of the avatar or of the dataset is missing or damaged.
     """
     if not isinstance(dataset.folder, Path):
-        raise UserError(f"{dataset.folder}: expected a dataset folder, found a packed file")
+        raise UserError(
+            f"{dataset.folder} is a packed file. An avatar file can only be written from a "
+            "dataset folder."
+        )
     missing = [name for name in AVATAR_FILES if not (avatar / name).exists()]
     if missing:
         raise UserError(
-            f"{avatar}: expected the files {', '.join(AVATAR_FILES)}, found no {missing[0]}; "
-            "train the avatar with `talker train` on features of `talker speech`"
+            f"{avatar} has no {missing[0]}. A complete avatar folder has the files "
+            f"{', '.join(AVATAR_FILES)}. Train the avatar again with `talker train`, on "
+            "features of `talker speech`."
         )
     manifest = {
         "bundle_version": BUNDLE_VERSION,
@@ -111,14 +115,15 @@ def read_manifest(file: Path) -> dict[str, Any]:
         manifest = load_json(archive / MANIFEST)
     except (OSError, zipfile.BadZipFile, UserError) as error:
         raise UserError(
-            f"{file}: cannot be read as an avatar ({error}); expected a file that "
-            "`talker bundle` writes"
+            f"{file} cannot be read as an avatar file ({error}). Give a file that `talker "
+            "bundle` wrote."
         ) from error
     if (version := manifest.get("bundle_version")) != BUNDLE_VERSION:
         raise UserError(
-            f"{file}: the file has format version {version}, but this version of talker reads "
-            f"version {BUNDLE_VERSION}; export the avatar again, or use "
-            f"the version of talker that wrote it ({manifest.get('talker_version', 'unknown')})"
+            f"{file} has format version {version}, but this version of talker reads "
+            f"version {BUNDLE_VERSION}. Write the file again with `talker bundle`, or use "
+            "the version of talker that wrote it "
+            f"({manifest.get('talker_version', 'unknown')})."
         )
     return manifest
 
@@ -138,7 +143,9 @@ def read_bundle(file: Path, device: torch.device | str = "cpu") -> tuple[Avatar,
         original_height, original_width = manifest["original_size"]
         replayed = {name: arrays[name] for name in REPLAYED}
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{file}: is damaged ({error!r}); export the avatar again") from error
+        raise UserError(
+            f"{file} is damaged ({error!r}). Write it again with `talker bundle`."
+        ) from error
     features = avatar.config.speech_features
     replay = Replay(
         folder=folder,
@@ -173,8 +180,8 @@ def load_subject(avatar: Path, data: Path | None) -> tuple[Avatar, Dataset]:
         return model, replay if data is None else avatar_dataset(data, model)
     if data is None:
         raise UserError(
-            f"{avatar}: expected a file that `talker bundle` writes. To use an avatar folder, also "
-            "give its dataset folder with `--data`"
+            f"{avatar} is not a file that `talker bundle` wrote. If it is an avatar "
+            "folder, also give its dataset folder with `--data`."
         )
     model = load_avatar(avatar)
     return model, avatar_dataset(data, model)

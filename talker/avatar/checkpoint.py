@@ -72,14 +72,14 @@ def load_checkpoint(path: Path, origin: Origin) -> dict[str, Any] | None:
         found = Origin(**state.pop("origin"))
     except Exception as error:  # torch raises many kinds of errors for foreign or damaged files
         logger.warning(
-            "%s: cannot be read as a checkpoint (%s); training starts from the beginning",
+            "%s cannot be read as a checkpoint (%s). Training starts from the beginning.",
             path,
             error,
         )
         return None
     if differences := origin.differences(found):
         logger.info(
-            "%s: the checkpoint was written with different %s; training starts from the beginning",
+            "The checkpoint %s was written with different %s. Training starts from the beginning.",
             path,
             " and different ".join(differences),
         )

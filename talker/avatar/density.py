@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from talker.core.config import AtLeast0, AtLeast1, NonNegative, Positive, validated
 
 SPLIT_SHRINK = 1.6
-"""Factor by which the two halves of a split Gaussian are smaller than the whole (3DGS)."""
+"""Factor by which the size of a Gaussian is divided when it is split in two (3DGS)."""
 
 
 @validated
@@ -71,7 +71,7 @@ class DensityControl:
             for name in ("gradients", "views")
         )
 
-    def watches(self, step: int) -> bool:
+    def accumulates_gradients(self, step: int) -> bool:
         """Return whether `observe` must be called for the images of `step`."""
         return self.config.start - self.config.every < step < self.config.stop
 
@@ -126,8 +126,8 @@ def densify(
 ) -> None:
     """Prune, clone and split Gaussians by their current parameters and mean gradients [G].
 
-    New Gaussians start with empty optimizer state. Where there would be more than `max_gaussians`,
-    those with the largest gradients are chosen.
+    New Gaussians start with an empty optimizer state. If there would be more than `max_gaussians`,
+    only the Gaussians with the largest gradients are cloned or split.
     """
     scales = params["scales"].exp()
     size = scales.amax(dim=-1)

@@ -1,4 +1,4 @@
-"""Head motion that does not come from speech: pose paths, blinks, and tracks read from files."""
+"""Generate or read the motion that speech does not determine: head poses and blinks."""
 
 import csv
 from pathlib import Path
@@ -113,8 +113,8 @@ def longest_stretch(dataset: Dataset) -> Int64[np.ndarray, "N"]:
     )
     if len(ids) == 0:
         raise UserError(
-            f"{dataset.folder}: no frame is valid, so there is no pose to render; run "
-            "`talker check` for the reasons"
+            f"{dataset.folder} has no valid frame, so there is no pose to render. Run "
+            "`talker check` to see why the frames are invalid."
         )
     if len(ids) > SHORT_STRETCH:
         speed = head_speed(dataset.viewmats[ids]) + dataset.eye[ids]
@@ -126,7 +126,8 @@ def longest_stretch(dataset: Dataset) -> Int64[np.ndarray, "N"]:
 def followed_path(dataset: Dataset, viewmats: Float[np.ndarray, "N 4 4"]) -> Int64[np.ndarray, "N"]:
     """Return frames whose recorded poses are close to given poses: [N, 4, 4] -> int64 [N].
 
-    Consecutive ones are neighbors in time unless a frame elsewhere is closer by `JUMP_DISTANCE`.
+    Consecutive frames of the result are neighbors in time, unless another frame is closer to the
+    given pose by more than `JUMP_DISTANCE`.
     """
     valid = np.flatnonzero(dataset.valid)
     recorded, given = _points(dataset.viewmats[valid]), _points(viewmats)
@@ -209,14 +210,15 @@ def pose_track(
         wrong = (ids < 0) | (ids >= dataset.frames) | (ids % 1 != 0)
         if wrong.any():
             raise UserError(
-                f"{path}: column 'frame': expected whole numbers from 0 to {dataset.frames - 1}, "
-                f"the frames of {dataset.folder}, found {ids[wrong][0]:g}"
+                f"{path} has the value {ids[wrong][0]:g} in the column 'frame'. The "
+                f"values must be whole numbers from 0 to {dataset.frames - 1}, which are "
+                f"the frames of {dataset.folder}."
             )
         return nearest_valid(ids.astype(np.int64), dataset.valid), None
     if not set(names) <= set(table):
         raise UserError(
-            f"{path}: expected a column 'frame', or the columns {' '.join(names)}, found "
-            f"{', '.join(table)}"
+            f"{path} has the columns {', '.join(table)}. It must have a column 'frame', "
+            f"or the columns {' '.join(names)}."
         )
     values = np.stack([table[name] for name in names], 1)
     viewmats = viewmats_from_pose(values[:, :3], values[:, 3:]).astype(np.float32)
@@ -230,7 +232,9 @@ def blink_track(path: Path, frames: int) -> Float32[np.ndarray, "{frames}"]:
         return np.clip(table["blink"], 0, 1).astype(np.float32)
     if "AU45_r" in table:
         return eye_closure(table["AU45_r"])
-    raise UserError(f"{path}: expected a column 'blink' or 'AU45_r', found {', '.join(table)}")
+    raise UserError(
+        f"{path} has the columns {', '.join(table)}. It must have a column 'blink' or 'AU45_r'."
+    )
 
 
 def expression_track(
@@ -241,8 +245,8 @@ def expression_track(
     names = [f"e{k}" for k in range(width)]
     if not set(names) & set(table):
         raise UserError(
-            f"{path}: expected one or more of the columns {', '.join(names)}, found "
-            f"{', '.join(table)}"
+            f"{path} has the columns {', '.join(table)}. It must have at least one of the "
+            f"columns {', '.join(names)}."
         )
     zeros = np.zeros(frames)
     return np.stack([table.get(name, zeros) for name in names], 1).astype(np.float32)
@@ -260,14 +264,14 @@ def read_track(path: Path, frames: int) -> dict[str, np.ndarray]:
     try:
         table = _read_npz(path) if path.suffix == ".npz" else _read_csv(path)
     except (OSError, ValueError, TypeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read as a table of numbers ({error})") from error
+        raise UserError(f"{path} cannot be read as a table of numbers ({error}).") from error
     if not table:
-        raise UserError(f"{path}: expected a header and a row for each frame, found an empty file")
+        raise UserError(f"{path} is empty. It must have a header and one row for each frame.")
     for name, column in table.items():
         if len(column) < frames or not np.isfinite(column[:frames]).all():
             raise UserError(
-                f"{path}: column '{name}': expected a number for each of {frames} frames, found "
-                f"{int(np.isfinite(column).sum())} numbers"
+                f"{path} must have a number for each of the {frames} frames in the column "
+                f"'{name}', but it has {int(np.isfinite(column).sum())}."
             )
     return {name: column[:frames] for name, column in table.items()}
 
@@ -275,7 +279,7 @@ def read_track(path: Path, frames: int) -> dict[str, np.ndarray]:
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     arrays = load_arrays(path)
     if any(column.ndim != 1 for column in arrays.values()):
-        raise ValueError("expected arrays with one dimension")
+        raise ValueError("each array must have one dimension")
     return {name: column.astype(float, casting="same_kind") for name, column in arrays.items()}
 
 
@@ -285,7 +289,7 @@ def _read_csv(path: Path) -> dict[str, np.ndarray]:
         names = [name.strip() for name in next(rows, [])]
         values = [[float(value) for value in row] for row in rows if row]
     if any(len(row) != len(names) for row in values):
-        raise ValueError("rows of different lengths")
+        raise ValueError("the rows have different lengths")
     columns = np.array(values, float).reshape(len(values), len(names)).T
     return dict(zip(names, columns, strict=True))
 

@@ -26,8 +26,9 @@ fully, and with a factor of 1 its lips would stay slightly apart in silence."""
 SILENCE_WEIGHT = 1.0
 """Weight of silence in the fit, relative to the weight of all training frames."""
 PRIOR_WIDTH = 5.0
-"""Standard deviation in slots (20 ms each) of the Gaussian that the expected magnitude of the
-weights follows as a function of the distance from the center of the window."""
+"""Width of the prior on the weights, in slots of 20 ms. The expected magnitude of a weight falls
+with the distance of its slot from the center of the window, like a Gaussian with this standard
+deviation."""
 STRENGTHS = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10_000.0)
 """Regularization strengths of the ridge regression that cross-validation chooses from."""
 MAX_GAIN = 1.5

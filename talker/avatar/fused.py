@@ -11,9 +11,9 @@ from talker.avatar.blocks import TokenAttention
 from talker.avatar.gaussians import Gaussians
 
 GEOMETRY = 16
-"""Columns of mean (3), quaternion (4), scale (3) and opacity (1), padded."""
+"""Number of columns for mean (3), quaternion (4), scale (3) and opacity (1), with padding."""
 HARMONICS = 16
-"""Columns of the spherical harmonics of one color channel, padded."""
+"""Number of columns for the spherical harmonics of one color channel, with padding."""
 
 
 class Weights(NamedTuple):

@@ -162,7 +162,7 @@ def sh_basis(directions: Float[Tensor, "*N 3"], count: int) -> Float[Tensor, "*N
     P.-P. Sloan, "Efficient Spherical Harmonic Evaluation", JCGT 2013.
     """
     if count not in (1, 4, 9, 16):
-        raise ValueError(f"expected 1, 4, 9 or 16 coefficients, got {count}")
+        raise ValueError(f"The number of coefficients must be 1, 4, 9 or 16, not {count}.")
     x, y, z = directions.unbind(dim=-1)
     values = [torch.full_like(x, C0)]
     if count > 1:

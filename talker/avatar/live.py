@@ -1,8 +1,8 @@
 """Render a few frames at a time with low latency.
 
-What is the same for all frames is computed once. On a GPU the network is replayed as a CUDA graph,
-because Python takes longer to launch its hundred kernels than the GPU takes to run them for a
-single frame.
+Values that are the same for all frames are computed once. On a GPU, the network runs as a CUDA
+graph, because Python takes longer to launch its hundred kernels than the GPU takes to run them for
+a single frame.
 """
 
 from functools import partial

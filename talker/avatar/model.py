@@ -31,7 +31,7 @@ from talker.data.layout import Folder
 from talker.errors import UserError
 
 FORMAT_VERSION = 2
-"""Version of the avatar format, stored in config.json; other versions are refused by number."""
+"""Version of the avatar format, stored in config.json. Avatars of another version are refused."""
 EYE_SCALE = 4.0
 """Factor by which the eye closure (0..1) is multiplied at the input of the network. A blink is then
 about as large as the other conditions, which are standardized; unscaled, small avatars never learn
@@ -267,8 +267,8 @@ class Avatar(nn.Module):
             values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError, SafetensorError) as error:
             raise UserError(
-                f"{folder}: cannot be read as an avatar ({error}); expected the folder that "
-                "`talker train` writes"
+                f"{folder} cannot be read as an avatar ({error}). Give a folder that "
+                "`talker train` wrote."
             ) from error
         config = _read_config(values, folder / "config.json")
         names = (item.name for item in dataclasses.fields(Gaussians))
@@ -278,8 +278,8 @@ class Avatar(nn.Module):
             avatar.load_state_dict(state)
         except (KeyError, RuntimeError) as error:
             raise UserError(
-                f"{folder}: weights.safetensors does not hold the network that config.json "
-                f"describes ({error}); use both files of the same training"
+                f"{folder} contains a weights.safetensors that does not belong to its "
+                f"config.json ({error}). Use both files of the same training."
             ) from error
         return avatar.to(device).eval()
 
@@ -287,13 +287,15 @@ class Avatar(nn.Module):
 def _read_config(values: object, path: Folder) -> AvatarConfig:
     """Return the content of a config.json; UserError if it is of another format version."""
     if not isinstance(values, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(values).__name__}")
+        raise UserError(
+            f"{path} contains a {type(values).__name__}. It must contain a JSON object."
+        )
     version = values.pop("format_version", 1)
     if version != FORMAT_VERSION:
         raise UserError(
-            f"{path}: the avatar has format version {version}, but this version of talker reads "
-            f"version {FORMAT_VERSION}; train the avatar again with `talker train`, or use the "
-            "version of talker that wrote it"
+            f"{path} has format version {version}, but this version of talker reads "
+            f"version {FORMAT_VERSION}. Train the avatar again with `talker train`, or "
+            "use the version of talker that wrote it."
         )
     return from_mapping(AvatarConfig, values, str(path))
 

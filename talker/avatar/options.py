@@ -88,16 +88,17 @@ class Config:
     """Maximum number of times that the deformation stage uses each frame. On short clips, this ends
     the stage early."""
     pose_noise: NonNegative = 1.0
-    """Noise on the pose token, in standard deviations of the poses. Without it the network
-    recognizes training frames by their pose, and the mouth follows the head instead of the
-    speech."""
+    """Standard deviation of the noise that is added to the pose token during training, relative to
+    the standard deviation of the poses. Without this noise, the network recognizes training frames
+    by their pose, and the mouth follows the head instead of the speech."""
     speech_noise: NonNegative = 0.1
-    """Noise on the speech features, which have unit variance."""
+    """Standard deviation of the noise that is added to the speech features during training. The
+    features have unit variance."""
     mouth_amplitude: Fraction = 0.5
-    """Degree to which the amplitude of the predicted expression is restored, because a regression
-    predicts less motion than the recording has. 0 keeps the prediction with the smallest error. 1
-    amplifies it to the amplitude of the recording, which costs about 0.5 dB of PSNR around the
-    mouth."""
+    """How much the predicted expression is amplified, because a regression predicts less motion
+    than the recording contains. 0 keeps the prediction, which has the smallest error. 1 amplifies
+    it to the amplitude of the recording, which reduces the PSNR around the mouth by about 0.5
+    dB."""
     expression_share: Fraction = 0.5
     """Fraction of the training frames that are driven by the tracked expression instead of the one
     predicted from speech. The tracked expression determines the mouth fully, so the network does
@@ -117,4 +118,4 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.features % self.heads:
-            raise ValueError(f"heads: {self.heads} does not divide features: {self.features}")
+            raise ValueError(f"heads ({self.heads}) must divide features ({self.features})")

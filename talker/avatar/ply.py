@@ -72,8 +72,8 @@ def load_ply(path: Path) -> dict[str, np.ndarray]:
     count = len(body) // (4 * len(FIELDS))
     if head + end != _header(count) or len(body) != 4 * len(FIELDS) * count:
         raise UserError(
-            f"{path}: expected a binary PLY with the {len(FIELDS)} float fields of 3D Gaussian "
-            "splatting, x to rot_3; found another header or size"
+            f"{path} is not a binary PLY file with the {len(FIELDS)} float fields of 3D "
+            "Gaussian splatting (x to rot_3), or its size does not match its header."
         )
     table = np.frombuffer(body, "<f4").reshape(count, len(FIELDS))
     means, _, constant, rest, opacities, scales, quats = np.split(

@@ -71,7 +71,9 @@ def rasterize(
     """
     tensors = (*splats, viewmats, Ks)
     if any(tensor.dtype != torch.float32 for tensor in tensors):
-        raise TypeError(f"expected float32 tensors, got {[str(t.dtype) for t in tensors]}")
+        raise TypeError(
+            f"All tensors must be float32, but their types are {[str(t.dtype) for t in tensors]}."
+        )
     backend = _rasterize_gsplat if viewmats.is_cuda else _rasterize_cpu
     return backend(*splats, viewmats, Ks, width, height)
 

@@ -82,9 +82,9 @@ def avatar_dataset(folder: Path, avatar: Avatar) -> Dataset:
     dataset = Dataset.load(folder, config.image_size, config.encoder)
     if (found := dataset.speech.shape[-1]) != config.speech_features:
         raise UserError(
-            f"{folder}: expected speech features ({config.encoder}) with "
-            f"{config.speech_features} channels, with which the avatar was trained, found {found}; "
-            "run `talker speech` with the options used for training, or train the avatar again"
+            f"The avatar was trained on speech features ({config.encoder}) with "
+            f"{config.speech_features} channels, but {folder} has {found}. Run `talker "
+            "speech` with the options used for training, or train the avatar again."
         )
     return dataset
 

@@ -1,4 +1,4 @@
-"""The training loop: a canonical stage that fits one head, a deformation stage that makes it talk.
+"""Train an avatar: the canonical stage fits one head, the deformation stage fits its motion.
 
 The order of the stages and the losses follow GaussianTalker (ACM MM 2024). A stopped run continues
 from its last checkpoint and gives the same result.
@@ -69,7 +69,7 @@ class Conditions(NamedTuple):
 
 
 class DeformationModule(nn.Module):
-    """The network of the deformation stage as a function of tensors only, as CUDA graphs need it.
+    """The network of the deformation stage as a function of tensors, which CUDA graphs require.
 
     It maps the fields of `Conditions` and viewmats [B, 4, 4] to the fields of `Splats`.
     """
@@ -238,7 +238,7 @@ class Trainer:
     def _capture_graph(self, rows: Tensor, conditions: Conditions) -> None:
         """Replay the network as a CUDA graph from now on.
 
-        Launching its hundreds of small kernels one by one takes Python longer than the GPU needs.
+        Python takes longer to launch its hundreds of small kernels than the GPU takes to run them.
         """
         # This warning is expected, because the capture uses its own stream, and it is harmless.
         warnings.filterwarnings("ignore", "The AccumulateGrad node's stream")
@@ -285,7 +285,7 @@ class Trainer:
             parameter.grad = gradient
         self._decay_rates()
         self.optimizer.step()
-        if canonical and self.density.watches(self.step):
+        if canonical and self.density.accumulates_gradients(self.step):
             for gradients, _, rendered in done:
                 self.density.observe(gradients[-1], rendered.radii, *subset.size, len(rows))
             self.density.step(self.avatar.canonical, self.optimizer, self.step, self._generator())
@@ -298,9 +298,10 @@ class Trainer:
         """Raise UserError if a gradient of any previous step was not finite."""
         if self.diverged:
             raise UserError(
-                f"training had diverged by step {self.step} of the {self.stage} stage: a gradient "
-                "is not finite. The last checkpoint was written before this. Lower the learning "
-                "rates, or look for invalid values in the dataset with `talker check`"
+                f"Training had diverged by step {self.step} of the {self.stage} stage: a "
+                "gradient is not finite. The last checkpoint was written before that "
+                "step. Lower the learning rates, or look for invalid values in the "
+                "dataset with `talker check`."
             )
 
     def state(self) -> dict[str, Any]:
@@ -449,8 +450,8 @@ def _begin(trainer: Trainer, state: dict[str, Any] | None) -> None:
         trainer.config.mouth_amplitude,
     )
     logger.info(
-        "Speech predicts the expression with a correlation of %.2f on held-out stretches "
-        "(ridge strength %g).",
+        "Ridge regression from speech predicts the expression with a correlation of %.2f "
+        "on held-out parts of the training frames (ridge strength: %g).",
         correlation,
         strength,
     )
@@ -460,7 +461,7 @@ def _begin(trainer: Trainer, state: dict[str, Any] | None) -> None:
 def _stop_signals() -> Iterator[list[signal.Signals]]:
     """Collect SIGINT and SIGTERM instead of stopping; the second one stops at once.
 
-    Python delivers signals to the main thread only; in other threads nothing is collected.
+    Python delivers signals only to the main thread, so this has no effect in other threads.
     """
     received: list[signal.Signals] = []
     if threading.current_thread() is not threading.main_thread():
@@ -483,8 +484,8 @@ def _stop_signals() -> Iterator[list[signal.Signals]]:
 def _stop(trainer: Trainer, checkpoint: Path, received: signal.Signals) -> None:
     """Log how to continue the run, and exit as if the signal had ended the process."""
     logger.info(
-        "Training stopped at step %d of %d of the %s stage. The checkpoint %s holds the state; "
-        "run the same command again to continue.",
+        "Training stopped at step %d of %d of the %s stage. The checkpoint %s contains "
+        "its state. Run the same command again to continue.",
         *(trainer.step, trainer.stage_steps, trainer.stage, checkpoint),
     )
     if received == signal.SIGTERM:

@@ -184,8 +184,8 @@ def training_set(data: Dataset, device: torch.device) -> TrainingSet:
         covered = masks.any(0)
         if not covered.any():
             raise UserError(
-                f"{data.folder}: no mask of a training frame (parsing/*.png) has head pixels; run "
-                "`talker parsing` again"
+                f"{data.folder} has no training frame whose mask (parsing/*.png) has head "
+                "pixels. Run `talker parsing` again."
             )
         x0, y0, x1, y1 = crop_box(covered)
         height, width = y1 - y0, x1 - x0

@@ -45,9 +45,11 @@ def measure(
     """
     file = require_weights(options.weights, "blendshapes", PUBLISHED)
     if images is None:
-        raise UserError("images: the backend 'blendshapes' needs the folder of the frames")
+        raise UserError(
+            "The backend 'blendshapes' needs the folder of the frames. Give it with `--images`."
+        )
     if not zipfile.is_zipfile(file):
-        raise wrong_weights(file, "not a complete task file", PUBLISHED)
+        raise wrong_weights(file, "it is not a complete task file", PUBLISHED)
     try:
         shapes = predict_blendshapes(read_numbered(images, clip), file)
     except (RuntimeError, ValueError) as error:
@@ -63,6 +65,6 @@ def closure(shapes: list[dict[str, float] | None], images: Path) -> np.ndarray:
     """
     known = [i for i, each in enumerate(shapes) if each is not None]
     if not known:
-        raise UserError(f"{images}: no face was found in any frame")
+        raise UserError(f"{images} contains no frame in which a face was detected.")
     values = [np.mean([each[eye] for eye in EYES]) for each in shapes if each is not None]
     return AU45_CLOSED * np.interp(np.arange(len(shapes)), known, values)

@@ -19,9 +19,9 @@ def require_table(path: str | None, backend: str, program: str) -> Path:
         UserError: the option is not set or the file is missing.
     """
     if not path or not Path(path).is_file():
-        found = f"table: {path}: missing" if path else "table: not set"
+        found = f"The table {path} does not exist." if path else "The option `table` is not set."
         raise UserError(
-            f"{found}; the backend '{backend}' reads the csv file that {program} writes"
+            f"{found} The backend '{backend}' reads the csv file that {program} writes."
         )
     return Path(path)
 
@@ -34,7 +34,9 @@ def column(path: Path, table: dict[str, list[str]], name: str, low: float, high:
     """
     if name not in table:
         raise UserError(
-            f"{path}: expected a column {name}, found {', '.join(list(table)[:8]) or 'nothing'} ..."
+            f"{path} has no column {name}. Its first columns are: "
+            f"{', '.join(list(table)[:8]) or 'none'}. Give a table that was written by "
+            "OpenFace or py-feat."
         )
     return numbers(path, name, table[name], low, high)
 
@@ -54,7 +56,7 @@ def resample(
     """Interpolate values [R] at increasing times [R] (seconds) at the frames of the clip: [T].
 
     Args:
-        path: the table, which error messages name.
+        path: path of the table, for error messages.
         clip: the clip.
         times: time of each row since the first picture of the video.
         values: value of each row.
@@ -65,15 +67,19 @@ def resample(
             the clip.
     """
     if not good.any():
-        raise UserError(f"{path}: expected rows with a detected face for most frames, found none")
+        raise UserError(
+            f"{path} has too few rows with a detected face. It must have one for most frames."
+        )
     if (np.diff(times) <= 0).any():
         row = int(np.flatnonzero(np.diff(times) <= 0)[0]) + 1
-        raise UserError(f"{path}: the time of row {row} is not later than that of the previous row")
+        raise UserError(
+            f"{path} has a time in row {row} that is not later than that of the previous row."
+        )
     period = float(np.median(np.diff(times))) if len(times) > 1 else 1 / FPS
     end, expected = times[-1] + period, clip.frames / FPS
     if times[0] > TOLERANCE or abs(end - expected) > TOLERANCE:
         raise UserError(
-            f"{path}: its {len(times)} rows cover {times[0]:.2f} to {end:.2f} s, expected 0 to "
-            f"{expected:.2f} s, the duration of the clip; run the program on the same video"
+            f"{path} has {len(times)} rows, from {times[0]:.2f} to {end:.2f} s, but the "
+            f"clip lasts from 0 to {expected:.2f} s. Run the program on the same video."
         )
     return np.interp(np.arange(clip.frames) / FPS, times[good], values[good])

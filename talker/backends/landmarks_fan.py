@@ -78,7 +78,7 @@ def load(weights: str | None) -> torch.nn.Module:
         from face_alignment.models import FAN  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(
-            "the backend 'fan' needs the package face-alignment: run `pip install face-alignment`"
+            "The backend 'fan' needs the package face-alignment. Run `pip install face-alignment`."
         ) from error
     return load_state(FAN(4), file, PUBLISHED)
 

@@ -1,9 +1,8 @@
-"""Parsing by colors: a person network finds the silhouette, a color model divides it.
+"""Parsing by colors: a network detects the person, and a color model separates the parts.
 
-Inside the silhouette a mixture model of this very video decides: one color histogram and one
-spatial prior (which moves with the head) for each of hair, face, neck and clothes, learned from the
-video itself by expectation maximization. The face oval and the jaw of the mesh are known to be face
-and neck.
+The pixels of the person are classified as hair, face, neck or clothes by a mixture model, which is
+fitted to each video by expectation maximization. For each class, the model has a color histogram
+and a spatial prior that moves with the head. The mesh shows where the face is.
 """
 
 from collections.abc import Iterable, Iterator
@@ -269,8 +268,8 @@ def posterior(model: Model, image: np.ndarray, person: np.ndarray, pose: Pose) -
 def _hanging(person: np.ndarray) -> np.ndarray:
     """Return which pixels have background somewhere below them, bool [h, w].
 
-    Hair hangs above background, clothes do not. Rows without any person pixel are ignored, because
-    a caption may cover them.
+    There may be background below hair, but not below clothes. Rows without any person pixel are
+    ignored, because a caption may cover them.
     """
     gap = (person < 0.1) & (person > 0.5).any(1, keepdims=True)
     return np.logical_or.accumulate(gap[::-1])[::-1]
@@ -381,7 +380,7 @@ def _parts(region: np.ndarray, enough: float = 1.0, at_the_bottom: bool = False)
 def _starts_at_mouth(hair: np.ndarray, face: np.ndarray) -> np.ndarray:
     """Return the connected parts of `hair` whose top is below the mouth of `face`, bool [H, W].
 
-    Locks hang from above, so such a part is a dark collar that touches the cheek.
+    Hair hangs down from above, so such a part is probably a dark collar that touches the cheek.
     """
     _, parts, statistics, _ = cv2.connectedComponentsWithStats(hair.astype(np.uint8))
     rows = np.flatnonzero(face.any(1))

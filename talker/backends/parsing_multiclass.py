@@ -54,7 +54,7 @@ def parse(clip: Clip, images: Path, points: np.ndarray, options: Options) -> Ite
     file = require_weights(options.weights, "multiclass", PUBLISHED)
     with file.open("rb") as stream:
         if stream.read(8)[4:] != b"TFL3":
-            raise wrong_weights(file, "not a TensorFlow Lite model", PUBLISHED)
+            raise wrong_weights(file, "it is not a TensorFlow Lite model", PUBLISHED)
     try:
         predicted = segment_classes(read_numbered(images, clip), file)
     except (RuntimeError, ValueError) as error:
@@ -63,7 +63,7 @@ def parse(clip: Clip, images: Path, points: np.ndarray, options: Options) -> Ite
     def masks() -> Iterator[np.ndarray]:
         for probabilities, mesh in zip(predicted, points, strict=True):
             if len(probabilities) != OTHERS + 1:
-                reason = f"{len(probabilities)} classes, expected {OTHERS + 1}"
+                reason = f"it has {len(probabilities)} classes, not {OTHERS + 1}"
                 raise wrong_weights(file, reason, PUBLISHED)
             yield merge_classes(probabilities.argmax(0), mesh)
 

@@ -17,7 +17,7 @@ def load_state(network: torch.nn.Module, file: Path, weights: Weights) -> torch.
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
-            raise ValueError(f"expected a state dict, found {type(state).__name__}")
+            raise ValueError(f"the file contains a {type(state).__name__} instead of a state dict")
         state = {key.removeprefix("module."): value for key, value in state.items()}
         network.load_state_dict(state)
     except Exception as error:  # torch raises many kinds for damaged files

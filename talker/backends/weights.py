@@ -1,4 +1,4 @@
-"""Require the files that a backend needs: networks, tables and head models."""
+"""Check that the files that a backend needs exist: networks, tables and head models."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -35,20 +35,25 @@ def require_weights(path: str | None, backend: str, weights: Weights) -> Path:
     """
     file = Path(path) if path else location(weights)
     if not file.is_file():
-        found = f"{file}: missing" if path else f"weights: not set, and {file} does not exist"
-        raise UserError(f"{found}; the backend '{backend}' needs it: {weights.hint()}")
+        unset = "" if path else "the option `weights` is not set, and "
+        raise UserError(
+            f"The backend '{backend}' needs {weights.name}, but {unset}{file} does not exist. "
+            f"To obtain it, {weights.hint()}."
+        )
     size, expected = file.stat().st_size, weights.size
     if file.name == weights.name and expected is not None and size < expected:
         raise UserError(
-            f"{file}: has {size:,} bytes, expected {expected:,}; the download was probably "
-            f"interrupted: {weights.hint()}"
+            f"{file} has {size:,} bytes instead of {expected:,}, probably because the download was "
+            f"interrupted. To obtain it again, {weights.hint()}."
         )
     return file
 
 
 def wrong_weights(file: Path, reason: str, weights: Weights) -> UserError:
     """Return the error of a file that does not hold the expected network."""
-    return UserError(f"{file}: does not hold {weights.name} ({reason}); {weights.hint()}")
+    return UserError(
+        f"{file} does not contain {weights.name} ({reason}). To obtain it, {weights.hint()}."
+    )
 
 
 def missing_file(stage: str, options: Mapping[str, Any]) -> str | None:
@@ -76,9 +81,11 @@ def missing_file(stage: str, options: Mapping[str, Any]) -> str | None:
         except UserError as error:
             return f"{stage}: {error}"
     elif not path or not Path(path).exists():
-        found = f"{path}: missing" if path else "not set"
-        where = WEIGHTS[name].hint() if name in WEIGHTS else "see docs/backends.md"
-        return f"{stage}: {key}: {found}; {option} '{name}' needs it: {where}"
+        found = f"{path} does not exist" if path else "it is not set"
+        where = (
+            f"To obtain it, {WEIGHTS[name].hint()}." if name in WEIGHTS else "See docs/backends.md."
+        )
+        return f"{stage}: The {option} '{name}' needs the option `{key}`, but {found}. {where}"
     return None
 
 
@@ -88,10 +95,13 @@ def _missing_metric_files(options: Mapping[str, Any]) -> Iterator[str]:
         path = options.get(option)
         file = location(WEIGHTS[option]) if path == "published" else Path(path or ".")
         if not file.exists():
-            yield f"evaluate: {option}: {file}: missing; {WEIGHTS[option].hint()}"
+            yield (
+                f"evaluate: The option `{option}` needs {file}, which does not exist. To obtain "
+                f"it, {WEIGHTS[option].hint()}."
+            )
     detector = options.get("second_detector", "none")
     if FILES.get(("landmarks", detector)) == "weights":
         try:
             require_weights(options.get("second_detector_weights"), detector, WEIGHTS[detector])
         except UserError as error:
-            yield f"evaluate: second_detector_{error}"
+            yield f"evaluate: second_detector: {error}"

@@ -1,6 +1,6 @@
 """Read the tables of subjects and speeches, and report the outcome of a run with many subjects.
 
-The workflow imports this module at every start, so it imports nothing slow.
+The workflow imports this module at every start, so it only imports modules that load fast.
 """
 
 import csv
@@ -95,7 +95,7 @@ def read_subjects(table: Path, schema: Schema, options: Schema) -> dict[str, Sub
         row_errors += schema_errors(row, schema, where)
         row_errors += schema_errors(overrides, options, where)
         if row.get("subject") in subjects:
-            row_errors.append(f"{where}: subject '{row['subject']}' already has a row above")
+            row_errors.append(f"{where}: The subject '{row['subject']}' already has a row above.")
         if not row_errors:
             subjects[row["subject"]] = SubjectRow(row["video"], overrides)
         errors += row_errors
@@ -127,11 +127,11 @@ def read_speeches(table: Path, schema: Schema, subjects: Iterable[str]) -> dict[
         names = {name.strip() for name in (row.get("subjects") or "").split(",") if name.strip()}
         row_errors = schema_errors(row, schema, where)
         row_errors += [
-            f"{where}: subjects: '{name}' is not in the table of subjects"
+            f"{where}: The subject '{name}' is not in the table of subjects."
             for name in sorted(names - known)
         ]
         if row.get("speech") in speeches:
-            row_errors.append(f"{where}: speech '{row['speech']}' already has a row above")
+            row_errors.append(f"{where}: The speech '{row['speech']}' already has a row above.")
         if not row_errors:
             speeches[row["speech"]] = SpeechRow(row["file"], frozenset(names) or None)
         errors += row_errors
@@ -143,14 +143,16 @@ def _rows(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the place of each row, such as "subjects.tsv, line 2", and its cells by column."""
     try:
         with open(table, newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file, delimiter="\t", restkey="cells without a column")
+            rows = csv.DictReader(
+                file, delimiter="\t", restkey="row with more cells than the header has columns"
+            )
             for row in rows:
                 yield f"{table}, line {rows.line_num}", row
     except OSError as error:
-        raise UserError(f"{table}: cannot be read ({error.strerror})") from error
+        raise UserError(f"{table} cannot be read ({error.strerror}).") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(
-            f"{table}: expected UTF-8 text with tabs between the cells ({error})"
+            f"{table} must be UTF-8 text with tabs between the cells ({error})."
         ) from error
 
 
@@ -170,14 +172,14 @@ def _set_nested(options: dict[str, Any], keys: Sequence[str], cell: str, where: 
     try:
         value = yaml.safe_load(cell)
     except yaml.YAMLError:
-        return [f"{where}: '{cell}' is not valid YAML"]
+        return [f"{where}: '{cell}' is not valid YAML."]
     *groups, last = keys
     for key in groups:
         options = options.setdefault(key, {})
         if not isinstance(options, dict):
-            return [f"{where}: another column sets the whole group '{key}'"]
+            return [f"{where}: Another column already sets the whole group '{key}'."]
     if last in options:
-        return [f"{where}: another column sets a part of this group"]
+        return [f"{where}: Another column already sets a part of this group."]
     options[last] = value
     return []
 
@@ -204,19 +206,20 @@ class Failure:
 BLOCK = re.compile(
     r"^( *)Error in rule (?P<rule>\w+)\b.*\n(?P<text>(?:\1 +.*\n|\n)*)", re.MULTILINE
 )
-"""A failed job in Snakemake's own log; every job of a failed group has one."""
+"""Pattern of the block for a failed job in Snakemake's log. Each job of a failed group has one."""
 LOG = re.compile(r"^ +log: (.+?)(?: \(check log file.*)?$", re.MULTILINE)
-"""The log file in such a block."""
+"""Pattern of the log file in such a block."""
 OUTPUT = re.compile(r"^ +output: (.+)$", re.MULTILINE)
-"""The outputs in such a block."""
+"""Pattern of the outputs in such a block."""
 STATUS = re.compile(r"SLURM status is: '(\w+)'")
-"""The state of a Slurm job in such a block."""
+"""Pattern of the state of a Slurm job in such a block."""
 MESSAGE = re.compile(
     r"^(talker \w+: error: .*(?:\n  .*)*"
     r"|[\w.]*(?:[Ee]rror|Exception)(?:: .*)?|.*: command not found)$",
     re.MULTILINE,
 )
-"""An error message in the log of a job; a message of `talker` continues on indented lines."""
+"""Pattern of an error message in the log of a job. A message of `talker` continues on indented
+lines."""
 
 
 def failures(text: str) -> list[Failure]:

@@ -88,14 +88,17 @@ def boundary(stage: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        _exit(f"talker {stage}: interrupted", 130)
+        _exit(f"talker {stage}: Interrupted by the user (SIGINT).", 130)
     except Terminated:
-        _exit(f"talker {stage}: terminated by SIGTERM", 143)
+        _exit(f"talker {stage}: Terminated by another program (SIGTERM).", 143)
     except BrokenPipeError as error:
         # Python would fail again when it flushes the closed pipe at exit.
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(f"talker {stage}: error: {error.filename or 'standard output'}: closed")
+        sys.exit(
+            f"talker {stage}: error: The reader of {error.filename or 'the standard output'} "
+            "closed it before all output was written."
+        )
     except Exception as error:
         sys.exit(f"talker {stage}: error: {explain(error, stage) or _report_bug(error, stage)}")
     finally:

@@ -20,12 +20,13 @@ def read_verified(path: Path, sha256: str) -> bytes:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        raise UserError(f"{path} cannot be read ({error.strerror}).") from error
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
         raise UserError(
-            f"{path}: expected the SHA-256 checksum '{sha256}', found {found}. Download the file "
-            "again, or give the checksum of the file that you want to use."
+            f"{path} has the SHA-256 checksum {found}, but the configuration gives "
+            f"'{sha256}'. Download the file again, or give the checksum of the file that "
+            "you want to use."
         )
     return content
 
@@ -42,4 +43,4 @@ def load_torchscript(path: Path, sha256: str) -> "ScriptModule":
     try:
         return torch.jit.load(content, map_location="cpu").eval()
     except RuntimeError as error:
-        raise UserError(f"{path}: is not a TorchScript module ({error})") from error
+        raise UserError(f"{path} is not a TorchScript module ({error}).") from error

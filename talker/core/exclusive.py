@@ -55,7 +55,7 @@ def exclusive(outputs: Sequence[Path], work: str, inputs: Sequence[Path] = ()) -
             and all(path.exists() for path in outputs)
             and _newest(inputs) + TIMESTAMP_RESOLUTION <= float(started.split()[0])
         ):
-            logger.info("%s: already written by the other process", outputs[0])
+            logger.info("%s was already written by the other process.", outputs[0])
             yield False
             return
         _record(journal, "start", work)
@@ -76,11 +76,13 @@ def _refuse_foreign(outputs: Sequence[Path]) -> None:
     for path in outputs:
         if path.is_dir() and any(path.iterdir()):
             raise UserError(
-                f"{path}: this folder contains files, which would be lost. Choose another folder, "
-                "or remove this one."
+                f"{path} is a folder that contains files, which would be lost. Choose another "
+                "folder, or remove this one."
             )
         if path.is_file() and not path.suffix:
-            raise UserError(f"{path}: expected the path of a folder to create, found a file")
+            raise UserError(
+                f"{path} is a file, but a folder with this name is needed. Choose another path."
+            )
 
 
 def _newest(inputs: Sequence[Path]) -> float:

@@ -68,14 +68,14 @@ def file_lock(target: Path) -> Iterator[tuple[TextIO, bool]]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             waited = True
-            logger.info("%s: waiting for another process that is writing it", target)
+            logger.info("Waiting for another process that is writing %s.", target)
             fcntl.flock(handle, fcntl.LOCK_EX)
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
             logger.warning(
-                "%s: this file system does not support file locks (%s). Continuing without a lock: "
-                "do not start two runs of the same subject at once.",
+                "The file system of %s does not support file locks (%s). Continuing "
+                "without a lock: do not start two runs of the same subject at once.",
                 target.parent,
                 error.strerror,
             )
@@ -90,8 +90,9 @@ def _create_shared(path: Path) -> None:
         if not path.exists():
             raise
         raise UserError(
-            f"{path}: this lock file belongs to another user and is not writable. Ask its owner to "
-            "run `chmod g+w` on it, or delete it while no job is running."
+            f"{path} is a lock file that belongs to another user, and you may not write "
+            "to it. Ask its owner to run `chmod g+w` on it, or delete it while no job is "
+            "running."
         ) from error
     with suppress(PermissionError):  # only its owner may change the mode
         path.chmod(path.parent.stat().st_mode & 0o666)

@@ -64,15 +64,19 @@ def require_usable_gpu() -> None:
         require_gsplat()
         return
     if torch.version.cuda is None:
-        reason = f"torch {torch.__version__} was built without CUDA"
-        remedy = "Install a CUDA build of torch (https://pytorch.org/get-started)"
+        reason = f"The installed torch {torch.__version__} was built without CUDA."
+        remedy = "Install a build of torch with CUDA (https://pytorch.org/get-started)"
     else:
-        reason = f"torch {torch.__version__} needs a driver for CUDA {torch.version.cuda}"
+        reason = (
+            f"The installed torch {torch.__version__} needs an NVIDIA driver that supports "
+            f"CUDA {torch.version.cuda}."
+        )
         remedy = "Update the NVIDIA driver"
     raise UserError(
-        f"nvidia-smi lists {len(gpus)} GPU{'s' if len(gpus) > 1 else ''}, but torch cannot use "
-        f"{'them' if len(gpus) > 1 else 'it'}: {reason}. {remedy}, or compute on the CPU: set "
-        f"`{VISIBLE}=` (empty), and preset=draft in the workflow."
+        f"This machine has {len(gpus)} NVIDIA GPU{'s' if len(gpus) > 1 else ''}, but "
+        f"torch cannot use {'them' if len(gpus) > 1 else 'it'}. {reason} {remedy}. To "
+        f"compute on the CPU instead, set the environment variable `{VISIBLE}=` (empty), "
+        "and use preset=draft in the workflow."
     )
 
 
@@ -84,7 +88,9 @@ def jobs_per_gpu() -> int:
     """
     text = os.environ.get(JOBS_PER_GPU, "1")
     if not text.isdecimal() or int(text) < 1:
-        raise UserError(f"{JOBS_PER_GPU}: expected a positive integer, found '{text}'")
+        raise UserError(
+            f"The environment variable {JOBS_PER_GPU} is '{text}'. It must be a positive integer."
+        )
     return int(text)
 
 
@@ -108,7 +114,7 @@ def gpu_slot(folder: Path | None = None) -> Iterator[str | None]:
     gpus = visible_gpus()
     if not gpus or (VISIBLE in os.environ and len(gpus) == 1):
         if gpus:
-            logger.info("GPU %s on %s (assigned)", gpus[0], socket.gethostname())
+            logger.info("Using the assigned GPU %s on %s.", gpus[0], socket.gethostname())
         yield None
         return
     folder = folder or Path(tempfile.gettempdir(), "talker-gpus")
@@ -119,13 +125,13 @@ def gpu_slot(folder: Path | None = None) -> Iterator[str | None]:
     with ExitStack() as stack:
         gpu = _take(folder, slots, stack)
         if gpu is None:
-            logger.info("waiting: all %d GPU slots are taken", len(slots))
+            logger.info("Waiting, because all %d GPU slots are taken.", len(slots))
         while gpu is None:
             time.sleep(SECONDS_BETWEEN_TRIES)
             gpu = _take(folder, slots, stack)
         before = os.environ.get(VISIBLE)
         os.environ[VISIBLE] = gpu
-        logger.info("GPU %s on %s", gpu, socket.gethostname())
+        logger.info("Using GPU %s on %s.", gpu, socket.gethostname())
         try:
             yield gpu
         finally:
@@ -150,8 +156,9 @@ def _take(folder: Path, slots: list[tuple[int, str]], stack: ExitStack) -> str |
         except OSError as error:
             os.close(descriptor)
             raise UserError(
-                f"{folder}: this file system does not support file locks ({error.strerror}). Set "
-                f"TMPDIR to a folder on a local disk, or {VISIBLE} to a single GPU."
+                f"The file system of {folder} does not support file locks "
+                f"({error.strerror}). Set TMPDIR to a folder on a local disk, or "
+                f"{VISIBLE} to a single GPU."
             ) from error
         stack.callback(os.close, descriptor)
         return gpu

@@ -1,8 +1,8 @@
-"""Tell the files that talker wrote from those of the user, which are never replaced or deleted.
+"""Distinguish files that talker wrote from those of the user, which are never replaced or deleted.
 
-An output without a manifest (`talker.core.files`), or with different content, is the user's: it was
-copied there, edited, or written by another program. The workflow reads the manifests at every
-start, so this module imports nothing heavy.
+An output without a manifest (`talker.core.files`), or with different content, belongs to
+the user, who copied, edited or wrote it with another program. The workflow reads the manifests at
+every start, so this module only imports modules that load fast.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ def adding_to(folder: Path) -> Iterator[Path]:
         for name in files.keys() - kept:
             os.replace(files[name], folder / name)
     if kept:
-        logger.info("%s: kept %d files that talker did not write", folder, len(kept))
+        logger.info("Kept the files in %s that talker did not write (%d).", folder, len(kept))
 
 
 def foreign_outputs(outputs: Sequence[Path]) -> list[Path]:

@@ -1,6 +1,6 @@
 """Combine a preset and the workflow's configuration into the options of the stages.
 
-The workflow imports this module at every start, so it imports nothing slow.
+The workflow imports this module at every start, so it only imports modules that load fast.
 """
 
 import copy

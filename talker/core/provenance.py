@@ -1,4 +1,4 @@
-"""Hash the code that produces an output: a stage's module and every talker module it imports.
+"""Hash the code that produces an output: a stage's module and all talker modules it imports.
 
 The hash is a parameter of the workflow's rules, so an edit reruns exactly the stages whose code it
 changes. Comments, docstrings and formatting do not change the hash. Sources are parsed, never
@@ -47,7 +47,7 @@ def closure(module: str, package: Path = PACKAGE) -> list[str]:
         ModuleNotFoundError: the package has no such module.
     """
     if not _source(module, package).exists():
-        raise ModuleNotFoundError(f"no module {module} in {package.parent}")
+        raise ModuleNotFoundError(f"{package.parent} has no module {module}")
     modules: set[str] = set()
     pending = [module]
     while pending:

@@ -88,7 +88,7 @@ def read_table(path: Path | zipfile.Path) -> dict[str, list[str]]:
             if len(row) != len(names):
                 raise ValueError(f"row {number} has {len(row)} values for {len(names)} columns")
     except (ValueError, csv.Error) as error:
-        raise UserError(f"{path}: expected a csv table with a header ({error})") from error
+        raise UserError(f"{path} is not a csv table with a header ({error}).") from error
     return {name: [row[k] for row in rows] for k, name in enumerate(names)}
 
 
@@ -100,7 +100,10 @@ def read_au45(path: Path | zipfile.Path) -> np.ndarray:
     """
     table = read_table(path)
     if "AU45_r" not in table:
-        raise UserError(f"{path}: expected a column AU45_r, found {', '.join(table) or 'nothing'}")
+        raise UserError(
+            f"{path} has no column AU45_r. Its columns are: {', '.join(table) or 'none'}. Run "
+            "`talker blink`, or use a table that OpenFace wrote."
+        )
     return numbers(path, "AU45_r", table["AU45_r"], 0, AU45_CLOSED).astype(np.float32)
 
 
@@ -119,8 +122,8 @@ def numbers(
             inside = False
         if not inside:
             raise UserError(
-                f"{path}: {name} of row {row} is {value.strip()[:40]!r}, expected a number from "
-                f"{low:g} to {high:g}"
+                f"{path} has the value {value.strip()[:40]!r} in row {row} of the column "
+                f"{name}. It must be a number from {low:g} to {high:g}."
             )
     return np.array(column, float)
 
@@ -156,7 +159,7 @@ def read_track_params(path: Path | zipfile.Path) -> TrackParams:
     valid = _valid(fields, frames, faults)
     faces = _faces(fields, len(vertices) if vertices is not None else 0, faults)
     if focal.size and not focal[0] > 0:
-        faults.append(f"focal is {focal[0]}, expected a positive number of pixels")
+        faults.append(f"focal is {focal[0]}, but it must be a positive number of pixels.")
     if faults:
         raise UserError("\n  ".join(f"{path}: {fault}" for fault in faults))
     return TrackParams(euler, trans, float(focal[0]), expression, valid, vertices, faces)
@@ -164,16 +167,18 @@ def read_track_params(path: Path | zipfile.Path) -> TrackParams:
 
 def _load_torch(path: Path | zipfile.Path) -> Mapping[str, Any]:
     if isinstance(path, Path) and not path.exists():
-        raise UserError(f"{path}: missing; `talker track` writes it")
+        raise UserError(f"{path} does not exist. Run `talker track`, which writes it.")
     check_regular(path)
     try:
         fields = _load_mapped(path) if isinstance(path, Path) else _load_bytes(path.read_bytes())
     except Exception as error:  # torch raises many kinds for damaged or malicious files
         raise UserError(
-            f"{path}: cannot be read by torch.load with weights_only ({_first_line(error)})"
+            f"{path} cannot be read by torch.load with weights_only ({_first_line(error)})."
         ) from error
     if not isinstance(fields, dict):
-        raise UserError(f"{path}: expected a dictionary of tensors, found {type(fields).__name__}")
+        raise UserError(
+            f"{path} contains a {type(fields).__name__}. It must contain a dictionary of tensors."
+        )
     return fields
 
 
@@ -211,12 +216,17 @@ def _tensor(fields: Mapping[str, Any], name: str, faults: list[str]) -> "torch.T
 
     value = fields.get(name)
     if not isinstance(value, torch.Tensor):
-        found = "missing" if value is None else f"{type(value).__name__}, expected a tensor"
-        faults.append(f"{name}: {found}")
+        kind = type(value).__name__
+        found = "missing." if value is None else f"of type {kind}, but it must be a tensor."
+        faults.append(f"{name} is {found}")
     elif value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
-        faults.append(f"{name}: expected a dense tensor, found {value.layout} on {value.device}")
+        faults.append(
+            f"{name} is {value.layout} on {value.device}, but it must be a dense tensor on the CPU."
+        )
     elif value.numel() * value.element_size() > value.untyped_storage().nbytes():
-        faults.append(f"{name} {list(value.shape)}: expected a value for each entry, found fewer")
+        faults.append(
+            f"{name} has the shape {list(value.shape)}, but fewer stored values than entries."
+        )
     else:
         return value.detach()
     return None
@@ -239,17 +249,19 @@ def _numbers(
         length not in (None, size) for length, size in zip(shape, found, strict=True)
     ):
         expected = ", ".join("any" if length is None else str(length) for length in shape)
-        faults.append(f"{name} {found}, expected [{expected}]")
+        faults.append(f"{name} has the shape {found}, but it must be [{expected}].")
         return empty
     if not tensor.is_floating_point():
-        faults.append(f"{name} holds {tensor.dtype}, expected floating-point numbers")
+        faults.append(
+            f"{name} has the type {tensor.dtype}, but it must have floating-point numbers."
+        )
         return empty
     values = tensor.float().numpy().copy()
     if not np.isfinite(values).all() or np.abs(values).max(initial=0) > largest:
         rows = np.flatnonzero(~(np.abs(values.reshape(len(values), -1)) <= largest).all(1))
         faults.append(
-            f"{name} holds values that are not finite or beyond {largest:g}, in row {rows[0]} "
-            f"({len(rows)} in all)"
+            f"{name} has values that are not finite or larger than {largest:g} in "
+            f"{len(rows)} rows. The first is row {rows[0]}."
         )
     return values
 
@@ -272,16 +284,22 @@ def _mean_vertices(fields: Mapping[str, Any], frames: int, faults: list[str]) ->
     if tensor is None:
         return None
     if tensor.ndim != 3 or tensor.shape[2] != 3 or tensor.shape[0] not in (1, frames):
-        faults.append(f"vertices {list(tensor.shape)}, expected [1 or {frames}, V, 3]")
+        faults.append(
+            f"vertices has the shape {list(tensor.shape)}, but it must be [1 or {frames}, V, 3]."
+        )
     elif not tensor.is_floating_point():
-        faults.append(f"vertices holds {tensor.dtype}, expected floating-point numbers")
+        faults.append(
+            f"vertices has the type {tensor.dtype}, but it must have floating-point numbers."
+        )
     elif tensor.shape[1] < 4:
-        faults.append(f"vertices holds {tensor.shape[1]} points, expected a head mesh")
+        faults.append(f"vertices has {tensor.shape[1]} points, which is too few for a head mesh.")
     else:
         mean = tensor.float().mean(0).numpy()
         if np.isfinite(mean).all() and np.abs(mean).max() <= MAX_DISTANCE:
             return mean
-        faults.append(f"vertices holds values that are not finite or beyond {MAX_DISTANCE:g} dm")
+        faults.append(
+            f"vertices has values that are not finite or larger than {MAX_DISTANCE:g} dm."
+        )
     return None
 
 
@@ -292,7 +310,9 @@ def _valid(fields: Mapping[str, Any], frames: int, faults: list[str]) -> np.ndar
     if tensor is None:
         return np.ones(frames, bool)
     if str(tensor.dtype) != "torch.bool" or tuple(tensor.shape) != (frames,):
-        faults.append(f"valid {tensor.dtype} {list(tensor.shape)}, expected torch.bool [{frames}]")
+        faults.append(
+            f"valid is {tensor.dtype} {list(tensor.shape)}, but it must be torch.bool [{frames}]."
+        )
         return np.ones(frames, bool)
     return tensor.numpy().copy()
 
@@ -308,12 +328,15 @@ def _faces(fields: Mapping[str, Any], vertices: int, faults: list[str]) -> np.nd
         or tensor.ndim != 2
         or tensor.shape[1] != 3
     ):
-        faults.append(f"faces {tensor.dtype} {list(tensor.shape)}, expected torch.int64 [F, 3]")
+        faults.append(
+            f"faces is {tensor.dtype} {list(tensor.shape)}, but it must be torch.int64 [F, 3]."
+        )
         return None
     faces = tensor.long().numpy().copy()
     if faces.size and not (faces.min() >= 0 and faces.max() < vertices):
         faults.append(
-            f"faces refers to vertices {faces.min()} to {faces.max()}, but there are {vertices}"
+            f"faces refers to the vertices {faces.min()} to {faces.max()}, but there are "
+            f"{vertices} vertices."
         )
     return faces
 
@@ -358,20 +381,20 @@ def read_transforms(path: Path | zipfile.Path, frames: int) -> Transforms:
         focal, cx, cy = (_number(content[key], key) for key in ("focal_len", "cx", "cy"))
         listed = content["frames"]
         if not isinstance(listed, list):
-            raise TypeError(f"frames is {type(listed).__name__}, expected a list")
+            raise TypeError(f"frames is a {type(listed).__name__}, but it must be a list")
         ids = [_frame_number(frame["img_id"], "img_id", frames) for frame in listed]
         audio_ids = [_frame_number(frame["aud_id"], "aud_id", None) for frame in listed]
         matrices = np.array([frame["transform_matrix"] for frame in listed], float)
         matrices = matrices.reshape(len(ids), 4, 4)
         if not np.isfinite(matrices).all():
-            raise ValueError("transform_matrix holds values that are not finite")
+            raise ValueError("transform_matrix has values that are not finite")
     except KeyError as error:
         raise UserError(
-            f"{path}: expected a transforms file, but {error} is missing; run `talker track` again"
+            f"{path} has no {error}, which a transforms file must have. Run `talker track` again."
         ) from error
     except (TypeError, ValueError, OverflowError) as error:
         raise UserError(
-            f"{path}: expected a transforms file ({error}); run `talker track` again"
+            f"{path} is not a valid transforms file ({error}). Run `talker track` again."
         ) from error
     numbers = np.array(ids, np.int64), np.array(audio_ids, np.int64)
     return Transforms(focal, (cx, cy), *numbers, matrices)
@@ -379,14 +402,14 @@ def read_transforms(path: Path | zipfile.Path, frames: int) -> Transforms:
 
 def _number(value: Any, key: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e6:
-        raise ValueError(f"{key} is {str(value)[:40]}, expected a number")
+        raise ValueError(f"{key} is {str(value)[:40]}, but it must be a number")
     return float(value)
 
 
 def _frame_number(value: Any, key: str, frames: int | None) -> int:
     if type(value) is not int or not 0 <= value < (2**31 if frames is None else frames):
         last = "" if frames is None else f" to {frames - 1}"
-        raise ValueError(f"{key} is {str(value)[:40]}, expected a frame number from 0{last}")
+        raise ValueError(f"{key} is {str(value)[:40]}, but it must be a frame number from 0{last}")
     return value
 
 

@@ -135,8 +135,8 @@ def to_classes(colors: np.ndarray, path: Path) -> np.ndarray:
     if wrong.any():
         y, x = np.argwhere(wrong)[0]
         raise UserError(
-            f"{path}: pixel ({x}, {y}) has the color {tuple(colors[y, x].tolist())}; expected one "
-            f"of the mask colors {[tuple(color) for color in COLORS.tolist()]}"
+            f"{path} has the color {tuple(colors[y, x].tolist())} at pixel ({x}, {y}). Only these "
+            f"mask colors are allowed: {[tuple(color) for color in COLORS.tolist()]}."
         )
     return mask
 

@@ -72,7 +72,7 @@ class Weights:
         return checksum.removeprefix("sha256:") if checksum and "sha256" in checksum else None
 
     def hint(self) -> str:
-        """Return a clause that says where to get the files."""
+        """Return a clause that says how to obtain the files, in the imperative."""
         if self.files:
             return f"run `talker weights fetch {self.key}`, or get {self.name} from {self.source}"
         return self.manual or f"get {self.name} from {self.source}"
@@ -429,5 +429,5 @@ def published(name: str) -> tuple[Path, str]:
     weights = WEIGHTS[name]
     path = location(weights)
     if not path.is_file():
-        raise UserError(f"{path}: missing; {weights.hint()}")
+        raise UserError(f"{path} does not exist. To obtain it, {weights.hint()}.")
     return path, weights.sha256 or ""

@@ -38,7 +38,9 @@ def encoder_module(name: str) -> str:
     for encoder, module in ENCODERS.items():
         if encoder == name:
             return f"{__name__}.{module}"
-    raise UserError(f"encoder: expected one of {', '.join(ENCODERS)}; found '{name}'")
+    raise UserError(
+        f"The encoder '{name}' does not exist. The encoders are: {', '.join(ENCODERS)}."
+    )
 
 
 def sync_encoder(encoder: str) -> str | None:

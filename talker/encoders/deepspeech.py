@@ -28,16 +28,16 @@ def load(choice: Choice, wav: Path | None) -> Encoder:
     """
     if wav is None:
         raise UserError(
-            "the encoder deepspeech reads precomputed scores, so it only works with files; choose "
-            "another encoder for live speech"
+            "The encoder deepspeech reads precomputed scores from a file, so it cannot "
+            "encode live speech. Choose another encoder."
         )
     path = wav.with_name(DEEPSPEECH_FEATURES)
     logits = read(path)
     slots = len(WavFile(wav)) // SLOT
     if abs(len(logits) - slots) > SPARE:
         raise UserError(
-            f"{path}: found {len(logits)} scores, expected {slots} for the "
-            f"{slots / SLOT_RATE:.1f} s of {wav}; compute them from that sound, at 50 Hz"
+            f"{path} has {len(logits)} scores, but {wav} lasts {slots / SLOT_RATE:.1f} s, "
+            f"which requires {slots}. Compute the scores from that sound, at 50 Hz."
         )
 
     def extract(sound: np.ndarray, start: int) -> np.ndarray:
@@ -59,19 +59,25 @@ def read(path: Path) -> np.ndarray:
         stored = load_array(path)
     except UserError as error:
         raise UserError(
-            f"{error}; the encoder deepspeech reads the scores of DeepSpeech 0.1, floating-point "
-            "[N, 16, 29] or [2 N, 29] at 50 Hz"
+            f"{error} The encoder deepspeech needs the scores of DeepSpeech 0.1 in this "
+            "file: floating-point numbers of shape [N, 16, 29], or [2 N, 29] at 50 Hz."
         ) from error
     if stored.dtype.kind != "f" or not np.isfinite(stored).all():
-        raise UserError(f"{path}: expected finite floating-point numbers, found {stored.dtype}")
+        raise UserError(
+            f"{path} must contain finite floating-point numbers. It contains {stored.dtype} "
+            "values, or values that are not finite."
+        )
     if stored.ndim == 2 and stored.shape[1:] == (DIMS,) and len(stored) > 1:
         return stored.astype(np.float32)
     if stored.shape[1:] != (WINDOW, DIMS) or len(stored) == 0:
-        raise UserError(f"{path}: expected [N, 16, 29] or [2 N, 29], found {stored.shape}")
+        raise UserError(
+            f"{path} has the shape {stored.shape}. It must be [N, 16, 29] or [2 N, 29]."
+        )
     if not np.array_equal(stored[1:, :-2], stored[:-1, 2:]):
         raise UserError(
-            f"{path}: expected windows that move by 2 slots per frame (25 fps), but neighboring "
-            "windows differ in the slots that they should share"
+            f"{path} contains windows that do not overlap as expected: at 25 fps, a "
+            "window starts 2 slots after the previous one, and the slots that both "
+            "contain must be equal."
         )
     middle = WINDOW // 2
     return stored[:, middle : middle + 2].reshape(-1, DIMS).astype(np.float32)

@@ -1,9 +1,9 @@
 """Speech features of any encoder: slots of 20 ms, reduced by PCA, a window of 16 for each frame.
 
 The sound is encoded piece by piece, so that an hour takes no more memory than a minute. New speech
-is brought to the loudness of the training speech. Long pauses get one fixed feature vector,
-whatever noise they contain, so that an avatar can learn to close its mouth there. `talker.clip`
-defines slots and windows.
+is brought to the loudness of the training speech. The features of long pauses are replaced by one
+fixed vector, so that an avatar can learn to close its mouth there. `talker.clip` defines slots and
+windows.
 """
 
 import zipfile
@@ -42,7 +42,8 @@ QUIETEST = 0.05
 
 @dataclass(frozen=True)
 class FeatureStats:
-    """How an encoder's features become those of an avatar, computed from its training frames."""
+    """Statistics that convert features of an encoder to inputs of an avatar, from its training
+    frames."""
 
     encoder: str
     """name of the encoder"""
@@ -101,7 +102,8 @@ class FeatureStats:
             stats._check()
         except (UserError, ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{path}: expected the statistics that `talker speech --clip` writes ({error})"
+                f"{path} does not contain the statistics that `talker speech --clip` "
+                f"writes ({error})."
             ) from error
         return stats
 
@@ -111,7 +113,10 @@ class FeatureStats:
         for name, shape in {**shapes, "components": (count, dims)}.items():
             array = getattr(self, name)
             if array.shape != shape or array.dtype.kind != "f" or not np.isfinite(array).all():
-                raise ValueError(f"{name} {list(array.shape)}: expected finite {list(shape)}")
+                raise ValueError(
+                    f"{name} has the shape {list(array.shape)}, but it must have finite "
+                    f"values of shape {list(shape)}"
+                )
         if not (
             0 <= self.look_ahead <= MAX_LOOK_AHEAD and self.pause >= 0 and self.scale.min() > 0
         ):
@@ -146,7 +151,7 @@ def extract(encoder: Encoder, sound: Waveform, gain: float = 1.0) -> Iterator[np
         expected = len(piece) / SAMPLE_RATE * encoder.rate
         if abs(len(rows) - expected) > 2 * encoder.rate / 25:
             raise RuntimeError(
-                f"{encoder.name}: returned {len(rows)} rows, expected {expected:.0f}"
+                f"{encoder.name} returned {len(rows)} rows instead of {expected:.0f}."
             )
         count = min(CHUNK, slots - start)
         centers = (CONTEXT + np.arange(count) + 0.5) / SLOT_RATE
@@ -228,8 +233,8 @@ def fit_stats(
     most = min(encoder.dims, len(slots) - 1)
     if not 0 < components <= most:
         raise UserError(
-            f"components: expected 1 to {most} for the encoder {encoder.name} with {len(slots)} "
-            f"training slots, found {components}"
+            f"components is {components}. For the encoder {encoder.name} with "
+            f"{len(slots)} training slots, it must be from 1 to {most}."
         )
     exact = slots.astype(np.float64)
     mean = exact.mean(axis=0)
@@ -329,7 +334,7 @@ def save_windows(path: Path, blocks: Iterable[np.ndarray], frames: int) -> None:
             file.write(np.ascontiguousarray(block, "<f4").tobytes())
             written += len(block)
     if written != frames:
-        raise RuntimeError(f"expected {frames} windows, received {written}")
+        raise RuntimeError(f"The sound has {frames} frames, but {written} windows were written.")
 
 
 class WindowsFile:
@@ -348,9 +353,11 @@ class WindowsFile:
         try:
             mapped = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{path}: cannot be read as .npy ({error})") from error
+            raise UserError(f"{path} cannot be read as .npy ({error}).") from error
         if not isinstance(mapped, np.memmap) or mapped.ndim != 3 or mapped.dtype.kind != "f":
-            raise UserError(f"{path}: expected an array of windows [N, {WINDOW}, C]")
+            raise UserError(
+                f"{path} must contain an array of speech windows of shape [N, {WINDOW}, C]."
+            )
         self.shape, self.dtype, self.start = mapped.shape, mapped.dtype, mapped.offset
 
     def __len__(self) -> int:
@@ -369,8 +376,8 @@ def whole_frames(sound: Waveform, path: Path) -> int:
     frames, left = divmod(len(sound), SAMPLES_PER_FRAME)
     if left or not frames:
         raise UserError(
-            f"{path}: expected whole frames of {SAMPLES_PER_FRAME} samples, found {len(sound)} "
-            "samples; convert it with `talker audio`"
+            f"{path} has {len(sound)} samples, which is not a positive multiple of the "
+            f"{SAMPLES_PER_FRAME} samples of a frame. Convert it with `talker audio`."
         )
     return frames
 

@@ -130,16 +130,17 @@ def extract(trunk: Trunk, sound: np.ndarray) -> np.ndarray:
 
 def weights() -> Path:
     """Return the path of the weights of the installed wheel; UserError if they are not valid."""
-    advice = f"install it with `pip install hama=={VERSION}`"
+    advice = f"Run `pip install hama=={VERSION}`."
     try:
         path = Path(str(distribution("hama").locate_file(WEIGHTS)))
         found = hashlib.sha256(path.read_bytes()).hexdigest()
     except PackageNotFoundError as error:
-        raise UserError(f"the speech encoder needs the package hama; {advice}") from error
+        raise UserError(f"The speech encoder hama needs the package hama. {advice}") from error
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); {advice}") from error
+        raise UserError(f"{path} cannot be read ({error.strerror}). {advice}") from error
     if found != SHA256:
         raise UserError(
-            f"{path}: expected the weights with sha256 {SHA256}, found {found}; {advice}"
+            f"{path} has the SHA-256 checksum {found}, but the weights of hama {VERSION} "
+            f"have {SHA256}. {advice}"
         )
     return path

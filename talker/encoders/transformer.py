@@ -58,22 +58,24 @@ def load(choice: Choice, wav: Path | None) -> Encoder:
         import transformers
     except ImportError as error:
         raise UserError(
-            f"the speech encoder {name} needs transformers ({error}); install it with "
-            "`pip install 'transformers>=5.23,<6'`, without torchvision"
+            f"The speech encoder {name} needs the package transformers ({error}). Run "
+            "`pip install 'transformers>=5.23,<6'`, without torchvision."
         ) from error
     try:
         network = getattr(transformers, family.model).from_pretrained(source)
         preprocessor = getattr(transformers, family.preprocessor).from_pretrained(source)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"speech encoder {name}: no weights at '{source}' ({error}); run `talker weights fetch "
-            f"{name}`, or set the option `model` of `talker speech` to a folder with config.json, "
-            "preprocessor_config.json and the weights, or to a hub id"
+            f"The weights of the speech encoder {name} cannot be loaded from '{source}' ({error}). "
+            f"Run `talker weights fetch {name}`, or set the option `model` of `talker speech` to a "
+            "folder with config.json, preprocessor_config.json and the weights, or to a hub id."
         ) from error
     network.eval().requires_grad_(False)
     depth = getattr(network.config, "encoder_layers", None) or network.config.num_hidden_layers
     if not 0 <= layer <= depth:
-        raise UserError(f"layer: expected 1 to {depth} for {source}, or 0, found {layer}")
+        raise UserError(
+            f"layer is {layer}. For {source}, it must be from 1 to {depth}, or 0 for the default."
+        )
     chosen_layer = layer or max(1, round(0.75 * depth))
 
     def extract(sound: np.ndarray, start: int) -> np.ndarray:
@@ -122,7 +124,7 @@ def _from_spectrogram(
 
 def _exactly(rows: torch.Tensor, count: int) -> torch.Tensor:
     if len(rows) != count:
-        raise RuntimeError(f"the network returned {len(rows)} rows, expected {count}")
+        raise RuntimeError(f"The network returned {len(rows)} rows instead of {count}.")
     return rows
 
 

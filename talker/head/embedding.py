@@ -60,8 +60,8 @@ def embed(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarr
     hits = [hit for hit in rays if hit is not None]
     if not hits:
         raise UserError(
-            "no face was detected in renders of this head; expected an upright head of ordinary "
-            "size that faces +z"
+            "No face was detected in renderings of this head. The head must be upright, "
+            "have the size of a human head and face +z."
         )
     triangles, weights = (np.stack(part) for part in zip(*hits, strict=True))
     positions = (vertices[faces[triangles]] * weights[..., None]).sum(axis=2)

@@ -24,12 +24,13 @@ NOISE = 0.005
 """Expected error of a detected landmark, as a fraction of the face width; one detector unit."""
 
 EFFECTIVE_POINTS = 20.0
-"""Number of independent points that all landmarks of a frame count as, since their errors
-correlate."""
+"""Effective number of independent landmarks in a frame. It is smaller than the number of landmarks,
+because their errors correlate."""
 
 EFFECTIVE_FRAMES = 20.0
-"""Number of independent frames that all keyframes count as, since their errors correlate. Without
-this limit they would outweigh the priors on the shape and the distance of the head."""
+"""Effective number of independent keyframes. It is smaller than the number of keyframes, because
+their errors correlate. Without this limit, they would outweigh the priors on the shape and the
+distance of the head."""
 
 MEAN_FRAMES = 400
 """Maximum number of frames from which the mean mesh is triangulated."""

@@ -55,7 +55,7 @@ def fuse(
         followed: int [Q], indices into `points` of the points in `flow`.
         linked: bool [T - 1], whether frame i + 1 continues the shot of frame i.
         unit: pixels in a detector unit.
-        flow_points: number of independent points that all followed points of a frame count as.
+        flow_points: effective number of independent points among the followed points of a frame.
         steps: maximum number of iterations.
     """
     frames = len(viewmats)

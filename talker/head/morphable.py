@@ -63,11 +63,12 @@ class MorphableHead:
             with np.load(path) as archive:
                 arrays = {name: archive[name] for name in archive.files}
         except (OSError, ValueError) as error:
-            raise UserError(f"{path}: cannot be read as a head model ({error})") from error
+            raise UserError(f"{path} cannot be read as a head model ({error}).") from error
         missing = {"vertices", "faces", "expressions", "landmark_faces"} - arrays.keys()
         if missing:
             raise UserError(
-                f"{path}: is not a head model; expected an array {', '.join(sorted(missing))}"
+                f"{path} is not a head model, because it lacks the arrays "
+                f"{', '.join(sorted(missing))}."
             )
 
         def floats(name: str) -> np.ndarray:
@@ -120,5 +121,5 @@ def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
 def _weights(values: Mapping[str, float], names: tuple[str, ...]) -> np.ndarray:
     unknown = values.keys() - set(names)
     if unknown:
-        raise ValueError(f"the head model has no shape named {', '.join(sorted(unknown))}")
+        raise ValueError(f"The head model has no shape named {', '.join(sorted(unknown))}.")
     return np.array([values.get(name, 0.0) for name in names], np.float32)

@@ -47,13 +47,13 @@ def read_mapping(path: Path) -> dict[str, np.ndarray]:
             else:
                 header = np.lib.format.read_array_header_2_0(file)
             if not header[2].hasobject:
-                raise ValueError(f"it holds an array of {header[2]}")
+                raise ValueError(f"it contains an array of {header[2]}")
             content = ArrayUnpickler(file).load().item()
         return {str(key): np.asarray(value) for key, value in content.items()}
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        raise UserError(f"{path} cannot be read ({error.strerror}).") from error
     # A damaged pickle raises almost any exception.
     except Exception as error:
         raise UserError(
-            f"{path}: expected an .npy file with a dictionary of arrays ({error})"
+            f"{path} is not an .npy file with a dictionary of arrays ({error})."
         ) from error

@@ -33,7 +33,7 @@ def complete_head(
     """Add landmarks to a model and align it with the head of the package.
 
     Args:
-        path: file of the model, which error messages name.
+        path: file of the model, for error messages.
         mean: [V, 3] dm, upright, looking along +z.
         faces: int [F, 3], with consistent orientation.
         identities: [I, V, 3] dm, for weights of one standard deviation.
@@ -111,9 +111,9 @@ def require_file(files: Path | None, name: str, weights: Weights) -> Path:
         UserError: no folder was given or it does not hold the file; says where to get it.
     """
     if files is None or not (files / name).is_file():
+        found = f"{files / name} does not exist" if files else "the option `model_files` is not set"
         raise UserError(
-            f"{files / name if files else 'model_files'}: missing; head model "
-            f"'{weights.key}' needs the folder with {name} from {weights.source}: "
-            f"{weights.hint()}; the model 'anny' needs no files"
+            f"The head model '{weights.key}' needs {name} from {weights.source}, but {found}. "
+            f"To obtain it, {weights.hint()}. The model 'anny' needs no files."
         )
     return files / name

@@ -70,8 +70,8 @@ class FolderSpec:
             numbers = [int(image.stem) for image in images if image.stem.isdigit()]
             if not numbers:
                 raise UserError(
-                    f"{path}: expected a dataset folder with clip.json or ori_imgs/0.jpg, found "
-                    "neither. `talker frames` makes both from a video."
+                    f"{path} is not a dataset folder: it contains neither clip.json nor "
+                    "ori_imgs/0.jpg. `talker frames` writes both from a video."
                 ) from None
             height, width, _ = image_header(layout.FRAMES.path(path, min(numbers)))
             return cls(path, max(numbers) + 1, height, width, own, sample)
@@ -86,11 +86,11 @@ class FolderSpec:
     def ids(self) -> range:
         return range(self.frames)
 
-    def has_spare(self, rows: int) -> bool:
+    def allows_rows(self, rows: int) -> bool:
         """Return whether a file of other scripts has an extra row, which their readers ignore."""
         return not self.own and self.frames < rows <= self.frames + SPARE_ROWS
 
-    def name(self, ids: Iterable[int]) -> str:
+    def list_frames(self, ids: Iterable[int]) -> str:
         """Return a text such as `frames 3, 4, 5, 6, 7 and 17 more`."""
         all_ids = sorted(ids)
         named = ", ".join(map(str, all_ids[:NAMED_FRAMES]))
@@ -132,39 +132,41 @@ def image_faults(folder: FolderSpec) -> Iterator[str]:
     for kind in layout.IMAGES:
         images = folder.path / kind.folder
         if not images.is_dir():
-            yield f"{images}: missing. Run `talker {kind.stage}`, which writes it."
+            yield f"{images} does not exist. Run `talker {kind.stage}`, which writes it."
             continue
         expected = folder.height, folder.width, kind.channels or 3
 
         def check(i: int, kind=kind, expected=expected) -> str | None:
             path = kind.path(folder.path, i)
-            return "missing" if not path.exists() else _header_fault(path, expected)
+            return "is missing" if not path.exists() else _header_fault(path, expected)
 
         for text, ids in folder.check_frames(check).items():
-            yield f"{images}: {folder.name(ids)}: {text}. Run `talker {kind.stage}` again."
+            where = folder.list_frames(ids)
+            yield f"{images}: {where}: The image {text}. Run `talker {kind.stage}` again."
         names = {kind.file_name(i) for i in folder.ids}
         extra = sorted(p.name for p in images.glob(f"*{kind.suffix}") if p.name not in names)
         if extra:
             yield (
-                f"{images}: contains {len(extra)} images, such as {extra[0]}, that do not belong "
-                f"to the {folder.frames} frames of the clip. Run `talker {kind.stage}` again."
+                f"{images} contains {len(extra)} images, such as {extra[0]}, that do not "
+                f"belong to the {folder.frames} frames of the clip. Run `talker "
+                f"{kind.stage}` again."
             )
     plate = folder.path / layout.PLATE
     if not plate.exists():
-        yield f"{plate}: missing. Run `talker background`, which writes it."
+        yield f"{plate} does not exist. Run `talker background`, which writes it."
     elif text := _header_fault(plate, (folder.height, folder.width, 3)):
-        yield f"{plate}: {text}. Run `talker background` again."
+        yield f"{plate} {text}. Run `talker background` again."
 
 
 def _header_fault(path: Path, expected: tuple[int, int, int]) -> str | None:
     try:
         found = image_header(path)
     except UserError as error:
-        return str(error).removeprefix(f"{path}: ")
+        return str(error).removeprefix(f"{path} ").rstrip(".")
     if found == expected:
         return None
     (height, width, channels), (h, w, c) = found, expected
-    return f"has {width}x{height} pixels and {channels} channels, expected {w}x{h} and {c}"
+    return f"has {width}x{height} pixels and {channels} channels, but it must have {w}x{h} and {c}"
 
 
 def color_faults(folder: FolderSpec) -> Iterator[str]:
@@ -178,11 +180,12 @@ def color_faults(folder: FolderSpec) -> Iterator[str]:
         codes = set(np.unique(_code(read_image(path)[..., :3])).tolist())
         if foreign := codes - set(known):
             yield (
-                f"{path}: contains {len(foreign)} colors, such as #{min(foreign):06x}, that are "
-                "not one of the four mask colors. Masks must not be resized or compressed."
+                f"{path} contains {len(foreign)} colors, such as #{min(foreign):06x}, that "
+                "are not one of the four mask colors. Masks must not be resized or "
+                "compressed."
             )
         elif known[HEAD] not in codes:
-            yield f"{path}: shows no head. Run `talker parsing` again."
+            yield f"{path} shows no head. Run `talker parsing` again."
 
 
 def _code(pixels: np.ndarray) -> np.ndarray:
@@ -193,19 +196,16 @@ def landmark_faults(folder: FolderSpec) -> Iterator[str]:
     """Check that every frame has 68 finite landmarks."""
 
     def check(i: int) -> str | None:
+        path = layout.FRAME_LANDMARKS.path(folder.path, i)
         try:
-            points = read_lms(layout.FRAME_LANDMARKS.path(folder.path, i))
+            points = read_lms(path)
         except UserError as error:
-            return str(error).partition(": ")[2]
-        return (
-            None
-            if np.isfinite(points).all()
-            else "the landmarks contain values that are not finite"
-        )
+            return str(error).removeprefix(f"{path} ").rstrip(".")
+        return None if np.isfinite(points).all() else "contains values that are not finite"
 
     for text, ids in folder.check_frames(check).items():
         images = folder.path / layout.FRAME_LANDMARKS.folder
-        yield f"{images}: .lms of {folder.name(ids)}: {text}"
+        yield f"{images}: {folder.list_frames(ids)}: The .lms file {text}."
 
 
 def mesh_faults(folder: FolderSpec) -> Iterator[str]:
@@ -215,16 +215,16 @@ def mesh_faults(folder: FolderSpec) -> Iterator[str]:
         points = load_per_frame(path, folder.frames, "points")["points"]
         if points.shape[1:] != (478, 3):
             yield (
-                f"{path}: expected points [{folder.frames}, 478, 3], found "
-                f"{list(points.shape)}. Run `talker landmarks` again."
+                f"{path} has points of shape {list(points.shape)}, but it must be "
+                f"[{folder.frames}, 478, 3]. Run `talker landmarks` again."
             )
         elif not np.isfinite(points).all():
-            yield f"{path}: the points are not finite in {_bad_rows(folder, points)}"
+            yield f"{path} has points that are not finite in {_bad_rows(folder, points)}."
 
 
 def _bad_rows(folder: FolderSpec, values: np.ndarray) -> str:
     bad = ~np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
-    return folder.name(np.flatnonzero(bad).tolist())
+    return folder.list_frames(np.flatnonzero(bad).tolist())
 
 
 def sound_faults(folder: FolderSpec) -> Iterator[str]:
@@ -239,7 +239,7 @@ def sound_faults(folder: FolderSpec) -> Iterator[str]:
         path = folder.path / name
         if not path.exists():
             if folder.own or name == layout.SOUND:
-                yield f"{path}: missing. Run `talker audio`, which writes it."
+                yield f"{path} does not exist. Run `talker audio`, which writes it."
             continue
         try:
             with wave.open(str(path)) as file:
@@ -247,26 +247,26 @@ def sound_faults(folder: FolderSpec) -> Iterator[str]:
                 kind = rate, file.getnchannels(), 8 * file.getsampwidth()
         except (wave.Error, EOFError, OSError) as error:
             yield (
-                f"{path}: cannot be read as a wav file ({error}). Delete it and run "
+                f"{path} cannot be read as a wav file ({error}). Delete it and run "
                 "`talker audio` again."
             )
             continue
         size = path.stat().st_size - kind[1] * kind[2] // 8 * samples
         wanted = frames * SAMPLES_PER_FRAME
         if size < 0:
-            yield f"{path}: {-size} bytes of audio are missing. Run `talker audio` again."
+            yield f"{path} is too short by {-size} bytes of audio. Run `talker audio` again."
         elif folder.own and kind != (SAMPLE_RATE, 1, 16):
             yield (
-                f"{path}: expected 16000 Hz, 1 channel and 16 bits, found {rate}, {kind[1]} and "
-                f"{kind[2]}. Run `talker audio` again."
+                f"{path} has a sample rate of {rate} Hz, {kind[1]} channels and {kind[2]} bits. It "
+                "must have 16000 Hz, 1 channel and 16 bits. Run `talker audio` again."
             )
         elif folder.own and samples != wanted:
             yield (
-                f"{path}: has {samples} samples, expected {wanted} for {frames} frames. "
+                f"{path} has {samples} samples. It must have {wanted} samples for {frames} frames. "
                 "Run `talker audio` again."
             )
         elif not folder.own and abs(samples / rate - frames / FPS) > SOUND_TOLERANCE:
-            yield f"{path}: lasts {samples / rate:.2f} s, but its frames last {frames / FPS:.2f} s"
+            yield f"{path} lasts {samples / rate:.2f} s, but its frames last {frames / FPS:.2f} s."
 
 
 def speech_faults(folder: FolderSpec) -> Iterator[str]:
@@ -279,22 +279,25 @@ def speech_faults(folder: FolderSpec) -> Iterator[str]:
         except UserError as error:
             yield str(error)
             continue
-        if features.ndim == 3 and folder.has_spare(len(features)):
+        if features.ndim == 3 and folder.allows_rows(len(features)):
             features = features[: folder.frames]
         if features.ndim != 3 or features.shape[:2] != (folder.frames, 16):
-            yield f"{path}: has shape {list(features.shape)}, expected [{folder.frames}, 16, C]"
+            yield (
+                f"{path} has the shape {list(features.shape)}, but it must be "
+                f"[{folder.frames}, 16, C]."
+            )
         elif not np.isfinite(features).all():
-            yield f"{path}: the features are not finite in {_bad_rows(folder, features)}"
+            yield f"{path} has values that are not finite in {_bad_rows(folder, features)}."
 
 
 def blink_faults(folder: FolderSpec) -> Iterator[str]:
     """Check that au.csv has a finite AU45 for each frame."""
     path = folder.path / layout.ACTION_UNITS
     au45 = read_au45(path)
-    if len(au45) != folder.frames and not folder.has_spare(len(au45)):
-        yield f"{path}: has {len(au45)} rows, expected one for each of {folder.frames} frames"
+    if len(au45) != folder.frames and not folder.allows_rows(len(au45)):
+        yield f"{path} has {len(au45)} rows, but there are {folder.frames} frames."
     elif not np.isfinite(au45).all():
-        yield f"{path}: AU45 is not finite in {_bad_rows(folder, au45)}"
+        yield f"{path} has values of AU45 that are not finite in {_bad_rows(folder, au45)}."
 
 
 def pose_faults(folder: FolderSpec) -> Iterator[str]:
@@ -302,10 +305,10 @@ def pose_faults(folder: FolderSpec) -> Iterator[str]:
     path = folder.path / layout.TRACK_PARAMS
     params = read_track_params(path)
     if len(params.euler) != folder.frames:
-        yield f"{path}: euler has {len(params.euler)} rows, expected {folder.frames}"
+        yield f"{path} has {len(params.euler)} rows in euler, but there are {folder.frames} frames."
         return
     if params.vertices is None:
-        yield f"{path}: vertices is missing"
+        yield f"{path} has no vertices."
     matrices = transform_matrices(params.euler.astype(float), params.trans.astype(float))
     split = folder.train_frames
     parts = (
@@ -330,17 +333,20 @@ def transforms_faults(
     ids, poses = content.ids.tolist(), content.matrices
     if not np.allclose(camera, (focal, folder.width / 2, folder.height / 2), rtol=1e-4):
         yield (
-            f"{path}: focal_len, cx, cy are {camera}, expected the {focal:.2f} of track_params.pt "
-            "and the center of the image"
+            f"{path} has {camera} as focal_len, cx and cy. They must be the focal length of "
+            f"track_params.pt ({focal:.2f}) and the center of the image."
         )
     if ids != content.audio_ids.tolist():
-        yield f"{path}: img_id and aud_id differ"
+        yield f"{path} has frames whose img_id and aud_id differ."
     if foreign := set(ids) - expected:
-        yield f"{path}: lists {folder.name(foreign)}, which do not belong there or are invalid"
+        yield (
+            f"{path} lists {folder.list_frames(foreign)}, which belong to the other file or are "
+            "invalid."
+        )
     if missing := expected - set(ids):
-        yield f"{path}: does not list {folder.name(missing)}"
+        yield f"{path} does not list {folder.list_frames(missing)}."
     if len(set(ids)) < len(ids):
-        yield f"{path}: lists a frame more than once"
+        yield f"{path} lists a frame more than once."
     rows = [row for row, i in enumerate(ids) if i in expected]
     known = np.array([ids[row] for row in rows], int)
     error = _pose_errors(poses[rows], matrices[known])
@@ -350,8 +356,8 @@ def transforms_faults(
         error = min(error, _pose_errors(poses[rows], in_dm), key=lambda each: each.max(initial=0))
     if (wrong := ~(error <= POSE_TOLERANCE)).any():
         yield (
-            f"{path}: {folder.name(known[wrong].tolist())}: the pose differs from "
-            f"track_params.pt by up to {error.max():.2g}"
+            f"{path} has poses that differ from track_params.pt by up to {error.max():.2g}, in "
+            f"{folder.list_frames(known[wrong].tolist())}."
         )
 
 

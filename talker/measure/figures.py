@@ -69,7 +69,7 @@ def chart(
         ys = [np.log10(np.where(y > 0, y, np.nan)) for y in ys]
     all_x, all_y = np.concatenate(xs), np.concatenate(ys)
     if not np.isfinite(all_y).any():
-        raise ValueError("a chart needs at least one finite value")
+        raise ValueError("A chart needs at least one finite value.")
     x0, x1 = float(np.nanmin(all_x)), float(np.nanmax(all_x))
     y0, y1 = float(np.nanmin(all_y)), float(np.nanmax(all_y))
     if zero:

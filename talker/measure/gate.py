@@ -1,8 +1,8 @@
 """Decide whether a prepared clip can give a good avatar: limits, reasons and advice.
 
 A lost face, a jittering head or the audio of somebody else is found here in seconds instead of
-after training. Audio and mouth are compared with a null distribution made from the same clip, so
-that a short clip is not refused only because it is too short for a reliable result.
+after training. The correlation of audio and mouth is compared with a null distribution from the
+same clip, so that a short clip is not refused only because it is too short for a reliable result.
 """
 
 from collections.abc import Iterable, Iterator
@@ -40,11 +40,12 @@ SURE_Z = 2.8
 """Number of standard deviations above the mean of the null distribution from which the audio is
 considered to belong to the mouth. The best of 25 lags, of which about 8 are independent, exceeds it
 in 2 % of unrelated clips if the null distribution is normal."""
-MIN_JUDGED_FRAMES = 8 * FPS
+MIN_REFUSAL_FRAMES = 8 * FPS
 """Number of frames below which a missing correlation is a warning instead of a reason to refuse:
 in shorter clips even the correct audio can stay below `SURE_Z` (in 1 of 3 clips of 5 s)."""
 LAG_MARGIN = 2.0
-"""Standard deviations by which the correlation at a lag has to exceed that of clips in sync."""
+"""Minimum number of standard deviations by which the correlation at the measured lag must exceed
+the correlation at the lags of clips that are in sync."""
 STEADY_RANGE = 3.0
 """Range of the level in dB (5th to 95th percentile) below which the audio is not speech."""
 SMALL_YAW_RANGE = 5.0
@@ -263,8 +264,9 @@ def _tracking_failures(facts: dict[str, Any], limits: Limits) -> Iterator[str]:
     yield from _beyond(
         facts,
         *("valid_percent", limits.min_valid),
-        f"The head was tracked in only {{:.0f}} % of the frames: {rejected}",
-        "Use a clip, or a part of one, in which one person faces the camera throughout.",
+        "The head was tracked in only {:.0f} % of the frames. The other frames were "
+        f"rejected for these reasons: {rejected}",
+        "Use a clip, or a part of one, in which one person faces the camera all the time.",
     )
     yield from _beyond(
         facts,
@@ -275,27 +277,30 @@ def _tracking_failures(facts: dict[str, Any], limits: Limits) -> Iterator[str]:
     yield from _beyond(
         facts,
         *("held_out_frames", limits.min_held_out),
-        "Only {} frames of the held-out part, the end of the clip, are tracked",
-        "Cut the video so that it ends with a usable part.",
+        "Only {} held-out frames (at the end of the clip) are tracked",
+        "Cut the video so that the face is visible up to its end.",
     )
     yield from _beyond(
         facts,
         *("residual_percent_of_face", limits.max_residual),
         "The tracked head deviates from the landmarks by {:.2f} % of the face width",
-        "Look at track_overlay.mp4, and use a sharper, well-lit clip of one person.",
+        "Look at track_overlay.mp4, which shows the tracked head, and use a sharper, "
+        "well-lit clip of one person.",
     )
     for step, limit in ((1, limits.max_c1), (5, limits.max_c5)):
         yield from _beyond(
             facts,
             *(f"c{step}_px_at_250", limit),
-            f"The tracked head jitters: over {step} frames its motion differs from that of the "
-            "image by {:.2f} px",
-            "Look at track_overlay.mp4, and use a clip without motion blur or strong compression.",
+            f"The tracked head jitters. Over {step} frames, its motion differs from that of "
+            "the image by {:.2f} px",
+            "Look at track_overlay.mp4, which shows the tracked head, and use a clip "
+            "without motion blur or strong compression.",
         )
     yield from _beyond(
         facts,
         *("worst_shot_ratio", limits.max_person),
-        "One shot fits the head {:.1f} times worse than another, so it may show a different person",
+        "In one shot, the tracked head deviates {:.1f} times more from the landmarks than "
+        "in the best shot, so it may show a different person",
         "Use a single shot, or a video of one person.",
     )
     yield from _beyond(
@@ -307,7 +312,7 @@ def _tracking_failures(facts: dict[str, Any], limits: Limits) -> Iterator[str]:
     yield from _beyond(
         facts,
         *("background_change_percent", limits.max_background),
-        "{:.0f} % of the background changes",
+        "The background changes in {:.0f} % of its pixels",
         "Use a clip from a fixed camera with a background that does not move.",
     )
 
@@ -316,33 +321,35 @@ def _sound_failures(facts: dict[str, Any], limits: Limits) -> Iterator[str]:
     yield from _beyond(
         facts,
         *("mouth_range", limits.min_mouth),
-        "The mouth hardly moves: its opening ranges over {:.3f} eye distances",
+        "The mouth hardly moves. Its opening changes by only {:.3f} times the distance "
+        "between the eyes",
         "Use a clip in which the person speaks.",
     )
     yield from _beyond(
         facts,
         *("level_range_db", STEADY_RANGE),
-        "The audio is not speech: its level varies by only {:.1f} dB",
+        "The audio does not sound like speech. Its level varies by only {:.1f} dB",
         "Use a clip in which the person speaks.",
     )
     correlation, z = facts.get("sync_correlation"), facts.get("sync_z")
     if correlation is None or z is None:
         return
     unrelated = z < SURE_Z or correlation < limits.min_sync
-    if unrelated and facts["sync_frames"] >= MIN_JUDGED_FRAMES:
+    if unrelated and facts["sync_frames"] >= MIN_REFUSAL_FRAMES:
         yield (
-            f"The audio does not predict the mouth: correlation {correlation:.2f}, {z:.1f} "
-            f"standard deviations above chance (limits: at least {limits.min_sync:g} and "
-            f"{SURE_Z:g}). Use a clip in which "
-            "the visible person is the one who is heard, without music."
+            f"The audio does not predict the mouth. The correlation is {correlation:.2f}, "
+            f"which is {z:.1f} standard deviations above chance (limits: at least "
+            f"{limits.min_sync:g} and {SURE_Z:g}). Use a clip without music, in which the "
+            "speaker is visible."
         )
     elif _lag_is_sure(facts) and abs(facts["sync_lag_frames"]) > limits.max_lag:
         lag = facts["sync_lag_frames"]
         side = "lags" if lag > 0 else "leads"
         yield (
-            f"Audio {side} the video by {abs(lag):.1f} frames (limit: {limits.max_lag:g}). Set "
-            f"`audio: {{lag_frames: {round(lag)}}}` to correct it, or add {round(lag)} to the "
-            "value that you set."
+            f"The audio {side} the video by {abs(lag):.1f} frames (limit: "
+            f"{limits.max_lag:g}). To correct it, set `audio: {{lag_frames: "
+            f"{round(lag)}}}`. If `lag_frames` is already set, add {round(lag)} to its "
+            "value."
         )
 
 
@@ -352,31 +359,34 @@ def _warnings(facts: dict[str, Any], limits: Limits) -> Iterator[str]:
         yield f"The head turns by only {yaw:.1f} degrees, so views from the side will look wrong."
     if facts.get("focal_at_bound"):
         yield (
-            "The estimated focal length is at a bound of its range. If you know the focal length, "
-            "set `track: {focal_px: ...}`."
+            "The estimated focal length is at a bound of the allowed range. If you know "
+            "the focal length, set `track: {focal_px: ...}`."
         )
     if facts["blinks"] == 0:
         yield "No blink was detected, so the avatar cannot learn to close its eyes."
     correlation, z = facts.get("sync_correlation"), facts.get("sync_z")
     if correlation is None:
         if "sync_correlation" in facts:
-            yield "The clip is too short to verify that audio and mouth belong together."
+            yield "The clip is too short to verify that the audio belongs to the mouth."
         return
-    if z is None or (z < SURE_Z and facts["sync_frames"] < MIN_JUDGED_FRAMES):
+    if z is None or (z < SURE_Z and facts["sync_frames"] < MIN_REFUSAL_FRAMES):
         yield (
-            f"The clip is too short to verify that audio and mouth belong together (correlation "
-            f"{correlation:.2f}). Watch it with sound."
+            "The clip is too short to verify that the audio belongs to the mouth "
+            f"(correlation: {correlation:.2f}). Watch the clip with sound."
         )
         return
     lag = facts["sync_lag_frames"]
     if z >= SURE_Z and abs(lag) > DOUBTFUL_LAG:
         side = "lag" if lag > 0 else "lead"
         if not _lag_is_sure(facts):
-            yield f"Audio may {side} the video by {abs(lag):.1f} frames. Watch the clip with sound."
+            yield (
+                f"The audio may {side} the video by {abs(lag):.1f} frames. Watch the clip with "
+                "sound."
+            )
         elif abs(lag) <= limits.max_lag:
             yield (
-                f"Audio seems to {side} the video by {abs(lag):.1f} frames, which is within the "
-                "limit. Watch the clip with sound."
+                f"The audio seems to {side} the video by {abs(lag):.1f} frames, which is "
+                "within the limit. Watch the clip with sound."
             )
 
 

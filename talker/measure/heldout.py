@@ -179,8 +179,8 @@ def evaluate_held_out(
     ids = evaluated_ids(dataset)
     if len(ids) == 0:
         raise UserError(
-            f"{dataset.folder / layout.TRANSFORMS_VAL}: contains no usable frame, so there is "
-            "nothing to evaluate on. Use a longer clip."
+            f"{dataset.folder / layout.TRANSFORMS_VAL} lists no usable frame, so the avatar "
+            "cannot be evaluated. Use a longer clip."
         )
     real = RealFrames.load(dataset, ids)
 
@@ -286,9 +286,11 @@ def _settings(dataset: Dataset, ids: np.ndarray, shuffles: int) -> dict[str, Any
         "height": dataset.height,
         "width": dataset.width,
         "frames": [int(ids[0]), int(ids[-1]) + 1],
-        "gap": f"{skipped} frames were skipped after the training part. `evaluate` skips the first "
-        f"{GAP} held-out frames, whose speech windows overlap training audio, unless fewer than "
-        f"{MIN_FRAMES_AFTER_GAP} frames would remain.",
+        "gap": (
+            f"The first {skipped} held-out frames were skipped. `evaluate` skips up to {GAP} "
+            "frames, whose speech windows overlap the training audio, unless fewer than "
+            f"{MIN_FRAMES_AFTER_GAP} frames would remain."
+        ),
         "shuffles": shuffles,
         "definitions": DEFINITIONS,
         "controls": CONTROLS,

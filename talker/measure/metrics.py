@@ -19,7 +19,7 @@ STEADY = np.r_[17:36, 36, 39, 42, 45]
 """Landmarks that show the motion of the head: brows, nose and eye corners have edges that optical
 flow can follow, and speech hardly moves them."""
 MIN_STEADY = 6
-"""Number of these points that have to be followed in both videos."""
+"""Minimum number of `STEADY` points that must be followed in both videos."""
 
 Box = tuple[int, int, int, int]
 """A box x0, y0, x1, y1 in pixels; x1 and y1 are excluded."""

@@ -91,8 +91,7 @@ def mouth_facts(
 ) -> dict[str, float | None]:
     """Measure how far the mouth opens [T], and how well the audio predicts it.
 
-    The default encoder is used whichever encoder drives the avatar, so that the limits mean the
-    same for all.
+    The default encoder is used for all avatars, so that the limits remain comparable.
     """
     low, high = np.percentile(opening[valid], [2, 98])
     sound = clip_sound(folder.path / layout.SOUND, folder.frames)

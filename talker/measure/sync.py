@@ -1,4 +1,4 @@
-"""Score how well a mouth follows the sound, without a network that has to be downloaded.
+"""Score how well a mouth follows the sound, without additional files.
 
 A ridge regression predicts the shape of the mouth from the sound. It is fitted on the subject's
 real training frames, from a mel spectrogram or from the features of an encoder, whichever does not
@@ -40,7 +40,7 @@ COMPONENTS = 40
 LOUD_RANGE = 25.0
 """Range in dB below the level of the speech within which a slot counts as speech."""
 LOOK_AHEAD = 2
-"""Slots of 20 ms by which the center of a window lies after its frame."""
+"""Number of 20 ms slots by which the center of a window is later than its frame."""
 SHORTEST_PAUSE = 0.3
 """Duration in seconds from which a pause is excluded, because silence does not predict the
 mouth."""
@@ -105,8 +105,8 @@ def fit_predictor(dataset: Dataset, encoder: str | None = None) -> Predictor:
     y = (y - y.mean(0)) / np.maximum(y.std(0), 1e-9)
     fitted = fit_cross_validated(x, y)
     logger.info(
-        "sync score: %s features predict the mouth opening with a correlation of %.2f on held-out "
-        "stretches of the training part",
+        "For the sync score, %s features predict the mouth opening with a correlation of %.2f on "
+        "held-out parts of the training frames.",
         features.name,
         correlation(fitted.held_out[:, 0], y[:, 0]),
     )

@@ -80,7 +80,7 @@ class Verdict:
         }
 
 
-def judge(results: Mapping[str, Any]) -> Verdict:
+def grade_avatar(results: Mapping[str, Any]) -> Verdict:
     """Grade the content of metrics.json (`talker.measure.heldout.evaluate_held_out`)."""
     row, mouth = results["held_out"], results["curves"]["mouth_opening"]
     real, avatar = (np.asarray(mouth[name], float) for name in ("real", "avatar"))

@@ -84,7 +84,8 @@ def clip_sound(path: Path | zipfile.Path, frames: int) -> np.ndarray:
     sound = decode_audio(path)
     if abs(len(sound) - samples) > SOUND_TOLERANCE * SAMPLE_RATE:
         raise UserError(
-            f"{path}: lasts {len(sound) / SAMPLE_RATE:.2f} s, its frames {frames / FPS:.2f} s"
+            f"{path} lasts {len(sound) / SAMPLE_RATE:.2f} s, but its frames last "
+            f"{frames / FPS:.2f} s."
         )
     return np.pad(sound[:samples], (0, max(0, samples - len(sound))))
 
@@ -133,7 +134,7 @@ def decode_audio_blocks(
             samples += block.shape[1]
             yield block[0]
     if not samples:
-        raise UserError(f"{path}: contains no sound that can be decoded")
+        raise UserError(f"{path} contains no sound that can be decoded.")
 
 
 def audio_stream(
@@ -147,13 +148,15 @@ def audio_stream(
     streams = container.streams.audio
     stream = default_audio(container)
     if stream is None:
-        raise UserError(f"{path}: expected sound, but the file has no audio track")
+        raise UserError(f"{path} has no audio track, but sound is needed.")
     if track is not None:
         if not 1 <= track <= len(streams):
-            raise UserError(f"{path}: has no audio track {track}, only 1 to {len(streams)}")
+            raise UserError(
+                f"{path} has no audio track {track}. Its tracks are 1 to {len(streams)}."
+            )
         stream = streams[track - 1]
     if stream.codec_context is None:
-        raise UserError(f"{path}: cannot be read as sound: its codec is unknown")
+        raise UserError(f"{path} cannot be read as sound, because its codec is unknown.")
     return stream
 
 
@@ -191,7 +194,8 @@ def cancelling_channels(path: Path | zipfile.Path, track: int | None = None) -> 
     }
     for count, channel in cancelled.items():
         logger.warning(
-            "%s: its %d channels cancel each other out (opposite phase); only channel %d is used",
+            "%s has %d channels that cancel each other out, because their phases are opposite. "
+            "Only channel %d is used.",
             *(path, count, channel + 1),
         )
     return cancelled
@@ -239,15 +243,17 @@ class WavFile:
                 width = file.getnchannels() * file.getsampwidth()
                 file.setpos(max(0, self.samples - 1))
                 if self.samples and len(file.readframes(1)) < width:
-                    raise EOFError(f"truncated: its header declares {self.samples} samples")
+                    raise EOFError(f"it is truncated: its header declares {self.samples} samples")
         except (OSError, EOFError, wave.Error) as error:
-            raise UserError(f"{path}: cannot be read as wav ({error or 'truncated'})") from error
+            raise UserError(
+                f"{path} cannot be read as wav ({error or 'it is truncated'})."
+            ) from error
         if found != (SAMPLE_RATE, 1, 16):
             rate, channels, bits = found
             raise UserError(
-                f"{path}: expected {SAMPLE_RATE} Hz, 1 channel, 16 bit; found {rate} Hz, "
-                f"{channels} channel(s), {bits} bit. Convert it with `talker audio --source {path} "
-                "--wav OUT.wav`."
+                f"{path} has {rate} Hz, {channels} channel(s) and {bits} bits. It must have "
+                f"{SAMPLE_RATE} Hz, 1 channel and 16 bits. Convert it with `talker audio "
+                f"--source {path} --wav OUT.wav`."
             )
 
     def __len__(self) -> int:
@@ -294,7 +300,7 @@ def _decode_frames(
         except InvalidDataError:
             damaged += 1
     if damaged and log:
-        logger.warning("%s: skipped %d damaged audio packet(s)", path, damaged)
+        logger.warning("%s contains %d damaged audio packet(s), which were skipped.", path, damaged)
 
 
 def _channels(frame: av.AudioFrame) -> np.ndarray:
@@ -316,7 +322,7 @@ def _resample(
 ) -> Iterator[np.ndarray]:
     """Yield blocks [C, n] of the target format; their format may change within the file."""
     graph, current = None, None
-    zero, samples, clock, heard = Fraction(start or 0), 0, _Clock(path), Fraction(0)
+    zero, samples, clock, decoded = Fraction(start or 0), 0, _Clock(path), Fraction(0)
     for frame in frames:
         _check_rate(frame.sample_rate, path)
         tick = frame.time_base or Fraction(1, frame.sample_rate)
@@ -324,7 +330,7 @@ def _resample(
             # samples before time zero are the delay of an encoder, not sound
             zero = max(frame.pts or 0, 0) * tick
         time = clock.advance(seconds(frame.pts, tick), zero, frame)
-        heard += Fraction(frame.samples, frame.sample_rate)
+        decoded += Fraction(frame.samples, frame.sample_rate)
         if limit is not None and (samples >= limit or time * target.rate >= limit):
             break
         found = frame.sample_rate, frame.format.name, frame.layout.name
@@ -346,10 +352,10 @@ def _resample(
     for block in [] if graph is None else _flush(graph):
         samples += block.shape[1]
         yield block
-    if heard and not samples and start is None:  # too few samples for the resampler
+    if decoded and not samples and start is None:  # too few samples for the resampler
         rows = 1 if target.layout == "mono" else 2
         dtype = np.int16 if target.samples.startswith("s16") else np.float32
-        yield np.zeros((rows, -int(-heard * target.rate // 1)), dtype)
+        yield np.zeros((rows, -int(-decoded * target.rate // 1)), dtype)
 
 
 class _Clock:
@@ -368,18 +374,19 @@ class _Clock:
         self.idle += max(time - self.end - 1, Fraction(0))
         if self.idle > MAX_IDLE_SECONDS:
             raise UserError(
-                f"{self.path}: its sound has a gap of {float(time - self.end):.0f} s after "
-                f"{float(self.end):.2f} s. Cut the file there, or convert it to wav."
+                f"{self.path} has a gap of {float(time - self.end):.0f} s in its sound, "
+                f"after {float(self.end):.2f} s. Cut the file there, or convert it to wav."
             )
         if self.end > 0 and time < self.end - MAX_JUMP_SECONDS:
             raise UserError(
-                f"{self.path}: the timestamps of its sound jump back by "
-                f"{float(self.end - time):.1f} s after {float(self.end):.2f} s. Cut the file "
-                "there, or convert it to wav."
+                f"{self.path} has sound whose timestamps jump back by "
+                f"{float(self.end - time):.1f} s after {float(self.end):.2f} s. Cut the "
+                "file there, or convert it to wav."
             )
         if time > MAX_SECONDS:
             raise UserError(
-                f"{self.path}: expected at most {MAX_SECONDS // 3600} hours of sound. Cut the file."
+                f"{self.path} has more than {MAX_SECONDS // 3600} hours of sound, which is "
+                "the limit. Cut the file."
             )
         self.end = max(self.end, time + Fraction(frame.samples, frame.sample_rate))
         return time
@@ -389,7 +396,7 @@ def _check_rate(rate: int, path: Path | zipfile.Path) -> None:
     lowest, highest = SAMPLE_RATES
     if not lowest <= rate <= highest:
         raise UserError(
-            f"{path}: its sample rate is {rate} Hz, expected one from {lowest} to {highest} Hz"
+            f"{path} has a sample rate of {rate} Hz. It must be from {lowest} to {highest} Hz."
         )
 
 

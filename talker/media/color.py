@@ -1,8 +1,8 @@
 """Convert decoded frames of any color description to 8-bit RGB with BT.709 primaries.
 
-Every frame is described by its matrix, transfer, primaries and range (ITU-T H.273). Where the
-file does not say, pictures of at least 720 rows or 1280 columns are taken as BT.709, smaller ones
-as BT.601, as players do.
+Every frame is described by its matrix, transfer, primaries and range (ITU-T H.273). If the file
+does not specify them, pictures of at least 720 rows or 1280 columns are treated as BT.709, and
+smaller ones as BT.601, as video players do.
 
 - Matrix and range are converted by swscale with accurate rounding.
 - SDR code values are kept, because displays show all SDR transfers alike (BT.1886). The primaries
@@ -134,8 +134,8 @@ def check_color(color: Color, path: Path) -> None:
     else:
         return
     raise UserError(
-        f"{path}: its color {kind} is {name}, which cannot be converted. "
-        "Export the video as BT.709."
+        f"{path} has the color {kind} {name}, which cannot be converted. Export the video "
+        "as BT.709."
     )
 
 

@@ -56,9 +56,9 @@ def open_media(path: Path | zipfile.Path, kind: str) -> Iterator[av.container.In
             yield container
     except (FFmpegError, OSError) as error:
         reason = error.strerror or str(error)
-        raise UserError(f"{path}: cannot be read as {kind}: {reason}") from error
+        raise UserError(f"{path} cannot be read as {kind} ({reason}).") from error
     except ZeroDivisionError as error:
-        message = f"{path}: is damaged: its header contains a time base of zero"
+        message = f"{path} is damaged, because its header contains a time base of zero."
         raise UserError(message) from error
 
 
@@ -98,7 +98,7 @@ def read_packets(
         yield from container.demux(*streams)
     except IndexError as error:  # PyAV lists the tracks when it opens the file
         raise UserError(
-            f"{path}: contains a track that its header does not declare. Re-encode it as mp4."
+            f"{path} contains a track that its header does not declare. Re-encode the file as mp4."
         ) from error
 
 

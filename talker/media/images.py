@@ -31,7 +31,7 @@ def read_image(path: Path | zipfile.Path) -> np.ndarray:
     except (OSError, KeyError):
         pixels = None
     if pixels is None:
-        raise UserError(f"{path}: missing, or not an image that OpenCV can read")
+        raise UserError(f"{path} does not exist, or is not an image that OpenCV can read.")
     if pixels.ndim == 2:
         return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
     code = cv2.COLOR_BGRA2RGBA if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB
@@ -78,8 +78,8 @@ def read_numbered(
         image = read_image(path)
         if image.shape[:2] != (clip.height, clip.width):
             raise UserError(
-                f"{path}: expected {clip.width}x{clip.height} pixels as declared in clip.json, "
-                f"found {image.shape[1]}x{image.shape[0]}. Run `talker frames` again."
+                f"{path} has {image.shape[1]}x{image.shape[0]} pixels, but clip.json "
+                f"declares {clip.width}x{clip.height}. Run `talker frames` again."
             )
         return image
 
@@ -102,11 +102,11 @@ def image_header(path: Path) -> tuple[int, int, int]:
             elif start.startswith(b"\xff\xd8"):
                 header, complete = _jpeg(file), b"\xff\xd9" in end
             else:
-                raise UserError(f"{path}: expected a PNG or JPEG image, found another format")
+                raise UserError(f"{path} is neither a PNG nor a JPEG image.")
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        raise UserError(f"{path} cannot be read ({error.strerror}).") from error
     if header is None or not complete:
-        raise UserError(f"{path}: is truncated")
+        raise UserError(f"{path} is truncated.")
     return header
 
 

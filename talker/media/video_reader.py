@@ -1,6 +1,6 @@
 """Read video files through PyAV, under one contract for every frame that is decoded.
 
-Whatever the file contains, `read_frames` yields frames that are
+For every file, `read_frames` yields frames with these properties:
 
 - upright: the whole display matrix is applied, rotation as well as mirroring and flipping;
 - of one size, that of the first frame with square pixels. Frames of another size but the same
@@ -124,12 +124,13 @@ def probe(path: Path) -> Source:
         stream = video_stream(container, path)
         index = _read_index(container, stream, path)
         if not index.frames:
-            raise UserError(f"{path}: contains no video frame that can be decoded")
+            raise UserError(f"{path} contains no video frame that can be decoded.")
         declared = Fraction((container.start_time or 0) + (container.duration or 0), av.time_base)
         if declared - index.end > MAX_MISSING_SECONDS:
             raise UserError(
-                f"{path}: is damaged: it declares a duration of {float(declared):.1f} s, but its "
-                f"content ends at {float(index.end):.1f} s. Copy the file again from its source."
+                f"{path} is damaged. It declares a duration of {float(declared):.1f} s, but "
+                f"its content ends at {float(index.end):.1f} s. Copy the file again from "
+                "its source."
             )
         first = index.frames[0]
         orientation = Orientation.of(first)
@@ -206,7 +207,7 @@ def video_stream(container: av.container.InputContainer, path: Path) -> av.Video
     for stream in container.streams.video:
         if not stream.disposition & cover and stream.codec_context is not None:
             return stream
-    raise UserError(f"{path}: expected a video, but the file contains no video stream")
+    raise UserError(f"{path} contains no video stream. Use a video.")
 
 
 @dataclass
@@ -279,13 +280,15 @@ def _frame_period(
     longest = max(steps, default=Fraction(0))
     if sum(max(step - 1, Fraction(0)) for step in steps) > MAX_IDLE_SECONDS:
         raise UserError(
-            f"{path}: its timestamps leave more than {MAX_IDLE_SECONDS} s without a frame (the "
-            f"longest gap lasts {float(longest):.0f} s). Cut the video, or re-encode it as mp4."
+            f"{path} has no frame for {float(longest):.0f} s, according to its timestamps. "
+            f"At most {MAX_IDLE_SECONDS} s are allowed. Cut the video, or re-encode it as "
+            "mp4."
         )
     if times[-1] - times[0] > MAX_SECONDS:
         raise UserError(
-            f"{path}: expected at most {MAX_SECONDS // 3600} hours of video, found "
-            f"{float(times[-1] - times[0]) / 3600:.1f}. Cut it to the part that you need."
+            f"{path} contains {float(times[-1] - times[0]) / 3600:.1f} hours of video. At "
+            f"most {MAX_SECONDS // 3600} hours are allowed. Cut it to the part that you "
+            "need."
         )
     period = median(steps) if steps else 1 / (stream.average_rate or Fraction(FPS))
     uneven = any(abs(step - period) > period / 4 for step in steps)
@@ -300,13 +303,14 @@ def _square_size(frame: av.VideoFrame, stream: av.VideoStream, path: Path) -> tu
     aspect = stream.sample_aspect_ratio or Fraction(1)
     if not Fraction(1, MAX_PIXEL_ASPECT) <= aspect <= MAX_PIXEL_ASPECT:
         raise UserError(
-            f"{path}: its pixels have the aspect {aspect}, expected one from "
-            f"1:{MAX_PIXEL_ASPECT} to {MAX_PIXEL_ASPECT}:1. Re-encode the video with square pixels."
+            f"{path} has pixels with the aspect ratio {aspect}. It must be from "
+            f"1:{MAX_PIXEL_ASPECT} to {MAX_PIXEL_ASPECT}:1. Re-encode the video with square "
+            "pixels."
         )
     height, width = frame.height, max(1, round(frame.width * aspect))
     if height * width > MAX_PIXELS:
         raise UserError(
-            f"{path}: its pictures have {width} x {height} pixels, expected at most 8192 x 4320"
+            f"{path} has pictures of {width} x {height} pixels. At most 8192 x 4320 are allowed."
         )
     return height, width
 
@@ -329,22 +333,23 @@ def _decode(
                 time += period
             elif clock - origin < time - MAX_JUMP_SECONDS:
                 raise UserError(
-                    f"{path}: its timestamps jump back by {float(time + origin - clock):.1f} s "
-                    f"after {float(time):.2f} s. Re-encode the video as mp4, or cut it there."
+                    f"{path} has timestamps that jump back by "
+                    f"{float(time + origin - clock):.1f} s after {float(time):.2f} s. "
+                    "Re-encode the video as mp4, or cut it there."
                 )
             else:
                 time = clock - origin if clock - origin > time else time + period
             yield time, frame
     except InvalidDataError as error:
         raise UserError(
-            f"{path}: is damaged after {float(time or 0):.2f} s ({error.strerror}). Cut that part "
-            "out, or copy the file again from its source."
+            f"{path} is damaged after {float(time or 0):.2f} s ({error.strerror}). Cut that "
+            "part out, or copy the file again from its source."
         ) from error
     end = float(time or 0) + 1 / source.fps
     if source.duration - end > MAX_MISSING_SECONDS:
         raise UserError(
-            f"{path}: is damaged: its duration is {source.duration:.1f} s, but it can be decoded "
-            f"only up to {end:.1f} s. Copy the file again from its source."
+            f"{path} is damaged. Its duration is {source.duration:.1f} s, but it can be "
+            f"decoded only up to {end:.1f} s. Copy the file again from its source."
         )
 
 
@@ -358,12 +363,13 @@ def _same_aspect(timed: Iterator[Timed], source: Source, path: Path) -> Iterator
             change = size[0] * first[1] / (size[1] * first[0])
             if not 1 - MAX_ASPECT_CHANGE <= change <= 1 + MAX_ASPECT_CHANGE:
                 raise UserError(
-                    f"{path}: its picture changes from {first[0]} x {first[1]} to {size[0]} x "
-                    f"{size[1]} pixels after {float(time):.2f} s. Cut the video there."
+                    f"{path} has a picture size that changes from {first[0]} x {first[1]} "
+                    f"to {size[0]} x {size[1]} pixels after {float(time):.2f} s. Cut the "
+                    "video there."
                 )
             logger.warning(
-                "%s: the picture changes from %d x %d to %d x %d pixels after %.2f s; frames are "
-                "scaled to the first size",
+                "The picture size of %s changes from %d x %d to %d x %d pixels after %.2f "
+                "s. All frames are scaled to the first size.",
                 *(path, *last, *size, float(time)),
             )
         last = size

@@ -156,8 +156,8 @@ class _Encoder:
         expected = (self.video.height, self.video.width, channels)
         if even.shape != expected or even.dtype != np.uint8:
             raise ValueError(
-                f"frame {self.frames}: expected uint8 {expected}, found {pixels.dtype} "
-                f"{pixels.shape}"
+                f"Frame {self.frames} must be uint8 {expected}, but it is {pixels.dtype} "
+                f"{pixels.shape}."
             )
         if self.frames == 0:
             self.container.start_encoding()  # opens the codecs before threads use them
@@ -235,7 +235,7 @@ def video_writer(
     encoding = FORMATS.get(path.suffix.lower())
     if encoding is None:
         raise UserError(
-            f"{path}: expected one of the suffixes {', '.join(FORMATS)}, found {path.suffix!r}"
+            f"{path} has the suffix {path.suffix!r}. It must be one of {', '.join(FORMATS)}."
         )
     with atomic_write(path) as (scratch,):
         options = {"movflags": "+faststart"} if encoding.container == "mp4" else {}
@@ -249,7 +249,7 @@ def video_writer(
             try:
                 yield write
                 if encoder.frames == 0:
-                    raise UserError(f"{path}: no frame was written")
+                    raise UserError(f"{path} cannot be written, because there is no frame.")
                 with _ffmpeg_errors(path):
                     encoder.finish()
             finally:
@@ -270,7 +270,7 @@ def _image_folder(
         yield write
         frames = next(numbers)
         if not frames:
-            raise UserError(f"{folder}: no frame was written")
+            raise UserError(f"{folder} cannot be written, because there is no frame.")
         if sound is not None:
             _write_native_wav(scratch / "sound.wav", sound, sound_start, frames)
 
@@ -295,4 +295,4 @@ def _ffmpeg_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except FFmpegError as error:
-        raise UserError(f"{path}: FFmpeg could not write this file: {error}") from error
+        raise UserError(f"FFmpeg could not write {path}: {error}") from error

@@ -120,19 +120,19 @@ def read_timings(path: Path) -> list[Phoneme]:
         rows = json.loads(path.read_text(encoding="utf-8"))["phonemes"]
         phonemes = [Phoneme(r["phoneme"], float(r["start"]), float(r["end"])) for r in rows]
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        raise UserError(f"{path} cannot be read ({error.strerror}).") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path}: is not a timings file ({error!r}). Expected "
+            f"{path} is not a timings file ({error!r}). It must contain "
             '{"phonemes": [{"phoneme": NAME, "start": SECONDS, "end": SECONDS}, ...]}.'
         ) from error
     if not phonemes:
-        raise UserError(f"{path}: lists no phonemes. Expected at least one.")
+        raise UserError(f"{path} lists no phonemes. It must list at least one.")
     unknown = {phoneme.name for phoneme in phonemes} - VISEME_PATHS.keys()
     if unknown:
         raise UserError(
-            f"{path}: contains phonemes without a viseme: {', '.join(sorted(unknown))}. "
-            "Expected names of espeak-ng's English phonemes."
+            f"{path} contains phonemes without a viseme: {', '.join(sorted(unknown))}. "
+            "Use the names of the English phonemes of espeak-ng."
         )
     return phonemes
 

@@ -17,7 +17,7 @@ from talker.media.images import write_image
 from talker.synthetic.subject import GroundTruth
 
 SPEECH_CHANNELS = 32
-"""Channels of the stand-in speech features, as many as those of a real encoder."""
+"""Number of channels of the artificial speech features, the same as for a real encoder."""
 EXPRESSIONS = 79
 """Expression coefficients per frame, as many as the Basel Face Model has."""
 
@@ -55,7 +55,8 @@ def write_dataset(
 
 
 def speech_windows(weights: np.ndarray) -> np.ndarray:
-    """Return stand-in speech features float32 [T, 16, 32]: a fixed projection of `weights` [T, 52].
+    """Return artificial speech features float32 [T, 16, 32]: a fixed projection of `weights` [T,
+    52].
 
     Like real features they are vectors at 50 Hz; window i holds vectors [2 i - 8, 2 i + 8).
     """

@@ -77,8 +77,8 @@ class GroundTruth:
                 values: dict[str, Any] = {f.name: archive[f.name] for f in fields(cls)}
         except (OSError, ValueError, KeyError) as error:
             raise UserError(
-                f"{path}: cannot be read as the ground truth of a synthetic clip ({error}). "
-                "Create it with `talker synthesize`."
+                f"{path} cannot be read as the ground truth of a synthetic clip ({error}). "
+                "Write it again with `talker synthesize`."
             ) from error
         values["focal"] = float(values["focal"])
         return cls(**values)

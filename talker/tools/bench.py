@@ -100,11 +100,12 @@ def main(*, data: Path | None = None, json: Path | None = None, config: Config =
     dataset = replace(dataset, train_ids=np.tile(dataset.train_ids, config.copies))
     if config.train_batch > len(dataset.train_ids):
         raise UserError(
-            f"train_batch: expected at most {len(dataset.train_ids)}, the number of training "
-            f"frames, found {config.train_batch}; use fewer, or repeat the frames with --copies"
+            f"train_batch is {config.train_batch}, but there are only "
+            f"{len(dataset.train_ids)} training frames. Use a smaller batch, or repeat the "
+            "frames with --copies."
         )
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    logger.info("Device: %s. Images: %dx%d pixels.", name, dataset.width, dataset.height)
+    logger.info("Measuring on %s with images of %dx%d pixels.", name, dataset.width, dataset.height)
     start = time.perf_counter()
     subset = training_set(dataset, device)
     loading = {
@@ -151,7 +152,7 @@ def bench(
     )
     trainer = Trainer(data, subset, options)
     trainer.next_stage()
-    # Sums on a GPU depend on their order: two trained avatars would not cost the same to render.
+    # Sums on a GPU depend on their order, so two trained avatars would render at different speeds.
     untrained = copy.deepcopy(trainer.avatar).eval()
     logger.info("Avatar with %d Gaussians:", gaussians)
     result = {

@@ -1,4 +1,4 @@
-"""Export an avatar as one file that speaks without the dataset folder.
+"""Write an avatar to one file, which renders new speech without the dataset folder.
 
     talker bundle --avatar results/me/avatar --data data/me --file me.avatar
     talker speak --avatar me.avatar

@@ -100,7 +100,7 @@ def export(data: Path, name: MethodName, out: Path, config: Config) -> list[str]
     missing += _write_action_units(data, out, method, frames)
     for folder in method.folders:
         missing.append(
-            f"{folder}/ with one file per frame: run the script of {name} that writes it"
+            f"{folder}/ (one file per frame) is missing. Run the script of {name} that writes it."
         )
     return missing
 
@@ -132,7 +132,7 @@ def _write_params(data: Path, out: Path, count: int) -> None:
 
     params = read_track_params(data / layout.TRACK_PARAMS)
     if params.vertices is None:
-        raise UserError(f"{data / layout.TRACK_PARAMS}: has no vertices; run `talker track`")
+        raise UserError(f"{data / layout.TRACK_PARAMS} has no vertices. Run `talker track`.")
     points = params.vertices
     if len(points) < count:
         rng = np.random.default_rng(0)
@@ -175,8 +175,8 @@ def _write_speech(data: Path, out: Path, method: Method, frames: int) -> list[st
         features = load_array(data / name)
         if features.shape[1:] != window or len(features) < frames:
             raise UserError(
-                f"{data / name}: expected [{frames}, {window[0]}, {window[1]}], found "
-                f"{list(features.shape)}"
+                f"{data / name} has the shape {list(features.shape)}. It must be [{frames}, "
+                f"{window[0]}, {window[1]}]."
             )
         np.save(out / name, features[:frames].astype(np.float32))
         copied = True
@@ -185,7 +185,7 @@ def _write_speech(data: Path, out: Path, method: Method, frames: int) -> list[st
     names = " or ".join(
         f"{name} [{frames}, {window[0]}, {window[1]}]" for name, window in method.speech.items()
     )
-    return [f"{names}: run {method.extractor} on {layout.SOUND}"]
+    return [f"{names} is missing. To write it, run {method.extractor} on {layout.SOUND}."]
 
 
 def _write_action_units(data: Path, out: Path, method: Method, frames: int) -> list[str]:
@@ -202,7 +202,11 @@ def _write_action_units(data: Path, out: Path, method: Method, frames: int) -> l
         rows.append(", ".join([f"{i + 1}", f"{i / 25:.2f}", "1.00", "1", *values]))
     (out / layout.ACTION_UNITS).write_text("\n".join(rows) + "\n", encoding="utf-8")
     absent = [name for name in wanted if name not in columns]
-    return [f"{layout.ACTION_UNITS}: {', '.join(absent)}; run OpenFace"] if absent else []
+    return (
+        [f"{layout.ACTION_UNITS} lacks the columns {', '.join(absent)}. Run OpenFace to get them."]
+        if absent
+        else []
+    )
 
 
 def main(*, data: Path, method: MethodName, out: Output, config: Config = Config()) -> None:
@@ -220,6 +224,6 @@ def main(*, data: Path, method: MethodName, out: Output, config: Config = Config
     with atomic_write(out) as (folder,):
         folder.mkdir()
         missing = export(data, method, folder, config)
-    logger.info("%s: written for %s", out, method)
+    logger.info("Wrote %s for %s.", out, method)
     for text in missing:
-        logger.warning("still needed: %s", text)
+        logger.warning("The copy is not complete yet: %s", text)

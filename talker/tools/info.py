@@ -100,7 +100,7 @@ def _gpus() -> str:
     except subprocess.TimeoutExpired:
         return "nvidia-smi does not answer"
     lines = (listed.stdout or listed.stderr).strip().splitlines()
-    return "; ".join(lines) or "nvidia-smi lists none"
+    return "; ".join(lines) or "nvidia-smi lists no GPU"
 
 
 def _cuda() -> str:

@@ -65,7 +65,7 @@ def main(*, data: Path, pack: Output, config: Config = Config()) -> None:
         UserError: `data` is not a dataset folder, or a file in it is missing or damaged.
     """
     if data.is_file():
-        raise UserError(f"{data}: expected a dataset folder, found a file")
+        raise UserError(f"{data} is a file. Only a dataset folder can be packed.")
     encoders = [name for name in ENCODERS if speech_file(data, name).exists()] or [DEFAULT_ENCODER]
     for encoder in encoders:
         frames = Dataset.load(data, 64, encoder).frames  # raises if the folder is incomplete
@@ -100,7 +100,7 @@ def _encoded(data: Path, frames: int, config: Config) -> Iterator[dict[str, byte
             pixels = read_image(path)
             if pixels.shape[2] != kind.channels:
                 raise UserError(
-                    f"{path}: expected {kind.channels} channels, found {pixels.shape[2]}"
+                    f"{path} has {pixels.shape[2]} channels. It must have {kind.channels}."
                 )
             images[f"{kind.folder}/{i}.webp"] = webp_bytes(pixels, config.quality)
         images[layout.MASKS.relative(i)] = layout.MASKS.path(data, i).read_bytes()
