@@ -117,8 +117,9 @@ def test_the_workflow_can_refuse_missing_metric_files(
     chosen = {"syncnet": "published", "lpips": "/no/lpips.pt", "second_detector": "fan"}
     lines = (missing_file("evaluate", chosen) or "").split("\n")
     assert len(lines) == 3
-    assert lines[0].startswith("evaluate: lpips: /no/lpips.pt: missing; run `talker weights fetch")
-    assert lines[1].startswith("evaluate: syncnet: ") and "fetch syncnet" in lines[1]
+    assert lines[0].startswith("evaluate: The option `lpips` needs /no/lpips.pt, ")
+    assert "run `talker weights fetch" in lines[0]
+    assert lines[1].startswith("evaluate: The option `syncnet` ") and "fetch syncnet" in lines[1]
     assert lines[2].startswith("evaluate: second_detector: The backend ")
     (tmp_path / "syncnet_v2.model").touch()
     assert missing_file("evaluate", {"syncnet": "published"}) is None

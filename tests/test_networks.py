@@ -140,7 +140,9 @@ def test_published_networks_are_adapted(tmp_path: Path, monkeypatch: pytest.Monk
     """White and black differ by 1 in each of three features; FID by the same squared distance."""
     monkeypatch.setenv("TALKER_WEIGHTS", str(tmp_path))
     config = Config(lpips="published", inception="published")
-    with pytest.raises(UserError, match=r"vgg16\.pt: missing; run `talker weights fetch lpips`"):
+    with pytest.raises(
+        UserError, match=r"vgg16\.pt does not exist. To obtain it, run `talker weights fetch lpips`"
+    ):
         load_networks(config)
     for name, module in (("lpips", PublishedVgg()), ("inception", PublishedInception())):
         sha256 = stored(module, location(WEIGHTS[name]))
