@@ -84,8 +84,8 @@ def with_video(name, row):
     folder = DATA / name
     if not (folder.exists() and folder.samefile(row.video)):
         raise UserError(
-            f"subject '{name}': {row.video} is a folder, expected a video or {folder}. To use a "
-            f"dataset from another place, link it: ln -s {Path(row.video).resolve()} {folder}"
+            f"subject '{name}': {row.video} is a folder, but must be a video or {folder}. To use a "
+            f"dataset in another folder, run `ln -s {Path(row.video).resolve()} {folder}`."
         )
     return replace(row, video=str(folder / f"{name}.mp4"))
 
@@ -165,8 +165,8 @@ def speeches_of(subject):
     for file in files.values():
         if re.search("[{}<>]", file):
             raise WorkflowError(
-                f"{file}: the name contains one of the characters {{ }} < >, which Snakemake "
-                "replaces in paths; rename the file"
+                f"{file}: the name contains one of the characters {{ }} < >, which have a special "
+                "meaning for Snakemake. Rename the file."
             )
     table = {
         name: speech.file
@@ -241,7 +241,7 @@ def require_deepspeech_scores():
         file = Path(deepspeech_scores(DATA / subject) or ".")
         if not file.exists():
             raise WorkflowError(
-                f"{file} does not exist; the encoder deepspeech reads precomputed scores from it"
+                f"{file} does not exist. The encoder deepspeech reads precomputed scores from it."
             )
 
 
@@ -264,8 +264,8 @@ def require_named_preset():
     """Stop if the GPU of this machine would determine the preset of jobs on other machines."""
     if config["preset"] == "auto" and workflow.non_local_exec:
         raise WorkflowError(
-            "config: preset: 'auto' depends on the machine, but jobs run on other machines; "
-            "choose a preset explicitly, for example `--config preset=full`"
+            "config: preset: 'auto' selects the preset for this machine, but jobs run on other "
+            "machines. Choose a preset explicitly, for example with `--config preset=full`."
         )
 
 

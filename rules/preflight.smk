@@ -24,7 +24,7 @@ def warn_without_gpu(jobs):
     if not shutil.which("nvidia-smi"):
         logger.warning(
             f"Preset '{PRESET}' is intended for an NVIDIA GPU, but nvidia-smi was not found here. "
-            "On a CPU, training takes days; `--config preset=draft` takes minutes."
+            "On a CPU, its training takes days. With `--config preset=draft`, it takes minutes."
         )
 
 

@@ -121,9 +121,7 @@ def open_folder(path: Path, config: Config) -> Folder:
         if re.fullmatch(r"0|[1-9]\d{0,8}", file.stem)
     )
     if not images:
-        raise UserError(
-            f"{path}: expected frames {kind.relative(0)}, {kind.relative(1)}, ...; found none"
-        )
+        raise UserError(f"{path} contains no frames {kind.relative(0)}, {kind.relative(1)}, ...")
     try:
         params = read_track_params(path / layout.TRACK_PARAMS)
     except UserError:
@@ -143,8 +141,8 @@ def frame_rows(folder: Folder) -> Iterator[Row]:
         yield Row(
             "frame numbers",
             "inconsistent",
-            f"the frames start at {first}, expected 0: the pose and the sound of frame i belong "
-            f"to image i + {first}. Rename the images so that they start at 0",
+            f"the frames start at {first}, so the pose and the sound of frame i belong to "
+            f"image i + {first}. Rename the images so that they start at 0",
         )
     elif beyond := set(folder.images - expected):
         spare = len(beyond) <= SPARE_ROWS
@@ -243,8 +241,8 @@ def _transforms(folder: Folder, name: str, ids: range, matrices: np.ndarray) -> 
     listed = read_transforms(folder.path / name, folder.frames)
     if foreign := set(listed.ids.tolist()) - set(ids):
         raise UserError(
-            f"lists {folder.some(foreign)}, expected frames {ids[0]} to {ids[-1]} only. "
-            f"{TRACK_AGAIN}"
+            f"it lists {folder.some(foreign)}, but must list only frames {ids[0]} to "
+            f"{ids[-1]}. {TRACK_AGAIN}"
         )
     expected = matrices[listed.ids]
     for unit, scale in (("m", 1.0), ("dm, as in track_params.pt", 10.0)):
@@ -257,8 +255,8 @@ def _transforms(folder: Folder, name: str, ids: range, matrices: np.ndarray) -> 
         inner = slice(1, len(ids) - 1)
         if np.abs(listed.matrices - shifted)[inner].max(initial=0) < POSE_TOLERANCE:
             raise UserError(
-                f"the pose of frame i is that of frame i{shift:+d} in {layout.TRACK_PARAMS}, "
-                f"expected frame i: the frame numbers are shifted. {TRACK_AGAIN}"
+                "the frame numbers are shifted: the pose of frame i is that of frame "
+                f"i{shift:+d} in {layout.TRACK_PARAMS}. {TRACK_AGAIN}"
             )
     raise UserError(f"the poses differ from those in {layout.TRACK_PARAMS}. {TRACK_AGAIN}")
 
@@ -280,13 +278,14 @@ def _blinks(path: Path, frames: int) -> str:
     rate = _rate(read_table(path).get("timestamp", []))
     if rate is not None and abs(rate - FPS) > 0.1:
         raise UserError(
-            f"{count} rows at {rate:g} frames per second, expected {frames} rows at {FPS}. Move it "
-            "to another file, such as openface.csv, and set the options `blink: {backend: "
-            "openface, table: FILE}`; the rows are then resampled"
+            f"it has {count} rows at {rate:g} frames per second, but must have {frames} rows "
+            f"at {FPS}. Move it to another file, such as openface.csv, and set the options "
+            "`blink: {backend: openface, table: FILE}`, which resample the rows"
         )
     raise UserError(
-        f"{count} rows for {frames} frames. Run OpenFace on the frames in "
-        f"{layout.FRAMES.folder}, or move it to another folder; `talker blink` then writes it"
+        f"it has {count} rows for {frames} frames. Run OpenFace on the frames in "
+        f"{layout.FRAMES.folder}, or move the file to another folder, so that `talker "
+        "blink` writes it"
     )
 
 
@@ -322,9 +321,9 @@ def _duration(path: Path, frames: int) -> str:
     excess = seconds - frames / FPS
     if abs(excess) > SOUND_TOLERANCE:
         raise UserError(
-            f"lasts {seconds:.2f} s, but the {frames} frames last {frames / FPS:.2f} s. Cut the "
-            "sound where the frames were cut, or move it to another folder; `talker audio` then "
-            "extracts it from the video"
+            f"it lasts {seconds:.2f} s, but the {frames} frames last {frames / FPS:.2f} s. Cut "
+            "the sound where the frames were cut, or move the file to another folder, so "
+            "that `talker audio` extracts it from the video"
         )
     return f"{seconds:.2f} s"
 
@@ -333,8 +332,9 @@ def _features(path: Path, frames: int) -> str:
     shape = load_array(path).shape
     if not frames <= shape[0] <= frames + SPARE_ROWS:
         raise UserError(
-            f"{shape[0]} windows for {frames} frames. Extract them from {layout.SOUND} again, or "
-            "move the file to another folder; talker extracts the features that it needs"
+            f"it has {shape[0]} windows for {frames} frames. Extract them from {layout.SOUND} "
+            "again, or move the file to another folder, so that talker extracts the "
+            "features that it needs"
         )
     return f"{list(shape)}"
 
@@ -363,7 +363,8 @@ def _fault(name: str, describe: Callable[[], object]) -> Iterator[Row]:
         yield Row(name, "present", text if isinstance(text, str) else "")
     except UserError as error:
         lines = str(error).splitlines()
-        yield Row(name, "inconsistent", re.sub(r"^\S*: ", "", lines[0]))
+        reason = re.sub(r"^\S*: ", "", lines[0])
+        yield Row(name, "inconsistent", re.sub(r"^\S+\.\w+ (?=[a-z])", "it ", reason))
 
 
 def inspect(path: Path, config: Config = Config()) -> list[Row]:
@@ -381,7 +382,7 @@ def derive_clip(path: Path) -> Clip:
     """Return the clip that a folder without clip.json describes."""
     folder = open_folder(path, Config())
     if min(folder.images) != 0:
-        raise UserError(f"{path}: expected {layout.FRAMES.relative(0)}, found no such frame")
+        raise UserError(f"{path} contains no {layout.FRAMES.relative(0)}.")
     height, width, _ = image_header(layout.FRAMES.path(path, 0))
     source = Source(
         name=path.resolve().name,
@@ -411,14 +412,14 @@ def main(*, data: Path, clip: Output | None = None, config: Config = Config()) -
         UserError: something is inconsistent; the message lists it.
     """
     rows = inspect(data, config)
-    logger.info("%s: prepared in the layout of %s", data, recognize(data))
+    logger.info("The folder %s is prepared in the layout of %s.", data, recognize(data))
     width = max(len(row.name) for row in rows)
     for row in rows:
         logger.info("%-*s  %-12s  %s", width, row.name, row.status, row.text)
     faults = [f"{row.name}: {row.text}" for row in rows if row.status == "inconsistent"]
     if faults:
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-        raise UserError("\n  ".join([f"{data}: found {count}; no file was changed", *faults]))
+        raise UserError("\n  ".join([f"{data} has {count}. No file was changed.", *faults]))
     clip = clip or data / layout.CLIP
     if not clip.exists():
         derive_clip(data).save(clip)

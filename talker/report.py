@@ -148,7 +148,7 @@ def training(log: Path) -> Section:
         ]
         charts[stage] = chart(curves, "step", "loss", *HALF, log_y=True)
     if not charts:
-        raise ValueError(f"{log}: is empty")
+        raise ValueError(f"{log} is empty")
     return {
         "charts": charts,
         "gaussians": entries[-1].get("gaussians"),
@@ -170,7 +170,7 @@ def clip_facts(data: Path) -> Section:
             "crop": f"{crop.size} px square at ({crop.x}, {crop.y})" if crop else "none",
             "clip": f"{clip.width} x {clip.height}, {clip.frames} frames, "
             f"{clip.frames / clip.fps:.1f} s at {clip.fps} fps",
-            "split": f"{clip.train_frames} training frames, {held_out} held out",
+            "split": f"{clip.train_frames} training frames, {held_out} held-out frames",
         }
     }
 
@@ -180,7 +180,10 @@ def tracking_facts(path: Path) -> Section:
     found = json.loads(path.read_text(encoding="utf-8"))
     focal, degrees, lost = found["focal"], found["degrees"], found["rejected"]
     facts = {
-        "focal length": f"{focal['px']:.0f} px, {focal['per_longer_side']:.2f} x the image",
+        "focal length": (
+            f"{focal['px']:.0f} px, {focal['per_longer_side']:.2f} times the longer side of the "
+            "image"
+        ),
         "distance": f"{focal['distance_dm'] / 10:.2f} m from the camera",
         "reprojection": f"{found['residual']['px']:.2f} px (median), "
         f"{found['residual']['percent_of_face']:.2f} % of the face's width",
@@ -227,7 +230,7 @@ def timings(benchmarks: Path) -> Section:
                     }
                 )
     if not rows:
-        raise ValueError(f"{benchmarks}: contains no benchmark file")
+        raise ValueError(f"{benchmarks} contains no benchmark file")
     rows.sort(key=lambda row: (row["order"], row["name"]))
     longest = max(row["seconds"] for row in rows)
     return {
@@ -260,7 +263,7 @@ def new_speech(folder: Path, html: Path, embed_mb: float) -> Section:
             }
         )
     if not videos:
-        raise ValueError(f"{folder}: contains no video of new speech")
+        raise ValueError(f"{folder} contains no video of new speech")
     return {"videos": videos}
 
 

@@ -181,8 +181,8 @@ FAULTS = {
     ),
     "frames from 1": (
         start_at_one,
-        "frame numbers: the frames start at 1, expected 0: the pose and the sound of frame i "
-        "belong to image i + 1. Rename the images so that they start at 0",
+        "frame numbers: the frames start at 1, so the pose and the sound of frame i belong to "
+        "image i + 1. Rename the images so that they start at 0",
     ),
     "frames missing": (
         unlink("ori_imgs/7.jpg", "ori_imgs/8.jpg"),
@@ -195,47 +195,51 @@ FAULTS = {
     ),
     "blinks at 30 fps": (
         lambda folder: blinks(folder, 120, 30),
-        "au.csv: 120 rows at 30 frames per second, expected 100 rows at 25. Move it to another "
-        "file, such as openface.csv, and set the options `blink: {backend: openface, table: "
-        "FILE}`; the rows are then resampled",
+        "au.csv: it has 120 rows at 30 frames per second, but must have 100 rows at 25. Move it to "
+        "another file, such as openface.csv, and set the options `blink: {backend: openface, "
+        "table: FILE}`, which resample the rows",
     ),
     "blinks of another clip": (
         lambda folder: blinks(folder, 80, 25),
-        "au.csv: 80 rows for 100 frames. Run OpenFace on the frames in ori_imgs, or move it to "
-        "another folder; `talker blink` then writes it",
+        "au.csv: it has 80 rows for 100 frames. Run OpenFace on the frames in ori_imgs, or move "
+        "the file to another folder, so that `talker blink` writes it",
     ),
     "no blinks in the table": (
         lambda folder: (folder / "au.csv").write_text("frame, AU12_r\n1, 0.5\n"),
-        "au.csv: expected a column AU45_r, found frame, AU12_r",
+        "au.csv: it has no column AU45_r. Its columns are: frame, AU12_r. Run `talker blink`, or "
+        "use a table that OpenFace wrote.",
     ),
     "sound too long": (
         change_length(3),
-        "aud.wav: lasts 7.00 s, but the 100 frames last 4.00 s. Cut the sound where the frames "
-        "were cut, or move it to another folder; `talker audio` then extracts it from the video",
+        "aud.wav: it lasts 7.00 s, but the 100 frames last 4.00 s. Cut the sound where the frames "
+        "were cut, or move the file to another folder, so that `talker audio` extracts it from the "
+        "video",
     ),
     "sound too short": (
         change_length(-2),
-        "aud.wav: lasts 2.00 s, but the 100 frames last 4.00 s. Cut the sound where the frames "
-        "were cut, or move it to another folder; `talker audio` then extracts it from the video",
+        "aud.wav: it lasts 2.00 s, but the 100 frames last 4.00 s. Cut the sound where the frames "
+        "were cut, or move the file to another folder, so that `talker audio` extracts it from the "
+        "video",
     ),
     "windows too long": (
         save_windows(130),
-        "aud_ds.npy: 130 windows for 100 frames. Extract them from aud.wav again, or move the "
-        "file to another folder; talker extracts the features that it needs",
+        "aud_ds.npy: it has 130 windows for 100 frames. Extract them from aud.wav again, or move "
+        "the file to another folder, so that talker extracts the features that it needs",
     ),
     "poses shifted": (
         shift_poses(1),
-        "transforms_train.json: the pose of frame i is that of frame i+1 in track_params.pt, "
-        "expected frame i: the frame numbers are shifted. " + TRACK_AGAIN,
+        "transforms_train.json: the frame numbers are shifted: the pose of frame i is that of "
+        "frame i+1 in track_params.pt. " + TRACK_AGAIN,
     ),
     "poses shifted back": (
         shift_poses(-1),
-        "transforms_train.json: the pose of frame i is that of frame i-1 in track_params.pt, "
-        "expected frame i: the frame numbers are shifted. " + TRACK_AGAIN,
+        "transforms_train.json: the frame numbers are shifted: the pose of frame i is that of "
+        "frame i-1 in track_params.pt. " + TRACK_AGAIN,
     ),
     "ids shifted": (
         shift_ids,
-        "transforms_train.json: lists frame 90, expected frames 0 to 89 only. " + TRACK_AGAIN,
+        "transforms_train.json: it lists frame 90, but must list only frames 0 to 89. "
+        + TRACK_AGAIN,
     ),
     "poses moved": (
         lambda folder: edit_params(folder, lambda p: p["trans"][95:].add_(0.1)),
@@ -258,7 +262,7 @@ def test_a_fault_is_explained(folder: Path, name: str):
     before = digests(folder)
     with pytest.raises(UserError) as caught:
         main(data=folder)
-    assert str(caught.value) == f"{folder}: found 1 fault; no file was changed\n  {explanation}"
+    assert str(caught.value) == f"{folder} has 1 fault. No file was changed.\n  {explanation}"
     assert digests(folder) == before
 
 
@@ -269,7 +273,7 @@ def test_all_faults_are_explained_together(folder: Path):
     with pytest.raises(UserError) as caught:
         main(data=folder)
     first, *lines = str(caught.value).splitlines()
-    assert first == f"{folder}: found 4 faults; no file was changed"
+    assert first == f"{folder} has 4 faults. No file was changed."
     assert sorted(lines) == sorted(f"  {FAULTS[name][1]}" for name in chosen)
 
 

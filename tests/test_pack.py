@@ -45,7 +45,7 @@ def test_a_subject_of_another_encoder(mel_only: Path, tmp_path: Path) -> None:
 
 
 def test_other_files_are_refused(packed: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="expected a dataset folder"):
+    with pytest.raises(UserError, match="Only a dataset folder"):
         main(data=packed, pack=tmp_path / "again.zip")
     (tmp_path / "me.mp4").write_bytes(b"no pack")
     with pytest.raises(UserError, match="talker pack"):

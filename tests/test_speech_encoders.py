@@ -175,7 +175,7 @@ def test_deepspeech_s_windows_must_overlap(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"aud_ds\.npy contains windows that do not overlap"):
         load_encoder(Choice("deepspeech"), tmp_path / "aud.wav")
     np.save(path, np.zeros((20, 16, 30)))
-    with pytest.raises(UserError, match=r"found \(20, 16, 30\)"):
+    with pytest.raises(UserError, match=r"has the shape \(20, 16, 30\)"):
         load_encoder(Choice("deepspeech"), tmp_path / "aud.wav")
     path.unlink()
     with pytest.raises(UserError, match=r"aud_ds\.npy cannot be read"):

@@ -57,7 +57,7 @@ def results(
         (
             results(11, 0.15, amplitude=0.07),
             "failed",
-            "does not follow the speech: it hardly moves",
+            "does not follow the speech, because it hardly moves",
         ),
         (results(20, 0.9), "too short to tell", "Only 20 held-out frames"),
     ],

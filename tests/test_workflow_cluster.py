@@ -104,7 +104,7 @@ def test_a_cloud_profile_plans_everything(fresh: Workflow, bucket: str, profile:
 def test_this_machine_does_not_choose_the_preset_of_a_cluster(fresh: Workflow) -> None:
     profile = ("--workflow-profile", "profiles/cluster-generic")
     output = fresh.refuse(*profile, "--config", "encoder=mel")
-    assert "config: preset: 'auto' depends on the machine" in output
+    assert "config: preset: 'auto' selects the preset for this machine" in output
     assert "Submitted" not in output
 
 

@@ -239,7 +239,7 @@ def test_another_video_under_the_same_name_is_refused(finished: Workflow) -> Non
     assert (
         "subject 'me': results/me was made from me.mp4, but other/me.mp4 is another video. Give "
         "the new video another name (rename the file, or add a row to config/subjects.tsv), or "
-        "move data/me and results/me elsewhere."
+        "move data/me and results/me to another folder."
     ) in output
     (folder / "results/me").rename(folder / "results/first")
     assert "frames" in finished.planned("--config", "video=other/me.mp4")

@@ -29,7 +29,7 @@ void launch() { kernel<<<1, 1>>>(); }
 """Source of a small extension that needs the same compilers and headers as gsplat."""
 SYSTEM_TOOLKITS = (Path("/usr/local/cuda"),)
 """Folders where installers of CUDA toolkits put them."""
-INSTALL_NVCC = "`pip install '.[cuda]'` installs nvcc, in the folder of the project"
+INSTALL_NVCC = "Run `pip install '.[cuda]'` in the folder of the project to install nvcc"
 """How to get nvcc without a CUDA toolkit."""
 
 
@@ -95,14 +95,14 @@ def cuda_home() -> Path:
             others[home] = release
     if not others:
         raise UserError(
-            "gsplat compiles its CUDA kernels at first use, but nvcc was not found: not in "
-            "CUDA_HOME, among the installed wheels, on the PATH, or in /usr/local/cuda. "
+            "gsplat compiles its CUDA kernels at first use, but its compiler nvcc was not found. "
+            "CUDA_HOME, the installed wheels, the PATH and /usr/local/cuda were searched. "
             f"{INSTALL_NVCC}."
         )
     found = ", ".join(f"CUDA {release} in {home}" for home, release in others.items())
     raise UserError(
-        f"gsplat compiles its CUDA kernels at first use, and torch {torch.__version__} requires "
-        f"nvcc of CUDA {expected}, but found {found}. {INSTALL_NVCC}."
+        f"gsplat compiles its CUDA kernels at first use. For torch {torch.__version__}, it needs "
+        f"nvcc of CUDA {expected}, but this machine only has {found}. {INSTALL_NVCC}."
     )
 
 
@@ -157,7 +157,7 @@ def _missing_tool() -> str | None:
         compiler = os.environ.get(variable) or name
         if not shutil.which(compiler):
             return (
-                f"the C++ compiler `{compiler}` was not found. Install one, for example with "
+                f"The C++ compiler `{compiler}` was not found. Install one, for example with "
                 "`apt-get install g++`"
             )
     if not shutil.which("ninja", path=_search_path()):
@@ -165,7 +165,7 @@ def _missing_tool() -> str | None:
     header = Path(sysconfig.get_path("include"), "Python.h")
     if not header.exists():
         return (
-            f"{header}, a header of Python, was not found. Install it, for example with "
+            f"Python's header {header} was not found. Install it, for example with "
             "`apt-get install python3-dev`"
         )
     return None

@@ -80,7 +80,9 @@ def _continue(url: str, partial: Path, size: int | None) -> bool:
         length = answer.headers.get("Content-Length")
         total = have + int(length) if length else size
         if size is not None and total != size:
-            raise UserError(f"{url}: the server has {total:,} bytes, expected {size:,}")
+            raise UserError(
+                f"{url}: the file on the server has {total:,} bytes instead of {size:,}"
+            )
         _require_space(partial, (total or 0) - have)
         if have:
             logger.info("%s: continuing after %.1f MB", url, have / 1e6)

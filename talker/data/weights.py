@@ -398,8 +398,8 @@ def fault_of(file: Download, path: Path) -> str | None:
     """
     size = path.stat().st_size
     if file.size is not None and size != file.size:
-        truncated = "; the download was probably interrupted" if size < file.size else ""
-        return f"has {size:,} bytes, expected {file.size:,}{truncated}"
+        truncated = " (the download was probably interrupted)" if size < file.size else ""
+        return f"has {size:,} bytes instead of {file.size:,}{truncated}"
     if file.checksum:
         kind, _, expected = file.checksum.partition(":")
         found = checksum(path, kind)

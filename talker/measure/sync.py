@@ -162,7 +162,7 @@ def null_reason(score: dict[str, float]) -> dict[str, str]:
         return {}
     return {
         "null distribution of the sync score": f"needs {MIN_NULL_FRAMES} frames with a face and "
-        f"speech, found {frames}"
+        f"speech, but there are only {frames}"
     }
 
 

@@ -89,14 +89,14 @@ def grade_avatar(results: Mapping[str, Any]) -> Verdict:
         return Verdict(
             "failed",
             [f"No face was detected in {row['faces_lost']} of {row['frames']} rendered frames."],
-            ["Look at the video; if it shows no face, train longer or use a sharper clip."],
+            ["Look at the video. If it shows no face, train longer or use a sharper clip."],
         )
     amplitude = row["mouth_std_ratio"]
     if MIN_AMPLITUDE_FRAMES <= frames < MIN_FRAMES and amplitude < STILL_AMPLITUDE:
         return Verdict(
             "failed",
             [
-                "The mouth does not follow the speech: it hardly moves "
+                "The mouth does not follow the speech, because it hardly moves "
                 f"({100 * amplitude:.0f} % of the real amplitude)."
             ],
             [LONGER],
@@ -105,12 +105,12 @@ def grade_avatar(results: Mapping[str, Any]) -> Verdict:
         return Verdict(
             "too short to tell",
             [
-                f"Only {frames} held-out frames ({frames / FPS:.1f} s) show how the mouth moves; "
-                f"{MIN_FRAMES} are needed."
+                f"Only {frames} held-out frames ({frames / FPS:.1f} s) show how the mouth "
+                f"moves, but {MIN_FRAMES} are needed."
             ],
             [
-                f"Use a clip of at least {MIN_HELD_OUT_CLIP // FPS} s to get a verdict; a minute "
-                "or more works best."
+                f"Use a clip of at least {MIN_HELD_OUT_CLIP // FPS} s to get a verdict. A "
+                "minute or more works best."
             ],
         )
     frozen = np.asarray(mouth["frozen_mouth"], float)
@@ -134,19 +134,22 @@ def _grade(
         if high < GOOD_CORRELATION or frames >= 4 * MIN_FRAMES or amplitude < MIN_AMPLITUDE:
             reasons.insert(
                 0,
-                f"The mouth does not follow the speech ({interval}): it is not better than "
-                f"{' and '.join(unbeaten)}.",
+                f"The mouth does not follow the speech ({interval}). It does not follow it "
+                f"better than the controls: {' and '.join(unbeaten)}.",
             )
             advice.append(LONGER)
             return Verdict("failed", reasons, advice, intervals)
         reasons.append(
-            f"{frames} held-out frames are too few to tell whether the mouth follows the speech "
-            f"({interval})."
+            f"There are too few held-out frames ({frames}) to decide whether the mouth "
+            f"follows the speech ({interval})."
         )
         advice.append("Use a longer clip to get a verdict.")
         return Verdict("too short to tell", reasons, advice, intervals)
     if amplitude < MIN_AMPLITUDE:
-        advice.append("Use a longer clip, or raise the mouth's motion with expression_scale.")
+        advice.append(
+            "Use a longer clip, or increase the mouth's motion with the option "
+            "`expression_scale` of `render`."
+        )
         return Verdict("failed", reasons, advice, intervals)
     reasons.append(f"The mouth follows the speech ({interval}).")
     flaws = []
@@ -158,7 +161,10 @@ def _grade(
         advice.append("Set `render: {expression_scale: ...}` to scale the mouth's motion.")
     if abs(lag) > MAX_LAG:
         flaws.append(f"The mouth is {abs(lag):.0f} frames {'late' if lag > 0 else 'early'}.")
-        advice.append("Check the sync of the source video (`audio: {lag_frames: ...}`).")
+        advice.append(
+            "Check whether the sound of the source video is in sync, and correct it with "
+            "`audio: {lag_frames: ...}`."
+        )
     return Verdict("usable" if flaws else "good", reasons + flaws, advice, intervals)
 
 

@@ -40,4 +40,6 @@ def main(*, avatar: Path, data: Path, file: Output, config: Config = Config()) -
     """
     dataset = avatar_dataset(data, load_avatar(avatar))
     write_bundle(file, avatar, dataset, config.license, config.consent)
-    logger.info("%s: %.1f MB, %d frames", file, file.stat().st_size / 1e6, dataset.valid.sum())
+    logger.info(
+        "Wrote %s: %.1f MB, %d frames.", file, file.stat().st_size / 1e6, dataset.valid.sum()
+    )

@@ -85,7 +85,8 @@ def main(*, data: Path, pack: Output, config: Config = Config()) -> None:
             for name, content in members.items():
                 archive.writestr(name, content)
     logger.info(
-        "%s: %.1f MiB; PSNR of the compressed frames: %.1f dB, of the torsos: %.1f dB",
+        "Wrote %s: %.1f MiB. The PSNR of the compressed frames is %.1f dB, and that of the "
+        "torsos %.1f dB.",
         *(pack, pack.stat().st_size / 2**20, *_compression_psnr(data, pack, encoders[0])),
     )
 

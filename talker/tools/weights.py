@@ -69,7 +69,10 @@ def main(
     chosen = [_weights(name) for name in names]
     if action == "fetch":
         if not chosen or (to is not None and len(chosen) > 1):
-            raise UserError("fetch: expected the name of a model; `talker weights` lists them")
+            raise UserError(
+                "`talker weights fetch` needs the name of a model. `talker weights` lists the "
+                "models."
+            )
         for weights in chosen:
             fetch(weights, to, config.accept_license)
     else:
@@ -79,7 +82,7 @@ def main(
 
 def _weights(name: str) -> Weights:
     if name not in WEIGHTS:
-        raise UserError(f"expected the name of a model ({', '.join(WEIGHTS)}), found '{name}'")
+        raise UserError(f"There is no model '{name}'. The models are: {', '.join(WEIGHTS)}.")
     return WEIGHTS[name]
 
 
@@ -150,8 +153,8 @@ def fetch(weights: Weights, to: Path | None = None, accept_license: bool = False
     """
     if not weights.files:
         raise UserError(
-            f"{weights.key}: cannot be downloaded by this command (license: {weights.license}). "
-            f"To obtain it, {weights.hint()}. Then set `{weights.use}`."
+            f"{weights.key} cannot be downloaded by this command (license: "
+            f"{weights.license}). To obtain it, {weights.hint()}. Then set `{weights.use}`."
         )
     missing = [(file, path) for file, path in paths_of(weights, to) if not _is_there(file, path)]
     if missing:
@@ -172,7 +175,7 @@ def fetch_example(name: str) -> Path:
         UserError: there is no such example, or the download fails.
     """
     if name not in EXAMPLES:
-        raise UserError(f"example: expected one of {', '.join(EXAMPLES)}; found '{name}'")
+        raise UserError(f"There is no example '{name}'. The examples are: {', '.join(EXAMPLES)}.")
     return fetch(WEIGHTS[name])
 
 
@@ -181,11 +184,14 @@ def _is_there(file: Download, path: Path) -> bool:
     if not path.exists():
         return False
     if not path.is_file():
-        raise UserError(f"{path}: expected a file, found a folder; move it elsewhere")
+        raise UserError(
+            f"{path} is a folder, but a file with this name is needed. Move the folder to "
+            "another place."
+        )
     if fault := fault_of(file, path):
         raise UserError(
-            f"{path}: is not the published file: it {fault}. Move or delete it, and run the same "
-            "command again."
+            f"{path} is not the published file, because it {fault}. Move or delete it, and "
+            "run the same command again."
         )
     return True
 
@@ -199,7 +205,7 @@ def _require_license(weights: Weights, accepted: bool) -> None:
         raise UserError(f"{terms} To accept it, repeat the command with --accept-license.")
     print(terms, file=sys.stderr)
     if input("Do you accept these terms? [y/N] ").strip().lower() not in ("y", "yes"):
-        raise UserError(f"{weights.key}: not downloaded, because the terms were not accepted")
+        raise UserError(f"{weights.key} was not downloaded, because the terms were not accepted.")
 
 
 def _fetch_file(file: Download, path: Path) -> None:
@@ -214,9 +220,9 @@ def _fetch_file(file: Download, path: Path) -> None:
                 shutil.move(partial, scratch)
             if fault := fault_of(file, scratch):
                 raise UserError(
-                    f"{file.url}: the downloaded file {fault}. It was deleted. Either the "
-                    "publisher replaced it, or the connection changed it; compare with the source "
-                    "before you use it."
+                    f"The file downloaded from {file.url} {fault}. It was deleted. Either "
+                    "the publisher replaced it, or the connection changed it. Compare it "
+                    "with the source before you use it."
                 )
     finally:
         partial.unlink(missing_ok=True)
@@ -231,8 +237,8 @@ def _unpack(file: Download, packed: Path, target: Path) -> None:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise UserError(
-            f"{file.url}: the downloaded file cannot be unpacked ({error}). It was deleted; run "
-            "the same command again."
+            f"The file downloaded from {file.url} cannot be unpacked ({error}). It was "
+            "deleted. Run the same command again."
         ) from error
 
 
