@@ -1,4 +1,4 @@
-"""A synthetic talking person with known truth, and where the real clips are."""
+"""Fixtures: a synthetic talking person with exact ground truth, and the real clips."""
 
 import importlib.util
 import shutil
@@ -66,7 +66,7 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Synthetic:
 
 @pytest.fixture(scope="session")
 def dataset(synthetic: Synthetic, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A complete dataset folder of the synthetic subject, written from its truth."""
+    """A complete dataset folder of the synthetic subject, written from its ground truth."""
     from talker.media.audio import read_wav
     from talker.synthetic.dataset import write_dataset
 
@@ -79,7 +79,7 @@ def dataset(synthetic: Synthetic, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="session")
 def mel_only(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of it whose only speech features are said to be those of the encoder mel."""
+    """A copy of the dataset whose speech features are stored as those of the encoder mel."""
     folder = tmp_path_factory.mktemp("mel") / "synthetic"
     shutil.copytree(dataset, folder)
     for path in folder.glob("aud_hama.*"):
@@ -102,7 +102,7 @@ def read_mask(path: Path) -> np.ndarray:
 
 
 def missing(marker: str) -> str | None:
-    """Why tests with this marker cannot run on this machine, or None."""
+    """Return why tests with this marker cannot run on this machine, or None."""
     if marker == "clips" and not CLIPS.is_dir():
         return f"no folder {CLIPS}"
     if marker == "gpu":
@@ -122,7 +122,7 @@ LEFT_OUT = pytest.StashKey[list[str]]()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what this machine cannot run; the summary says what and why."""
+    """Skip the tests that this machine cannot run; the summary says which and why."""
     config.stash[LEFT_OUT] = []
     for marker, name in (
         ("clips", "on real clips"),
@@ -139,7 +139,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """To leave out everything that was asked for is no failure."""
+    """Exit with status 0 if all selected tests were skipped."""
     nothing = session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED
     if nothing and session.config.stash.get(LEFT_OUT, []):
         session.exitstatus = pytest.ExitCode.OK

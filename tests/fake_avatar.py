@@ -1,4 +1,4 @@
-"""Avatars for tests: one replays the real heads, its output is known; one was never trained."""
+"""Avatars for tests: one replays the real heads, so its output is known; one is untrained."""
 
 from types import SimpleNamespace
 
@@ -12,7 +12,7 @@ from talker.dataset import Dataset
 
 
 def untrained_avatar(data: Dataset) -> Avatar:
-    """Three thousand gray Gaussians on the head of `data`."""
+    """Return 3,000 gray Gaussians on the head of `data`."""
     points = sample_surface(data.vertices, data.faces, 3000, np.random.default_rng(0))
     config = AvatarConfig(
         image_size=max(data.height, data.width),
@@ -33,10 +33,11 @@ def untrained_avatar(data: Dataset) -> Avatar:
 
 
 class FakeAvatar(Avatar):
-    """Shows the real head of the frame it hears, in any pose; what it cannot place, as frame 0.
+    """Shows the real head of the frame to which the speech window belongs, in any pose. For an
+    unknown window, it shows frame 0.
 
     Args:
-        delay: frames that it is late by.
+        delay: number of frames by which the head is late.
     """
 
     def __init__(self, dataset: Dataset, delay: int = 0) -> None:
@@ -54,7 +55,7 @@ class FakeAvatar(Avatar):
         return self.device_of
 
     def speech_to_expression(self, windows: Tensor) -> Tensor:
-        """The number of the frame that a window belongs to [B, 1]."""
+        """Return the number of the frame that each window belongs to, [B, 1]."""
         ids = [self._frame_of(window) for window in windows.numpy()]
         return torch.tensor(ids, dtype=torch.float32)[:, None]
 

@@ -1,4 +1,4 @@
-"""Small media files with exact times: pictures at any instants, sound from any instant."""
+"""Write small media files with exact times of pictures and sound."""
 
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
@@ -64,7 +64,7 @@ def write_flashes(
     sound_start: Fraction = Fraction(0),
     **options,
 ) -> Path:
-    """White from frame f on for 0.1 s, for each f in `flashes`, with a 1 kHz beep as long."""
+    """Return frames that are white for 0.1 s from each frame in `flashes` on, with a 1 kHz beep."""
     events = [float(times[f]) for f in flashes]
     white = (any(0 <= float(time) - event < LASTS for event in events) for time in times)
     pictures = (np.full((SIZE, SIZE, 3), 255 * on, np.uint8) for on in white)
@@ -76,6 +76,6 @@ def write_flashes(
 
 
 def onsets(signal: np.ndarray, threshold: float, quiet: int) -> np.ndarray:
-    """Indices where |signal| passes `threshold` after at least `quiet` values below it."""
+    """Return the indices where |signal| exceeds `threshold` after `quiet` lower values."""
     loud = np.flatnonzero(np.abs(signal) > threshold)
     return loud[np.diff(loud, prepend=-quiet - 1) > quiet]

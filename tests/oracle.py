@@ -1,4 +1,4 @@
-"""A slow, plain torch renderer: the truth that the fast rasterisers are tested against."""
+"""A slow renderer in plain torch, the reference for the tests of the fast rasterizers."""
 
 import torch
 from torch import Tensor
@@ -16,10 +16,11 @@ def render(
     height: int,
     margin: float = 1e-5,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One image of G Gaussians, in the precision of the inputs: rgb [H,W,3], alpha [H,W,1].
+    """Render one image of G Gaussians in the precision of the inputs: rgb [H,W,3], alpha [H,W,1].
 
-    Third, `sure` bool [H,W]: pixels where no decision (least and largest alpha, end of a ray) was
-    closer than `margin`, relative, to going the other way.
+    The third result is `sure`, bool [H,W]: pixels in which every comparison with a threshold
+    (smallest and largest alpha, end of a ray) has a relative distance of at least `margin` from the
+    threshold.
     """
     x, y, z = (means @ viewmat[:3, :3].T + viewmat[:3, 3]).unbind(-1)
     fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]

@@ -1,4 +1,4 @@
-"""A real Slurm on this machine: one controller, some nodes, GPUs that are no more than files.
+"""A real Slurm on this machine: a controller, several nodes, and GPUs that are only files.
 
 It needs root and Debian's slurm-wlm and munge. All of it lies in one folder, but for a link in
 /etc/slurm: the executor's job step forgets SLURM_CONF.
@@ -17,7 +17,7 @@ DAEMONS = ("munged", "slurmctld", "slurmd")
 
 
 def absent() -> str | None:
-    """Why there can be no Slurm here, or None."""
+    """Return why Slurm cannot run on this machine, or None."""
     if os.geteuid() != 0:
         return "needs root"
     missing = [name for name in DAEMONS if not find(name)]
@@ -134,7 +134,7 @@ class Slurm:
         _end(self.folder / "slurmctld.pid", signal.SIGKILL)
 
     def jobs(self) -> list[dict[str, str]]:
-        """What the controller knows of every job; nothing while it is away."""
+        """Return the controller's record of every job; empty while the controller does not run."""
         text = self.ask("scontrol", "show", "job", "--details", "--oneliner")
         return [
             dict(word.split("=", 1) for word in line.split() if "=" in word)

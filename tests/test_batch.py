@@ -1,4 +1,4 @@
-"""The tables of subjects and speeches, and what became of every subject."""
+"""The tables of subjects and speeches, and the table of results."""
 
 from pathlib import Path
 from typing import Any
@@ -137,7 +137,8 @@ Finished jobid: 3
 
 
 def test_the_outcome_says_where_and_why(tmp_path: Path) -> None:
-    """Also of a subject that is complete from an earlier run, not of one that failed only once."""
+    """A subject that is complete from an earlier run is listed, one that failed only once is
+    not."""
     logs, data = tmp_path / "logs", tmp_path / "data"
     for log, text in (
         ("broken/frames", "talker frames: error: b.mp4: cannot be read as a video\n"),

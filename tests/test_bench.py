@@ -53,7 +53,7 @@ def test_a_subject_of_another_encoder(mel_only: Path, tmp_path: Path) -> None:
 
 
 def test_more_images_in_a_batch_than_frames_are_refused(dataset: Path) -> None:
-    """Their rate would count images that were not trained."""
+    """Otherwise the rate would count images that were not used."""
     frames = len(Dataset.load(dataset, 64).train_ids)
     config = dataclasses.replace(SMALL, train_batch=frames + 1)
     with pytest.raises(UserError, match=f"there are only {frames} training frames"):

@@ -17,7 +17,8 @@ SOURCE = Source("me.mp4", 64, 64, 25.0, False, 0, FRAMES / 25, 0.0, 0.0, "h264")
 
 
 def meshes(openness: np.ndarray, size: float = 60.0) -> np.ndarray:
-    """Meshes [T, 478, 3] whose eyes are `openness` [T] times as high as wide, the rest zero."""
+    """Return meshes [T, 478, 3] whose eyes have the aspect ratio `openness` [T]; the rest is
+    zero."""
     corners = np.array([[-1.0, 0], [-0.4, -1], [0.4, -1], [1, 0], [0.4, 1], [-0.4, 1]])
     points = np.zeros((len(openness), 478, 3))
     for eye, x in ((RIGHT_EYE, 3.0), (LEFT_EYE, 7.0)):
@@ -28,7 +29,7 @@ def meshes(openness: np.ndarray, size: float = 60.0) -> np.ndarray:
 
 
 def peaks(closure: np.ndarray, level: float = 2.5) -> np.ndarray:
-    """The frame of the greatest closure in each stretch above `level`."""
+    """Return the frame of the greatest closure in each run of frames above `level`."""
     above = np.flatnonzero(closure > level)
     stretches = np.split(above, np.flatnonzero(np.diff(above) > 1) + 1)
     return np.array([stretch[closure[stretch].argmax()] for stretch in stretches if len(stretch)])

@@ -1,4 +1,4 @@
-"""Every failure of a disk, memory, permission or process is one sentence with an exit status."""
+"""Failures of disks, memory, permissions and processes give one sentence and an exit status."""
 
 import ast
 import errno
@@ -188,7 +188,7 @@ def _limit_file_size() -> None:
 def test_a_failed_write_is_one_sentence_and_leaves_nothing(
     dataset: Path, tmp_path: Path, stage: str
 ) -> None:
-    """The kernel refuses to write more than 600 bytes to a file, like a full disk."""
+    """The kernel refuses to write more than 600 bytes to a file, which acts like a full disk."""
     out = tmp_path / "out"
     given = {"--clip": dataset / "clip.json", "--masks": dataset / "parsing"}
     images, landmarks = (
@@ -271,7 +271,7 @@ def test_names_that_the_terminal_cannot_show_are_no_failure(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: file.name)
 def test_text_files_have_a_named_encoding(file: Path) -> None:
-    """Without a name, the encoding is that of the locale."""
+    """Without an encoding argument, the encoding is that of the locale."""
     calls = [
         node
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))

@@ -50,7 +50,7 @@ def avatar(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def file(avatar: Path, mel_only: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The exported avatar; nothing else is left of the dataset."""
+    """The exported avatar, without its dataset folder."""
     path = tmp_path_factory.mktemp("export") / "me.avatar"
     config = Config(license="for tests only", consent="synthetic person")
     main(avatar=avatar, data=mel_only, file=path, config=config)

@@ -1,4 +1,4 @@
-"""The dataset check: a whole folder passes; every fault is named, all of them at once."""
+"""A complete folder passes the check, and all faults of a folder are reported at once."""
 
 import json
 import shutil
@@ -249,7 +249,7 @@ def test_many_frames_are_summed_up(folder: Path):
 
 
 def test_folder_of_the_published_scripts_passes(folder: Path):
-    """DeepSpeech windows instead of ours, nothing that only talker writes."""
+    """DeepSpeech windows instead of talker's features, without files that only talker writes."""
     for name in ("clip.json", "landmarks.npz", "aud_hama.npy"):
         (folder / name).unlink()
     np.save(folder / "aud_ds.npy", np.zeros((FRAMES, 16, 29), np.float32))

@@ -1,4 +1,4 @@
-"""The command line is quick and strict, and prints one message for a user's mistake."""
+"""The command line is fast and strict, and prints one message for a mistake of the user."""
 
 import dataclasses
 import importlib

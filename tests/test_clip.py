@@ -1,4 +1,4 @@
-"""clip.json and the per-frame arrays keep the contract, and say what breaks it."""
+"""clip.json and the per-frame arrays follow the contract, and errors say what breaks it."""
 
 import dataclasses
 import json

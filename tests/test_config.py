@@ -1,4 +1,4 @@
-"""Options are strict: what is unknown or of a wrong type is refused by name."""
+"""Unknown options and values of a wrong type are refused, with the name of the option."""
 
 from dataclasses import field
 from pathlib import Path

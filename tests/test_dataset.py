@@ -46,7 +46,7 @@ def test_layers_are_blended_to_the_nearest_value(behind: int) -> None:
 
 
 def test_layers_make_the_frame(dataset: Path) -> None:
-    """Outside the head, torso over plate is the frame (both were jpeg-coded once)."""
+    """Outside the head, the torso over the plate equals the frame (both were JPEG-coded once)."""
     data = Dataset.load(dataset, 128)
     images = data.images(np.array([0, 5]))
     outside = images.head_mask == 0
@@ -58,7 +58,7 @@ def test_layers_make_the_frame(dataset: Path) -> None:
 
 @pytest.mark.parametrize("more", [-15 * 640, -1, 500, 3 * 640])
 def test_sound_of_another_length_is_made_to_fit(folder: Path, more: int) -> None:
-    """As the published scripts leave it."""
+    """The folder has the layout of the published scripts."""
     sound = read_wav(folder / "aud.wav")
     write_wav(folder / "aud.wav", np.pad(sound, (0, max(0, more)))[: len(sound) + more])
     found = clip_sound(folder / "aud.wav", Dataset.load(folder, 64).frames)

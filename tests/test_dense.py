@@ -1,4 +1,4 @@
-"""Heads fitted to face meshes: known people come back, what is far from the face stays sane."""
+"""Heads are fitted to face meshes: known shapes are recovered, and the rest stays plausible."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def head() -> MorphableHead:
 
 
 def person(head: MorphableHead, seed: int) -> np.ndarray:
-    """Vertices of a random person, laid over the mean face as a tracked mesh is."""
+    """Return the vertices of a random person, aligned with the mean face like a tracked mesh."""
     rng = np.random.default_rng(seed)
     weights = rng.normal(0, 0.15, len(head.identities))
     vertices = head.vertices + np.tensordot(weights, head.identities, 1)
@@ -27,7 +27,8 @@ def person(head: MorphableHead, seed: int) -> np.ndarray:
 
 
 def regions(head: MorphableHead) -> tuple[np.ndarray, np.ndarray]:
-    """Which vertices are skin of the face's front, and skin of the skull: bool [V] each."""
+    """Return which vertices are skin of the face, and which are skin of the skull: bool [V]
+    each."""
     skin = np.zeros(len(head.vertices), bool)
     skin[head.faces[head.parts == PARTS.index("skin")]] = True
     low, high = (getattr(head.landmarks(head.vertices), name)(axis=0) for name in ("min", "max"))

@@ -126,7 +126,8 @@ def test_transparent_and_huge_ones_go():
 
 
 def test_pruning_reads_the_values_of_now():
-    """Trap: an optimizer that still holds the opacities of the start prunes by those."""
+    """Pruning must use the current opacities, not the initial ones that the optimizer still
+    holds."""
     params, optimizer = make([SMALL] * 3, [0.5] * 3)
     run(params, optimizer, [QUIET, QUIET, LOUD])
     with torch.no_grad():
@@ -188,7 +189,7 @@ def test_the_schedule():
 
 
 def test_opacities_are_reset_on_schedule():
-    """gsplat 1.5.3 forgets it: its test of the step is `step % every == 0 & step > 0`."""
+    """gsplat 1.5.3 never resets, because it tests `step % every == 0 & step > 0`."""
     config = dataclasses.replace(CONFIG, reset_every=120)
     control = DensityControl(config)
     for step, reset in ((0, False), (119, False), (120, True), (240, True), (360, False)):
@@ -210,7 +211,7 @@ def test_statistics_survive_a_checkpoint():
 
 
 def test_counting_goes_on_where_the_gaussians_are():
-    """A checkpoint is read into host memory; `meta` stands for a GPU."""
+    """A checkpoint is read into host memory; the device `meta` represents a GPU."""
     device = torch.device("meta")
     control = DensityControl(CONFIG)
     counted: dict[str, Tensor | None] = {"gradients": torch.ones(4), "views": torch.ones(4)}

@@ -1,4 +1,4 @@
-"""The documentation: paths, links, commands and options that it names exist."""
+"""Paths, links, commands and options in the documentation exist."""
 
 import importlib
 import inspect

@@ -1,4 +1,4 @@
-"""What a head does besides speaking: it moves without jumps, blinks, and follows tracks."""
+"""A head moves without jumps, blinks, and follows given motion."""
 
 import dataclasses
 from pathlib import Path
@@ -30,7 +30,7 @@ def data(dataset: Path) -> Dataset:
 
 
 def swaying(frames: int = 400) -> np.ndarray:
-    """A head that turns to and fro, and stands still at frames 50 and 350."""
+    """A head that turns back and forth, and is still at frames 50 and 350."""
     viewmats = np.tile(np.eye(4, dtype=np.float32), (frames, 1, 1))
     angle = 0.2 * np.cos(2 * np.pi * (np.arange(frames) - 50) / 150)
     viewmats[:, :3, :3] = Rotation.from_euler("y", angle[:, None]).as_matrix()

@@ -1,4 +1,4 @@
-"""The measurement: perfect, late, frozen and faceless avatars score what they deserve."""
+"""Perfect, late, frozen and faceless avatars get the expected metrics."""
 
 import dataclasses
 import hashlib
@@ -51,7 +51,7 @@ def results(data: Dataset) -> dict[str, Any]:
 
 
 def test_the_detector_finds_the_known_mouth(data: Dataset, truth: RealFrames) -> None:
-    """Enlarged for the detector, measured in the pixels of the frame."""
+    """Frames are enlarged for the detector, but measured in their own pixels."""
     assert np.isfinite(truth.detected).all()
     apart = np.linalg.norm(truth.detected - data.landmarks[data.val_ids], axis=-1)
     assert np.median(apart) < 3
@@ -72,14 +72,14 @@ def test_a_perfect_avatar(results: dict[str, Any]) -> None:
 
 
 def test_shaking_poses_are_told(truth: RealFrames) -> None:
-    """Every second frame a pixel to the side: a pixel of motion too much, from one to the next."""
+    """Shift every second frame by a pixel, which adds a pixel of motion from frame to frame."""
     images = truth.frames.copy()
     images[1::2] = np.roll(images[1::2], 1, axis=2)
     assert compare(images, truth).row["head_shake"] == pytest.approx(1, abs=0.1)
 
 
 def test_a_stare_is_told(truth: RealFrames) -> None:
-    """Around the eyes every frame shows the one with the widest open eyes."""
+    """Around the eyes, every frame shows the frame with the widest open eyes."""
     widest = truth.frames[eye_aspect_ratio(truth.detected).argmax()]
     images = truth.frames.copy()
     for image, points in zip(images, truth.landmarks[:, 36:48], strict=True):
@@ -118,7 +118,7 @@ def test_the_curves_are_those_of_the_numbers(results: dict[str, Any]) -> None:
 
 
 def test_measured_frames_share_no_sound_with_training(data: Dataset, results) -> None:
-    """A gap of 16 frames, where 25 remain."""
+    """16 frames are skipped if 25 frames remain."""
     assert results["settings"]["frames"] == [56, 100]
     assert results["settings"]["gap"].startswith("16 frames were skipped")
     for end, first in ((81, 56), (80, 40)):
@@ -209,7 +209,7 @@ def test_the_file_is_plain_json_and_repeatable(
 
 
 def test_given_networks_judge(data: Dataset, tmp_path: Path) -> None:
-    """SyncNet hears the first seven frames; the other two stand apart."""
+    """SyncNet measures the first seven frames, because the other two are not consecutive."""
     weights = {}
     for option, network in (("lpips", Distance()), ("inception", Colour()), ("identity", Colour())):
         weights[option] = str(tmp_path / f"{option}.pt")
@@ -256,7 +256,7 @@ def test_one_face_in_speech_is_no_measure_of_its_motion(data: Dataset) -> None:
 def test_a_video_of_new_speech_is_judged(
     dataset: Path, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The real video itself, its middle second silenced: 100 frames, all with a face."""
+    """The real video with its middle second muted: 100 frames, all with a face."""
     sound = read_wav(dataset / "aud.wav")
     sound[40 * 640 : 65 * 640] = 0
     write_wav(tmp_path / "sound.wav", sound)

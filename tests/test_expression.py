@@ -66,7 +66,7 @@ def test_expression_tells_nothing_of_the_blinks() -> None:
 
 
 def test_silence_is_answered_by_the_face_at_rest() -> None:
-    """Even where speech does not predict the expression."""
+    """This also holds if speech does not predict the expression."""
     rng = np.random.default_rng(5)
     windows = torch.from_numpy(rng.normal(size=(300, 16, 4))).float()
     opening = rng.random(300)
@@ -99,7 +99,7 @@ def test_the_prior_favors_near_slots_and_large_components() -> None:
 
 
 def test_the_prior_helps_where_few_frames_teach() -> None:
-    """Speech of 32 components of which the large ones near the center open the mouth."""
+    """Speech of 32 components; the large components near the center open the mouth."""
     gains = []
     for seed in range(5):
         rng = np.random.default_rng(seed)

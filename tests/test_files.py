@@ -1,4 +1,4 @@
-"""Outputs appear completely or not at all, one process at a time, with the permissions of umask."""
+"""Outputs are complete or absent, have one writer at a time, and get the umask's permissions."""
 
 import errno
 import fcntl
@@ -87,7 +87,7 @@ def _produce(target, taken, release, work, source):
     [("same", None, False), ("other", None, True), ("same", "a.txt", True), ("same", ".b", False)],
 )
 def test_work_that_was_done_while_waiting_is_not_done_again(tmp_path, work, touched, needed):
-    """Unless an input changed after the other process had started."""
+    """The work is repeated only if an input changed after the other process had started."""
     context = multiprocessing.get_context("spawn")
     taken, release = context.Event(), context.Event()
     target, source = tmp_path / "a.json", tmp_path / "data"

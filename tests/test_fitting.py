@@ -1,4 +1,4 @@
-"""The pose solver against known poses: exact data, noisy data, outliers, bounds."""
+"""The pose solver recovers known poses from exact and noisy data and with outliers."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ def template() -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """A head that moves like a talking one, and the meshes that a detector would find."""
+    """Return the motion of a talking head, and the meshes that a detector would predict."""
 
     viewmats: np.ndarray
     focal: float
@@ -67,7 +67,7 @@ def face_places(viewmats: np.ndarray, mesh: np.ndarray) -> np.ndarray:
 
 
 def person(template: np.ndarray, seed: int) -> np.ndarray:
-    """The template with random amounts of the model's identities, where the skull was."""
+    """Return the template with random identities, aligned at the skull."""
     head = MorphableHead.load()
     rng = np.random.default_rng(seed)
     weights = rng.normal(0, 0.08, len(head.identities))
@@ -106,7 +106,7 @@ def test_poses_are_exact_for_exact_points(template: np.ndarray):
 
 
 def test_equations_are_the_derivatives_of_the_cost(template: np.ndarray):
-    """Every kind of unknown: a pose, a point, the focal length."""
+    """Check one unknown of each kind: a pose, a point, the focal length."""
     scene = make_scene(template, 1, noise=0.5)
     K = intrinsics(scene.focal, SIZE, SIZE)
     points = template[::40] + 0.01
@@ -174,7 +174,7 @@ def test_focal_length_stays_within_its_bounds(template: np.ndarray):
 
 
 def test_focal_length_is_hardly_shown_by_a_head(template: np.ndarray):
-    """So the report has the curve, and the distance decides."""
+    """The report therefore contains the curve, and the prior on the distance decides."""
     scene = make_scene(person(template, 3), 3, noise=0.5)
     curve = solve(scene, template).focal_curve
     assert max(curve.values()) < 1.15 * min(curve.values())

@@ -33,7 +33,7 @@ def detect(scene: Scene, rng: np.random.Generator) -> np.ndarray:
 
 
 def see_flow(places: np.ndarray, step: int, rng: np.random.Generator) -> Flow:
-    """The motion of true places [T, P, 2] with the errors of Lucas-Kanade."""
+    """Return the motion of true positions [T, P, 2] with the errors of Lucas-Kanade."""
     moved = places[step:] - places[:-step]
     moved = moved + 0.3 * rng.normal(size=moved.shape)
     moved += 0.05 * rng.normal(size=(len(moved), 1, 2))
@@ -132,7 +132,7 @@ def test_flow_carries_the_head_through_frames_without_landmarks(template: np.nda
 
 
 def test_nothing_leaks_over_a_cut(template: np.ndarray):
-    """Each part of a clip is solved as if the other did not exist."""
+    """The parts of a clip are solved independently."""
     scene, _, arguments = exact(template)
     arguments["observed"] += np.random.default_rng(0).normal(size=arguments["observed"].shape)
     arguments["linked"][79] = False

@@ -1,4 +1,4 @@
-"""The gate: lag and correlation of sound and mouth, changes of the background, the verdicts."""
+"""The gate: lag and correlation of sound and mouth, background changes, and its decisions."""
 
 import numpy as np
 import pytest
@@ -156,7 +156,7 @@ def test_below_three_seconds_nothing_is_said_about_the_audio():
 
 @pytest.mark.parametrize("frames", [200, 400])
 def test_unrelated_audio_seldom_stands_out_from_chance(frames: int):
-    """The false alarms of 40 pairs of independent signals stay near the stated 2 %."""
+    """The rate of false positives for 40 pairs of independent signals is near the stated 2 %."""
     passed = 0
     for seed in range(40):
         rng = np.random.default_rng(seed)

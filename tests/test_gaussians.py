@@ -1,4 +1,4 @@
-"""Spherical harmonics against their defining properties, and gsplat's against them."""
+"""Spherical harmonics have their defining properties and agree with gsplat."""
 
 import numpy as np
 import pytest

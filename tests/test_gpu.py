@@ -1,4 +1,4 @@
-"""Every job gets a GPU of its own, and frees it when it dies; an assigned GPU is kept."""
+"""Every job gets its own GPU and releases it when it dies; an assigned GPU is kept."""
 
 import errno
 import fcntl

@@ -1,4 +1,4 @@
-"""What tracking costs."""
+"""The time and memory of tracking."""
 
 import re
 import subprocess

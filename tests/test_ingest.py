@@ -1,4 +1,4 @@
-"""The ingest contract: whatever a file contains, frames come out alike, or it is refused."""
+"""Every video file gives frames with the same properties, or is refused."""
 
 import os
 import re

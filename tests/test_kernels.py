@@ -1,4 +1,4 @@
-"""Compiled kernels round the same in the process that compiles them and in those that load them.
+"""Kernels round equally in the process that compiles them and in processes that load them.
 
 `python test_kernels.py` renders and prints what came out, what was compiled and what was linked.
 """

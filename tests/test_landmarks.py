@@ -79,7 +79,7 @@ def test_interpolation_is_linear_and_holds_the_ends():
 
 @pytest.fixture(scope="module")
 def found(synthetic, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
-    """The stage's result on the synthetic clip, whose frames 20 to 22 and 99 show nothing."""
+    """The result of the stage on the synthetic clip, whose frames 20 to 22 and 99 are empty."""
     folder = tmp_path_factory.mktemp("landmarks")
     images = list(synthetic.images)
     for i in (20, 21, 22, 99):

@@ -14,7 +14,7 @@ Layers = tuple[np.ndarray, np.ndarray]
 
 
 def scene(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A head with a chin over a neck over clothes: image, mask, plate of size x size."""
+    """Return the image, mask and plate [size, size] of a head, a neck and clothes."""
     random = np.random.default_rng(0)
     y, x = (np.mgrid[:size, :size] + 0.5) / size
     mask = np.full((size, size), BACKGROUND, np.uint8)
@@ -26,7 +26,7 @@ def scene(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def column_by_column(image: np.ndarray, mask: np.ndarray, plate: np.ndarray) -> Layers:
-    """The published recipe at 512 pixels, slowly and without blur; leaves the background alone."""
+    """The published algorithm at 512 pixels, slow and without blur; the background is unchanged."""
     truth = image.copy()
     truth[mask == BACKGROUND] = plate[mask == BACKGROUND]
     torso = truth.copy()

@@ -112,7 +112,7 @@ def on_a_gpu(test):
 @on_a_gpu
 @pytest.mark.parametrize("size", [(64, 96), (37, 51), (3, 5)])
 def test_the_kernel_of_pixels_is_the_plain_one(size):
-    """Values and gradients, whatever each term and the composed image weigh."""
+    """Values and gradients agree for any weights of the terms and the composed image."""
     from talker.avatar.kernels.losses_triton import PixelTerms
 
     generator = torch.Generator().manual_seed(0)

@@ -18,7 +18,7 @@ def picture(height: int = 40, width: int = 48) -> np.ndarray:
 
 
 def face() -> np.ndarray:
-    """68 landmarks of one face, roughly where they belong in an image of 100 x 100."""
+    """Return 68 landmarks of a face in an image of 100 x 100 pixels."""
     points = rng.uniform(48, 52, (68, 2))
     points[36], points[45] = (30, 35), (70, 35)
     points[48:68] = rng.uniform((38, 62), (62, 74), (20, 2))
@@ -41,7 +41,7 @@ def test_psnr_in_a_box_sees_the_box_alone() -> None:
 
 
 def test_ssim_is_its_definition() -> None:
-    """One pixel, summed up by hand with the 11 x 11 Gaussian window."""
+    """Compute one pixel by hand with the 11 x 11 Gaussian window."""
     x, y = picture(), picture()
     offsets = np.arange(11) - 5
     weight = np.exp(-(offsets**2) / (2 * 1.5**2))
@@ -145,7 +145,7 @@ def shifted(image: np.ndarray, by: np.ndarray) -> np.ndarray:
 
 
 def scene(frames: int) -> tuple[np.ndarray, np.ndarray]:
-    """A patterned head that wanders through frames uint8 [T, 160, 160, 3], and 68 points on it."""
+    """Return frames uint8 [T, 160, 160, 3] of a moving textured head, and 68 points on it."""
     random = np.random.default_rng(2)
     noise = cv2.GaussianBlur(random.standard_normal((160, 160, 3)), (0, 0), 3)
     image = np.clip(128 + 40 * noise / noise.std(), 0, 255).astype(np.uint8)

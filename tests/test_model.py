@@ -66,7 +66,7 @@ def test_renders_a_batch_as_it_renders_each_frame(avatar: Avatar) -> None:
 
 
 def test_every_parameter_receives_a_gradient(avatar: Avatar) -> None:
-    """The published network carries 109k parameters that never do."""
+    """In the published network, 109k parameters never get a gradient."""
     given = inputs(2)
     windows = torch.randn(2, 16, 6, generator=torch.Generator().manual_seed(2))
     given["expression"] = avatar.speech_to_expression(windows)
@@ -98,7 +98,7 @@ def test_a_given_pose_replaces_that_of_the_camera(avatar: Avatar) -> None:
 
 
 def test_a_small_blink_is_a_small_change_of_the_eye_token(avatar: Avatar) -> None:
-    """In the published encoding a change of 0.005 is already another random vector."""
+    """In the published encoding, a change of 0.005 already gives an unrelated vector."""
     closed = torch.linspace(0, 1, 50)
     rest = torch.zeros(50, 10), torch.zeros(50, 12)
     token, nudged = (avatar.tokens(rest[0], e, rest[1])[:, 1] for e in (closed, closed + 0.005))
@@ -139,7 +139,7 @@ def test_files_of_different_networks_are_refused(avatar: Avatar, tmp_path: Path)
 def test_an_avatar_of_another_format_version_is_refused(
     avatar: Avatar, tmp_path: Path, version: int | None
 ) -> None:
-    """Before versions were stored, it was 1."""
+    """A file without a version has version 1."""
     avatar.save(tmp_path)
     path = tmp_path / "config.json"
     stored = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""Heads from the user's files: files of the right form made of our own head, and wrong ones."""
+"""Load heads from files: valid files made from the package's head, and invalid ones."""
 
 from pathlib import Path
 
@@ -33,13 +33,13 @@ def solid(ours: MorphableHead) -> np.ndarray:
 
 
 def misplaced(points: np.ndarray) -> np.ndarray:
-    """Where another model may have its head: a little turned, elsewhere."""
+    """Return a rotation and a shift, because another model may have its head elsewhere."""
     return points @ Rotation.from_euler("x", 6, degrees=True).as_matrix().T + [0.3, -0.8, 0.5]
 
 
 @pytest.fixture(scope="module")
 def basel(ours: MorphableHead, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A 01_MorphableModel.mat of our own head."""
+    """Write a 01_MorphableModel.mat of the package's head."""
     folder = tmp_path_factory.mktemp("basel")
     turn = Rotation.from_euler("x", 6, degrees=True).as_matrix().T
     shapes = ours.identities[10 : 10 + IDENTITIES].astype(float) @ turn
@@ -62,7 +62,7 @@ def model(basel: Path) -> MorphableHead:
 
 
 def test_landmarks_are_embedded_on_any_head(ours: MorphableHead):
-    """All 478 points on the surface, where the detector with full paint had them."""
+    """The 478 points are where the detector locates them on the textured head."""
     vertices, faces = ours.vertices.astype(float), solid(ours)
     triangles, weights = embed(vertices, faces)
     assert triangles.shape == (478,) and triangles.min() >= 0 and triangles.max() < len(faces)
@@ -177,7 +177,7 @@ def test_ict_clone_is_read(ours: MorphableHead, tmp_path: Path):
 
 
 def test_subject_is_fitted_with_another_model(model: MorphableHead):
-    """The same solver, whatever the model."""
+    """Tracking works with every head model."""
     true = np.zeros(IDENTITIES)
     true[2] = 1.0
     vertices = model.vertices + np.tensordot(true, model.identities, 1)

@@ -1,4 +1,4 @@
-"""Metrics by given networks: checked by hash, and right where the answer is known."""
+"""Metric networks are verified by hash, and correct where the result is known."""
 
 import dataclasses
 import hashlib
@@ -53,7 +53,7 @@ def test_lpips_is_the_mean_of_what_the_network_says(tmp_path: Path) -> None:
 
 
 def test_fid_is_that_of_known_gaussians(tmp_path: Path) -> None:
-    """Features that are one number thrice: means apart by 51 / 255, deviations s and 2 s."""
+    """Three equal features: means that differ by 51 / 255, deviations s and 2 s."""
     path = tmp_path / "inception.pt"
     network = load_torchscript(path, stored(Features(), path))
     away = np.random.default_rng(0).normal(size=60)
@@ -81,7 +81,7 @@ def face_at(turn: float, scale: float, x: float, y: float) -> np.ndarray:
 
 
 def test_faces_are_brought_to_the_same_place() -> None:
-    """A dot on the nose of a turned and larger face comes to the template's."""
+    """A dot on the nose of a rotated, enlarged face is mapped to the nose of the template."""
     landmarks = face_at(0.3, 2.0, 150.0, 40.0)
     image = np.zeros((400, 400, 3), np.uint8)
     x, y = landmarks[30].round().astype(int)

@@ -1,4 +1,4 @@
-"""New speech from end to end: whatever the file, a video of its length or one clear message."""
+"""New speech from any file gives a video of the same length, or one clear message."""
 
 import json
 from fractions import Fraction
@@ -30,7 +30,7 @@ KINDS = {
 
 
 def write_sound(path: Path, kind: str, seconds: float, peak: float = 0.5) -> None:
-    """A warbling tone of a sample format; peaks above 1 are kept where the format has floats."""
+    """Write a tone with vibrato in a sample format; float formats keep peaks above 1."""
     container, codec, sample_format, rate, layout = KINDS[kind]
     t = np.arange(round(rate * seconds)) / rate
     wave = peak * np.sin(2 * np.pi * np.cumsum(300 + 200 * np.sin(9 * t)) / rate)
@@ -59,7 +59,7 @@ def data(dataset: Path) -> Dataset:
 
 @pytest.fixture(scope="module")
 def statistics(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
-    """Of hama, learned on 4 s of the demo's speech."""
+    """Statistics of hama, computed from 4 s of the demo's speech."""
     folder = tmp_path_factory.mktemp("learned")
     write_wav(
         folder / "aud.wav", read_wav(request.config.rootpath / "demo/speech.wav")[: 100 * 640]
@@ -83,7 +83,8 @@ def spoken(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    """A function that makes a video of a sound file: audio, speech, render."""
+    """Return a function that renders a video of a sound file with `audio`, `speech` and
+    `render`."""
     monkeypatch.setattr("talker.avatar.bundle.load_avatar", lambda folder: FakeAvatar(data))
 
     def make(source: Path) -> Path:

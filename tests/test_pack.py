@@ -1,4 +1,4 @@
-"""One file of a dataset folder."""
+"""Pack a dataset folder into one file."""
 
 import dataclasses
 from pathlib import Path

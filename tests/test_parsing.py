@@ -29,7 +29,7 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def flicker(masks: np.ndarray) -> float:
-    """Part of the pixels that differ from the frames before and after, which agree."""
+    """Return the fraction of pixels that differ from both neighboring frames, which agree."""
     return ((masks[1:-1] != masks[:-2]) & (masks[:-2] == masks[2:])).mean()
 
 
@@ -159,7 +159,7 @@ def test_smoothing_keeps_what_moves_evenly_and_has_no_lag():
 def drawn_person() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A face with hair to below its chin: RGB, classes [256, 256], and the face oval [36, 2].
 
-    One lock hangs free and is as dark as the collar, the other is as brown as skin in the dark.
+    One lock of hair is as dark as the collar, the other has the color of shadowed skin.
     """
     angle = np.linspace(0, 2 * np.pi, 36, endpoint=False)
     oval = np.stack([128 + 38 * np.sin(angle), 110 - 52 * np.cos(angle)], 1)
@@ -184,7 +184,7 @@ def drawn_person() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("caption", [0, 30])
 def test_locks_beside_the_neck_are_hair(caption: int):
-    """Also where the lowest rows show no person."""
+    """This also works if the lowest rows show no person."""
     image, classes, oval = drawn_person()
     image[256 - caption :], classes[256 - caption :] = 255, BACKGROUND
     skin = oval.mean(0) + 12 * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])

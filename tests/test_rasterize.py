@@ -1,4 +1,4 @@
-"""The CPU rasteriser against a plain float64 renderer, and gsplat against the CPU."""
+"""Compare the CPU rasterizer with a plain float64 renderer, and gsplat with the CPU."""
 
 import math
 import multiprocessing
@@ -29,7 +29,7 @@ class Scene(NamedTuple):
 
 
 def make_scene(batch: int = 2, n: int = 90, seed: int = 0) -> Scene:
-    """Gaussians in and around the view of tilted cameras, in an order unrelated to depth."""
+    """Return Gaussians inside and outside the view of tilted cameras, in random order of depth."""
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(*shape: int, low: float = 0, high: float = 1) -> Tensor:
@@ -65,7 +65,7 @@ def huge_and_tiny() -> Scene:
 
 
 def opaque() -> Scene:
-    """Rays that end early, and alphas at their largest value."""
+    """Return a scene in which rays end early and alphas are clamped."""
     scene = make_scene(n=120, seed=3)
     scene.scales.mul_(4)
     scene.opacities.clamp_(min=0.97)[:, ::2] = 1

@@ -1,4 +1,4 @@
-"""Videos of the avatar: as many frames as there is speech, in step with their sound."""
+"""Videos of the avatar are as long as the speech and in sync with it."""
 
 import dataclasses
 from pathlib import Path
@@ -51,7 +51,8 @@ def decoded(video: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def speech_of(data: Dataset, frames: int, folder: Path) -> dict[str, Path]:
-    """Windows of `frames` frames, the clip's over and over, and noise that is as long."""
+    """Return speech windows for `frames` frames by repeating those of the clip, and noise as
+    sound."""
     speech, wav = folder / "hello.npy", folder / "hello.wav"
     np.save(speech, data.speech[np.arange(frames) % data.frames])
     noise = np.random.default_rng(0).normal(0, 3000, frames * SAMPLES_PER_FRAME)
@@ -142,7 +143,7 @@ def test_the_given_sound_goes_into_the_video_at_its_own_rate(
 
 
 def test_long_speech_neither_jumps_nor_freezes(data: Dataset) -> None:
-    """The head moves on beyond the clip's end, forth and back, and blinks."""
+    """After the end of the clip, the head moves back and forth, and blinks."""
     windows = np.zeros((1000, 16, 32), np.float32)
     drive = speech_drive(data, windows)
     assert len(drive) == len(windows)
@@ -316,7 +317,7 @@ def test_an_mp4_cannot_be_transparent(dataset: Path, data: Dataset, tmp_path: Pa
 def test_the_background_can_be_a_picture_or_a_video(
     dataset: Path, data: Dataset, tmp_path: Path, moving: bool
 ) -> None:
-    """A video of 5 frames, from dark to light green, goes round and round."""
+    """A background video of 5 frames, from dark to light green, is repeated."""
     shades = [50, 90, 130, 170, 210]
     pictures = [np.full((48, 96, 3), (0, shade, 0), np.uint8) for shade in shades]
     backdrop = tmp_path / ("green.mp4" if moving else "green.png")
@@ -347,7 +348,7 @@ def test_the_background_can_be_a_picture_or_a_video(
 def test_memory_does_not_grow_with_the_speech(
     dataset: Path, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Windows are read as they are needed, and what was drawn is forgotten."""
+    """Windows are read when they are needed, and rendered frames are discarded."""
     import tracemalloc
 
     monkeypatch.setattr("talker.avatar.bundle.load_avatar", lambda folder: Flat(data))

@@ -1,4 +1,4 @@
-"""The streaming renderer: what drives each frame, whatever the batch."""
+"""The streaming renderer drives each frame correctly for any batch size."""
 
 from pathlib import Path
 
@@ -70,7 +70,7 @@ def test_nearest_valid_keeps_valid_frames_and_looks_both_ways() -> None:
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_live_frames_are_those_of_a_video(data: Dataset, device: str) -> None:
-    """Five frames in batches of two: the last one is alone."""
+    """With five frames in batches of two, the last batch has one frame."""
     avatar = untrained_avatar(data).to(device)
     drive = Drive(np.arange(10, 15), data.speech, np.arange(10, 15))
     whole = np.stack(list(render_frames(avatar, data, drive, batch=5)))
@@ -101,7 +101,7 @@ def test_pose_and_eyes_follow_the_shown_frame_and_speech_the_heard_one(data: Dat
 
 @pytest.mark.parametrize("length", [1, 6, 7, 8, 14])
 def test_batches_do_not_show(data: Dataset, tmp_path: Path, length: int) -> None:
-    """One frame, a batch and its neighbours: as many frames as asked for, the same ones."""
+    """Any number of frames gives the same frames as a batch size of 1."""
     np.save(tmp_path / "speech.npy", data.speech)
     on_disk = np.load(tmp_path / "speech.npy", mmap_mode="r")
     frames, windows = ping_pong(length, 5), np.arange(length) + 20

@@ -1,4 +1,4 @@
-"""The report: self-contained, complete, and honest about what is missing."""
+"""The report is self-contained and complete, and says what is missing."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ BENCHMARK = "s\th:m:s\tmax_rss\tcpu_time\n{}\t0:00:01\t{}\t1\n"
 def inputs(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, Path | Config]:
-    """What a finished run leaves behind, with a fake avatar."""
+    """Write the results of a finished run with a fake avatar."""
     data = Dataset.load(dataset, 64)
     monkeypatch.setattr(stage, "load_avatar", lambda folder: FakeAvatar(data))
     avatar, benchmarks = tmp_path / "avatar", tmp_path / "benchmarks"

@@ -1,4 +1,4 @@
-"""The canary of the checks of shapes: annotations must be enforced while the tests run."""
+"""Check that the annotations of array shapes are enforced while the tests run."""
 
 import numpy as np
 import pytest

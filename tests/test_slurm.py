@@ -1,4 +1,4 @@
-"""Many subjects on a real Slurm, while everything that can be killed is killed."""
+"""Many subjects run on a real Slurm while jobs, Snakemake and the controller are killed."""
 
 import csv
 import itertools
@@ -97,7 +97,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 class Watch(threading.Thread):
-    """Remember what the controller says of every job, until the cluster ends.
+    """Record the controller's information about every job, until the cluster ends.
 
     A controller that was killed may go on counting GPUs as taken whose jobs have ended (Slurm
     22.05), until it is told to read its configuration anew. Where jobs wait and none runs, it is.

@@ -1,4 +1,4 @@
-"""Live speech: the same frames as offline, however the sound comes in, and soon."""
+"""Live speech gives the same frames as offline rendering, for any pieces of sound, in time."""
 
 import io
 import logging
@@ -28,7 +28,7 @@ from talker.speak import Config, StreamingAvatar, measure_latency, speak
 
 
 class Listener(Avatar):
-    """Renders gray and keeps the windows that it was given, in the order in which they come."""
+    """Renders gray frames and records the windows that it receives, in their order."""
 
     def __init__(self) -> None:
         nn.Module.__init__(self)
@@ -86,7 +86,7 @@ def streaming_avatar(data, encoder, learned, **options) -> StreamingAvatar:
 
 @pytest.mark.parametrize("block", [160, 640, 1000, 16_000])
 def test_live_windows_are_those_of_the_whole(data, encoder, learned, block: int) -> None:
-    """Mel knows no context, so only the loudness, which is heard bit by bit, makes a difference."""
+    """Mel has no context, so only the loudness, which is estimated step by step, can differ."""
     sound = syllables(200, seed=0)
     streaming = streaming_avatar(data, encoder, learned)
     frames = 0

@@ -1,4 +1,4 @@
-"""Speech features: the trunk is the published network's, and every window lies where it must."""
+"""The network equals the published one, and every speech window has the right time."""
 
 import dataclasses
 import os
@@ -78,7 +78,7 @@ def test_the_trunk_is_the_published_network_up_to_block_6(sound):
 
 
 def test_a_chunk_s_border_is_not_heard(encoder, sound):
-    """Slot 500 begins the second chunk; with 3 s less before it, it lies inside the first."""
+    """Slot 500 begins the second chunk; without the first 3 s, it is inside the first chunk."""
     samples = np.round(sound * 32_768).astype(np.int16)[: 300 * 640]
     border = described(encoder, samples)[450:550]
     inside = described(encoder, samples[3 * 16_000 :])[300:400]
@@ -98,7 +98,7 @@ def test_loudness_changes_features_little(encoder, sound):
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 249, 250, 251, 300])
 def test_sound_of_any_length_has_two_slots_a_frame(frames):
-    """Rows say where they lie, so that the slots show whether any was lost at a border."""
+    """Rows contain their position, so that the slots show whether a row was lost at a border."""
 
     def places(samples: int, start: int) -> np.ndarray:
         k = np.arange(1 + samples // 320)

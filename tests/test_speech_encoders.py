@@ -1,4 +1,4 @@
-"""The encoders: each says where its rows lie in time, and does what its source says."""
+"""Every encoder declares the times of its rows correctly, and agrees with its source."""
 
 from pathlib import Path
 
@@ -57,7 +57,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def click(at: float, seconds: float = 14.0) -> np.ndarray:
-    """30 ms of noise around the instant `at`, in faint noise."""
+    """Return 30 ms of noise around the time `at`, within faint noise."""
     random = np.random.default_rng(0)
     sound = random.normal(0, 1e-4, round(16_000 * seconds))
     start = round(16_000 * at) - 240
@@ -66,7 +66,7 @@ def click(at: float, seconds: float = 14.0) -> np.ndarray:
 
 
 def centre_of_change(encoder: Encoder, at: float) -> float:
-    """When the rows differ from those without the click, on average, seconds."""
+    """Return the mean time in seconds at which the rows differ from those without the click."""
     quiet = encoder.extract(np.random.default_rng(0).normal(0, 1e-4, 224_000).astype("f4"), 0)
     moved = np.linalg.norm(encoder.extract(click(at), 0) - quiet, axis=1)
     moved = np.where(moved > 0.8 * moved.max(), moved, 0)
@@ -77,7 +77,7 @@ def centre_of_change(encoder: Encoder, at: float) -> float:
 @pytest.mark.parametrize(("name", "within"), [("hama", 0.1), ("mel", 0.01)])
 @pytest.mark.parametrize("at", [3.0, 5.11, 11.003])
 def test_rows_lie_where_the_encoder_says(name: str, within: float, at: float) -> None:
-    """hama's rows know of phonemes, which last some 100 ms after their onset."""
+    """hama's rows represent phonemes, which last about 100 ms after their onset."""
     assert centre_of_change(load_encoder(Choice(name)), at) == pytest.approx(at, abs=within)
 
 

@@ -1,4 +1,4 @@
-"""The sync score finds a delay, tells a deaf mouth from a hearing one, and says when it cannot."""
+"""The sync score detects delays and unrelated mouths, and reports when it is unreliable."""
 
 import dataclasses
 from pathlib import Path
@@ -85,7 +85,7 @@ def test_a_deaf_mouth_scores_as_its_null(predicted: np.ndarray, opening: np.ndar
 
 @pytest.mark.parametrize(("frames", "told"), [(60, False), (79, False), (80, True), (100, True)])
 def test_unrelated_sound_seldom_passes_for_related(frames: int, told: bool) -> None:
-    """With few frames nothing is said of chance; with more, one of twenty may pass at 5 %."""
+    """With few frames there is no null distribution; with more, 5 % of unrelated sounds pass."""
     random = np.random.default_rng(0)
     shares = []
     for _ in range(60):
@@ -124,7 +124,7 @@ def test_loudness_of_new_sound_does_not_matter(data: Dataset, wav: Path) -> None
 
 
 def test_pauses_say_nothing(data: Dataset, wav: Path, opening: np.ndarray) -> None:
-    """A closed mouth in ten seconds of silence neither helps nor harms."""
+    """A closed mouth in ten seconds of silence does not change the score."""
     predictor = fit_predictor(data)
     sound = WavFile(wav)[380 * 640 :]
     gap = np.zeros(250 * 640, np.int16)

@@ -1,4 +1,4 @@
-"""Sync-C and Sync-D: the published file's layout, the MFCCs, the face's place, known shifts."""
+"""Sync-C and Sync-D: layout of the published file, MFCCs, face crop, and known shifts."""
 
 import hashlib
 from pathlib import Path

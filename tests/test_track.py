@@ -100,7 +100,7 @@ def rms(values: np.ndarray) -> float:
 
 
 def test_poses_follow_the_truth(found: Track, synthetic):
-    """Up to where this head's front is and how large it is, which no image tells."""
+    """The comparison ignores the frontal direction and the size, which images do not determine."""
     truth = synthetic.truth
     mean = truth.mesh.mean(axis=0)
     stable = stable_points(mean)
@@ -151,7 +151,7 @@ def test_expressions_open_the_mouth(found: Track, synthetic):
 
 
 def test_files_keep_the_contract(dataset: Path, tmp_path: Path):
-    """They replace the files of a dataset that was written from the truth."""
+    """The outputs replace the files of a dataset that was written from the ground truth."""
     folder = tmp_path / "me"
     folder.mkdir()
     for path in dataset.iterdir():
@@ -173,7 +173,7 @@ def test_files_keep_the_contract(dataset: Path, tmp_path: Path):
 
 
 def test_files_follow_the_published_formulas(found: Track, dataset: Path, tmp_path: Path):
-    """Poses read as GaussianTalker reads them see the head where the tracker saw it."""
+    """Poses that are read as in GaussianTalker project the head to where it was tracked."""
     folder = run(tmp_path / "me", dataset, *given(dataset))
     params = torch.load(folder / "track_params.pt", weights_only=True)
     document = json.loads((folder / "transforms_val.json").read_text())
@@ -278,7 +278,7 @@ def test_small_faces_are_refused(dataset: Path, tmp_path: Path):
 def detected(
     folder: Path, images: Iterable[np.ndarray], source: Source
 ) -> tuple[Clip, Path, np.ndarray, np.ndarray]:
-    """What `track` takes, from the real detector."""
+    """Return the inputs of `track` from the real detector."""
     from talker.media.mediapipe import track_meshes
 
     kept = list(images)
@@ -306,7 +306,7 @@ def jitter(found: Track, truth: GroundTruth) -> float:
 
 
 def test_head_does_not_shake(found: Track, dataset: Path, head: MorphableHead, synthetic):
-    """Flow from the real images takes the detector's jitter out; landmarks alone keep it."""
+    """Optical flow removes the jitter of the detector, and landmarks alone keep it."""
     alone = follow(dataset, head, flow_points=0.0)
     assert jitter(found, synthetic.truth) <= 0.1
     assert jitter(found, synthetic.truth) <= 0.4 * jitter(alone, synthetic.truth)
@@ -467,7 +467,7 @@ def test_model_without_its_files_is_refused(dataset: Path, tmp_path: Path):
 def test_cut_between_people_who_look_alike_is_found(
     clips: Path, head: MorphableHead, tmp_path: Path
 ):
-    """Both were cropped the same way, so the face hardly jumps."""
+    """Both shots were cropped in the same way, so the face hardly moves at the cut."""
     source = probe(clips / "newsreader_20s.mp4")
     images = []
     for name, count in (("newsreader_20s.mp4", 30), ("presenter_45s.mp4", 50)):

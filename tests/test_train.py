@@ -84,7 +84,7 @@ def test_the_image_comes_closer_to_the_subject(
 
 
 def test_alpha_is_supervised_with_a_gradient(subset: TrainingSet) -> None:
-    """The published mask loss had none."""
+    """The published mask loss has no gradient."""
     rows = torch.arange(2)
     height, width = subset.size
     rgb = torch.rand(2, height, width, 3)
@@ -140,7 +140,7 @@ def test_the_network_must_have_the_given_hash(dataset: Path, tmp_path: Path) -> 
 
 
 def test_a_still_head_trains(data: Dataset, subset: TrainingSet) -> None:
-    """Published rates are multiplied by head motion, so a still head never trains."""
+    """The published rates are multiplied by the head motion, so a still head would not train."""
     still = dataclasses.replace(subset, viewmats=subset.viewmats[:1].expand_as(subset.viewmats))
     trainer = Trainer(data, still, TINY)
     before = weights_of(trainer)
@@ -208,7 +208,7 @@ def test_resume_is_exact(
 
 
 def test_the_origin_of_a_checkpoint_does_not_depend_on_the_threads(dataset: Path) -> None:
-    """Nor do the expression targets, which BLAS sums in another order."""
+    """The expression targets do not change either, although BLAS may change the order of sums."""
     code = """
 import hashlib, sys
 from pathlib import Path
@@ -318,7 +318,7 @@ def test_an_unreadable_checkpoint_is_reported_and_not_used(
 def test_no_checkpoint_holds_a_broken_step(
     data: Dataset, subset: TrainingSet, tmp_path: Path
 ) -> None:
-    """On a GPU divergence is checked rarely, and a checkpoint may be due before."""
+    """On a GPU, divergence is checked rarely, so a checkpoint may be due before the check."""
     trainer = Trainer(data, subset, TINY)
     trainer.diverged.fill_(1)
     with pytest.raises(UserError, match="diverged"):
@@ -512,7 +512,7 @@ def test_images_in_host_memory_train_the_same(
 
 @pytest.mark.gpu
 def test_the_gpu_trains_what_the_cpu_trains(data: Dataset, subset: TrainingSet) -> None:
-    """Recorded graphs, fused kernels and gsplat take the steps of plain torch and numba."""
+    """CUDA graphs, fused kernels and gsplat give the same steps as plain torch and numba."""
     config = dataclasses.replace(TINY, speech_noise=0.0, pose_noise=0.0, expression_share=1.0)
     there = training_set(data, torch.device("cuda"))
     losses = []

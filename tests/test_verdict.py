@@ -1,4 +1,4 @@
-"""The verdict on renderings of known truth."""
+"""The verdict on renderings with known ground truth."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Videos are read by their times, upright and whole, or refused; what is written plays back."""
+"""Videos are read by their timestamps, upright and complete; written videos can be read."""
 
 from fractions import Fraction
 
@@ -20,7 +20,7 @@ def even_times(rate: Fraction, count: int, start: Fraction = Fraction(0)) -> lis
 
 
 def numbered(count: int) -> list[np.ndarray]:
-    """Pictures that tell their own number: eight bits from left to right, white for 1."""
+    """Return pictures that encode their number: eight bits from left to right, white for 1."""
     bits = np.arange(count)[:, None] >> np.arange(8) & 1
     lines = 255 * np.repeat(bits, 8, axis=1).astype(np.uint8)
     return list(np.broadcast_to(lines[:, None, :, None], (count, 64, 64, 3)))
