@@ -47,6 +47,7 @@ rule prepare:
 onstart:
     require_named_preset()
     require_gpu_for_torch()
+    require_ffmpeg_for_extras()
     jobs = list(workflow.dag.needrun_jobs())
     require_own_folders(jobs)
     require_usable_videos(jobs)

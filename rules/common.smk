@@ -287,10 +287,30 @@ def novel_results(subject):
     ]
 
 
+def extra_outputs(video):
+    """Return the additional outputs of a rendering that the key `extras` asks for, by name.
+
+    Args:
+        video: path of the rendered video without its suffix.
+    """
+    extras = config.get("extras") or []
+    files = {"side_by_side": f"{video}_side_by_side.mp4"} if "side_by_side" in extras else {}
+    folders = {"attention": directory(f"{video}_attention")} if "attention" in extras else {}
+    return files | folders
+
+
+def extra_flags(output):
+    """Return the command line flags for the additional outputs of a job."""
+    paths = {name: output.get(name) for name in ("side_by_side", "attention")}
+    flags = ([f"--{name.replace('_', '-')}", path] for name, path in paths.items() if path)
+    return shlex.join(sum(flags, []))
+
+
 def targets_of(subject):
     """Return the files that make a subject complete."""
     files = [RESULTS / subject / name for name in ("val.mp4", "metrics.json", "report.html")]
-    return [*files, *map(Path, novel_results(subject))]
+    extras = extra_outputs(RESULTS / subject / "val").values()
+    return [*files, *map(Path, novel_results(subject)), *map(Path, map(str, extras))]
 
 
 def subject_with_overrides(subject):

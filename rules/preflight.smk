@@ -17,6 +17,19 @@ def require_known_targets():
                 speech_of(SimpleNamespace(subject=subject, name=name))
 
 
+def require_ffmpeg_for_extras():
+    """Stop if videos next to the real frames are wanted, but ffmpeg-python is not installed here.
+
+    Where torch is not installed either, the jobs run in another environment.
+    """
+    if "side_by_side" in (config.get("extras") or []) and importlib.util.find_spec("torch"):
+        if not workflow.non_local_exec and not importlib.util.find_spec("ffmpeg"):
+            raise WorkflowError(
+                "config: extras: 'side_by_side' needs the package ffmpeg-python; run "
+                "`pip install '.[ffmpeg]'`"
+            )
+
+
 def warn_without_gpu(jobs):
     """Warn if jobs intended for a GPU are about to run on a CPU."""
     if workflow.non_local_exec or not any(job.resources.get("gpu") for job in jobs):

@@ -7,6 +7,7 @@ rule render:
         features=SPEECH_FEATURES,
         avatar="<results>/{subject}/avatar",
     output:
+        **extra_outputs("<results>/{subject}/{split}"),
         video=report(
             "<results>/{subject}/{split}.mp4",
             caption="../workflow/report/video.rst",
@@ -28,13 +29,15 @@ rule render:
         gpu=GPU,
     params:
         data=lambda wildcards: DATA / wildcards.subject,
+        extras=lambda wildcards, output: extra_flags(output),
         options=stage_options("render"),
         fingerprint=fingerprint("render", after=[rules.train]),
     message:
         "{wildcards.subject}: rendering the '{wildcards.split}' frames"
     shell:
         "talker render --data {params.data:q} --avatar {input.avatar:q}"
-        " --split {wildcards.split} --video {output.video:q} {params.options} > {log:q} 2>&1"
+        " --split {wildcards.split} --video {output.video:q} {params.extras} {params.options}"
+        " > {log:q} 2>&1"
 
 
 rule render_novel:

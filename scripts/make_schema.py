@@ -98,6 +98,11 @@ def config_schema() -> dict[str, Any]:
                 "type": "boolean",
                 "description": "Whether a subject without new speech speaks demo/hello.wav.",
             },
+            "extras": {
+                "description": "Additional outputs next to the video of the held-out part.",
+                "type": "array",
+                "items": {"enum": ["side_by_side", "attention"]},
+            },
             "jobs_per_gpu": {
                 "type": "integer",
                 "minimum": 1,

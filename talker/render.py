@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
+from talker.avatar.attention import write_attention
 from talker.avatar.bundle import load_subject
 from talker.avatar.drive import (
     blink_track,
@@ -32,7 +33,7 @@ from talker.avatar.model import Avatar
 from talker.avatar.renderer import Drive, Windows, render_frames
 from talker.clip import SAMPLES_PER_FRAME
 from talker.core.config import AtLeast0, NonNegative, validated
-from talker.core.files import Output
+from talker.core.files import Output, atomic_write
 from talker.core.progress import progress
 from talker.data import layout
 from talker.dataset import Dataset
@@ -40,6 +41,7 @@ from talker.encoders.features import WindowsFile
 from talker.errors import UserError
 from talker.media.audio import WavFile, clip_sound, write_wav
 from talker.media.backdrop import backdrop
+from talker.media.ffmpeg import side_by_side as write_side_by_side
 from talker.media.video_writer import FORMATS, video_writer
 
 logger = logging.getLogger(__name__)
@@ -185,6 +187,8 @@ def main(
     avatar: Path,
     data: Path | None = None,
     video: Output,
+    side_by_side: Output | None = None,
+    attention: Output | None = None,
     split: Literal["train", "val"] | None = None,
     speech: Path | None = None,
     wav: Path | None = None,
@@ -204,6 +208,11 @@ def main(
         data: dataset folder, or the file of `talker pack`; not needed for new speech if `avatar`
             is a file.
         video: video to write: .mp4, .webm, .mov (ProRes 4444), or a folder of .png.
+        side_by_side: second video to write (.mp4), with the real frames on the left and the
+            rendered ones on the right; for `split`, and a `video` that ends in .mp4. It needs
+            `pip install '.[ffmpeg]'`.
+        attention: folder to write with videos and stills that show how much each part of the head
+            attends to the speech, the eye closure, the head pose, and the null token.
         split: part of the clip to replay with its own sound.
         speech: features of new speech, from `talker speech`; an alternative to `split`.
         wav: sound of the new speech, from `talker audio`.
@@ -223,17 +232,45 @@ def main(
         raise UserError(
             "--split also needs `--data`, because the sound of the clip is in its dataset folder."
         )
+    if side_by_side is not None and (split is None or video.suffix.lower() != ".mp4"):
+        raise UserError("--side-by-side requires `--split` and a `--video` that ends in .mp4")
     model, dataset = load_subject(avatar, data)
     tracks = Tracks(pose, blink, expression)
     if split is not None:
         drive = apply_tracks(split_drive(dataset, split), dataset, tracks, config)
         with _excerpt(dataset, drive.window_ids) as part:
-            render(model, dataset, drive, part, video, config)
+            _write_all(model, dataset, drive, part, video, attention, config)
+        if side_by_side is not None:
+            write_side_by_side(
+                dataset.folder / layout.FRAMES.folder / f"%d{layout.FRAMES.suffix}",
+                first=int(drive.window_ids[0]),
+                rendered=video,
+                size=(dataset.height, dataset.width),
+                target=side_by_side,
+                crf=config.crf,
+            )
     elif speech is not None and wav is not None:
         windows = _read_windows(speech, dataset.speech.shape[1:])
         _check_length(wav, speech, len(windows))
         drive = apply_tracks(speech_drive(dataset, windows, config), dataset, tracks, config)
-        render(model, dataset, drive, sound or wav, video, config)
+        _write_all(model, dataset, drive, sound or wav, video, attention, config)
+
+
+def _write_all(
+    avatar: Avatar,
+    dataset: Dataset,
+    drive: Drive,
+    sound: Path,
+    video: Path,
+    attention: Path | None,
+    config: Config,
+) -> None:
+    """Write the video of a drive and, if `attention` is a path, the folder of attention maps."""
+    render(avatar, dataset, drive, sound, video, config)
+    if attention is not None:
+        with atomic_write(attention) as (folder,):
+            folder.mkdir()
+            write_attention(folder, avatar, dataset, drive, sound, config.batch, config.crf)
 
 
 @contextmanager

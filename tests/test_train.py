@@ -207,6 +207,22 @@ def test_resume_is_exact(
     ]
 
 
+def test_point_clouds_are_saved_at_the_chosen_steps(
+    data: Dataset, subset: TrainingSet, tmp_path: Path
+) -> None:
+    """Steps are counted through both stages; other steps are not saved."""
+    last = TINY.canonical_steps + TINY.deformation_steps
+    steps = (1, TINY.canonical_steps + 1, last, last + 1)
+    config = dataclasses.replace(TINY, point_cloud_steps=steps)
+    trainer = fit(data, subset, config, tmp_path / "latest.pt")
+    names = [f"point_cloud_{step:06d}.ply" for step in steps[:-1]]
+    assert sorted(path.name for path in tmp_path.glob("*.ply")) == names
+    trainer.avatar.save(tmp_path / "avatar")
+    final = (tmp_path / "avatar" / "point_cloud.ply").read_bytes()
+    assert (tmp_path / names[-1]).read_bytes() == final
+    assert (tmp_path / names[0]).read_bytes() != final
+
+
 def test_the_origin_of_a_checkpoint_does_not_depend_on_the_threads(dataset: Path) -> None:
     """The expression targets do not change either, although BLAS may change the order of sums."""
     code = """

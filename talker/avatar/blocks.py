@@ -75,12 +75,20 @@ class TokenAttention(nn.Module):
         """Return the queries of x, both [..., D], divided by the square root of a head's width."""
         return self.query(x) * (x.shape[-1] // self.heads) ** -0.5
 
+    def weights(
+        self,
+        x: Float[Tensor, "#B G D"],
+        key: Float[Tensor, "B {self.heads} N width"],
+    ) -> Float[Tensor, "B G {self.heads} N"]:
+        """Return how much each Gaussian attends to each token, of which the sum is 1."""
+        query = self.scaled_query(x).unflatten(-1, (self.heads, -1)).expand(len(key), -1, -1, -1)
+        return torch.softmax(torch.einsum("bghw,bhnw->bghn", query, key), dim=-1)
+
     def forward(
         self, x: Float[Tensor, "#B G D"], tokens: Float[Tensor, "B N D"]
     ) -> Float[Tensor, "B G D"]:
         key, value = self.project_tokens(tokens)
-        query = self.scaled_query(x).unflatten(-1, (self.heads, -1)).expand(len(tokens), -1, -1, -1)
-        weights = torch.softmax(torch.einsum("bghw,bhnw->bghn", query, key), dim=-1)
+        weights = self.weights(x, key)
         attended = torch.einsum("bghn,bhno->bgo", weights, value) + self.out_proj.bias
         x = self.norm1(x + attended)
         return self.norm2(x + self.linear2(torch.relu(self.linear1(x))))

@@ -219,6 +219,27 @@ class Avatar(nn.Module):
         )
         return to_view(deformed, points, viewmats)
 
+    def attention(
+        self,
+        expression: Float[Tensor, "B 10"],
+        eye: Float[Tensor, "B"],
+        viewmats: Float[Tensor, "B 4 4"],
+        shared: Shared,
+    ) -> Float[Tensor, "B G 4"]:
+        """Return how much each Gaussian attends to the speech, eye, pose and null token.
+
+        The weights are means over heads and blocks, and their sum is 1. The arguments are the same
+        as for `deform`.
+        """
+        tokens = self.tokens(expression, eye, self.pose_vector(viewmats))
+        x = shared.features[None]
+        weights = []
+        for block in self.blocks:
+            assert isinstance(block, TokenAttention)
+            weights.append(block.weights(x, block.project_tokens(tokens)[0]).mean(2))
+            x = block(x, tokens)
+        return torch.stack(weights).mean(0)
+
     def render_from_expression(
         self,
         expression: Float[Tensor, "B 10"],
@@ -249,10 +270,14 @@ class Avatar(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: value.contiguous().cpu() for name, value in self.state_dict().items()}
         save_file(state, folder / "weights.safetensors")
-        cloud = {name: value.detach().cpu().numpy() for name, value in self.canonical.items()}
-        save_ply(folder / "point_cloud.ply", **cloud)
+        self.save_point_cloud(folder / "point_cloud.ply")
         values = {"format_version": FORMAT_VERSION, **dataclasses.asdict(self.config)}
         (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+    def save_point_cloud(self, path: Path) -> None:
+        """Write the canonical Gaussians to a .ply file, as viewers of Gaussian splatting read."""
+        cloud = {name: value.detach().cpu().numpy() for name, value in self.canonical.items()}
+        save_ply(path, **cloud)
 
     @classmethod
     def load(cls, folder: Folder, device: torch.device | str = "cpu") -> "Avatar":

@@ -113,6 +113,10 @@ class Config:
     term."""
     perceptual_sha256: str = ""
     """SHA-256 of the file of the perceptual network, which must match."""
+    point_cloud_steps: tuple[AtLeast1, ...] = ()
+    """Steps after which the Gaussians are saved as `point_cloud_STEP.ply` next to the checkpoint.
+    Steps are counted from the start of training, through both stages. By default, only the trained
+    Gaussians are saved, with the avatar."""
     checkpoint_seconds: NonNegative = 30.0
     """Seconds of training between two checkpoints, which is the most that a killed run loses."""
 

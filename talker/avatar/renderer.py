@@ -134,22 +134,8 @@ def render_frames(
     @torch.inference_mode()
     def render(job: tuple[slice, list[np.ndarray]]) -> np.ndarray:
         part, layers = job
-        ids = drive.background_frame_ids[part]
-        eye = dataset.eye[ids] if drive.eye is None else drive.eye[part]
-        viewmats = dataset.viewmats[ids] if drive.viewmats is None else drive.viewmats[part]
-        if drive.expression is None:
-            windows = _read_windows(drive.windows, drive.window_ids[part])
-            expression = avatar.speech_to_expression(windows.to(device))
-        else:
-            expression = torch.from_numpy(drive.expression[part]).to(device)
-        rgb, alpha = render_head(
-            drive.expression_scale * expression,
-            torch.from_numpy(eye).to(device),
-            torch.from_numpy(viewmats).to(device),
-            torch.from_numpy(dataset.K).to(device).expand(len(ids), 3, 3),
-            dataset.height,
-            dataset.width,
-        )
+        inputs = head_inputs(avatar, dataset, drive, part)
+        rgb, alpha = render_head(*inputs, dataset.height, dataset.width)
         head = torch.cat([rgb, alpha], -1) if transparent else rgb
         colors = head + (1 - alpha) * torch.from_numpy(np.stack(layers)).to(device).float().div(255)
         if transparent:
@@ -169,6 +155,32 @@ def render_frames(
     with one_thread():
         for frames in ordered_map(render, jobs(), workers):
             yield from frames
+
+
+def head_inputs(
+    avatar: Avatar, dataset: Dataset, drive: Drive, part: slice | Int64[np.ndarray, "B"]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the inputs of the head renderer for some of the output frames, on the avatar's device.
+
+    Returns:
+        expression [B, 10], eye [B], viewmats [B, 4, 4] and Ks [B, 3, 3], as in
+        `Avatar.render_from_expression`.
+    """
+    device = next(avatar.parameters()).device
+    ids = drive.background_frame_ids[part]
+    eye = dataset.eye[ids] if drive.eye is None else drive.eye[part]
+    viewmats = dataset.viewmats[ids] if drive.viewmats is None else drive.viewmats[part]
+    if drive.expression is None:
+        windows = _read_windows(drive.windows, drive.window_ids[part])
+        expression = avatar.speech_to_expression(windows.to(device))
+    else:
+        expression = torch.from_numpy(drive.expression[part]).to(device)
+    return (
+        drive.expression_scale * expression,
+        torch.from_numpy(eye).to(device),
+        torch.from_numpy(viewmats).to(device),
+        torch.from_numpy(dataset.K).to(device).expand(len(ids), 3, 3),
+    )
 
 
 def _over(

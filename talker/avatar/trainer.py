@@ -32,6 +32,7 @@ from talker.avatar.model import Avatar, AvatarConfig
 from talker.avatar.options import Config
 from talker.avatar.rasterize import Rasterized, Splats, rasterize
 from talker.avatar.training_set import Prefetch, Targets, TrainingSet
+from talker.core.files import atomic_write
 from talker.core.parallel import one_thread
 from talker.core.progress import progress
 from talker.dataset import Dataset
@@ -334,6 +335,11 @@ class Trainer:
         self.stage, self.step = "deformation", 0
         self.optimizer = self._new_optimizer()
 
+    @property
+    def total_steps(self) -> int:
+        """Number of steps taken since the start of training, in both stages."""
+        return self.step + (self.config.canonical_steps if self.stage != self.STAGES[0] else 0)
+
     def run_stage(self) -> Iterator[None]:
         """Take the remaining steps of the stage, yield after each of them, and write the log."""
         while self.step < self.stage_steps:
@@ -421,6 +427,8 @@ def fit(
         while True:
             left = trainer.stage_steps - trainer.step
             for _ in progress(trainer.run_stage(), trainer.stage, left, "steps"):
+                if trainer.total_steps in config.point_cloud_steps:
+                    _save_point_cloud(trainer, checkpoint.parent)
                 if received:
                     save()
                     _stop(trainer, checkpoint, received[0])
@@ -431,6 +439,13 @@ def fit(
                 save()
                 return trainer
             trainer.next_stage()
+
+
+def _save_point_cloud(trainer: Trainer, folder: Path) -> None:
+    """Write the current Gaussians to `folder`, with the step in the file name."""
+    path = folder / f"point_cloud_{trainer.total_steps:06d}.ply"
+    with atomic_write(path) as (scratch,):
+        trainer.avatar.save_point_cloud(scratch)
 
 
 def _begin(trainer: Trainer, state: dict[str, Any] | None) -> None:

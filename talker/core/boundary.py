@@ -54,7 +54,12 @@ WRITING_FAILED = (
     "a file could not be written completely. Check the free space of the disk with `df -h`"
 )
 
-EXTRAS = {"gsplat": "'.[cuda]'", "transformers": "'.[transformers]'"}
+EXTRAS = {
+    "gsplat": "'.[cuda]'",
+    "transformers": "'.[transformers]'",
+    "ffmpeg": "'.[ffmpeg]'",
+    "imageio_ffmpeg": "'.[ffmpeg]'",
+}
 """What to pass to `pip install` for an optional package, in the folder of the project."""
 PACKAGES = {"cv2": "opencv-contrib-python==4.11.0.86", "yaml": "pyyaml"}
 """Names of packages whose modules have a different name."""

@@ -1,0 +1,97 @@
+"""Filter graphs of the ffmpeg program, built with ffmpeg-python.
+
+Everything that needs packets, timestamps or frames in memory uses PyAV (`video_reader`,
+`video_writer`). Combining finished videos does not, and is a short graph here. The program is the
+`ffmpeg` of the machine, or that of the package imageio-ffmpeg.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from talker.clip import FPS
+from talker.core.files import atomic_write
+from talker.errors import UserError
+
+SCALER = "area+accurate_rnd+full_chroma_int+bitexact"
+"""Options of swscale; without accurate rounding every picture becomes one level darker."""
+
+
+def ffmpeg_program() -> str:
+    """Return the path of the ffmpeg program.
+
+    Raises:
+        ImportError: there is none, and imageio-ffmpeg is not installed.
+    """
+    if found := shutil.which("ffmpeg"):
+        return found
+    from imageio_ffmpeg import get_ffmpeg_exe  # pyright: ignore[reportMissingImports]
+
+    return get_ffmpeg_exe()
+
+
+def side_by_side(
+    real: Path,
+    first: int,
+    rendered: Path,
+    size: tuple[int, int],
+    target: Path,
+    crf: int = 18,
+    codec: str = "libx264",
+) -> None:
+    """Write a video that shows real frames on the left and a rendered video on the right.
+
+    Args:
+        real: pattern of the real frames, such as `ori_imgs/%d.jpg`.
+        first: number of the real frame that belongs to the first rendered frame.
+        rendered: rendered video; its sound is copied.
+        size: height and width in pixels of the rendered frames, to which real ones are scaled.
+        target: .mp4 file to write.
+        crf: constant rate factor of libx264, or the constant quality of another encoder.
+        codec: name of FFmpeg's encoder, such as libx264 or h264_nvenc.
+
+    Raises:
+        UserError: ffmpeg cannot read or write a file.
+        ImportError: ffmpeg-python is not installed, or there is no ffmpeg program.
+    """
+    import ffmpeg  # pyright: ignore[reportMissingImports]
+
+    height, width = size
+    pattern = f"{str(real.parent).replace('%', '%%')}/{real.name}"
+    left = ffmpeg.input(pattern, start_number=first, framerate=FPS)
+    # Colors as in talker.media.video_writer: BT.601 with limited range. Odd sizes grow by one
+    # repeated pixel, as they do there.
+    left = left.filter(
+        "scale", width, height, out_color_matrix="bt601", out_range="tv", flags=SCALER
+    )
+    if height % 2 or width % 2:
+        left = left.filter("format", "yuv444p").filter("pad", "ceil(iw/2)*2", "ceil(ih/2)*2")
+        left = left.filter("fillborders", right=width % 2, bottom=height % 2, mode="smear")
+    left = left.filter("format", "yuv420p")
+    right = ffmpeg.input(str(rendered))
+    picture = ffmpeg.filter([left, right.video.filter("format", "yuv420p")], "hstack", shortest=1)
+    quality = {"crf": crf} if codec.startswith("lib") else {"cq": crf}
+    with atomic_write(target) as (scratch,):
+        graph = ffmpeg.output(
+            *(picture, right.audio, str(scratch)),
+            vcodec=codec,
+            acodec="copy",
+            movflags="+faststart",
+            colorspace="smpte170m",
+            color_primaries="bt709",
+            color_trc="iec61966-2-1",
+            color_range="tv",
+            **quality,
+        )
+        _run(graph.global_args("-nostdin", "-loglevel", "error"), ffmpeg_program(), target)
+
+
+def _run(graph: Any, program: str, target: Path) -> None:
+    import ffmpeg  # pyright: ignore[reportMissingImports]
+
+    try:
+        graph.overwrite_output().run(cmd=program, capture_stdout=True, capture_stderr=True)
+    except ffmpeg.Error as error:
+        lines = (error.stderr or b"").decode(errors="replace").strip().splitlines()
+        reason = lines[-1] if lines else "no message"
+        raise UserError(f"{target}: ffmpeg could not write this file: {reason}") from error
