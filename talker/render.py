@@ -232,17 +232,20 @@ def main(
         raise UserError(
             "--split also needs `--data`, because the sound of the clip is in its dataset folder."
         )
-    if side_by_side is not None and (split is None or video.suffix.lower() != ".mp4"):
-        raise UserError("--side-by-side requires `--split` and a `--video` that ends in .mp4")
+    if side_by_side is not None:
+        if split is None or video.suffix.lower() != ".mp4":
+            raise UserError("--side-by-side requires `--split` and a `--video` that ends in .mp4")
+        if data is None or not data.is_dir():
+            raise UserError(f"{data}: --side-by-side requires a dataset folder as `--data`")
     model, dataset = load_subject(avatar, data)
     tracks = Tracks(pose, blink, expression)
     if split is not None:
         drive = apply_tracks(split_drive(dataset, split), dataset, tracks, config)
         with _excerpt(dataset, drive.window_ids) as part:
             _write_all(model, dataset, drive, part, video, attention, config)
-        if side_by_side is not None:
+        if side_by_side is not None and data is not None:
             write_side_by_side(
-                dataset.folder / layout.FRAMES.folder / f"%d{layout.FRAMES.suffix}",
+                data / layout.FRAMES.folder / f"%d{layout.FRAMES.suffix}",
                 first=int(drive.window_ids[0]),
                 rendered=video,
                 size=(dataset.height, dataset.width),
