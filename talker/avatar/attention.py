@@ -137,7 +137,7 @@ def color_scales(samples: Sequence[AttentionMap]) -> Float32[np.ndarray, "4 2"]:
     """Return the weights of each token that get the first and the last color, float32 [4, 2]."""
     pixels = np.concatenate([one.weights[one.alpha > 0.5] for one in samples])
     if not len(pixels):
-        return np.tile(np.float32([0, 1]), (len(TOKENS), 1))
+        return np.tile(np.array([0, 1], np.float32), (len(TOKENS), 1))
     ends = np.percentile(pixels, RANGE, axis=0).T
     center, span = ends.mean(1), np.maximum(np.diff(ends, axis=1)[:, 0], MIN_SPAN)
     return np.stack([center - span / 2, center + span / 2], axis=1).astype(np.float32)
