@@ -16,6 +16,9 @@ from talker.errors import UserError
 PUBLISHED = WEIGHTS["dlib"]
 """The published weights."""
 
+LANDMARKS = 68
+"""Number of landmarks that the predictor returns."""
+
 BOX_SIZE = 0.906
 """Side of the box that dlib's own detector finds, in widths of MediaPipe's face box; the center is
 the same. Measured on nine clips."""
@@ -70,6 +73,9 @@ def load(weights: str | None) -> tuple[Any, Any]:
         predictor = dlib.shape_predictor(str(file))
     except RuntimeError as error:
         raise wrong_weights(file, str(error).splitlines()[0][:200], PUBLISHED) from error
+    points = predictor(np.zeros((64, 64, 3), np.uint8), dlib.rectangle(0, 0, 63, 63)).num_parts
+    if points != LANDMARKS:
+        raise wrong_weights(file, f"it predicts {points} points, expected {LANDMARKS}", PUBLISHED)
     return dlib, predictor
 
 
