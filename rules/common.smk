@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import glob
 import hashlib
 import importlib.util
 import re
@@ -30,6 +31,7 @@ from talker.core.presets import choose_preset, merge_options, update
 from talker.core.provenance import code_of
 from talker.encoders import encoder_module, stage_encoder
 from talker.errors import UserError
+from talker.measure.overview import Folders, write_overview
 
 AUDIO_SUFFIXES = {".wav", ".mp3", ".flac", ".m4a", ".aac", ".ogg", ".opus"}
 
@@ -68,6 +70,20 @@ def name_of(file):
     return re.sub(r"[^\w.-]+", "_", Path(file).stem)
 
 
+def named_videos(pattern):
+    """Return {subject: file}: one video, or all that match a pattern such as `videos/*.mp4`."""
+    files = [pattern]
+    if glob.has_magic(pattern) and not Path(pattern).exists():
+        files = sorted(glob.glob(pattern))
+    if not files:
+        raise UserError(f"video: no file matches '{pattern}'")
+    videos = {}
+    for file in files:
+        if (other := videos.setdefault(name_of(file), file)) != file:
+            raise UserError(f"video: {other} and {file} would have the same name, {name_of(file)}")
+    return videos
+
+
 def example_video(name):
     """Return the path to which an example video is downloaded."""
     return DATA / name / f"{name}.mp4"
@@ -93,8 +109,8 @@ def with_video(name, row):
 def read_tables():
     """Return the subjects and the speeches of the tables, or only the video of `--config`."""
     if config.get("video"):
-        name = name_of(config["video"])
-        return {name: with_video(name, SubjectRow(config["video"]))}, {}
+        videos = named_videos(config["video"])
+        return {name: with_video(name, SubjectRow(file)) for name, file in videos.items()}, {}
     if example := config.get("example"):
         return {example: SubjectRow(str(example_video(example)))}, {}
     options = CONFIG_SCHEMA["properties"]["options"]
@@ -406,7 +422,9 @@ def report_outcome(logs):
     table = RESULTS / "batch.tsv"
     targets = {subject: targets_of(subject) for subject in SUBJECTS}
     done, rest = write_outcome(table, targets, failed, LOGS)
-    logger.info(f"{done} of {done + rest} subjects are complete; {table} has a row for each")
+    page = RESULTS / "index.html"
+    write_overview(page, table, Folders(DATA, RESULTS, BENCHMARKS))
+    logger.info(f"{done} of {done + rest} subjects are complete; {page} shows all of them")
     for failure in failed:
         if failure.from_stage:
             logger.error(f"{failure.log}: {failure.reason}")
@@ -419,7 +437,7 @@ def read_file_names():
     """
     for argument in workflow.config_settings.config_args or ():
         key, _, value = str(argument).partition("=")
-        if key in ("video", "speech") and Path(value).is_file():
+        if key in ("video", "speech") and (Path(value).is_file() or glob.has_magic(value)):
             config[key] = value
 
 

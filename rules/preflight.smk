@@ -41,6 +41,10 @@ def warn_without_gpu(jobs):
         )
 
 
+# Seconds by which the length in the header of a file may differ from that of its frames.
+LENGTH_TOLERANCE = 0.1
+
+
 def fault_of_video(file, min_seconds):
     """Return why a video cannot be used, or None; `frames` reports the faults of damaged files."""
     try:
@@ -48,7 +52,7 @@ def fault_of_video(file, min_seconds):
             seconds = (container.duration or 0) / av.time_base
             if not container.streams.audio:
                 return "it has no sound, but training needs a video with speech"
-            if 0 < seconds < min_seconds:
+            if 0 < seconds < min_seconds - LENGTH_TOLERANCE:
                 return (
                     f"it is {seconds:.1f} s long, but at least {min_seconds:g} s are required "
                     "(set by the option `check: {limits: {min_seconds: ...}}`)"

@@ -160,6 +160,7 @@ def test_the_outcome_says_where_and_why(tmp_path: Path) -> None:
     failed = failures(SAID.format(logs=logs, data=data))
     assert write_outcome(outcome, wanted, failed, logs) == (1, 5)
     rows = [line.split("\t")[:4] for line in outcome.read_text().splitlines()]
+    assert outcome.read_text().splitlines()[0].endswith("\tlog\tverdict")
     assert rows == [
         ["subject", "state", "rule", "reason"],
         ["stopped", "failed", "train", "killed CANCELLED"],

@@ -393,3 +393,15 @@ def test_the_batch_table_keeps_other_subjects(finished):
     states = dict(row.split("\t")[:2] for row in rows)
     assert states["demo"] == "done"
     assert states["you"] == "failed"
+
+
+def test_a_pattern_of_videos_is_many_subjects(finished):
+    folder = finished.folder / "videos"
+    folder.mkdir()
+    for name in ("one.mp4", "two #2.mp4"):
+        (folder / name).touch()
+    jobs = finished.run("-n", "--config", "video=videos/*.mp4")
+    assert "one: training" in jobs and "two_2: training" in jobs
+    (folder / "two_2.mov").touch()
+    assert "would have the same name, two_2" in finished.refuse("-n", "--config", "video=videos/*")
+    assert "no file matches" in finished.refuse("-n", "--config", "video=videos/*.avi")

@@ -5,6 +5,7 @@ The workflow imports this module at every start, so it only imports modules that
 
 import csv
 import difflib
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -246,10 +247,19 @@ def failures(text: str) -> list[Failure]:
     return list(last.values())
 
 
+def read_results(metrics: Path) -> dict[str, Any]:
+    """Return `verdict` and `held_out` of a metrics.json; empty if it cannot be read."""
+    try:
+        content = json.loads(metrics.read_text(encoding="utf-8"))
+        return {"verdict": dict(content["verdict"]), "held_out": dict(content["held_out"])}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
+
+
 def write_outcome(
     table: Path, targets: Mapping[str, Sequence[Path]], failed: Sequence[Failure], logs: Path
 ) -> tuple[int, int]:
-    """Write a row for every subject: done, failed (with rule and reason) or not finished.
+    """Write a row for every subject: done (and its verdict), failed (and why), or not finished.
 
     Rows of earlier runs for other subjects are kept.
 
@@ -268,23 +278,25 @@ def write_outcome(
     if table.exists():
         with open(table, newline="", encoding="utf-8") as file:
             earlier = list(csv.reader(file, delimiter="\t"))[1:]
-        rows += [row for row in earlier if row and row[0] not in targets]
+        rows += [(*row, "")[:6] for row in earlier if row and row[0] not in targets]
     for subject, files in targets.items():
         missing = [str(file) for file in files if not file.exists()]
         causes = [failure for failure in failed if logs / subject in failure.log.parents]
         causes = [failure for failure in causes if failure.from_stage] or causes[:1]
         if causes:  # existing files may come from an earlier run
-            rows += [(subject, "failed", f.rule, f.reason, str(f.log)) for f in causes]
+            rows += [(subject, "failed", f.rule, f.reason, str(f.log), "") for f in causes]
         elif missing:
-            rows.append((subject, "not finished", "", f"{missing[0]} is missing", ""))
+            rows.append((subject, "not finished", "", f"{missing[0]} is missing", "", ""))
         else:
             done += 1
-            rows.append((subject, "done", "", "", ""))
+            metrics = [file for file in files if file.name == "metrics.json"]
+            grade = read_results(metrics[0]).get("verdict", {}).get("grade", "") if metrics else ""
+            rows.append((subject, "done", "", "", "", grade))
     with (
         atomic_write(table) as (scratch,),
         open(scratch, "w", newline="", encoding="utf-8") as file,
     ):
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-        writer.writerow(("subject", "state", "rule", "reason", "log"))
+        writer.writerow(("subject", "state", "rule", "reason", "log", "verdict"))
         writer.writerows(rows)
     return done, len(targets) - done

@@ -1,0 +1,62 @@
+"""The page about all subjects."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from talker.measure.overview import Folders, write_overview
+
+TABLE = """subject\tstate\trule\treason\tlog\tverdict
+ann\tdone\t\t\t\tgood
+b <b>\tfailed\tcheck\ttalker check: error: too dark\tlogs/b <b>/check.log\t
+old\tdone\t\t\t\t
+"""
+
+
+@pytest.fixture
+def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The page of a finished, a failed and an unmeasured subject."""
+    monkeypatch.chdir(tmp_path)
+    results, frames = Path("results"), Path("data/ann/ori_imgs")
+    (results / "ann/novel").mkdir(parents=True)
+    frames.mkdir(parents=True)
+    (frames / "0.jpg").touch()
+    for name in ("report.html", "val.mp4", "novel/good morning.mp4"):
+        (results / "ann" / name).touch()
+    held_out = {"mouth_correlation": 0.71234, "mouth_std_ratio": 0.8, "psnr": None}
+    verdict = {"grade": "good", "reasons": ["The mouth follows the speech."]}
+    content = {"verdict": verdict, "held_out": held_out}
+    (results / "ann/metrics.json").write_text(json.dumps(content))
+    Path("benchmarks/ann/novel").mkdir(parents=True)
+    Path("benchmarks/ann/train.tsv").write_text("s\th:m:s\n90\t-\n")
+    Path("benchmarks/ann/novel/render.tsv").write_text("s\th:m:s\n30\t-\n")
+    table = results / "batch.tsv"
+    table.write_text(TABLE)
+    folders = Folders(Path("data"), results, Path("benchmarks"))
+    write_overview(results / "index.html", table, folders)
+    return (results / "index.html").read_text()
+
+
+def test_a_subject_has_its_verdict_numbers_and_links(page: str) -> None:
+    assert '<span class="grade good">good</span>' in page
+    assert "The mouth follows the speech." in page
+    assert 'src="../data/ann/ori_imgs/0.jpg"' in page
+    for text in (">0.71<", ">0.8<", ">2.0<", "3 subjects", "1 good"):
+        assert text in page, text
+    for link in ("ann/report.html", "ann/val.mp4", "ann/novel/good%20morning.mp4"):
+        assert f'href="{link}"' in page
+
+
+def test_a_failure_has_its_reason_and_log(page: str) -> None:
+    assert "check: talker check: error: too dark" in page
+    assert 'href="../logs/b%20%3Cb%3E/check.log"' in page
+    assert "<b>b &lt;b&gt;</b>" in page
+    assert "no verdict" in page
+
+
+def test_every_linked_file_exists_and_nothing_is_external(page: str) -> None:
+    for link in re.findall(r'(?:src|href)="([^"]*)"', page):
+        assert ":" not in link
+        assert "check.log" in link or Path("results", link.replace("%20", " ")).exists()
