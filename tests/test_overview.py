@@ -28,15 +28,15 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     held_out = {"mouth_correlation": 0.71234, "mouth_std_ratio": 0.8, "psnr": None}
     verdict = {"grade": "good", "reasons": ["The mouth follows the speech."]}
     content = {"verdict": verdict, "held_out": held_out}
-    (results / "ann/metrics.json").write_text(json.dumps(content))
+    (results / "ann/metrics.json").write_text(json.dumps(content), encoding="utf-8")
     Path("benchmarks/ann/novel").mkdir(parents=True)
-    Path("benchmarks/ann/train.tsv").write_text("s\th:m:s\n90\t-\n")
-    Path("benchmarks/ann/novel/render.tsv").write_text("s\th:m:s\n30\t-\n")
+    Path("benchmarks/ann/train.tsv").write_text("s\th:m:s\n90\t-\n", encoding="utf-8")
+    Path("benchmarks/ann/novel/render.tsv").write_text("s\th:m:s\n30\t-\n", encoding="utf-8")
     table = results / "batch.tsv"
-    table.write_text(TABLE)
+    table.write_text(TABLE, encoding="utf-8")
     folders = Folders(Path("data"), results, Path("benchmarks"))
     write_overview(results / "index.html", table, folders)
-    return (results / "index.html").read_text()
+    return (results / "index.html").read_text(encoding="utf-8")
 
 
 def test_a_subject_has_its_verdict_numbers_and_links(page: str) -> None:
