@@ -401,6 +401,10 @@ def test_a_pattern_of_videos_is_many_subjects(finished):
     for name in ("one.mp4", "two #2.mp4"):
         (folder / name).touch()
     jobs = finished.run("-n", "--config", "video=videos/*.mp4")
+    plan = finished.run(
+        *("-n", "--quiet", "host", "rules", "progress", "--config", "video=videos/*.mp4")
+    )
+    assert len(plan.splitlines()) <= 20
     assert "one: training" in jobs and "two_2: training" in jobs
     (folder / "two_2.mov").touch()
     assert "would have the same name, two_2" in finished.refuse("-n", "--config", "video=videos/*")
