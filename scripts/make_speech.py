@@ -23,10 +23,11 @@ VOICE = "en-us"
 TEXT = (
     "Hello! I am a face made by a computer. "
     "Every vowel and every pause that you hear moves my mouth. "
-    "Five blue boats wobble past the old pier, while happy people watch and laugh out loud."
+    "Five blue boats wobble past the old pier, while happy people watch and laugh out loud. "
+    "Watch my lips grow round, open wide, and close."
 )
 WORDS_PER_MINUTE, PITCH = 163, 35
-FRAMES = 12 * FPS
+FRAMES = 16 * FPS
 LEADING_SILENCE = 0.24
 """Silence before the first word, in seconds."""
 PEAK = 0.5
