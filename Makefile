@@ -22,13 +22,15 @@ help:
 
 demo: .venv/installed
 	snakemake --cores $(CORES) $(ARGS) results/demo/{val.mp4,metrics.json,report.html}
-	@printf '\nvideo:  %s\nreport: %s\n' $(CURDIR)/results/demo/{val.mp4,report.html}
+	@printf '\nnew speech: %s\nvideo:      %s\nreport:     %s\n' \
+		$(CURDIR)/results/demo/{novel/hello.mp4,val.mp4,report.html}
 
 quoted = '$(subst ','\'',$(value VIDEO))'
 run: name = $$(basename $(quoted) | sed -E 's/\.[^.]*$$//; s/[^[:alnum:]_.-]+/_/g')
 run: video-exists .venv/installed
 	snakemake --cores $(CORES) $(ARGS) --config video=$(quoted)
-	@printf '\nvideo:  %s\nreport: %s\n' "$(CURDIR)/results/$(name)"/{val.mp4,report.html}
+	@printf '\nnew speech: %s\nvideo:      %s\nreport:     %s\n' \
+		"$(CURDIR)/results/$(name)"/{novel,val.mp4,report.html}
 
 video-exists:
 	@test -f $(quoted) || { printf '%s does not exist; name a video with: make run VIDEO=me.mp4\n' \

@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from talker.clip import Clip
 from talker.data import layout
 from talker.media.images import read_image, webp_bytes
 from talker.media.video_reader import probe, read_frames
@@ -24,7 +25,9 @@ SIZE = 320
 QUALITY = 90
 """Quality of the WebP files, 0 to 100."""
 EXPRESSIONS = 5
-"""Number of held-out frames in the picture of the README."""
+"""Number of frames in a row of a strip."""
+STRIP_SIZE = 240
+"""Width in pixels of each frame of a strip."""
 
 
 def resize(image: np.ndarray, size: int = SIZE) -> np.ndarray:
@@ -38,11 +41,19 @@ def frames_of(video: Path) -> list[np.ndarray]:
     return list(read_frames(video, probe(video)))
 
 
+def strip(frames: list[np.ndarray]) -> np.ndarray:
+    """Return frames spread over a video, next to each other."""
+    chosen = ((np.arange(EXPRESSIONS) + 0.5) * len(frames) / EXPRESSIONS).astype(int)
+    return np.hstack([resize(frames[i], STRIP_SIZE) for i in chosen])
+
+
 def main() -> None:
     held_out = frames_of(RESULTS / "val.mp4")
-    chosen = np.linspace(0, len(held_out) - 1, EXPRESSIONS).astype(int)
+    first = Clip.load(DATA / layout.CLIP).train_frames
+    real = [read_image(layout.FRAMES.path(DATA, first + i)) for i in range(len(held_out))]
     pictures = {
-        "demo": np.hstack([held_out[i] for i in chosen]),
+        "demo": np.vstack([strip(real), strip(held_out)]),
+        "hello": strip(frames_of(RESULTS / "novel" / "hello.mp4")),
         "frame": resize(read_image(layout.FRAMES.path(DATA, FRAME))),
         "masks": resize(read_image(layout.MASKS.path(DATA, FRAME))),
         "plate": resize(read_image(DATA / layout.PLATE)),
