@@ -81,7 +81,7 @@ def config_schema() -> dict[str, Any]:
             "video": {
                 "type": "string",
                 "pattern": FILE,
-                "description": "Video, or pattern such as videos/*.mp4, to run instead of the table.",
+                "description": "Video, or pattern such as videos/*.mp4, instead of the table.",
             },
             "example": {
                 "enum": list(EXAMPLES),
