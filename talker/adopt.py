@@ -400,7 +400,7 @@ def derive_clip(path: Path) -> Clip:
 
 
 def main(*, data: Path, clip: Output | None = None, config: Config = Config()) -> None:
-    """Print what a folder contains, and write its clip.json if it has none and no inconsistencies.
+    """Print what a folder contains, and write its clip.json unless it exists or there is a fault.
 
     Args:
         data: dataset folder that was prepared with the scripts of another method. Existing files

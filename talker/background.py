@@ -29,8 +29,7 @@ class Config:
     """How the background plate is made."""
 
     every: AtLeast1 = 20
-    """Number of frames from one frame that is read to the next. Short clips are read more
-    densely."""
+    """Step in frames between two frames that are read. In short clips, the step is smaller."""
     least: AtLeast1 = 50
     """Minimum number of frames to read. If a clip has fewer frames, all of them are read."""
     clearance: NonNegative = 5.0

@@ -44,8 +44,8 @@ class Config:
     """Square to crop: left, top and size, in pixels of the upright picture. By default, it is
     placed around the largest face."""
     look_every: AtLeast1 = 10
-    """Number of frames from one face detection to the next. Smaller values take longer, but follow
-    fast movements better."""
+    """Step in frames between two face detections. Smaller values take longer, but follow fast
+    movements better."""
 
 
 def detect_speaker(video: Path, source: Source, every: int) -> np.ndarray:

@@ -35,15 +35,15 @@ class Config:
     """Length by which the neck is extended upward behind the head, in pixels of a 512-pixel
     image."""
     neck_grow: NonNegative = 3.0
-    """Length by which the neck is first enlarged upward, over the soft edge of the chin, in pixels
-    of a 512-pixel image."""
+    """Length by which the neck is enlarged upward before it is extended, so that it covers the soft
+    edge of the chin, in pixels of a 512-pixel image."""
     neck_sample: NonNegative = 4.0
     """Distance below the top of the enlarged neck at which its color is sampled, in pixels of a
     512-pixel image."""
     blur: NonNegative = 5.0
     """Window size of the Gaussian blur of the extended neck, in pixels of a 512-pixel image."""
     darkening: Annotated[float, Field(gt=0, le=1)] = 0.98
-    """Factor by which the extended color is multiplied with each pixel upward."""
+    """Factor by which the color of the extension is multiplied for each pixel upward."""
 
 
 def split(

@@ -34,7 +34,7 @@ class Config:
     """Number of expectation-maximization rounds of `color`."""
     decision_size: Annotated[int, Field(ge=32)] = 256
     """Longer side, in pixels, of the images in which `color` separates hair, face, neck and
-    clothes. The outline of the person is found at full resolution."""
+    clothes. The outline of the person is computed at full resolution."""
 
 
 def main(

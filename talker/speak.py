@@ -1,4 +1,4 @@
-"""Render an avatar live: 16 kHz PCM from stdin or a socket in, raw video frames out.
+"""Render an avatar live, from 16 kHz PCM on stdin or a socket to raw video frames.
 
     arecord -q -t raw -f S16_LE -r 16000 | talker speak --data data/me --avatar results/me/avatar \
         | ffplay -f rawvideo -pixel_format rgb24 -video_size 512x512 -framerate 25 -
@@ -58,8 +58,7 @@ class Config:
     """Number of frames rendered at once. Fewer frames reduce the latency; more frames reduce the
     computation."""
     ahead: NonNegative = 0.1
-    """Seconds of additional sound that the speech encoder waits for after the sound that it
-    encodes."""
+    """Seconds of future sound that the speech encoder waits for and uses as context."""
     past: NonNegative = 4.0
     """Seconds of past sound that the speech encoder receives as context with every hop."""
     seed: AtLeast0 = 0
@@ -272,7 +271,7 @@ def main(
     benchmark: Path | None = None,
     config: Config = Config(),
 ) -> None:
-    """Render an avatar live: PCM (s16le, 16 kHz, mono) in, raw RGB frames (25 per second) out.
+    """Render an avatar live, from PCM audio (s16le, 16 kHz, mono) to raw RGB frames at 25 fps.
 
     Args:
         avatar: folder that `talker train` wrote, or file that `talker bundle` wrote.

@@ -102,7 +102,7 @@ class Config:
     expression_share: Fraction = 0.5
     """Fraction of the training frames that are driven by the tracked expression instead of the one
     predicted from speech. The tracked expression determines the mouth fully, so the network does
-    not learn to guess the mouth from the blink and the pose."""
+    not learn to predict the mouth from the blink and the pose."""
 
     rates: LearningRates = field(default_factory=LearningRates)
     weights: LossWeights = field(default_factory=LossWeights)
@@ -118,7 +118,7 @@ class Config:
     Steps are counted from the start of training, through both stages. By default, only the trained
     Gaussians are saved, with the avatar."""
     checkpoint_seconds: NonNegative = 30.0
-    """Seconds of training between two checkpoints, which is the most that a killed run loses."""
+    """Time between two checkpoints in seconds. A killed run loses at most this much training."""
 
     def __post_init__(self) -> None:
         if self.features % self.heads:

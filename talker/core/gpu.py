@@ -1,4 +1,4 @@
-"""Give every job that needs a GPU its own GPU, with file locks instead of a server.
+"""Assign a GPU to every job that needs one, with file locks instead of a server.
 
 The kernel releases the lock of a job that dies, so its GPU is free at once. A job that was assigned
 one GPU already (by Slurm, or with `CUDA_VISIBLE_DEVICES=1 talker train ...`) keeps it.

@@ -1,4 +1,4 @@
-"""The interface of a speech encoder: sound in, one feature vector every few milliseconds out."""
+"""The interface of a speech encoder, which maps sound to feature vectors at a fixed rate."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

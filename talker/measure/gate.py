@@ -74,17 +74,19 @@ class Limits:
     """Maximum distance between the tracked head and the landmarks, in percent of the face width
     (median over frames)."""
     max_c1: Positive = 0.25
-    """Maximum error of the head's motion from one frame to the next, in pixels of a face 250 pixels
-    wide."""
+    """Maximum error of the head's motion from one frame to the next, in pixels for a face that is
+    250 pixels wide."""
     max_c5: Positive = 1.0
-    """Maximum error of the head's motion over 5 frames, in pixels of a face 250 pixels wide."""
+    """Maximum error of the head's motion over 5 frames, in pixels for a face that is 250 pixels
+    wide."""
     max_person: Positive = 1.8
     """Maximum ratio of the residual of the worst shot to that of the best shot. A higher ratio
     suggests that a shot shows a different person."""
     max_rival: NonNegative = 20.0
     """Maximum percentage of frames that show another face of at least half the size."""
     min_mouth: NonNegative = 0.04
-    """Minimum range of the mouth opening (2nd to 98th percentile), in eye distances."""
+    """Minimum range of the mouth opening (2nd to 98th percentile), in multiples of the distance
+    between the outer eye corners."""
     min_sync: Fraction = 0.25
     """Minimum correlation between the mouth opening and its prediction from the audio. It applies
     only if the clip is long enough to measure the correlation."""

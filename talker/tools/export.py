@@ -76,7 +76,7 @@ class Config:
 
     vertices: AtLeast1 = 34_650
     """Number of vertices of the head mesh in track_params.pt, from which GaussianTalker starts. The
-    default is that of the Basel Face Model as cropped by AD-NeRF."""
+    default is the number of vertices of the Basel Face Model as cropped by AD-NeRF."""
 
 
 def export(data: Path, name: MethodName, out: Path, config: Config) -> list[str]:

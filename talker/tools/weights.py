@@ -58,12 +58,14 @@ def main(
     """List the optional models, or download some of them.
 
     Args:
-        action: `list` prints every model: its purpose, license, source, size, checksum, path, and
-            whether it is there and valid. `fetch` downloads models to the folder where talker
-            looks for them: the environment variable TALKER_WEIGHTS, by default
-            ~/.cache/talker/weights. An interrupted download continues.
+        action: `list` prints every model with its purpose, license, source, size, checksum and
+            path, and whether the file exists and is valid. `fetch` downloads models to the folder
+            in which talker searches for them. This is the folder in the environment variable
+            TALKER_WEIGHTS, or ~/.cache/talker/weights by default. An interrupted download is
+            continued.
         names: names of the models; by default, `list` prints all of them.
-        to: file, or folder of a model with several files, to write instead; for one name.
+        to: path to write instead of the default: a file, or a folder for a model with several
+            files. It requires exactly one name.
         config: options.
     """
     chosen = [_weights(name) for name in names]
