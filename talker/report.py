@@ -272,11 +272,11 @@ def sync_note(sync: Section) -> str:
     score, real = sync["avatar"], sync["real"]["correlation"]
     if score["correlation"] is None:
         return "The speech is too short to measure whether the mouth follows it."
-    note = f"The mouth correlates with the sound by {score['correlation']:z.1f}"
+    note = f"The correlation of the mouth with the sound is {score['correlation']:z.1f}"
     if score["null_mean"] is not None:
-        note += f" (with shifted sound by {score['null_mean']:z.1f} ± {score['null_sd']:.1f})"
+        note += f", and {score['null_mean']:z.1f} ± {score['null_sd']:.1f} with shifted sound"
     if real is not None:
-        note += f"; in the real video by {real:z.1f}"
+        note += f". In the real video, it is {real:z.1f}"
     return f"{note}."
 
 
