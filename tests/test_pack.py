@@ -50,6 +50,6 @@ def test_other_files_are_refused(packed: Path, tmp_path: Path) -> None:
     (tmp_path / "me.mp4").write_bytes(b"no pack")
     with pytest.raises(UserError, match="talker pack"):
         Dataset.load(tmp_path / "me.mp4", 64)
-    with pytest.raises(UserError, match="missing"):
+    with pytest.raises(UserError, match="does not exist"):
         main(data=tmp_path, pack=tmp_path / "me.zip")
     assert not (tmp_path / "me.zip").exists()

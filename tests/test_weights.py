@@ -222,7 +222,7 @@ def test_files_of_the_user_are_kept(server: Server, model: Weights) -> None:
     path.parent.mkdir()
     path.write_bytes(CONTENT[:100])
     assert state_of(model).startswith("invalid") and "interrupted" in state_of(model)
-    with pytest.raises(UserError, match=r"is not the published file: it has 100 bytes"):
+    with pytest.raises(UserError, match=r"is not the published file, because it has 100 bytes"):
         fetch(model)
     assert path.read_bytes() == CONTENT[:100]
     path.write_bytes(CONTENT)
