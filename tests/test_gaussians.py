@@ -50,7 +50,7 @@ def test_color_is_gray_for_zero_and_never_negative():
 
 
 def test_other_numbers_of_coefficients_are_refused():
-    with pytest.raises(ValueError, match="got 5"):
+    with pytest.raises(ValueError, match="not 5"):
         evaluate_sh(torch.zeros(1, 5, 3), torch.zeros(1, 3))
 
 
