@@ -157,7 +157,7 @@ def _missing_tool() -> str | None:
         compiler = os.environ.get(variable) or name
         if not shutil.which(compiler):
             return (
-                f"The C++ compiler `{compiler}` was not found. Install one, for example with "
+                f"the C++ compiler `{compiler}` was not found. Install one, for example with "
                 "`apt-get install g++`"
             )
     if not shutil.which("ninja", path=_search_path()):

@@ -56,7 +56,7 @@ def download(url: str, partial: Path, size: int | None = None) -> None:
                 return
         except requests.RequestException as error:
             if _size(partial) > before:
-                logger.info("%s: the connection was cut, continuing", url)
+                logger.info("The connection was cut. Continuing the download of %s.", url)
                 continue
             raise UserError(_unreachable(url, partial, error)) from error
 
@@ -85,7 +85,7 @@ def _continue(url: str, partial: Path, size: int | None) -> bool:
             )
         _require_space(partial, (total or 0) - have)
         if have:
-            logger.info("%s: continuing after %.1f MB", url, have / 1e6)
+            logger.info("Continuing the download of %s after %.1f MB.", url, have / 1e6)
         steps = math.ceil(((total or 0) - have) / STEP)
         for _ in progress(_append(partial, have, answer), url.rpartition("/")[2], steps, "MiB"):
             pass

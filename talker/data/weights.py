@@ -291,7 +291,7 @@ _MODELS = {
         purpose="metrics Sync-C and Sync-D",
         use="evaluate: {syncnet: published}",
         source="https://www.robots.ox.ac.uk/~vgg/software/lipsync",
-        license="published by its authors without terms of its own; their code is MIT",
+        license="published by the authors without a license; their code has the license MIT",
         files=(
             Download(
                 name="syncnet_v2.model",

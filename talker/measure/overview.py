@@ -1,7 +1,7 @@
 """Write one page about all subjects: outcome, verdict, numbers, reasons of failures and links.
 
-The workflow writes it at the end of every run from the batch table, so this module imports nothing
-slow.
+The workflow writes it at the end of every run from the batch table, so this module only imports
+modules that load fast.
 """
 
 import csv

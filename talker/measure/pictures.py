@@ -112,7 +112,7 @@ def comparison(video: Path, dataset: Dataset, count: int) -> Section:
         UserError: the video is missing or damaged, or the clip has no held-out frame.
     """
     if len(dataset.val_ids) == 0:
-        raise UserError(f"{dataset.folder}: the clip has no held-out frame")
+        raise UserError(f"The clip in {dataset.folder} has no held-out frame.")
     first = int(dataset.val_ids[0])
     count_frames = min(int(dataset.val_ids[-1]) + 1 - first, COMPARED_SECONDS * FPS)
     size = dataset.width, dataset.height

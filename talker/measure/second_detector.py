@@ -1,8 +1,8 @@
 """Measure the mouth with a second landmark detector, independent of the one that the avatar uses.
 
-MediaPipe's landmarks are inputs of the training, so errors that it makes alike in real and rendered
-frames go unnoticed. FAN (Bulat and Tzimiropoulos 2017) or dlib's predictor (Kazemi and Sullivan
-2014) judges the same frames with another network, trained on other annotations.
+MediaPipe's landmarks are inputs of the training, so an error that it makes in both real and
+rendered frames is not noticed. FAN (Bulat and Tzimiropoulos 2017) or dlib's predictor (Kazemi and
+Sullivan 2014) detects the landmarks with another model, which was trained on other annotations.
 """
 
 from collections.abc import Callable, Iterable

@@ -4,7 +4,7 @@
     talker weights fetch bisenet
     talker weights fetch obama --to data/obama/obama.mp4
 
-Nothing is ever downloaded unless this command, or an example video, asks for it.
+Talker downloads nothing unless you run this command or choose an example video.
 """
 
 import bz2
@@ -100,7 +100,7 @@ def describe(weights: Weights) -> dict[str, str]:
         "source": weights.source,
         "size": "unknown" if weights.size is None else f"{weights.size:,} bytes",
         "checksum": "\n".join(sums) or "unknown",
-        "path": f"{location(weights)}" if weights.files else "as the option says",
+        "path": f"{location(weights)}" if weights.files else "set by the option",
         "get it": f"talker weights fetch {weights.key}" if weights.files else weights.hint(),
     }
 
@@ -166,7 +166,9 @@ def fetch(weights: Weights, to: Path | None = None, accept_license: bool = False
             if needed:
                 _fetch_file(file, path)
     path = to or location(weights)
-    logger.info("%s: %s; use it with `%s`", path, "fetched" if missing else "valid", weights.use)
+    logger.info(
+        "%s: %s. To use it, set `%s`.", path, "fetched" if missing else "valid", weights.use
+    )
     return path
 
 
@@ -202,7 +204,7 @@ def _require_license(weights: Weights, accepted: bool) -> None:
     """Ask whether the user accepts restricted terms of use; UserError if not."""
     if accepted or not weights.restricted:
         return
-    terms = f"{weights.key}: the license is restricted: {weights.license} ({weights.source})."
+    terms = f"The license of {weights.key} is restricted: {weights.license} ({weights.source})."
     if not sys.stdin or not sys.stdin.isatty():
         raise UserError(f"{terms} To accept it, repeat the command with --accept-license.")
     print(terms, file=sys.stderr)
