@@ -246,6 +246,21 @@ def test_a_failed_writer_leaves_what_was_there(tmp_path):
     assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".")] == ["a.mp4"]
 
 
+def test_a_hardware_encoder_is_used_or_refused_by_name(tmp_path):
+    """Most machines of the tests have no NVENC."""
+    path = tmp_path / "hardware.mp4"
+    try:
+        with video_writer(path, codec="h264_nvenc") as write:
+            for _ in range(5):
+                write(np.full((256, 256, 3), 128, np.uint8))
+    except UserError as error:
+        assert "the video encoder h264_nvenc does not work on this machine" in str(error)
+        assert not path.exists()
+    else:
+        with av.open(str(path)) as container:
+            assert len(list(container.decode(video=0))) == 5
+
+
 def test_a_size_that_h264_cannot_hold_is_refused_by_name(tmp_path):
     refused = pytest.raises(UserError, match=r"FFmpeg could not write .*a\.mp4")
     with refused, video_writer(tmp_path / "a.mp4") as write:

@@ -25,7 +25,7 @@ from talker.core.ownership import foreign_outputs
 from talker.data.weights import WEIGHTS, Download, Weights, checksum, fault_of, location
 from talker.errors import UserError
 from talker.tools import weights as tool
-from talker.tools.weights import fetch, fetch_example, main, state_of
+from talker.tools.weights import fetch, main, state_of
 
 if TYPE_CHECKING:
     from conftest import Synthetic
@@ -295,16 +295,14 @@ def test_the_example_is_identified_by_its_git_blob(
     address = "/YudongGuo/AD-NeRF/raw/master/dataset/vids/Obama.mp4"
     server.files[address] = CONTENT
     with pytest.raises(UserError, match=r"git checksum .* not f4a3388f412b5c050666f477f54cc7ea"):
-        fetch_example("obama")
+        fetch(WEIGHTS["obama"])
     blob = hashlib.sha1(b"blob %d\0" % len(CONTENT) + CONTENT).hexdigest()
     published = WEIGHTS["obama"].files[0]
     file = Download(published.name, published.url, checksum=f"git:{blob}")
     example = Weights(**{**vars(WEIGHTS["obama"]), "files": (file,)})
     monkeypatch.setitem(WEIGHTS, "obama", example)
-    assert fetch_example("obama") == Path("data/obama/obama.mp4")
+    assert fetch(WEIGHTS["obama"]) == Path("data/obama/obama.mp4")
     assert Path("data/obama/obama.mp4").read_bytes() == CONTENT
-    with pytest.raises(UserError, match=r"There is no example .*obama"):
-        fetch_example("einstein")
 
 
 def test_checksums(tmp_path: Path) -> None:

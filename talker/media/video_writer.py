@@ -58,6 +58,8 @@ class Format:
     options: dict[str, str]
     audio_codec: str
     transparent: bool = False
+    quality: str = "crf"
+    """Name of the encoder's option for constant quality."""
 
 
 FORMATS = {
@@ -75,6 +77,15 @@ FORMATS = {
         "mov", "prores_ks", "yuva444p10le", {"profile": "4444"}, "pcm_s16le", transparent=True
     ),
 }
+
+CODECS = {
+    "libx264": FORMATS[".mp4"],
+    "h264_nvenc": Format(
+        *("mp4", "h264_nvenc", "yuv420p", {"rc": "vbr", "b": "0", "preset": "p5"}, "aac"),
+        quality="cq",
+    ),
+}
+"""Video encoders of .mp4 files by FFmpeg's names; NVENC is a part of most NVIDIA GPUs."""
 
 
 class _Sound:
@@ -129,7 +140,7 @@ class _Encoder:
         sound_start: float | None,
     ) -> None:
         self.container, self.encoding = container, encoding
-        options = {"crf": str(crf), **encoding.options}
+        options = {encoding.quality: str(crf), **encoding.options}
         stream = container.add_stream(encoding.codec, rate=FPS, options=options)
         self.video = cast(av.VideoStream, stream)
         self.video.pix_fmt = encoding.pixel_format
@@ -160,7 +171,7 @@ class _Encoder:
                 f"{pixels.shape}."
             )
         if self.frames == 0:
-            self.container.start_encoding()  # opens the codecs before threads use them
+            self._open_codecs()
         self.frames += 1
         picture = self.converter_threads.submit(
             self._to_yuv, even, "rgba" if channels == 4 else "rgb24"
@@ -168,6 +179,19 @@ class _Encoder:
         self.pending.append((picture, self.audio_thread.submit(self._encode_sound, self.frames)))
         if len(self.pending) > CONVERTER_THREADS:
             self._encode_next()
+
+    def _open_codecs(self) -> None:
+        """Open the codecs before threads use them; UserError if the machine lacks the encoder."""
+        try:
+            self.container.start_encoding()
+        except FFmpegError as error:
+            if self.encoding not in FORMATS.values():
+                raise UserError(
+                    f"the video encoder {self.encoding.codec} does not work on this machine "
+                    f"({error}). It needs an NVIDIA GPU with NVENC (A100, H100 and H200 have none) "
+                    "and its driver. Use libx264 instead."
+                ) from error
+            raise
 
     def finish(self) -> None:
         while self.pending:
@@ -205,7 +229,11 @@ class _Encoder:
 
 @contextmanager
 def video_writer(
-    path: Path, sound: Path | None = None, crf: int = 18, sound_start: float | None = None
+    path: Path,
+    sound: Path | None = None,
+    crf: int = 18,
+    sound_start: float | None = None,
+    codec: str = "libx264",
 ) -> Iterator[Callable[[np.ndarray], None]]:
     """Yield `write(frame)`, which appends RGB uint8 [H, W, 3] to a 25 fps video.
 
@@ -223,16 +251,18 @@ def video_writer(
             quality.
         sound_start: time of the first frame on the clock of `sound`, in seconds; by default that
             of its first sample.
+        codec: encoder of .mp4 files, a key of `CODECS`.
 
     Raises:
-        UserError: the suffix is unknown, `sound` cannot be read, FFmpeg cannot write the file, or
-            no frame was written.
+        UserError: the suffix is unknown, `sound` cannot be read, the machine lacks the encoder,
+            FFmpeg cannot write the file, or no frame was written.
     """
     if not path.suffix:
         with _image_folder(path, sound, sound_start) as write:
             yield write
         return
-    encoding = FORMATS.get(path.suffix.lower())
+    suffix = path.suffix.lower()
+    encoding = CODECS[codec] if suffix == ".mp4" else FORMATS.get(suffix)
     if encoding is None:
         raise UserError(
             f"{path} has the suffix {path.suffix!r}. It must be one of {', '.join(FORMATS)}."

@@ -25,7 +25,6 @@ from talker.core.download import download
 from talker.core.exclusive import exclusive
 from talker.core.files import atomic_write
 from talker.data.weights import (
-    EXAMPLES,
     WEIGHTS,
     Download,
     Weights,
@@ -170,17 +169,6 @@ def fetch(weights: Weights, to: Path | None = None, accept_license: bool = False
         "%s: %s. To use it, set `%s`.", path, "fetched" if missing else "valid", weights.use
     )
     return path
-
-
-def fetch_example(name: str) -> Path:
-    """Download an example video to `data/NAME/NAME.mp4`, unless it is there, and return its path.
-
-    Raises:
-        UserError: there is no such example, or the download fails.
-    """
-    if name not in EXAMPLES:
-        raise UserError(f"There is no example '{name}'. The examples are: {', '.join(EXAMPLES)}.")
-    return fetch(WEIGHTS[name])
 
 
 def _is_there(file: Download, path: Path) -> bool:
