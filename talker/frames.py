@@ -5,6 +5,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,7 @@ from talker.core.files import Output, atomic_write
 from talker.core.parallel import ordered_map
 from talker.core.progress import progress
 from talker.errors import UserError
+from talker.media.ffmpeg import filtered
 from talker.media.images import write_image
 from talker.media.mediapipe import detect_faces
 from talker.media.video_reader import frame_count, probe, read_frames
@@ -43,6 +45,10 @@ class Config:
     crop: tuple[int, int, int] | None = None
     """Square to crop: left, top and size, in pixels of the upright picture. By default, it is
     placed around the largest face."""
+    filters: str = ""
+    """FFmpeg filters that the video passes through first, as for ffmpeg's option -vf; for example
+    `hqdn3d` reduces noise. Needs the packages of `pip install '.[ffmpeg]'`. By default, only what
+    is necessary is done: interlaced video is deinterlaced, and HDR video is converted to SDR."""
     look_every: AtLeast1 = 10
     """Step in frames between two face detections. Smaller values take longer, but follow fast
     movements better."""
@@ -170,17 +176,18 @@ def main(*, video: Path, clip: Output, images: Output, config: Config = Config()
         images: folder to write the frames to, as %d.jpg.
         config: options.
     """
-    source = probe(video)
-    _check_source(video, source)
-    if config.crop:
-        crop = _check_crop(config.crop, video, source)
-    else:
-        boxes = detect_speaker(video, source, config.look_every)
-        crop = choose_crop(boxes, source.width, source.height)
-    planned = plan_clip(source, crop, config.size)
-    with atomic_write(images, clip) as (folder, file):
-        write_frames(video, planned, folder, config.quality)
-        planned.save(file)
+    with filtered(video, config.filters, clip.parent) as readable:
+        source = replace(probe(readable), name=video.name)
+        _check_source(video, source)
+        if config.crop:
+            crop = _check_crop(config.crop, video, source)
+        else:
+            boxes = detect_speaker(readable, source, config.look_every)
+            crop = choose_crop(boxes, source.width, source.height)
+        planned = plan_clip(source, crop, config.size)
+        with atomic_write(images, clip) as (folder, file):
+            write_frames(readable, planned, folder, config.quality)
+            planned.save(file)
 
 
 def _check_source(video: Path, source: Source) -> None:

@@ -1,20 +1,30 @@
 """Filter graphs of the ffmpeg program, built with ffmpeg-python.
 
 Everything that needs packets, timestamps or frames in memory uses PyAV (`video_reader`,
-`video_writer`). Combining finished videos does not, and is a short graph here. The program is the
-`ffmpeg` of the machine, or that of the package imageio-ffmpeg.
+`video_writer`). Graphs of whole files are shorter here: filters that the user chooses for a video,
+and two videos next to each other. The program is the `ffmpeg` of the machine, or that of the
+package imageio-ffmpeg.
 """
 
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from talker.clip import FPS
 from talker.core.files import atomic_write
 from talker.errors import UserError
+from talker.media.container import open_media
 
 SCALER = "area+accurate_rnd+full_chroma_int+bitexact"
 """Options of swscale; without accurate rounding every picture becomes one level darker."""
+
+LOSSLESS = {"preset": "ultrafast", "qp": 0}
+"""Options of libx264 that keep every value."""
+QUIET = ("-nostdin", "-loglevel", "error")
+"""Arguments with which ffmpeg asks nothing and prints errors only."""
 
 
 def ffmpeg_program() -> str:
@@ -28,6 +38,45 @@ def ffmpeg_program() -> str:
     from imageio_ffmpeg import get_ffmpeg_exe  # pyright: ignore[reportMissingImports]
 
     return get_ffmpeg_exe()
+
+
+@contextmanager
+def filtered(video: Path, filters: str, folder: Path) -> Iterator[Path]:
+    """Yield a lossless copy of a video whose pictures have passed through FFmpeg's filters.
+
+    Timestamps and sound are those of the video. The copy is deleted when the block ends.
+
+    Args:
+        video: video to read.
+        filters: chain of filters as for ffmpeg's option -vf; empty yields the video itself.
+        folder: folder with space for the copy.
+
+    Raises:
+        UserError: the video cannot be read, or a filter does not exist or fails.
+        ImportError: ffmpeg-python is not installed, or there is no ffmpeg program.
+    """
+    if not filters:
+        yield video
+        return
+    import ffmpeg  # pyright: ignore[reportMissingImports]
+
+    with open_media(video, "a video"):
+        pass  # refuses files that refer to other files, as everywhere else
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".filtered.talker-", dir=folder) as scratch:
+        copy = Path(scratch, "filtered.mkv")
+        source = ffmpeg.input(str(video.resolve()), protocol_whitelist="file")
+        graph = ffmpeg.output(
+            *(source["v:0"], source["a?"], str(copy)),
+            vf=filters,
+            vcodec="libx264",
+            acodec="copy",
+            fps_mode="passthrough",
+            **LOSSLESS,
+        )
+        action = f"apply the filters '{filters}' to {video}"
+        _run(graph.global_args("-copyts", *QUIET), ffmpeg_program(), action)
+        yield copy
 
 
 def side_by_side(
@@ -83,15 +132,16 @@ def side_by_side(
             color_range="tv",
             **quality,
         )
-        _run(graph.global_args("-nostdin", "-loglevel", "error"), ffmpeg_program(), target)
+        _run(graph.global_args(*QUIET), ffmpeg_program(), f"write {target}")
 
 
-def _run(graph: Any, program: str, target: Path) -> None:
+def _run(graph: Any, program: str, action: str) -> None:
+    """Run a graph; UserError if it cannot do what `action` says."""
     import ffmpeg  # pyright: ignore[reportMissingImports]
 
     try:
         graph.overwrite_output().run(cmd=program, capture_stdout=True, capture_stderr=True)
     except ffmpeg.Error as error:
         lines = (error.stderr or b"").decode(errors="replace").strip().splitlines()
-        reason = lines[-1] if lines else "no message"
-        raise UserError(f"{target}: ffmpeg could not write this file: {reason}") from error
+        reason = lines[0] if lines else "it gave no reason"
+        raise UserError(f"ffmpeg could not {action}: {reason}") from error
