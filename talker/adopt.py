@@ -37,7 +37,7 @@ from talker.media.images import image_header
 logger = logging.getLogger(__name__)
 
 FAMILIES = {
-    "SyncTalk": ("aud_ave.npy", "bs.npy", "face_mask"),
+    "SyncTalk": ("bs.npy", "aud_ave.npy", "parsing/0_face.png"),
     "TalkingGaussian": ("teeth_mask",),
     "ER-NeRF": ("aud_hu.npy",),
     "RAD-NeRF": ("aud_eo.npy",),

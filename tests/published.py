@@ -22,7 +22,7 @@ FEATURES = {
     "ER-NeRF": ("aud_hu.npy", (2, 1024)),
     "GaussianTalker": ("aud_ds.npy", (16, 29)),
     "TalkingGaussian": ("aud_ds.npy", (16, 29)),
-    "SyncTalk": ("aud_ave.npy", (1, 512)),
+    "SyncTalk": ("aud_hu.npy", (2, 1024)),
 }
 """File name and shape of the speech windows of each method."""
 
@@ -94,6 +94,8 @@ def only_composites(folder: Path) -> None:
 
 
 def mediapipe_blendshapes(folder: Path) -> None:
-    """SyncTalk: blendshapes in place of action units."""
+    """SyncTalk: blendshapes in place of action units, and a second kind of masks."""
+    for i in range(FRAMES):
+        shutil.copy(folder / f"parsing/{i}.png", folder / f"parsing/{i}_face.png")
     (folder / "au.csv").unlink()
     np.save(folder / "bs.npy", np.zeros((FRAMES, 7)))

@@ -82,7 +82,7 @@ def test_an_adopted_folder_passes_the_check_and_takes_any_encoder(folder: Path, 
 @pytest.mark.parametrize(
     ("name", "family"),
     [
-        ("aud_ave.npy", "SyncTalk"),
+        ("bs.npy", "SyncTalk"),
         ("aud_hu.npy", "ER-NeRF"),
         ("aud_eo.npy", "RAD-NeRF"),
         ("teeth_mask", "TalkingGaussian"),

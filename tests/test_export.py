@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from published import scale_transforms
 
+from talker.__main__ import _run
 from talker.head.camera import transform_matrices
 from talker.media.images import read_image
-from talker.tools.export import METHODS, Config, MethodName, main
+from talker.tools.export import METHODS, Config, MethodName, face_rectangle, main
 
 FRAMES = 100
 POINTS = 6_000
@@ -79,6 +81,8 @@ def test_gaussiantalker_starts_from_dense_points_of_every_frame(folder: Path, tm
 
 
 def test_transforms_hold_the_poses_in_meters(folder: Path, tmp_path: Path):
+    """Also those of an adopted folder whose transforms are in dm."""
+    scale_transforms(folder, 10)
     out = exported(folder, tmp_path, "ernerf")
     params = torch.load(out / "track_params.pt", weights_only=True)
     expected = transform_matrices(params["euler"].numpy(), params["trans"].numpy())
@@ -109,6 +113,33 @@ def test_au45_is_under_the_name_with_a_blank(folder: Path, tmp_path: Path, metho
     assert values == pytest.approx([float(row[" AU45_r"]) for row in own], abs=1e-3)
 
 
+def test_the_command_names_the_method(folder: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    _run("export", ["--data", str(folder), "--for", "radnerf", "--out", str(out)])
+    assert {path.name for path in out.glob("aud_*.npy")} == {"aud_ds.npy", "aud_eo.npy"}
+
+
+def test_face_rectangles_are_those_of_ad_nerf():
+    """Known landmarks: 100 px wide around x = 150, the nose at y = 120, the chin at y = 180."""
+    points = np.full((68, 2), [150.0, 120.0])
+    points[0], points[16], points[8] = (100, 120), (200, 120), (150, 180)
+    assert face_rectangle(points, 512, 512) == [75, 51, 150, 138]
+    assert face_rectangle(points, 220, 180) == [75, 51, 144, 128]
+
+
+def test_talkinggaussian_sees_the_open_mouth(folder: Path, tmp_path: Path):
+    """Gray between the lips, where the masks of the other methods have the head."""
+    masks = {name: exported(folder, tmp_path, name) / "parsing" for name in METHODS}
+    opened = 0
+    for i in range(FRAMES):
+        mask = read_image(masks["talkinggaussian"] / f"{i}.png")
+        other = read_image(masks["ernerf"] / f"{i}.png")
+        gray = (mask == 100).all(axis=2)
+        assert (mask[~gray] == other[~gray]).all()
+        opened += gray.sum() > 20
+    assert opened > FRAMES / 4
+
+
 def test_what_is_missing_is_named_with_its_tool(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
@@ -118,5 +149,8 @@ def test_what_is_missing_is_named_with_its_tool(
     for words in ("aud_ds.npy [100, 16, 29]", "AU01_r, AU04_r", "OpenFace", "teeth_mask"):
         assert "The copy is not complete yet" in caplog.text and words in caplog.text
     caplog.clear()
+    exported(folder, tmp_path, "radnerf")
+    assert "aud_eo.npy [100, 16, 44] or aud_ds.npy [100, 16, 29]" in caplog.text
+    caplog.clear()
     exported(folder, tmp_path, "synctalk")
-    assert "still needed" not in caplog.text
+    assert "bs.npy is missing. Run data_utils/blendshape_capture of SyncTalk" in caplog.text

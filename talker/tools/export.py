@@ -1,6 +1,6 @@
 """Export a dataset folder for another method, in the layout that its reader opens.
 
-    talker export --data data/me --method gaussiantalker --out exports/me
+    talker export --data data/me --for gaussiantalker --out exports/me
 
 The folder is not changed; a copy is written. What talker cannot compute, such as DeepSpeech
 features or additional action units, is listed with the tool that computes it.
@@ -11,9 +11,11 @@ import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+import cv2
 import numpy as np
+import tyro
 
 from talker.avatar.gaussians import sample_surface
 from talker.clip import load_array, load_json
@@ -23,7 +25,9 @@ from talker.data import layout
 from talker.data.formats import read_au45, read_table, read_track_params
 from talker.dataset import Dataset
 from talker.errors import UserError
+from talker.head.camera import transform_matrices
 from talker.head.landmarks68 import OUTER_LIPS, read_lms
+from talker.media.images import read_image, write_image
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +46,8 @@ class Method:
     """the tool that computes the speech features"""
     action_units: tuple[int, ...] = (45,)
     """numbers of the action units that it reads from au.csv"""
-    folders: tuple[str, ...] = ()
-    """additional folders that it reads, which talker does not write"""
+    needs: tuple[str, ...] = ()
+    """sentences on what it reads in addition that talker does not write"""
 
 
 DEEPSPEECH = {layout.DEEPSPEECH_FEATURES: (16, 29)}
@@ -56,16 +60,29 @@ METHODS: dict[MethodName, Method] = {
         DEEPSPEECH | ESPERANTO | HUBERT,
         "data_utils/deepspeech_features, wav2vec.py or hubert.py of TalkingGaussian",
         (1, 4, 5, 6, 7, 25, 45),
-        ("teeth_mask",),
+        ("teeth_mask/%d.npy is missing. Run create_teeth_mask.py of TalkingGaussian to write it.",),
     ),
     "ernerf": Method(
         DEEPSPEECH | ESPERANTO | HUBERT,
         "data_utils/deepspeech_features, nerf_triplane/asr.py or hubert.py of ER-NeRF",
     ),
     "radnerf": Method(ESPERANTO | DEEPSPEECH, "nerf/asr.py of RAD-NeRF"),
-    "synctalk": Method({}, "", (45,), ()),
+    "synctalk": Method(
+        {},
+        "",
+        needs=(
+            "bs.npy is missing. Run data_utils/blendshape_capture of SyncTalk to write it, or "
+            "train with --au45.",
+        ),
+    ),
 }
 """The methods, by name."""
+
+NOSE_TOP, CHIN, INNER_LIPS = 27, 8, slice(60, 68)
+"""Indices of landmarks among the 68."""
+
+MOUTH_COLOR = 100
+"""Gray level of the mouth in the masks of TalkingGaussian."""
 
 TABLE_HEADER = "frame, timestamp, confidence, success"
 
@@ -98,10 +115,9 @@ def export(data: Path, name: MethodName, out: Path, config: Config) -> list[str]
         _write_transforms(data, out, file)
     missing = _write_speech(data, out, method, frames)
     missing += _write_action_units(data, out, method, frames)
-    for folder in method.folders:
-        missing.append(
-            f"{folder}/ (one file per frame) is missing. Run the script of {name} that writes it."
-        )
+    if name == "talkinggaussian":
+        _paint_mouths(out, frames)
+    missing += method.needs
     return missing
 
 
@@ -150,14 +166,49 @@ def _write_params(data: Path, out: Path, count: int) -> None:
 
 
 def _write_transforms(data: Path, out: Path, name: str) -> None:
-    """Write a transforms file with the rectangles of the face and the lips of every frame."""
+    """Write a transforms file with the rectangles of the face and the lips of every frame.
+
+    The poses are those of track_params.pt, with translations in m.
+    """
+    params = read_track_params(data / layout.TRACK_PARAMS)
+    matrices = transform_matrices(params.euler.astype(float), params.trans.astype(float))
     content = load_json(data / name)
+    width, height = round(2 * content["cx"]), round(2 * content["cy"])
     for frame in content["frames"]:
+        frame["transform_matrix"] = matrices[frame["img_id"]].tolist()
         landmarks = read_lms(layout.FRAME_LANDMARKS.path(data, frame["img_id"]))
-        frame["face_rect"] = _rectangle(landmarks)
+        frame["face_rect"] = face_rectangle(landmarks, width, height)
         frame["lips_rect"] = _rectangle(landmarks[OUTER_LIPS])
     text = json.dumps(content, indent=2) + "\n"
     (out / name).write_text(text, encoding="utf-8")
+
+
+def face_rectangle(points: np.ndarray, width: int, height: int) -> list[int]:
+    """Return x, y, width and height of the region from which AD-NeRF samples most pixels.
+
+    It is centered between the outermost landmarks and at the upper end of the nose, and contains
+    the chin and as much above the nose.
+
+    Args:
+        points: landmarks [68, 2] in pixels.
+        width: width of the image.
+        height: height of the image.
+    """
+    left, right = points[:, 0].min(), points[:, 0].max()
+    x, y = int((left + right) / 2), int(points[NOSE_TOP, 1])
+    half_width, half_height = int(1.5 * (right - x)), int(1.15 * (points[CHIN, 1] - y))
+    x0, y0 = max(x - half_width, 0), max(y - half_height, 0)
+    return [x0, y0, min(2 * half_width, width - 1 - x0), min(2 * half_height, height - 1 - y0)]
+
+
+def _paint_mouths(out: Path, frames: int) -> None:
+    """Paint the area between the lips into the masks, in the color that TalkingGaussian reads."""
+    for i in range(frames):
+        path = layout.MASKS.path(out, i)
+        mask = read_image(path).copy()
+        lips = read_lms(layout.FRAME_LANDMARKS.path(out, i))[INNER_LIPS]
+        cv2.fillPoly(mask, [np.round(lips).astype(np.int32)], (MOUTH_COLOR,) * 3)
+        write_image(path, mask)
 
 
 def _rectangle(points: np.ndarray) -> list[int]:
@@ -209,7 +260,13 @@ def _write_action_units(data: Path, out: Path, method: Method, frames: int) -> l
     )
 
 
-def main(*, data: Path, method: MethodName, out: Output, config: Config = Config()) -> None:
+def main(
+    *,
+    data: Path,
+    method: Annotated[MethodName, tyro.conf.arg(name="for")],
+    out: Output,
+    config: Config = Config(),
+) -> None:
     """Write a copy of a dataset folder in the layout of another method.
 
     Args:
