@@ -6,9 +6,10 @@ CORES ?= all
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 comma := ,
-install = pip install --quiet -c constraints.txt -e
+install = pip install --quiet --no-warn-conflicts -c constraints.txt
+extras = prepare-without-jax,workflow,cluster,ffmpeg$(if $(GPU),$(comma)$(GPU))
 
-.PHONY: help demo run video-exists test test-cluster fuzz lint docs clean
+.PHONY: help demo run video-exists test test-cluster fuzz lint docs envs audit clean
 
 help:
 	@echo 'make demo               run the whole pipeline on the demo subject'
@@ -18,6 +19,8 @@ help:
 	@echo 'make fuzz               run frames and audio on 1,200 damaged media files (SEED=0)'
 	@echo 'make lint               check style, types, workflow and import contracts'
 	@echo 'make docs               build the documentation site in build/site'
+	@echo 'make envs               create environments for a cluster in the folder ENVS'
+	@echo 'make audit              look for known vulnerabilities of the pinned packages'
 	@echo 'make clean              remove the environment, and the files of the demo that talker wrote'
 
 demo: .venv/installed
@@ -68,11 +71,17 @@ clean:
 
 .venv/installed: pyproject.toml constraints.txt | .venv/bin/python
 	@echo 'installing into .venv (once); this takes a few minutes'
-	$(install) '.$(if $(GPU),[$(GPU)])'
+	$(install) -e '.[$(extras)]'
+	$(install) --no-deps mediapipe
 	@touch $@
 
 .venv/installed-dev: .venv/installed
-	$(install) '.[cluster,dev$(if $(GPU),$(comma)$(GPU))]'
+	$(install) -e '.[dev,$(extras)]'
+	@touch $@
+
+build/audit-venv/installed:
+	$(PYTHON) -m venv build/audit-venv
+	build/audit-venv/bin/pip install --quiet pip-audit
 	@touch $@
 
 build/docs-venv/installed: constraints.txt

@@ -5,12 +5,14 @@ import functools
 import glob
 import hashlib
 import importlib.util
+import os
 import re
 import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import talker
 import yaml
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
@@ -322,6 +324,22 @@ def extra_flags(output):
     return shlex.join(sum(flags, []))
 
 
+def set_source_of_environments():
+    """Set the variable from which envs/*.yaml install this project, for the conda environments.
+
+    Raises:
+        WorkflowError: conda environments are requested, but the project is installed from a wheel.
+    """
+    source = Path(talker.__file__).parents[1]
+    os.environ["TALKER_SOURCE"] = str(source)
+    ways = {str(way) for way in workflow.deployment_settings.deployment_method}
+    if "conda" in ways and not (source / "pyproject.toml").exists():
+        raise WorkflowError(
+            "Conda environments require a clone of the project, but talker was installed from a "
+            f"wheel, in {source}. Run without --software-deployment-method conda."
+        )
+
+
 def targets_of(subject):
     """Return the files that make a subject complete."""
     files = [RESULTS / subject / name for name in ("val.mp4", "metrics.json", "report.html")]
@@ -459,8 +477,9 @@ ENCODER = OPTIONS["speech"]["encoder"]
 SPEECH_FEATURES = f"<data>/{{subject}}/aud_{ENCODER}.npy"
 SPEECH_STATISTICS = f"<data>/{{subject}}/aud_{ENCODER}.npz"
 NOVEL_FEATURES = f"<data>/{{subject}}/novel/{{name}}/aud_{ENCODER}.npy"
-ENV_MODULES = {"media": [], "face": [], "avatar": []} | (config.get("modules") or {})
+ENV_MODULES = {"prepare": [], "avatar": []} | (config.get("modules") or {})
 
+set_source_of_environments()
 require_input_files()
 require_deepspeech_scores()
 require_backend_files()

@@ -17,9 +17,9 @@ rule landmarks:
     benchmark:
         "<benchmarks>/{subject}/landmarks.tsv"
     conda:
-        "../envs/face.yaml"
+        "../envs/prepare.yaml"
     envmodules:
-        *ENV_MODULES["face"],
+        *ENV_MODULES["prepare"],
     threads: 1
     resources:
         mem_mb=scale_with_attempt(2000),
@@ -46,9 +46,9 @@ rule parsing:
     benchmark:
         "<benchmarks>/{subject}/parsing.tsv"
     conda:
-        "../envs/face.yaml"
+        "../envs/prepare.yaml"
     envmodules:
-        *ENV_MODULES["face"],
+        *ENV_MODULES["prepare"],
     threads: 1
     resources:
         mem_mb=scale_with_attempt(3000),
@@ -75,9 +75,9 @@ rule blink:
     benchmark:
         "<benchmarks>/{subject}/blink.tsv"
     conda:
-        "../envs/face.yaml"
+        "../envs/prepare.yaml"
     envmodules:
-        *ENV_MODULES["face"],
+        *ENV_MODULES["prepare"],
     threads: 1
     resources:
         mem_mb=scale_with_attempt(1000),
@@ -108,9 +108,9 @@ rule track:
     benchmark:
         "<benchmarks>/{subject}/track.tsv"
     conda:
-        "../envs/face.yaml"
+        "../envs/prepare.yaml"
     envmodules:
-        *ENV_MODULES["face"],
+        *ENV_MODULES["prepare"],
     threads: 1
     resources:
         mem_mb=scale_with_attempt(3000),
@@ -140,9 +140,9 @@ rule background:
     benchmark:
         "<benchmarks>/{subject}/background.tsv"
     conda:
-        "../envs/face.yaml"
+        "../envs/prepare.yaml"
     envmodules:
-        *ENV_MODULES["face"],
+        *ENV_MODULES["prepare"],
     threads: 1
     resources:
         mem_mb=scale_with_attempt(3000),
@@ -171,9 +171,9 @@ rule layers:
     benchmark:
         "<benchmarks>/{subject}/layers.tsv"
     conda:
-        "../envs/face.yaml"
+        "../envs/prepare.yaml"
     envmodules:
-        *ENV_MODULES["face"],
+        *ENV_MODULES["prepare"],
     threads: 2
     resources:
         mem_mb=scale_with_attempt(3000),

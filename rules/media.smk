@@ -14,9 +14,9 @@ if not note_given_files([DATA / "demo" / name for name in ("demo.mp4", "truth.np
         benchmark:
             "<benchmarks>/demo/synthesize.tsv"
         conda:
-            "../envs/media.yaml"
+            "../envs/prepare.yaml"
         envmodules:
-            *ENV_MODULES["media"],
+            *ENV_MODULES["prepare"],
         threads: 2
         resources:
             mem_mb=scale_with_attempt(2000),
@@ -40,9 +40,9 @@ if config.get("example") and not note_given_files([example_video(config["example
             f"<logs>/{config['example']}/fetch_example.log",
         localrule: True
         conda:
-            "../envs/media.yaml"
+            "../envs/prepare.yaml"
         envmodules:
-            *ENV_MODULES["media"],
+            *ENV_MODULES["prepare"],
         params:
             name=config["example"],
         message:
@@ -62,9 +62,9 @@ rule frames:
     benchmark:
         "<benchmarks>/{subject}/frames.tsv"
     conda:
-        "../envs/media.yaml"
+        "../envs/prepare.yaml"
     envmodules:
-        *ENV_MODULES["media"],
+        *ENV_MODULES["prepare"],
     threads: 2
     resources:
         mem_mb=scale_with_attempt(2000),
@@ -95,9 +95,9 @@ rule adopt:
     benchmark:
         "<benchmarks>/{subject}/adopt.tsv"
     conda:
-        "../envs/media.yaml"
+        "../envs/prepare.yaml"
     envmodules:
-        *ENV_MODULES["media"],
+        *ENV_MODULES["prepare"],
     threads: 1
     resources:
         mem_mb=scale_with_attempt(2000),
@@ -124,9 +124,9 @@ rule audio:
     benchmark:
         "<benchmarks>/{subject}/audio.tsv"
     conda:
-        "../envs/media.yaml"
+        "../envs/prepare.yaml"
     envmodules:
-        *ENV_MODULES["media"],
+        *ENV_MODULES["prepare"],
     threads: 1
     resources:
         mem_mb=scale_with_attempt(1000),
@@ -154,9 +154,9 @@ rule speech:
     benchmark:
         "<benchmarks>/{subject}/speech.tsv"
     conda:
-        "../envs/media.yaml"
+        "../envs/prepare.yaml"
     envmodules:
-        *ENV_MODULES["media"],
+        *ENV_MODULES["prepare"],
     threads: 1
     resources:
         mem_mb=scale_with_attempt(2000),
@@ -182,9 +182,9 @@ rule novel_audio:
     benchmark:
         "<benchmarks>/{subject}/novel/{name}/audio.tsv"
     conda:
-        "../envs/media.yaml"
+        "../envs/prepare.yaml"
     envmodules:
-        *ENV_MODULES["media"],
+        *ENV_MODULES["prepare"],
     threads: 1
     resources:
         mem_mb=scale_with_attempt(1000),
@@ -211,9 +211,9 @@ rule novel_speech:
     benchmark:
         "<benchmarks>/{subject}/novel/{name}/speech.tsv"
     conda:
-        "../envs/media.yaml"
+        "../envs/prepare.yaml"
     envmodules:
-        *ENV_MODULES["media"],
+        *ENV_MODULES["prepare"],
     threads: 1
     resources:
         mem_mb=scale_with_attempt(2000),

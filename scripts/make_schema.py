@@ -114,10 +114,10 @@ def config_schema() -> dict[str, Any]:
                 "additionalProperties": False,
                 "properties": {
                     family: {"type": "array", "items": {"type": "string"}}
-                    for family in ("media", "face", "avatar")
+                    for family in ("prepare", "avatar")
                 },
             },
-            "venvs": {"type": "string", "description": "Folder written by scripts/make_venvs.py."},
+            "venvs": {"type": "string", "description": "Folder written by `make envs`."},
             "pathvars": {
                 "description": "Folders to use instead of data, results, logs and benchmarks.",
                 "type": "object",

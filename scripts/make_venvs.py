@@ -1,6 +1,6 @@
 """Create an environment for each group of rules, for clusters without conda.
 
-    python scripts/make_venvs.py /shared/talker
+    make envs ENVS=/shared/talker
 
 It creates venvs from envs/*.yaml, modulefiles for Environment Modules or Lmod, and a script
 `talker` that runs each stage in its venv. Then use either of
@@ -11,6 +11,7 @@ It creates venvs from envs/*.yaml, modulefiles for Environment Modules or Lmod, 
 """
 
 import argparse
+import os
 import re
 import subprocess
 import sys
@@ -31,12 +32,12 @@ def stages_of(group: str) -> list[str]:
     return sorted(stages)
 
 
-def packages_of(group: str) -> list[str]:
-    """Return the pinned packages of a group."""
+def requirements_of(group: str) -> str:
+    """Return what pip installs into the environment of a group, as the text of a file for pip."""
     *_, pip = yaml.safe_load((ROOT / "envs" / f"{group}.yaml").read_text(encoding="utf-8"))[
         "dependencies"
     ]
-    return pip["pip"]
+    return "\n".join(pip["pip"])
 
 
 def launcher(stages: dict[str, list[str]]) -> str:
@@ -54,10 +55,14 @@ def launcher(stages: dict[str, list[str]]) -> str:
 
 def install(venv: Path, group: str) -> None:
     """Create the venv of a group, with an editable install, because the rules hash its code."""
-    pip = [venv / "bin" / "python", "-m", "pip", "install", "--quiet"]
     subprocess.run([sys.executable, "-m", "venv", venv], check=True)
-    subprocess.run([*pip, "-c", ROOT / "constraints.txt", *packages_of(group)], check=True)
-    subprocess.run([*pip, "--no-deps", "--editable", ROOT], check=True)
+    requirements = venv / "requirements.txt"
+    requirements.write_text(requirements_of(group), encoding="utf-8")
+    path = os.pathsep.join([str(venv / "bin"), os.environ["PATH"]])
+    environment = os.environ | {"PATH": path, "TALKER_SOURCE": str(ROOT)}
+    pip = [venv / "bin" / "python", "-m", "pip", "install", "--quiet", "-r", requirements]
+    subprocess.run(pip, env=environment, check=True)
+    subprocess.run(["bash", ROOT / "envs" / f"{group}.post-deploy.sh"], env=environment, check=True)
 
 
 def main(folder: Path) -> None:

@@ -40,7 +40,7 @@ STAGES = (
     *("synthesize", "frames", "audio", "speech", "landmarks", "parsing", "blink", "track"),
     *("background", "layers", "check", "train", "render_val", "render_train", "evaluate", "report"),
 )
-PACKAGES = ("talker", "torch", "gsplat", "mediapipe", "hama", "numpy", "numba", "av")
+PACKAGES = ["talker-avatar", "torch", "gsplat", "mediapipe", "hama", "numpy", "numba", "av"]
 LICENSE_LENGTH = 60
 """Largest number of characters of the name of a license."""
 HALF = 500, 240

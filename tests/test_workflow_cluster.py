@@ -216,6 +216,6 @@ def test_every_group_of_rules_has_its_environment(
         )
         assert done.returncode == 0, done.stdout + done.stderr
     calls = {tuple(line.split()) for line in diary.read_text().splitlines()}
-    assert {group for _, group in calls} == {"media", "face", "avatar"}
-    assert {("frames", "media"), ("track", "face"), ("report", "avatar")} <= calls
+    assert {group for _, group in calls} == {"prepare", "avatar"}
+    assert {("frames", "prepare"), ("track", "prepare"), ("report", "avatar")} <= calls
     assert len(calls) == len({stage for stage, _ in calls})

@@ -56,9 +56,11 @@ WRITING_FAILED = (
 
 EXTRAS = {
     "gsplat": "'.[cuda]'",
-    "transformers": "'.[transformers]'",
     "ffmpeg": "'.[ffmpeg]'",
     "imageio_ffmpeg": "'.[ffmpeg]'",
+    "mediapipe": "'.[prepare]'",
+    "snakemake": "'.[workflow]'",
+    "transformers": "'.[transformers]'",
 }
 """What to pass to `pip install` for an optional package, in the folder of the project."""
 PACKAGES = {"cv2": "opencv-contrib-python==4.11.0.86", "yaml": "pyyaml"}
