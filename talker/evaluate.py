@@ -41,22 +41,22 @@ class Config:
     """TorchScript file of LPIPS, or `published` for the file of `talker weights fetch lpips`. By
     default, LPIPS is not computed."""
     lpips_sha256: str = ""
-    """SHA-256 of that file; required if a file is given."""
+    """SHA-256 of the file `lpips`, which is required if a file is given."""
     inception: str = ""
     """TorchScript file of the Inception features for FID, or `published` for the file of `talker
     weights fetch inception`. By default, FID is not computed."""
     inception_sha256: str = ""
-    """SHA-256 of that file; required if a file is given."""
+    """SHA-256 of the file `inception`, which is required if a file is given."""
     identity: str = ""
     """TorchScript file of a face recognition network (ArcFace) for CSIM. By default, CSIM is not
     computed."""
     identity_sha256: str = ""
-    """SHA-256 of that file; required if a file is given."""
+    """SHA-256 of the file `identity`, which is required if a file is given."""
     syncnet: str = ""
     """Weights of SyncNet (syncnet_v2.model) for Sync-C and Sync-D, or `published` for the file of
     `talker weights fetch syncnet`. By default, neither is computed."""
     syncnet_sha256: str = ""
-    """SHA-256 of that file; required if a file is given."""
+    """SHA-256 of the file `syncnet`, which is required if a file is given."""
     second_detector: Literal["none", "fan", "dlib"] = "none"
     """Landmark detector that measures the mouth in addition to MediaPipe, as an independent check:
     `fan` (of face-alignment) or `dlib`. By default, there is none."""

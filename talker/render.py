@@ -212,8 +212,8 @@ def main(
             is a file.
         video: video to write: .mp4, .webm, .mov (ProRes 4444), or a folder of .png.
         side_by_side: second video to write (.mp4), with the real frames on the left and the
-            rendered ones on the right; for `split`, and a `video` that ends in .mp4. It needs
-            `pip install '.[ffmpeg]'`.
+            rendered frames on the right. It requires `split`, a `video` that ends in .mp4, and `pip
+            install '.[ffmpeg]'`.
         attention: folder to write with videos and stills that show how much each part of the head
             attends to the speech, the eye closure, the head pose, and the null token.
         split: part of the clip to replay with its own sound.

@@ -60,9 +60,10 @@ class Config:
     embed_mb: NonNegative = 6.0
     """Maximum size in MB of a video that is embedded in the page. A larger video is linked."""
     worst: AtLeast1 = 4
-    """Number of held-out frames shown whose mouths differ most from the real ones."""
+    """Number of held-out frames that are shown because their mouths differ most from the real
+    ones."""
     rejected: AtLeast1 = 6
-    """Number of frames shown that tracking rejected."""
+    """Number of rejected frames that are shown."""
 
 
 def numbers(metrics: Section) -> Section:
