@@ -75,7 +75,7 @@ rule train:
         options=stage_options("train"),
         fingerprint=fingerprint("train", after=[rules.check, rules.speech]),
     message:
-        "{wildcards.subject}: training the avatar (progress is written to {log})"
+        "{wildcards.subject}: training the avatar"
     shell:
         "talker train --data {params.data:q} --avatar {output.avatar:q}"
         " --checkpoints {params.checkpoints:q}"

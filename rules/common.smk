@@ -23,6 +23,7 @@ from talker.backends.weights import missing_file
 from talker.core.batch import (
     SubjectRow,
     failures,
+    name_of,
     read_speeches,
     read_subjects,
     schema_errors,
@@ -65,11 +66,6 @@ def read_yaml(path):
 def read_schema(name):
     """Return a JSON schema of the workflow."""
     return read_yaml(f"../workflow/schemas/{name}.schema.yaml")
-
-
-def name_of(file):
-    """Return the name of a subject or a speech: the file's stem, made valid as a folder name."""
-    return re.sub(r"[^\w.-]+", "_", Path(file).stem)
 
 
 def named_videos(pattern):

@@ -15,13 +15,13 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter
 
-from talker.__main__ import COMMANDS, module_of
+from talker.__main__ import COMMANDS, TOOLS, module_of
 from talker.data.weights import EXAMPLES
 
 ROOT = Path(__file__).parent.parent
 SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
 PRESETS = ROOT / "config" / "presets"
-NOT_IN_WORKFLOW = {"adopt", "bench", "bundle", "export", "info", "pack", "speak", "weights"}
+NOT_IN_WORKFLOW = {"adopt", "speak", *TOOLS}
 """Stages that are run on the command line only, not by rules."""
 FILE = "^[^{}<>]+$"
 """File names without the characters that mark wildcards and path variables in Snakemake."""

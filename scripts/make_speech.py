@@ -7,8 +7,6 @@ The timings are exact because they come from the library's phoneme events. The r
 the repository, so users do not need espeak-ng.
 """
 
-import ctypes
-import ctypes.util
 import json
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from scipy.signal import resample_poly
 
 from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
 from talker.media.audio import write_wav
+from talker.media.espeak import PEAK, PITCH, WORDS_PER_MINUTE, synthesize
 
 DEMO = Path(__file__).parents[1] / "demo"
 VOICE = "en-us"
@@ -26,40 +25,14 @@ TEXT = (
     "Five blue boats wobble past the old pier, while happy people watch and laugh out loud. "
     "Watch my lips grow round, open wide, and close."
 )
-WORDS_PER_MINUTE, PITCH = 163, 35
 FRAMES = 16 * FPS
 LEADING_SILENCE = 0.24
 """Silence before the first word, in seconds."""
-PEAK = 0.5
-"""Largest amplitude, relative to full scale."""
-SYNCHRONOUS, PHONEME_EVENTS, UTF8 = 2, 1, 1
-END_OF_LIST, PHONEME = 0, 7
-RATE, PITCH_PARAMETER = 1, 3
-
-
-class Identifier(ctypes.Union):
-    """The union `id` of espeak_EVENT."""
-
-    _fields_ = [("number", ctypes.c_int), ("name", ctypes.c_char_p), ("string", ctypes.c_char * 8)]
-
-
-class Event(ctypes.Structure):
-    """The struct espeak_EVENT of speak_lib.h."""
-
-    _fields_ = [
-        ("type", ctypes.c_int),
-        ("unique_identifier", ctypes.c_uint),
-        ("text_position", ctypes.c_int),
-        ("length", ctypes.c_int),
-        ("audio_position", ctypes.c_int),
-        ("sample", ctypes.c_int),
-        ("user_data", ctypes.c_void_p),
-        ("id", Identifier),
-    ]
 
 
 def main() -> None:
-    samples, rate, starts = speak(TEXT)
+    speech = synthesize(TEXT, VOICE, WORDS_PER_MINUTE, PITCH)
+    samples, rate, starts = speech.samples, speech.rate, speech.phonemes
     sound = resample_poly(samples / 32768, SAMPLE_RATE, rate)
     track = np.zeros(FRAMES * SAMPLES_PER_FRAME)
     lead = round(LEADING_SILENCE * SAMPLE_RATE)
@@ -86,35 +59,6 @@ def main() -> None:
         f'  "phonemes": [\n    {rows}\n  ]\n}}\n',
         encoding="utf-8",
     )
-
-
-def speak(text: str) -> tuple[np.ndarray, int, list[tuple[str, float]]]:
-    """Return samples int16 [S], the sample rate in Hz, and phonemes with their start in seconds."""
-    library = ctypes.CDLL(ctypes.util.find_library("espeak-ng"))
-    rate = library.espeak_Initialize(SYNCHRONOUS, 0, None, PHONEME_EVENTS)
-    samples: list[np.ndarray] = []
-    phonemes: list[tuple[str, float]] = []
-
-    @ctypes.CFUNCTYPE(
-        ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(Event)
-    )
-    def receive(wav, count, events):
-        if wav and count > 0:
-            samples.append(np.ctypeslib.as_array(wav, (count,)).copy())
-        for i in range(10_000):
-            if events[i].type == END_OF_LIST:
-                break
-            if events[i].type == PHONEME:
-                phonemes.append((events[i].id.string.decode(), events[i].sample / rate))
-        return 0
-
-    library.espeak_SetSynthCallback(receive)
-    library.espeak_SetVoiceByName(VOICE.encode())
-    library.espeak_SetParameter(RATE, WORDS_PER_MINUTE, 0)
-    library.espeak_SetParameter(PITCH_PARAMETER, PITCH, 0)
-    data = text.encode()
-    library.espeak_Synth(data, len(data) + 1, 0, 1, 0, UTF8, None, None)
-    return np.concatenate(samples), rate, phonemes
 
 
 if __name__ == "__main__":

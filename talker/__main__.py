@@ -21,6 +21,8 @@ from talker.core.boundary import boundary, use_writable_caches
 from talker.errors import UserError
 
 COMMANDS = {
+    "run": "turn a video into a talking avatar: all stages, videos and a report",
+    "demo": "do the same with a synthetic person, without a video or a GPU",
     "frames": "extract 25 fps frames from a video, cropped around the face",
     "audio": "extract 16 kHz mono audio with exactly the duration of the frames",
     "speech": "extract speech features, one window per frame",
@@ -46,7 +48,7 @@ COMMANDS = {
     "info": "print what a bug report needs: versions, GPU, memory, disk",
 }
 
-TOOLS = {"bench", "bundle", "export", "info", "pack", "weights"}
+TOOLS = {"bench", "bundle", "demo", "export", "info", "pack", "run", "weights"}
 """Commands that no rule runs, in `talker/tools`."""
 GPU_STAGES = {"train", "render", "evaluate", "report", "bench"}
 """Stages that wait for a free GPU before they start. `speak` does not, because live speech must not

@@ -42,6 +42,11 @@ class SpeechRow:
     """Names of the subjects that speak it, or None for all subjects."""
 
 
+def name_of(file: str | Path) -> str:
+    """Return the name of a subject or a speech: the file's stem, made valid as a folder name."""
+    return re.sub(r"[^\w.-]+", "_", Path(file).stem).lstrip(".") or "_"
+
+
 def schema_errors(data: Any, schema: Schema, where: str) -> list[str]:
     """Return one line for every part of `data` that does not match the schema.
 

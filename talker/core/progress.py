@@ -1,16 +1,23 @@
-"""Report the progress of long loops: a bar on a terminal, a line every few seconds in a log."""
+"""Report the progress of long loops: a bar on a terminal, a line every few seconds in a log.
+
+`talker run` reads the last line of each log with `read_progress`.
+"""
 
 import logging
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import TypeVar
 
 from tqdm import tqdm
 
 Item = TypeVar("Item")
-SECONDS_BETWEEN_LINES = 10.0
-"""Time in seconds between two progress lines in a log."""
+SECONDS_BETWEEN_LINES = 1.0, 10.0
+"""Time in seconds between two progress lines in a log, at the start of a loop and later on."""
+LINE = re.compile(r"^(.+): (\d+)/(\d+) (\w+), ([\d.]+)/s$", re.MULTILINE)
+"""A progress line in a log."""
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +39,34 @@ def progress(items: Iterable[Item], name: str, total: int, unit: str = "frames")
         yield item
         done += 1
         now = time.monotonic()
-        if now - reported >= SECONDS_BETWEEN_LINES:
+        first, last = SECONDS_BETWEEN_LINES
+        if now - reported >= min(max(first, 0.2 * (now - start)), last):
             reported = now
             logger.info("%s: %d/%d %s, %.1f/s", name, done, total, unit, done / (now - start))
     logger.info("%s: %d %s in %.1f s", name, done, unit, time.monotonic() - start)
+
+
+@dataclass(frozen=True)
+class State:
+    """The progress of a loop."""
+
+    name: str
+    """What is being done."""
+    done: int
+    """Number of items done."""
+    total: int
+    """Number of items."""
+    unit: str
+    """Plural noun for the items."""
+    seconds_left: float
+    """Estimated time to the end of the loop in seconds."""
+
+
+def read_progress(log: str) -> State | None:
+    """Return the progress in the last lines of a log, or None if they contain no progress line."""
+    found = LINE.findall(log)
+    if not found:
+        return None
+    name, done, total, unit, rate = found[-1]
+    left = (int(total) - int(done)) / max(float(rate), 1e-3)
+    return State(name, int(done), int(total), unit, left)

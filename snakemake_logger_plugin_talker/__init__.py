@@ -1,0 +1,26 @@
+"""A logger plugin of Snakemake that prints every event as one line of JSON, for `talker run`."""
+
+import json
+from logging import LogRecord
+
+from snakemake_interface_logger_plugins.base import LogHandlerBase
+
+FIELDS = ("event", "jobid", "job_id", "rule_name", "rule_msg", "log", "benchmark", "stats")
+"""Attributes of a log record that are printed if the record has them."""
+
+
+class LogHandler(LogHandlerBase):
+    """Print log records to standard output."""
+
+    writes_to_stream = True
+    writes_to_file = False
+    has_filter = True
+    has_formatter = True
+    needs_rulegraph = False
+
+    def emit(self, record: LogRecord) -> None:
+        """Print a record: its message, its level, and whether a file of the workflow wrote it."""
+        fields = {name: getattr(record, name) for name in FIELDS if hasattr(record, name)}
+        fields |= {"message": record.getMessage(), "level": record.levelname}
+        fields["from_rules"] = record.pathname.endswith((".smk", "Snakefile"))
+        print(json.dumps(fields, default=str), flush=True)

@@ -1,0 +1,250 @@
+"""Show a run of the workflow: live lines on a terminal, one line per finished stage in a log.
+
+The input are the events that the logger plugin `snakemake_logger_plugin_talker` prints, and the
+progress lines in the logs of the running stages.
+"""
+
+import json
+import os
+import re
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
+
+from talker.core.progress import read_progress
+
+TAIL_BYTES = 4000
+"""Number of bytes at the end of a log in which a progress line is searched."""
+FIXED_STAGES = {"train", "synthesize"}
+"""Stages whose time does not depend on the length of the video."""
+QUARTER = 0.25
+"""Fraction of a long stage after which a line is written to a log."""
+LONG_SECONDS = 60.0
+"""Duration of a stage in seconds from which its progress is written to a log."""
+
+
+@dataclass
+class Job:
+    """A running job."""
+
+    rule: str
+    """Name of its rule."""
+    message: str
+    """What it does, for example `me: training the avatar`."""
+    log: Path | None
+    """Its log."""
+    task: TaskID
+    """Its line on the terminal."""
+    started: float = field(default_factory=time.monotonic)
+    """When it started, in seconds of the monotonic clock."""
+    reported: tuple[str, int] = ("", 0)
+    """The loop and the number of its quarters that were written to the log."""
+
+
+class Screen:
+    """The state of a run, and its lines on the terminal.
+
+    Args:
+        out: folder of the run, with the folders data and benchmarks.
+        subject: name of the subject.
+    """
+
+    def __init__(self, out: Path, subject: str):
+        self.out, self.subject = out, subject
+        self.console = Console(highlight=False, soft_wrap=True, markup=False)
+        self.bars = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description:<15}", markup=False),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[detail]}", markup=False),
+            console=self.console,
+            auto_refresh=False,
+            transient=True,
+        )
+        self.total_line = self.bars.add_task("", total=None, detail="", visible=False)
+        self.times = dict(earlier_times(out, subject))
+        self.jobs: dict[int, Job] = {}
+        self.left: dict[str, int] = {}
+        self.total = self.done = 0
+        self.busy = 0.0
+        self.started = time.monotonic()
+        self.errors: list[str] = []
+
+    def __enter__(self) -> "Screen":
+        if self.console.is_terminal:
+            self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
+
+    def print(self, text: str) -> None:
+        """Print a line above the live lines."""
+        self.console.print(text)
+
+    def show(self, line: str) -> None:
+        """Show an event, given as a line of JSON; other lines are ignored."""
+        try:
+            event = json.loads(line)
+        except ValueError:
+            return
+        kind = event.get("event")
+        if kind == "run_info":
+            self.left = {k: n for k, n in event["stats"].items() if k not in ("all", "total")}
+            self.total = sum(self.left.values())
+        elif kind == "job_info" and event["rule_name"] != "all":
+            self._start(event)
+        elif kind == "job_finished" and event["job_id"] in self.jobs:
+            self._finish(self.jobs.pop(event["job_id"]))
+        elif kind == "job_error" and event["jobid"] in self.jobs:
+            self.bars.remove_task(self.jobs.pop(event["jobid"]).task)
+        elif kind == "error" or (event["level"] in ("ERROR", "CRITICAL") and event["from_rules"]):
+            self.errors.append(plain_error(event["message"]))
+        elif event["from_rules"] and kind is None:
+            prefix = "warning: " if event["level"] == "WARNING" else ""
+            self.print(prefix + event["message"])
+
+    def _start(self, event: Mapping[str, Any]) -> None:
+        log = self.out / event["log"][0] if event.get("log") else None
+        message = event.get("rule_msg") or event["rule_name"]
+        task = self.bars.add_task(event["rule_name"], total=None, detail="")
+        self.jobs[event["jobid"]] = Job(event["rule_name"], message, log, task)
+
+    def _finish(self, job: Job) -> None:
+        self.bars.remove_task(job.task)
+        seconds = time.monotonic() - job.started
+        self.busy += seconds
+        self.done += 1
+        self.left[job.rule] = self.left.get(job.rule, 1) - 1
+        if job.rule == "frames":  # now the length of the video is known
+            self.times = dict(earlier_times(self.out, self.subject))
+        width = len(str(self.total))
+        self.print(f"[{self.done:>{width}}/{self.total}] {job.message} ({duration(seconds)})")
+        for warning in warnings_of(job.log):
+            self.print(f"warning: {warning}")
+
+    def update(self) -> None:
+        """Read the logs of the running jobs, and draw their lines."""
+        for job in self.jobs.values():
+            self._update_job(job)
+        if self.total:
+            detail = f"{self.done} of {self.total} stages"
+            left = self.seconds_left()
+            detail += f", about {duration(left)} left" if left is not None else ""
+            self.bars.update(
+                self.total_line,
+                description=duration(time.monotonic() - self.started),
+                total=self.total,
+                completed=self.done,
+                visible=True,
+                detail=detail,
+            )
+        if self.console.is_terminal:
+            self.bars.refresh()
+
+    def _update_job(self, job: Job) -> None:
+        elapsed = time.monotonic() - job.started
+        state = read_progress(tail(job.log))
+        if state is None:
+            expected = self.times.get(job.rule)
+            left = f", about {duration(expected - elapsed)} left" if expected else ""
+            self.bars.update(job.task, detail=duration(elapsed) + (left if left else ""))
+            return
+        text = f"{state.name} {state.done}/{state.total} {state.unit}"
+        text += f", {duration(state.seconds_left)} left"
+        self.bars.update(job.task, total=state.total, completed=state.done, detail=text)
+        reached = state.name, int(state.done / (QUARTER * state.total))
+        if reached != job.reported and not self.console.is_terminal and elapsed > LONG_SECONDS:
+            if reached[1]:
+                self.print(f"{job.rule}: {text}")
+            job.reported = reached
+
+    def seconds_left(self) -> float | None:
+        """Return the time to the end of the run in seconds; None without times of all stages."""
+        if any(count > 0 and rule not in self.times for rule, count in self.left.items()):
+            return None
+        work = sum(count * self.times[rule] for rule, count in self.left.items() if count > 0)
+        now = time.monotonic()
+        work -= sum(min(now - job.started, self.times[job.rule]) for job in self.jobs.values())
+        running = sum(now - job.started for job in self.jobs.values())
+        parallel = max((self.busy + running) / max(now - self.started, 1.0), 1.0)
+        return max(work, 0.0) / parallel
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as text, such as `12 s`, `3:05 min` or `1:12 h`."""
+    whole = max(round(seconds), 0)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60}:{whole % 60:02d} min"
+    return f"{whole // 3600}:{whole // 60 % 60:02d} h"
+
+
+def tail(log: Path | None) -> str:
+    """Return the end of a log; it is empty if the log does not exist."""
+    if log is not None:
+        with suppress(OSError), open(log, "rb") as file:
+            file.seek(max(os.fstat(file.fileno()).st_size - TAIL_BYTES, 0))
+            return file.read().decode(errors="replace")
+    return ""
+
+
+def warnings_of(log: Path | None) -> list[str]:
+    """Return the warnings in the log of a stage."""
+    if log is None or not log.exists():
+        return []
+    text = log.read_text(encoding="utf-8", errors="replace")
+    return re.findall(r"^warning: (.*)$", text, flags=re.MULTILINE)
+
+
+def plain_error(message: str) -> str:
+    """Return an error message of Snakemake without the places in the rule files."""
+    message = re.sub(r"\A\w*(?:Error|Exception)(?: in .*, line \d+)?:\n?", "", message.strip())
+    return re.sub(r'\n  File ".*"(?:, line .*)?', "", message).strip()
+
+
+def earlier_times(out: Path, subject: str) -> Iterator[tuple[str, float]]:
+    """Yield the rules with their expected time in seconds, from earlier runs in the same folder.
+
+    If the subject itself has a benchmark of a rule, only this one counts. Otherwise the time is the
+    median over the other subjects, in proportion to the number of frames.
+    """
+    folder = out / "benchmarks"
+    times: dict[str, dict[str, list[float]]] = {}
+    for file in sorted(folder.glob("*/**/*.tsv")):
+        name, *folders = file.relative_to(folder).parts[:-1]
+        with suppress(OSError, ValueError, IndexError):
+            row = file.read_text(encoding="utf-8").splitlines()[1]
+            by_subject = times.setdefault(rule_of(file.stem, novel=bool(folders)), {})
+            by_subject.setdefault(name, []).append(float(row.split("\t")[0]))
+    frames = frame_count(out / "data" / subject)
+    for rule, by_subject in times.items():
+        seconds = list(by_subject.get(subject, ()))
+        for name, values in by_subject.items() if not seconds else ():
+            length = frame_count(out / "data" / name)
+            factor = frames / length if frames and length and rule not in FIXED_STAGES else 1.0
+            seconds += [factor * value for value in values]
+        yield rule, statistics.median(seconds)
+
+
+def rule_of(benchmark: str, novel: bool) -> str:
+    """Return the rule that wrote a benchmark; `novel` says whether it is about new speech."""
+    name = "render" if benchmark.startswith("render") else benchmark
+    if not novel:
+        return name
+    return f"novel_{name}" if name in ("audio", "speech") else f"{name}_novel"
+
+
+def frame_count(dataset: Path) -> int | None:
+    """Return the number of frames of a dataset folder, or None if it is unknown."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return int(json.loads((dataset / "clip.json").read_text(encoding="utf-8"))["frames"])
+    return None
