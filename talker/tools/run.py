@@ -155,7 +155,7 @@ def _speeches(config: Config, folder: Path) -> Iterator[tuple[str, str]]:
         if name in names:
             raise UserError(f"--say: two speeches have the name '{name}'; rename one of the files")
         names.add(name)
-        if not is_file and not config.dry_run:
+        if not is_file:
             _speak(speech, config.voice, folder / f"{name}.wav")
         yield name, file
 
@@ -198,7 +198,7 @@ def _command(config: Config, overrides: str) -> list[str]:
     # The lock of Snakemake would have to be removed by hand after a crash.
     options = ["--nolock", "--cores", config.cores, "--configfile", *files]
     if config.dry_run:
-        options += ["--dry-run", "--quiet", "rules"]
+        options += ["--dry-run", "--quiet", "host", "reason", "rules"]
     elif not config.verbose:
         options += ["--logger", "talker"]
     options += shlex.split(config.snakemake)
