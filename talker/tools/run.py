@@ -2,6 +2,7 @@
 
     talker run me.mp4
     talker run me.mp4 --say hello.wav --say "Good morning"
+    talker run example:obama
 
 This runs the same workflow as `snakemake` in a checkout, shows its progress, and prints where the
 videos and the report are, and whether the avatar is good. The files are written to the folders
@@ -33,11 +34,14 @@ import talker
 from talker.core.batch import name_of
 from talker.core.config import validated
 from talker.core.files import file_lock
+from talker.data import layout
 from talker.errors import UserError
 from talker.tools.screen import Screen
 
 MEDIA = {".wav", ".mp3", ".flac", ".m4a", ".aac", ".ogg", ".opus", ".mp4", ".mov", ".mkv", ".webm"}
 """Suffixes of file names; `--say` takes anything else for a text."""
+EXAMPLE = "example:"
+"""Beginning of a video's name that stands for an example video (`talker weights`)."""
 NAME_LENGTH = 40
 """Largest number of characters of the name of a spoken text."""
 SECONDS_BETWEEN_UPDATES = 0.25
@@ -85,10 +89,10 @@ def main(
     If you repeat the command, only what is missing or affected by a change is computed.
 
     Args:
-        video: the video of a person talking.
+        video: the video of a person talking, or `example:obama`, which is downloaded.
         config: options.
     """
-    if not Path(video).is_file():
+    if not video.startswith(EXAMPLE) and not Path(video).is_file():
         what = "is a folder; expected a video" if Path(video).is_dir() else "does not exist"
         raise UserError(f"{video}: {what}")
     run_workflow(video, config)
@@ -98,20 +102,20 @@ def run_workflow(video: str, config: Config) -> None:
     """Run the workflow for one video, and print its results.
 
     Args:
-        video: path of the video, relative to the current folder.
+        video: path of the video, relative to the current folder, or an example.
         config: options.
 
     Raises:
         UserError: the run failed; the message contains the reasons.
         SystemExit: the run was interrupted.
     """
-    subject, out = name_of(video), config.out
+    out, overrides = config.out, _source(video, config.out)
+    subject = overrides.get("example") or name_of(video)
     if config.configfile is not None and not config.configfile.is_file():
         raise UserError(f"--configfile: {config.configfile} does not exist")
-    overrides: dict[str, Any] = {"video": _seen_from(out, video)}
     if config.preset:
         overrides["preset"] = config.preset
-    if speeches := dict(_speeches(config, out / "data" / subject / "novel")):
+    if speeches := dict(_speeches(config, out / "data" / subject / layout.NOVEL)):
         overrides["speech"] = speeches
     out.mkdir(parents=True, exist_ok=True)
     with (
@@ -132,6 +136,13 @@ def workflow_folder() -> Path:
     package = Path(talker.__file__).parent
     packaged = package / "workflow"
     return packaged if packaged.is_dir() else package.parent
+
+
+def _source(video: str, out: Path) -> dict[str, Any]:
+    """Return the keys of the configuration that name the video."""
+    if video.startswith(EXAMPLE):
+        return {"example": video.removeprefix(EXAMPLE)}
+    return {"video": _seen_from(out, video)}
 
 
 def _seen_from(out: Path, file: str) -> str:
@@ -198,8 +209,8 @@ def _command(config: Config, overrides: str) -> list[str]:
     # The lock of Snakemake would have to be removed by hand after a crash.
     options = ["--nolock", "--cores", config.cores, "--configfile", *files]
     if config.dry_run:
-        options += ["--dry-run", "--quiet", "host", "reason", "rules"]
-    elif not config.verbose:
+        options.append("--dry-run")
+    if not config.verbose:
         options += ["--logger", "talker"]
     options += shlex.split(config.snakemake)
     return [sys.executable, "-m", "snakemake", "-s", str(workflow / "Snakefile"), *options]
@@ -209,8 +220,7 @@ def _run_snakemake(
     command: Sequence[str], config: Config, subject: str
 ) -> tuple[int, Sequence[str]]:
     """Run Snakemake and show its progress; return its exit status and its error messages."""
-    quiet = not (config.verbose or config.dry_run)
-    pipe = subprocess.PIPE if quiet else None
+    pipe = None if config.verbose else subprocess.PIPE
     process = subprocess.Popen(
         command,
         cwd=config.out,
@@ -223,9 +233,9 @@ def _run_snakemake(
         process_group=0,
     )
     with _interruptible(process):
-        if not quiet:
+        if config.verbose:
             return process.wait(), ["the run failed; the reason is above"]
-        return _watch(process, Screen(config.out, subject))
+        return _watch(process, Screen(config.out, subject, config.dry_run))
 
 
 def _watch(process: subprocess.Popen[str], screen: Screen) -> tuple[int, Sequence[str]]:
@@ -288,7 +298,7 @@ def _interruptible(process: subprocess.Popen[str]) -> Iterator[None]:
 def summary(video: str, subject: str, config: Config) -> str:
     """Return where the results are, the verdict with its reasons, and what to do next."""
     results = config.out / "results" / subject
-    speeches = sorted((results / "novel").glob("*.mp4"))
+    speeches = sorted((results / layout.NOVEL).glob("*.mp4"))
     rows = [("New speech", str(path)) for path in speeches]
     rows += [
         ("Held-out part", str(results / "val.mp4")),

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 from talker.core.progress import read_progress
+from talker.data import layout
 
 TAIL_BYTES = 4000
 """Number of bytes at the end of a log in which a progress line is searched."""
@@ -54,10 +55,11 @@ class Screen:
     Args:
         out: folder of the run, with the folders data and benchmarks.
         subject: name of the subject.
+        dry_run: whether the run only lists the stages that would run.
     """
 
-    def __init__(self, out: Path, subject: str):
-        self.out, self.subject = out, subject
+    def __init__(self, out: Path, subject: str, dry_run: bool = False):
+        self.out, self.subject, self.dry_run = out, subject, dry_run
         self.console = Console(highlight=False, soft_wrap=True, markup=False)
         self.bars = Progress(
             SpinnerColumn(),
@@ -100,7 +102,10 @@ class Screen:
             self.left = {k: n for k, n in event["stats"].items() if k not in ("all", "total")}
             self.total = sum(self.left.values())
         elif kind == "job_info" and event["rule_name"] != "all":
-            self._start(event)
+            if self.dry_run:
+                self.print(f"would run: {event['rule_msg']}")
+            else:
+                self._start(event)
         elif kind == "job_finished" and event["job_id"] in self.jobs:
             self._finish(self.jobs.pop(event["job_id"]))
         elif kind == "job_error" and event["jobid"] in self.jobs:
@@ -140,7 +145,7 @@ class Screen:
             detail += f", about {duration(left)} left" if left is not None else ""
             self.bars.update(
                 self.total_line,
-                description=duration(time.monotonic() - self.started),
+                description=f"total {duration(time.monotonic() - self.started)}",
                 total=self.total,
                 completed=self.done,
                 visible=True,
@@ -155,7 +160,7 @@ class Screen:
         if state is None:
             expected = self.times.get(job.rule)
             left = f", about {duration(expected - elapsed)} left" if expected else ""
-            self.bars.update(job.task, detail=duration(elapsed) + (left if left else ""))
+            self.bars.update(job.task, detail=duration(elapsed) + left)
             return
         text = f"{state.name} {state.done}/{state.total} {state.unit}"
         text += f", {duration(state.seconds_left)} left"
@@ -246,5 +251,5 @@ def rule_of(benchmark: str, novel: bool) -> str:
 def frame_count(dataset: Path) -> int | None:
     """Return the number of frames of a dataset folder, or None if it is unknown."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        return int(json.loads((dataset / "clip.json").read_text(encoding="utf-8"))["frames"])
+        return int(json.loads((dataset / layout.CLIP).read_text(encoding="utf-8"))["frames"])
     return None
