@@ -13,7 +13,7 @@ extras = prepare-without-jax,workflow,cluster,ffmpeg$(if $(GPU),$(comma)$(GPU))
 
 help:
 	@echo 'make demo               run the whole pipeline on the demo subject'
-	@echo 'make run VIDEO=me.mp4   run it on your video; ARGS="..." adds arguments of snakemake'
+	@echo 'make run VIDEO=me.mp4   run it on your video; ARGS="..." adds arguments of talker run'
 	@echo 'make test               run the tests; ARGS="-k track" selects some'
 	@echo 'make test-cluster       run many subjects on a real Slurm, if there is one (SUBJECTS=20)'
 	@echo 'make fuzz               run frames and audio on 1,200 damaged media files (SEED=0)'
@@ -24,19 +24,14 @@ help:
 	@echo 'make clean              remove the environment, and the files of the demo that talker wrote'
 
 demo: .venv/installed
-	snakemake --cores $(CORES) $(ARGS) results/demo/{val.mp4,metrics.json,report.html}
-	@printf '\nnew speech: %s\nvideo:      %s\nreport:     %s\n' \
-		$(CURDIR)/results/demo/{novel/hello.mp4,val.mp4,report.html}
+	talker demo --cores $(CORES) $(ARGS)
 
 quoted = '$(subst ','\'',$(value VIDEO))'
-run: name = $$(basename $(quoted) | sed -E 's/\.[^.]*$$//; s/[^[:alnum:]_.-]+/_/g')
 run: video-exists .venv/installed
-	snakemake --cores $(CORES) $(ARGS) --config video=$(quoted)
-	@printf '\nnew speech: %s\nvideo:      %s\nreport:     %s\n' \
-		"$(CURDIR)/results/$(name)"/{novel,val.mp4,report.html}
+	talker run $(quoted) --cores $(CORES) $(ARGS)
 
 video-exists:
-	@test -f $(quoted) || { printf '%s does not exist; name a video with: make run VIDEO=me.mp4\n' \
+	@[[ -f $(quoted) || $(quoted) == example:* ]] || { printf '%s does not exist; name a video with: make run VIDEO=me.mp4\n' \
 		$(quoted) >&2; exit 2; }
 
 test: .venv/installed-dev

@@ -51,7 +51,8 @@ onstart:
     jobs = list(workflow.dag.needrun_jobs())
     require_own_folders(jobs)
     require_usable_videos(jobs)
-    warn_without_gpu(jobs)
+    require_gpu_for_preset(jobs)
+    require_disk_space(jobs)
 
 
 onsuccess:

@@ -5,6 +5,11 @@ from types import SimpleNamespace
 
 import av
 
+from talker.media.container import MAX_PIXELS, MAX_SECONDS
+
+DATASET_BYTES_PER_SECOND = 6e6
+"""Disk space that the dataset of a second of video takes, with frames of 512 x 512 pixels."""
+
 
 def require_known_targets():
     """Stop if a target on the command line names a subject or a speech that does not exist."""
@@ -30,15 +35,45 @@ def require_ffmpeg_for_extras():
             )
 
 
-def warn_without_gpu(jobs):
-    """Warn if jobs intended for a GPU are about to run on a CPU."""
-    if workflow.non_local_exec or not any(job.resources.get("gpu") for job in jobs):
+def require_gpu_for_preset(jobs):
+    """Stop if jobs intended for a GPU are about to train on a CPU, unless the options say so."""
+    training = [job for job in jobs if job.rule.name == "train" and job.resources.get("gpu")]
+    if workflow.non_local_exec or shutil.which("nvidia-smi"):
         return
-    if not shutil.which("nvidia-smi"):
-        logger.warning(
-            f"Preset '{PRESET}' is intended for an NVIDIA GPU, but nvidia-smi was not found here. "
-            "On a CPU, its training takes days. With `--config preset=draft`, it takes minutes."
+    for job in training:
+        subject = subject_with_overrides(job.wildcards.subject)
+        if options_of("train", subject).get("device") != "cpu":
+            raise WorkflowError(
+                f"Preset '{PRESET}' requires an NVIDIA GPU, but nvidia-smi was not found here. "
+                "Use the preset 'draft', which takes minutes on a CPU. To train for days on the "
+                "CPU, set the option `train: {device: cpu}`."
+            )
+
+
+def require_disk_space(jobs):
+    """Stop if the datasets that are about to be made do not fit on the disk."""
+    needed = 0
+    for job in jobs:
+        if job.rule.name == "frames" and LOCAL and Path(job.input.video).exists():
+            options = options_of("frames", subject_with_overrides(job.wildcards.subject))
+            scale = (options.get("size", 512) / 512) ** 2
+            needed += DATASET_BYTES_PER_SECOND * scale * seconds_of_video(job.input.video)
+    folder = next(path for path in (DATA, *DATA.absolute().parents) if path.exists())
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise WorkflowError(
+            f"The datasets need about {needed / 1e9:.1f} GB, but {folder.resolve()} has only "
+            f"{free / 1e9:.1f} GB of free space. Free some space, or use a folder on another disk."
         )
+
+
+def seconds_of_video(file):
+    """Return the duration of a video in seconds; 0 if it is unknown."""
+    try:
+        with av.open(file) as container:
+            return (container.duration or 0) / av.time_base
+    except (av.FFmpegError, OSError):
+        return 0
 
 
 # Seconds by which the length in the header of a file may differ from that of its frames.
@@ -52,6 +87,13 @@ def fault_of_video(file, min_seconds):
             seconds = (container.duration or 0) / av.time_base
             if not container.streams.audio:
                 return "it has no sound, but training needs a video with speech"
+            if not container.streams.video:
+                return "it has no picture"
+            width, height = (getattr(container.streams.video[0], k) for k in ("width", "height"))
+            if width * height > MAX_PIXELS:
+                return f"its picture of {width} x {height} pixels is larger than 8K"
+            if seconds > MAX_SECONDS:
+                return f"it is longer than {MAX_SECONDS // 3600} hours"
             if 0 < seconds < min_seconds - LENGTH_TOLERANCE:
                 return (
                     f"it is {seconds:.1f} s long, but at least {min_seconds:g} s are required "
@@ -63,7 +105,7 @@ def fault_of_video(file, min_seconds):
 
 
 def require_usable_videos(jobs):
-    """Stop, and list the videos, if videos without frames are too short or have no sound."""
+    """Stop, and list the videos, if videos without frames cannot be used."""
     faults = []
     for job in jobs:
         if job.rule.name != "frames" or not LOCAL:

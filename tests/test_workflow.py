@@ -346,8 +346,8 @@ def test_names_that_yaml_would_change_are_taken_as_typed(finished, tmp_path):
         assert shlex.split(command)[3] == str(video)
         run = ["make", "--dry-run", "run", f"VIDEO={video}"]
         made = subprocess.run(run, cwd=ROOT, capture_output=True, text=True).stdout
-        (command,) = re.findall("^snakemake .*", made, re.MULTILINE)
-        assert shlex.split(command)[-1] == f"video={video}"
+        (command,) = re.findall("^talker run .*", made, re.MULTILINE)
+        assert shlex.split(command)[2] == str(video)
 
 
 @pytest.mark.parametrize(

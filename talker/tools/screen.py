@@ -109,10 +109,12 @@ class Screen:
         elif kind == "job_finished" and event["job_id"] in self.jobs:
             self._finish(self.jobs.pop(event["job_id"]))
         elif kind == "job_error" and event["jobid"] in self.jobs:
-            self.bars.remove_task(self.jobs.pop(event["jobid"]).task)
+            job = self.jobs.pop(event["jobid"])
+            self.bars.remove_task(job.task)
+            self.print(f"failed: {job.message}")
         elif kind == "error" or (event["level"] in ("ERROR", "CRITICAL") and event["from_rules"]):
             self.errors.append(plain_error(event["message"]))
-        elif event["from_rules"] and kind is None:
+        elif event["from_rules"] and kind is None and event["message"]:
             prefix = "warning: " if event["level"] == "WARNING" else ""
             self.print(prefix + event["message"])
 
@@ -133,7 +135,7 @@ class Screen:
         width = len(str(self.total))
         self.print(f"[{self.done:>{width}}/{self.total}] {job.message} ({duration(seconds)})")
         for warning in warnings_of(job.log):
-            self.print(f"warning: {warning}")
+            self.print(f"warning: {self.subject}: {warning}")
 
     def update(self) -> None:
         """Read the logs of the running jobs, and draw their lines."""

@@ -1,0 +1,250 @@
+"""`talker run`: one command from a video to the results, in any folder."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from fake_workflow import TALKER
+from rich.console import Console
+
+from talker.core.progress import read_progress
+from talker.errors import UserError
+from talker.media import espeak
+from talker.tools import run
+from talker.tools.run import Config
+from talker.tools.screen import Screen, duration, earlier_times, plain_error
+
+VERDICT = (
+    '{"verdict": {"grade": "usable", "reasons": ["The mouth is late."], "advice": ["Shift."]}}'
+)
+WITH_VERDICT = (
+    TALKER
+    + f"""
+if stage == "evaluate" and args[-1].endswith("metrics.json"):
+    Path(args[-1]).write_text({f'{{"verdict": {GRADE}}}'!r})
+if stage == "check":
+    print("warning: few blinks")
+"""
+)
+"""A `talker` for the jobs that only creates its outputs, and writes a verdict."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An empty folder with an executable `talker` for the jobs in its subfolder `bin`."""
+    (tmp_path / "bin").mkdir()
+    job = tmp_path / "bin" / "talker"
+    job.write_text(WITH_VERDICT)
+    job.chmod(0o755)
+    return tmp_path
+
+
+def start(folder: Path, *args: str) -> "subprocess.Popen[str]":
+    """Start `talker ARGS` in a folder, with its stand-in for the jobs."""
+    path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.Popen(
+        [sys.executable, "-m", "talker", *args],
+        cwd=folder,
+        env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_video_with_a_difficult_name_says_a_file_with_a_difficult_name(folder: Path):
+    video, speech = folder / 'it\'s #1: a $HOME "ü".mp4', folder / "hello: #2 'x'.wav"
+    video.touch()
+    speech.touch()
+    process = start(folder, "run", video.name, "--say", speech.name, "--preset", "draft")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, out + err
+    name = "it_s_1_a_HOME_ü_"
+    for line in (
+        f"New speech:    results/{name}/novel/hello_2_x_.mp4",
+        f"Held-out part: results/{name}/val.mp4",
+        f"Report:        results/{name}/report.html",
+        "Verdict:       usable. The mouth is late.",
+        "Advice:        Shift.",
+        f"warning: {name}: few blinks",
+    ):
+        assert f"\n{line}\n" in f"\n{out}\n"
+    assert out.count("\n") <= 30, out
+    assert "SNAKEMAKE" not in out + err
+    assert (folder / "data" / name / "source.txt").read_text().startswith(video.name + "\n")
+
+
+def test_a_failed_stage_is_one_sentence_and_its_log(folder: Path):
+    (folder / "me.mp4").touch()
+    (folder / "results" / "out").mkdir(parents=True)
+    (folder / "results" / "out" / "broken").write_text("landmarks")
+    process = start(folder, "run", "me.mp4", "--out", "results/out")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "failed: me: detecting the face mesh and 68 landmarks in every frame" in out
+    assert "logs/me/landmarks.log: talker landmarks: error: no face in any frame" in err
+    assert "Traceback" not in out + err
+    assert "Error in rule" not in out + err
+
+
+def test_ctrl_c_says_how_to_go_on(folder: Path):
+    (folder / "me.mp4").touch()
+    job = folder / "bin" / "talker"
+    job.write_text(TALKER.replace("import sys", "import sys, time; time.sleep(60)", 1))
+    process = start(folder, "run", "me.mp4")
+    log = folder / "logs" / "me" / "frames.log"
+    deadline = time.monotonic() + 60
+    while not log.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, out + err
+    assert err.endswith(run.INTERRUPTED + "\n")
+    assert "Traceback" not in out + err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["absent.mp4"], "talker run: error: absent.mp4: does not exist\n"),
+        (["bin"], "talker run: error: bin: is a folder; expected a video\n"),
+        (["me.mp4", "--say", "absent.wav"], "--say: absent.wav does not exist\n"),
+        (["me.mp4", "--say", " "], "--say: expected a sound file or a text, found nothing\n"),
+        (["me.mp4", "--say", "a.wav", "--say", "bin/a.wav"], "two speeches have the name 'a'"),
+        (["me.mp4", "--cores", "0"], "--cores: "),
+        (["me.mp4", "--configfile", "no.yaml"], "--configfile: no.yaml does not exist\n"),
+    ],
+)
+def test_a_mistake_is_refused_at_once(folder: Path, args: list[str], message: str):
+    for name in ("me.mp4", "a.wav", "bin/a.wav"):
+        (folder / name).touch()
+    out, err = (process := start(folder, "run", *args)).communicate(timeout=60)
+    assert process.returncode == 1
+    assert message in err
+    assert err.count("\n") == 1
+    assert not out
+    assert not (folder / ".snakemake").exists()
+
+
+def test_a_text_without_espeak_names_the_package(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ctypes.util.find_library", lambda name: None)
+    monkeypatch.setitem(sys.modules, "espeakng_loader", None)
+    monkeypatch.chdir(folder)
+    Path("me.mp4").touch()
+    with pytest.raises(
+        UserError, match=r"`apt install espeak-ng` or `pip install espeakng-loader`"
+    ):
+        run.main("me.mp4", config=Config(say=("Good morning",)))
+    assert not Path("data").exists()
+
+
+def test_a_spoken_text_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    spoken = []
+
+    def write(text: str, voice: str, file: Path) -> None:
+        spoken.append((text, voice))
+        file.write_bytes(text.encode())
+
+    monkeypatch.setattr(espeak, "write_speech", write)
+    config = Config(say=("Good morning!", "a" * 100, "a" * 101, "?"), out=tmp_path)
+    first = dict(run._speeches(config, tmp_path / "novel"))
+    assert len(first) == 4, "different texts have different names"
+    assert Path(first["Good_morning"]).read_bytes() == b"Good morning!"
+    assert spoken[0] == ("Good morning!", "en-us")
+    assert dict(run._speeches(config, tmp_path / "novel")) == first
+    Path(first["Good_morning"]).write_bytes(b"the user's own recording")
+    with pytest.raises(UserError, match=r"Good_morning\.wav already exists, with other sound"):
+        dict(run._speeches(config, tmp_path / "novel"))
+
+
+def test_the_next_command_fits_the_verdict():
+    video, config = "my clip.mp4", Config()
+    say = run._next_command(video, "my_clip", config, "good", [])
+    assert say == "talker run 'my clip.mp4' --say \"Good morning\""
+    assert "longer.mp4" in run._next_command(video, "my_clip", config, "failed", [])
+    bundle = run._next_command(video, "my_clip", config, "usable", [Path("hello.mp4")])
+    assert bundle.startswith("talker bundle --data data/my_clip --avatar results/my_clip/avatar ")
+
+
+def test_an_error_of_snakemake_is_shown_without_the_places_in_the_rules():
+    message = (
+        'WorkflowError in file "/site/rules/preflight.smk", line 63:\nme: it has no sound\n'
+        '  File "/site/Snakefile", line 52, in __onstart\n  File "/site/x.smk", line 1, in f'
+    )
+    assert plain_error(message) == "me: it has no sound"
+
+
+def event(**fields: object) -> str:
+    return json.dumps({"message": "", "level": "INFO", "from_rules": False, **fields})
+
+
+def test_a_running_stage_has_a_line_with_the_time_left(tmp_path: Path):
+    screen = Screen(tmp_path, "me")
+    screen.console = screen.bars.live.console = Console(
+        file=io.StringIO(), force_terminal=True, width=100, color_system=None
+    )
+    (tmp_path / "train.log").write_text("deformation: 30/120 steps, 0.5/s\n")
+    with screen:
+        screen.show(event(event="run_info", stats={"train": 1, "report": 1, "all": 1, "total": 3}))
+        screen.show(
+            event(event="job_info", jobid=4, rule_name="train", rule_msg="m", log=["train.log"])
+        )
+        screen.update()
+        text = screen.console.file.getvalue()
+        screen.show(event(event="job_finished", job_id=4))
+    assert "0 of 2 stages" in text
+    assert "deformation 30/120 steps, 3:00 min left" in text
+    assert "[1/2] m (0 s)" in screen.console.file.getvalue()
+
+
+def test_the_time_left_comes_from_earlier_runs(tmp_path: Path):
+    for subject, frames in (("short", 100), ("me", 200)):
+        (tmp_path / "data" / subject).mkdir(parents=True)
+        (tmp_path / "data" / subject / "clip.json").write_text(f'{{"frames": {frames}}}')
+    novel = tmp_path / "benchmarks" / "short" / "novel" / "hello"
+    novel.mkdir(parents=True)
+    (tmp_path / "benchmarks" / "me").mkdir()
+    for file, seconds in (
+        ("short/frames.tsv", 10),
+        ("short/train.tsv", 60),
+        ("short/render_val.tsv", 3),
+        ("short/novel/hello/render.tsv", 4),
+        ("short/check.tsv", 5),
+        ("me/check.tsv", 7),
+    ):
+        (tmp_path / "benchmarks" / file).write_text(f"s\th:m:s\n{seconds}\tx\n")
+    assert dict(earlier_times(tmp_path, "me")) == {
+        "frames": 20,
+        "train": 60,
+        "render": 6,
+        "render_novel": 8,
+        "check": 7,
+    }
+    screen = Screen(tmp_path, "me")
+    stats = {"frames": 1, "train": 1, "check": 1, "total": 3}
+    screen.show(event(event="run_info", stats=stats))
+    assert screen.seconds_left() == 87
+    screen.show(event(event="run_info", stats={**stats, "layers": 1}))
+    assert screen.seconds_left() is None
+
+
+def test_the_last_progress_line_of_a_log_counts():
+    state = read_progress("face: 2/5 images, 1.0/s\nmasks: 3/10 frames, 0.5/s\nother\n")
+    assert state is not None
+    assert (state.name, state.done, state.total, state.unit) == ("masks", 3, 10, "frames")
+    assert state.seconds_left == 14
+    assert read_progress("wrote 5 files\n") is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59.7, "1:00 min"), (185, "3:05 min"), (7300, "2:01 h")]
+)
+def test_durations_are_short(seconds: float, text: str):
+    assert duration(seconds) == text
