@@ -369,6 +369,23 @@ def test_a_useless_video_is_refused_before_the_first_job(finished, synthetic):
     assert not (finished.folder / "logs/synthetic").exists()
 
 
+def test_a_preset_for_a_gpu_is_refused_without_one(finished, edited):
+    path = finished.folder / "talker/train.py"
+    edited("talker/train.py", path.read_text(), path.read_text() + "\nUNUSED = 2\n")
+    edited("rules/preflight.smk", 'which("nvidia-smi")', 'which("no such driver")')
+    output = finished.refuse("--config", "preset=full")
+    assert "Preset 'full' requires an NVIDIA GPU, but nvidia-smi was not found here." in output
+    (finished.folder / "cpu.yaml").write_text("options: {train: {device: cpu}}")
+    finished.run("--config", "preset=full", "--configfile", "cpu.yaml")
+
+
+def test_a_dataset_larger_than_the_disk_is_refused(finished, edited, synthetic):
+    edited("rules/preflight.smk", "_SECOND = 6e6", "_SECOND = 6e18")
+    output = finished.refuse("--config", f"video={synthetic.video}", "preset=draft")
+    assert "The datasets need about 24000000000.0 GB, but " in output
+    assert not (finished.folder / "logs/synthetic").exists()
+
+
 def test_a_refused_clip_keeps_its_measurements(finished):
     """Snakemake deletes the outputs of a failed job."""
     talker = finished.folder / "bin/talker"
