@@ -27,8 +27,8 @@ VERDICT = (
 WITH_VERDICT = (
     TALKER
     + f"""
-if stage == "evaluate" and args[-1].endswith("metrics.json"):
-    Path(args[-1]).write_text({f'{{"verdict": {GRADE}}}'!r})
+if stage == "evaluate":
+    Path(args[args.index("--metrics") + 1]).write_text({VERDICT!r})
 if stage == "check":
     print("warning: few blinks")
 """
@@ -166,10 +166,10 @@ def test_a_spoken_text_is_written_once(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_the_next_command_fits_the_verdict():
     video, config = "my clip.mp4", Config()
-    say = run._next_command(video, "my_clip", config, "good", [])
+    say = run._next_command(video, "my_clip", config, "good")
     assert say == "talker run 'my clip.mp4' --say \"Good morning\""
-    assert "longer.mp4" in run._next_command(video, "my_clip", config, "failed", [])
-    bundle = run._next_command(video, "my_clip", config, "usable", [Path("hello.mp4")])
+    assert "longer.mp4" in run._next_command(video, "my_clip", config, "failed")
+    bundle = run._next_command(video, "my_clip", Config(say=("hello.wav",)), "usable")
     assert bundle.startswith("talker bundle --data data/my_clip --avatar results/my_clip/avatar ")
 
 

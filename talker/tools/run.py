@@ -47,8 +47,8 @@ NAME_LENGTH = 40
 SECONDS_BETWEEN_UPDATES = 0.25
 """Time in seconds between two updates of the live lines."""
 INTERRUPTED = (
-    "Stopped. Finished stages are kept, and training continues from its last checkpoint: to go on, "
-    "run the same command again."
+    "Stopped. To go on, run the same command again: finished stages are kept, and training "
+    "continues from its checkpoint."
 )
 
 
@@ -58,7 +58,7 @@ class Config:
 
     say: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Something new for the avatar to say: a sound file, or a text for espeak-ng. Can be repeated.
-    Without it, the avatar speaks the held-out part of the video."""
+    Without it, the avatar says a sample sentence."""
     voice: str = "en-us"
     """Voice that speaks texts; `espeak-ng --voices` lists them."""
     preset: Literal["auto", "draft", "full", "full_2_layers"] | None = None
@@ -308,7 +308,7 @@ def summary(video: str, subject: str, config: Config) -> str:
     if verdict:
         rows.append(("Verdict", " ".join([f"{verdict['grade']}.", *verdict.get("reasons", [])])))
         rows += [("Advice", text) for text in verdict.get("advice", [])]
-    rows.append(("Next", _next_command(video, subject, config, verdict.get("grade"), speeches)))
+    rows.append(("Next", _next_command(video, subject, config, verdict.get("grade"))))
     return "\n" + "\n".join(f"{name + ':':<15}{text}" for name, text in rows)
 
 
@@ -320,16 +320,14 @@ def _verdict(metrics: Path) -> Mapping[str, Any]:
         return {}
 
 
-def _next_command(
-    video: str, subject: str, config: Config, grade: str | None, speeches: Sequence[Path]
-) -> str:
+def _next_command(video: str, subject: str, config: Config, grade: str | None) -> str:
     """Return the command that is useful after a run."""
     if subject == "demo":
         return 'talker run me.mp4 --say "Good morning"'
     out = [] if config.out == Path() else ["--out", str(config.out)]
     if grade in ("failed", "too short to tell"):
         return f"{shlex.join(['talker', 'run', 'longer.mp4', *out])}, with a longer or better video"
-    if not speeches:
+    if not config.say:
         return f'{shlex.join(["talker", "run", video, *out])} --say "Good morning"'
     data, avatar = config.out / "data" / subject, config.out / "results" / subject / "avatar"
     files = ["--data", str(data), "--avatar", str(avatar), "--file", f"{subject}.avatar"]

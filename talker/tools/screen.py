@@ -114,9 +114,11 @@ class Screen:
             self.print(f"failed: {job.message}")
         elif kind == "error" or (event["level"] in ("ERROR", "CRITICAL") and event["from_rules"]):
             self.errors.append(plain_error(event["message"]))
-        elif event["from_rules"] and kind is None and event["message"]:
-            prefix = "warning: " if event["level"] == "WARNING" else ""
-            self.print(prefix + event["message"])
+        elif event["from_rules"] and kind is None:
+            if event["level"] == "WARNING":
+                self.print("warning: " + event["message"])
+            elif not self.total:  # later, only the number of complete subjects is logged
+                self.print(event["message"])
 
     def _start(self, event: Mapping[str, Any]) -> None:
         log = self.out / event["log"][0] if event.get("log") else None
