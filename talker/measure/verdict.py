@@ -157,7 +157,7 @@ def _grade(
         flaws.append("The mouth follows the speech only loosely.")
         advice.append("A longer clip makes the mouth more accurate.")
     if not GOOD_AMPLITUDE[0] <= amplitude <= GOOD_AMPLITUDE[1]:
-        flaws.append(f"Its amplitude is {100 * amplitude:.0f} % of the real one.")
+        flaws.append(f"The amplitude of the mouth is {100 * amplitude:.0f} % of the real one.")
         advice.append("Set `render: {expression_scale: ...}` to scale the mouth's motion.")
     if abs(lag) > MAX_LAG:
         flaws.append(f"The mouth is {abs(lag):.0f} frames {'late' if lag > 0 else 'early'}.")
