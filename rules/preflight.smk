@@ -23,14 +23,14 @@ def require_known_targets():
 
 
 def require_ffmpeg_for_extras():
-    """Stop if videos next to the real frames are wanted, but ffmpeg-python is not installed here.
+    """Stop if side-by-side videos are requested, but ffmpeg-python is not installed here.
 
     Where torch is not installed either, the jobs run in another environment.
     """
     if "side_by_side" in (config.get("extras") or []) and importlib.util.find_spec("torch"):
         if not workflow.non_local_exec and not importlib.util.find_spec("ffmpeg"):
             raise WorkflowError(
-                "config: extras: 'side_by_side' needs the package ffmpeg-python; run "
+                "config: extras: 'side_by_side' needs the package ffmpeg-python. Run "
                 "`pip install '.[ffmpeg]'`"
             )
 

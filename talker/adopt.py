@@ -90,7 +90,8 @@ class Folder:
     """numbers of the frames in ori_imgs"""
     params: TrackParams | None
     skipped: frozenset[int]
-    """frames without landmarks that the published tracker left out, so that later poses moved up"""
+    """frames without landmarks, which the published tracker omitted, so that later poses are
+    shifted"""
     config: Config
 
     def some(self, ids: Set[int]) -> str:

@@ -46,9 +46,10 @@ class Config:
     """Square to crop: left, top and size, in pixels of the upright picture. By default, it is
     placed around the largest face."""
     filters: str = ""
-    """FFmpeg filters that the video passes through first, as for ffmpeg's option -vf; for example
-    `hqdn3d` reduces noise. Needs the packages of `pip install '.[ffmpeg]'`. By default, only what
-    is necessary is done: interlaced video is deinterlaced, and HDR video is converted to SDR."""
+    """FFmpeg filters that are applied to the video first, in the syntax of ffmpeg's option -vf; for
+    example `hqdn3d` reduces noise. Needs the packages of `pip install '.[ffmpeg]'`. By default,
+    only what is necessary is done: interlaced video is deinterlaced, and HDR video is converted to
+    SDR."""
     look_every: AtLeast1 = 10
     """Step in frames between two face detections. Smaller values take longer, but follow fast
     movements better."""

@@ -372,7 +372,7 @@ def tiles(metrics: Section) -> list[dict[str, str]]:
     too_few = f"only {row['frames']} frames" if row["frames"] < MIN_FRAMES else ""
 
     def of_mouth(label: str, name: str, unit: str, text: str, note: str) -> dict[str, str]:
-        """Return a tile about the mouth's motion, which a few frames do not show."""
+        """Return a tile about the mouth's motion, which cannot be measured on a few frames."""
         value = row[name]
         shown = "-" if too_few or value is None else text.format(value)
         return {"label": label, "value": shown, "unit": unit, "note": too_few or note}

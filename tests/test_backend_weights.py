@@ -220,7 +220,7 @@ def test_dlib_with_five_points_is_refused(tmp_path: Path):
     assert Path(dlib.packaged_weights()).stat().st_size == WEIGHTS["dlib"].size
     five = models / "shape_predictor_5_face_landmarks.dat"
     options = landmarks.Config(backend="dlib", weights=str(five))
-    with pytest.raises(UserError, match="it predicts 5 points, expected 68"):
+    with pytest.raises(UserError, match="it predicts 5 points instead of 68"):
         dlib.detect(SimpleNamespace(), tmp_path, options)
     cut = tmp_path / "cut.dat"
     cut.write_bytes(five.read_bytes()[:100_000])

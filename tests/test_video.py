@@ -254,7 +254,7 @@ def test_a_hardware_encoder_is_used_or_refused_by_name(tmp_path):
             for _ in range(5):
                 write(np.full((256, 256, 3), 128, np.uint8))
     except UserError as error:
-        assert "the video encoder h264_nvenc does not work on this machine" in str(error)
+        assert "The video encoder h264_nvenc does not work on this machine" in str(error)
         assert not path.exists()
     else:
         with av.open(str(path)) as container:

@@ -42,7 +42,7 @@ class AttentionMap:
     """The attention weights of a rendered frame."""
 
     weights: Float32[np.ndarray, "H W 4"]
-    """float32 [H, W, 4], weights of the tokens, of which the sum is 1 where the head is"""
+    """float32 [H, W, 4], weights of the tokens, which sum to 1 on the head"""
     alpha: Float32[np.ndarray, "H W"]
     """float32 [H, W], how much of each pixel the head covers"""
 

@@ -80,7 +80,7 @@ class TokenAttention(nn.Module):
         x: Float[Tensor, "#B G D"],
         key: Float[Tensor, "B {self.heads} N width"],
     ) -> Float[Tensor, "B G {self.heads} N"]:
-        """Return how much each Gaussian attends to each token, of which the sum is 1."""
+        """Return the attention weight of each Gaussian for each token; the weights sum to 1."""
         query = self.scaled_query(x).unflatten(-1, (self.heads, -1)).expand(len(key), -1, -1, -1)
         return torch.softmax(torch.einsum("bghw,bhnw->bghn", query, key), dim=-1)
 

@@ -75,7 +75,7 @@ def load(weights: str | None) -> tuple[Any, Any]:
         raise wrong_weights(file, str(error).splitlines()[0][:200], PUBLISHED) from error
     points = predictor(np.zeros((64, 64, 3), np.uint8), dlib.rectangle(0, 0, 63, 63)).num_parts
     if points != LANDMARKS:
-        raise wrong_weights(file, f"it predicts {points} points, expected {LANDMARKS}", PUBLISHED)
+        raise wrong_weights(file, f"it predicts {points} points instead of {LANDMARKS}", PUBLISHED)
     return dlib, predictor
 
 

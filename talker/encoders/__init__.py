@@ -46,8 +46,8 @@ def encoder_module(name: str) -> str:
 def sync_encoder(encoder: str) -> str | None:
     """Return an encoder to measure the lip sync of an avatar that another encoder drives.
 
-    None stands for the mel spectrogram of `talker.measure.sync`, which is used if the default
-    encoder drives the avatar.
+    None means the mel spectrogram of `talker.measure.sync`, which is used if the default encoder
+    drives the avatar.
     """
     return None if encoder == DEFAULT_ENCODER else DEFAULT_ENCODER
 

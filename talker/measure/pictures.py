@@ -50,7 +50,7 @@ Section = dict[str, Any]
 
 
 def stills(avatar: Avatar, dataset: Dataset, count: int) -> Section:
-    """Render held-out frames next to the real ones, whole and around the mouth, as images."""
+    """Render held-out frames and crops of their mouths, next to the real ones, as images."""
     ids = _spread(dataset.val_ids, count)
     if len(ids) == 0:
         raise ValueError("the clip has no held-out frame")

@@ -38,7 +38,7 @@ CONTROLS = {
     "over_shuffled": "shuffled audio",
     "over_frozen": "a frozen mouth",
 }
-"""The intervals that must be above 0, and what an avatar has beaten then."""
+"""Intervals that must be above 0, and the control that the avatar then outperforms."""
 GOOD_CORRELATION = 0.5
 """Correlation of the mouth opening from which an avatar can be called good."""
 GOOD_AMPLITUDE = (0.6, 1.4)
@@ -203,7 +203,7 @@ def _correlation_interval(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
 
 
 def effective_frames(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the number of independent frames that a correlation of two curves [N] is worth.
+    """Return the effective number of independent frames of a correlation of two curves [N].
 
     This is N / (1 + 2 sum_k r_a(k) r_b(k)) with the autocorrelations r at lag k (Bartlett, 1935),
     summed up to a second or a third of the curve.

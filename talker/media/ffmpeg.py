@@ -24,7 +24,7 @@ SCALER = "area+accurate_rnd+full_chroma_int+bitexact"
 LOSSLESS = {"preset": "ultrafast", "qp": 0}
 """Options of libx264 that keep every value."""
 QUIET = ("-nostdin", "-loglevel", "error")
-"""Arguments with which ffmpeg asks nothing and prints errors only."""
+"""Arguments that make ffmpeg non-interactive and let it print only errors."""
 
 
 def ffmpeg_program() -> str:
@@ -136,7 +136,7 @@ def side_by_side(
 
 
 def _run(graph: Any, program: str, action: str) -> None:
-    """Run a graph; UserError if it cannot do what `action` says."""
+    """Run a filter graph; raise a UserError that names `action` if it fails."""
     import ffmpeg  # pyright: ignore[reportMissingImports]
 
     try:

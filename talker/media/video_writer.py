@@ -187,7 +187,7 @@ class _Encoder:
         except FFmpegError as error:
             if self.encoding not in FORMATS.values():
                 raise UserError(
-                    f"the video encoder {self.encoding.codec} does not work on this machine "
+                    f"The video encoder {self.encoding.codec} does not work on this machine "
                     f"({error}). It needs an NVIDIA GPU with NVENC (A100, H100 and H200 have none) "
                     "and its driver. Use libx264 instead."
                 ) from error

@@ -47,7 +47,7 @@ class Method:
     action_units: tuple[int, ...] = (45,)
     """numbers of the action units that it reads from au.csv"""
     needs: tuple[str, ...] = ()
-    """sentences on what it reads in addition that talker does not write"""
+    """sentences about files that the method also reads, but that talker does not write"""
 
 
 DEEPSPEECH = {layout.DEEPSPEECH_FEATURES: (16, 29)}
