@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -60,3 +62,22 @@ def test_every_linked_file_exists_and_nothing_is_external(page: str) -> None:
     for link in re.findall(r'(?:src|href)="([^"]*)"', page):
         assert ":" not in link
         assert "check.log" in link or Path("results", link.replace("%20", " ")).exists()
+
+
+CLICK = """<script>
+const column = document.querySelectorAll("th.number button")[0];
+column.click();
+document.title = [...document.querySelectorAll("td.subject")].map((cell) => cell.innerText).join();
+</script></body>"""
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="Chromium is not installed")
+def test_a_click_on_a_column_sorts_by_number(page: str, tmp_path: Path) -> None:
+    row = '<td class="number" data-label="mouth" data-value="{}">'
+    page = page.replace(row.format(""), row.format(0.8), 1)
+    assert row.format(0.8) in page
+    file = tmp_path / "clicked.html"
+    file.write_text(page.replace("</body>", CLICK), encoding="utf-8")
+    command = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    dom = subprocess.run([*command, file.as_uri()], capture_output=True, text=True, check=True)
+    assert "<title>ann,b &lt;b&gt;,old</title>" in dom.stdout
