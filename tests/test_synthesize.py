@@ -177,7 +177,7 @@ def test_stage_makes_the_same_files_twice(tmp_path):
 
 
 def test_stage_refuses_what_it_cannot_render(tmp_path):
-    with pytest.raises(UserError, match=r"speech\.wav lasts 12\.00 s"):
+    with pytest.raises(UserError, match=r"speech\.wav lasts 16\.00 s"):
         synthesize(tmp_path / "long", frames=1000)
     with pytest.raises(ValidationError, match="size"):
         synthesize(tmp_path / "odd", size=65)
