@@ -113,13 +113,13 @@ def test_ctrl_c_says_how_to_go_on(folder: Path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["absent.mp4"], "talker run: error: absent.mp4: does not exist\n"),
-        (["bin"], "talker run: error: bin: is a folder; expected a video\n"),
-        (["me.mp4", "--say", "absent.wav"], "--say: absent.wav does not exist\n"),
-        (["me.mp4", "--say", " "], "--say: expected a sound file or a text, found nothing\n"),
-        (["me.mp4", "--say", "a.wav", "--say", "bin/a.wav"], "two speeches have the name 'a'"),
+        (["absent.mp4"], "talker run: error: absent.mp4 does not exist.\n"),
+        (["bin"], "talker run: error: bin is a folder, but must be a video.\n"),
+        (["me.mp4", "--say", "absent.wav"], "--say: The file absent.wav does not exist.\n"),
+        (["me.mp4", "--say", " "], "--say: The value is empty. Give a sound file or a text.\n"),
+        (["me.mp4", "--say", "a.wav", "--say", "bin/a.wav"], "Two speeches have the name 'a'"),
         (["me.mp4", "--cores", "0"], "--cores: "),
-        (["me.mp4", "--configfile", "no.yaml"], "--configfile: no.yaml does not exist\n"),
+        (["me.mp4", "--configfile", "no.yaml"], "--configfile: The file no.yaml does not exist.\n"),
     ],
 )
 def test_a_mistake_is_refused_at_once(folder: Path, args: list[str], message: str):
@@ -160,7 +160,9 @@ def test_a_spoken_text_is_written_once(tmp_path: Path, monkeypatch: pytest.Monke
     assert spoken[0] == ("Good morning!", "en-us")
     assert dict(run._speeches(config, tmp_path / "novel")) == first
     Path(first["Good_morning"]).write_bytes(b"the user's own recording")
-    with pytest.raises(UserError, match=r"Good_morning\.wav already exists, with other sound"):
+    with pytest.raises(
+        UserError, match=r"Good_morning\.wav already exists and contains other sound"
+    ):
         dict(run._speeches(config, tmp_path / "novel"))
 
 

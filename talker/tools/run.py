@@ -39,9 +39,9 @@ from talker.errors import UserError
 from talker.tools.screen import Screen
 
 MEDIA = {".wav", ".mp3", ".flac", ".m4a", ".aac", ".ogg", ".opus", ".mp4", ".mov", ".mkv", ".webm"}
-"""Suffixes of file names; `--say` takes anything else for a text."""
+"""Suffixes of sound files. `--say` treats any other value as a text."""
 EXAMPLE = "example:"
-"""Beginning of a video's name that stands for an example video (`talker weights`)."""
+"""Prefix that marks the name of an example video (`talker weights`)."""
 NAME_LENGTH = 40
 """Largest number of characters of the name of a spoken text."""
 SECONDS_BETWEEN_UPDATES = 0.25
@@ -57,13 +57,13 @@ class Config:
     """Options of `talker run`."""
 
     say: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Something new for the avatar to say: a sound file, or a text for espeak-ng. Can be repeated.
-    Without it, the avatar says a sample sentence."""
+    """Sound file or text that the avatar speaks. A text is converted to sound by espeak-ng. The
+    option can be repeated. Without it, the avatar speaks a sample sentence."""
     voice: str = "en-us"
-    """Voice that speaks texts; `espeak-ng --voices` lists them."""
+    """Voice of espeak-ng for texts; `espeak-ng --voices` lists the voices."""
     preset: Literal["auto", "draft", "full", "full_2_layers"] | None = None
     """`draft` trains a small avatar on a CPU, `full` an avatar of the published size on an NVIDIA
-    GPU. The default, `auto`, chooses by the GPU of this machine."""
+    GPU. The default, `auto`, selects `full` if this machine has a GPU, and `draft` otherwise."""
     cores: Annotated[str, Field(pattern="^(all|[1-9][0-9]*)$")] = "all"
     """Number of CPU cores to use, or `all`."""
     out: Path = Path()
@@ -76,7 +76,7 @@ class Config:
     verbose: bool = False
     """Print the output of Snakemake instead of the progress."""
     snakemake: str = ""
-    """Further arguments of Snakemake, as one text."""
+    """Additional arguments of Snakemake, as one string."""
 
 
 def main(
@@ -93,8 +93,8 @@ def main(
         config: options.
     """
     if not video.startswith(EXAMPLE) and not Path(video).is_file():
-        what = "is a folder; expected a video" if Path(video).is_dir() else "does not exist"
-        raise UserError(f"{video}: {what}")
+        what = "is a folder, but must be a video" if Path(video).is_dir() else "does not exist"
+        raise UserError(f"{video} {what}.")
     run_workflow(video, config)
 
 
@@ -112,7 +112,7 @@ def run_workflow(video: str, config: Config) -> None:
     out, overrides = config.out, _source(video, config.out)
     subject = overrides.get("example") or name_of(video)
     if config.configfile is not None and not config.configfile.is_file():
-        raise UserError(f"--configfile: {config.configfile} does not exist")
+        raise UserError(f"--configfile: The file {config.configfile} does not exist.")
     if config.preset:
         overrides["preset"] = config.preset
     if speeches := dict(_speeches(config, out / "data" / subject / layout.NOVEL)):
@@ -126,7 +126,7 @@ def run_workflow(video: str, config: Config) -> None:
         file.flush()
         status, errors = _run_snakemake(_command(config, file.name), config, subject)
     if status:
-        raise UserError("\n".join(errors) or "the run failed")
+        raise UserError("\n".join(errors) or "The run failed.")
     if not config.dry_run:
         print(summary(video, subject, config))
 
@@ -146,7 +146,7 @@ def _source(video: str, out: Path) -> dict[str, Any]:
 
 
 def _seen_from(out: Path, file: str) -> str:
-    """Return a path that leads from the folder to write to a file; unchanged in the same folder."""
+    """Return the path of a file as seen from the output folder; unchanged in the same folder."""
     return file if out.resolve() == Path.cwd() else os.path.abspath(file)
 
 
@@ -155,16 +155,16 @@ def _speeches(config: Config, folder: Path) -> Iterator[tuple[str, str]]:
     names = set()
     for speech in config.say:
         if not speech.strip():
-            raise UserError("--say: expected a sound file or a text, found nothing")
+            raise UserError("--say: The value is empty. Give a sound file or a text.")
         if is_file := Path(speech).suffix.lower() in MEDIA:
             name, file = name_of(speech), _seen_from(config.out, speech)
             if not Path(speech).is_file():
-                raise UserError(f"--say: {speech} does not exist")
+                raise UserError(f"--say: The file {speech} does not exist.")
         else:
             name = _name_of_text(speech)
             file = _seen_from(config.out, str(folder / f"{name}.wav"))
         if name in names:
-            raise UserError(f"--say: two speeches have the name '{name}'; rename one of the files")
+            raise UserError(f"--say: Two speeches have the name '{name}'. Rename one of the files.")
         names.add(name)
         if not is_file:
             _speak(speech, config.voice, folder / f"{name}.wav")
@@ -195,7 +195,9 @@ def _speak(text: str, voice: str, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(sound)
     elif file.read_bytes() != sound:
-        raise UserError(f"--say: {file} already exists, with other sound; rename or delete it")
+        raise UserError(
+            f"--say: The file {file} already exists and contains other sound. Rename or delete it."
+        )
 
 
 def _command(config: Config, overrides: str) -> list[str]:
@@ -234,7 +236,7 @@ def _run_snakemake(
     )
     with _interruptible(process):
         if config.verbose:
-            return process.wait(), ["the run failed; the reason is above"]
+            return process.wait(), ["The run failed. The reason is in the output above."]
         return _watch(process, Screen(config.out, subject, config.dry_run))
 
 
@@ -281,7 +283,7 @@ def _interruptible(process: subprocess.Popen[str]) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        print("Stopping the running stages ...", file=sys.stderr, flush=True)
+        print("Stopping the running stages.", file=sys.stderr, flush=True)
         try:
             os.killpg(process.pid, signal.SIGINT)
             process.communicate()

@@ -22,7 +22,7 @@ from talker.core.progress import read_progress
 from talker.data import layout
 
 TAIL_BYTES = 4000
-"""Number of bytes at the end of a log in which a progress line is searched."""
+"""Number of bytes at the end of a log that are searched for a progress line."""
 FIXED_STAGES = {"train", "synthesize"}
 """Stages whose time does not depend on the length of the video."""
 QUARTER = 0.25
