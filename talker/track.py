@@ -224,7 +224,7 @@ def track(
 def reject_reasons(
     clip: Clip, points: np.ndarray, valid: np.ndarray, config: Config
 ) -> dict[int, str]:
-    """Return {frame: reason} for the frames whose face mesh [T, 478, 3] alone rules them out."""
+    """Return {frame: reason} for frames that are rejected because of their mesh [T, 478, 3]."""
     width = np.ptp(points[..., 0], axis=1)
     reasons = {
         f"face narrower than {config.min_face:g} pixels": width < config.min_face,

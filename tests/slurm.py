@@ -1,7 +1,7 @@
 """A real Slurm on this machine: a controller, several nodes, and GPUs that are only files.
 
-It needs root and Debian's slurm-wlm and munge. All of it lies in one folder, but for a link in
-/etc/slurm: the executor's job step forgets SLURM_CONF.
+It needs root and Debian's slurm-wlm and munge. All of its files are in one folder, except for a
+link in /etc/slurm: the executor's job step forgets SLURM_CONF.
 """
 
 import os

@@ -271,7 +271,7 @@ def test_a_video_of_new_speech_is_judged(
     assert found["seconds_of_sound"] == 4
     assert found["sync"]["avatar"]["frames"] > 60
     assert found["sync"]["real"]["frames"] == 10
-    assert found["sync"]["real"]["correlation"] is None, "too short to be told"
+    assert found["sync"]["real"]["correlation"] is None, "the video is too short"
     assert 5 <= found["silence"]["silent_frames"] <= 20
     assert found["silence"]["opening_closed"] < found["silence"]["opening_mean"]
     with pytest.raises(UserError, match=r"nowhere\.mp4"):

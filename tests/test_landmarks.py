@@ -17,7 +17,7 @@ CONFIG = Config()
 
 
 def write_clip(folder: Path, images: list[np.ndarray]) -> Clip:
-    """Write images as a clip's frames into `folder` and its clip.json beside them."""
+    """Write images as the frames of a clip to `folder`, and its clip.json."""
     for i, image in enumerate(images):
         write_image(folder / f"{i}.jpg", image)
     height, width = images[0].shape[:2]
@@ -51,8 +51,8 @@ def test_a_lost_face_is_waited_for():
     both, other = boxes((0, 0, 50), (100, 0, 60)), boxes((0, 0, 50))
     short = [both, *[other] * (CONFIG.patience - 1), both]
     assert follow(short).tolist() == [1, *[-1] * (CONFIG.patience - 1), 1]
-    gone = [both, *[boxes()] * 5, *[other] * CONFIG.patience]
-    assert follow(gone).tolist() == [1, *[-1] * CONFIG.patience, *[0] * 5]
+    lost = [both, *[boxes()] * 5, *[other] * CONFIG.patience]
+    assert follow(lost).tolist() == [1, *[-1] * CONFIG.patience, *[0] * 5]
 
 
 def test_no_face_at_all_is_followed_nowhere():

@@ -51,7 +51,7 @@ def make_scene(batch: int = 2, n: int = 90, seed: int = 0) -> Scene:
 def behind_the_camera() -> Scene:
     scene = make_scene(seed=1)
     scene.means[:, ::3, 2] -= 6
-    scene.means[:, 1::3] *= 4  # beside the view, some of them reaching into it
+    scene.means[:, 1::3] *= 4  # outside the view, partly reaching into it
     scene.scales[:, 1::3] *= 5
     return scene
 

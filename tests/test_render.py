@@ -191,12 +191,12 @@ def test_scales_and_tracks_change_what_they_say(data: Dataset, tmp_path: Path) -
     (tmp_path / "pose.csv").write_text("frame\n" + "\n".join(str(i) for i in range(100)))
     (tmp_path / "blink.csv").write_text("blink\n" + "0.5\n" * 100)
     np.savez(tmp_path / "mouth.npz", e0=np.arange(100.0))
-    told = apply_tracks(plain, data, tracks, Config(blink_scale=0.5, expression_scale=2))
-    assert np.array_equal(told.background_frame_ids, np.arange(100))
-    assert told.viewmats is None
-    assert told.eye is not None and set(told.eye) == {0.25}
-    assert told.expression is not None and told.expression[5].tolist() == [5] + [0] * 9
-    assert told.expression_scale == 2
+    drive = apply_tracks(plain, data, tracks, Config(blink_scale=0.5, expression_scale=2))
+    assert np.array_equal(drive.background_frame_ids, np.arange(100))
+    assert drive.viewmats is None
+    assert drive.eye is not None and set(drive.eye) == {0.25}
+    assert drive.expression is not None and drive.expression[5].tolist() == [5] + [0] * 9
+    assert drive.expression_scale == 2
     still = apply_tracks(plain, data, Tracks(), Config(pose_scale=0)).viewmats
     assert still is not None
     assert np.abs(still - still[0]).max() < 1e-5
@@ -291,10 +291,10 @@ def test_the_background_can_be_transparent(
     else:
         pictures = rgba(video)
     assert pictures.shape == (5, data.height, data.width, 4)
-    head, beside = pictures[:, :20, :20], pictures[:, :20, -20:]
+    head, right = pictures[:, :20, :20], pictures[:, :20, -20:]
     assert head[..., 3].min() > 250
     assert np.abs(head[..., :3].reshape(-1, 3).mean(0) - (255, 0, 0)).max() < 12
-    assert beside[..., 3].max() < 5
+    assert right[..., 3].max() < 5
     assert pictures[:, -8:, -30:-20, 3].max() > 100, "the torso is there"
 
 

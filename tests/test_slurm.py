@@ -99,8 +99,8 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 class Watch(threading.Thread):
     """Record the controller's information about every job, until the cluster ends.
 
-    A controller that was killed may go on counting GPUs as taken whose jobs have ended (Slurm
-    22.05), until it is told to read its configuration anew. Where jobs wait and none runs, it is.
+    After its controller was killed, Slurm 22.05 may count the GPUs of finished jobs as allocated
+    until it reads its configuration again. If jobs wait and none runs, this class requests that.
     """
 
     def __init__(self, slurm: Slurm):

@@ -154,7 +154,7 @@ def test_other_weights_are_refused(monkeypatch):
     ("rate", "first_center"), [(50, 0.0), (50, 0.0125), (100, 0.0128), (41.67, 0.0279), (80, 0.0)]
 )
 def test_slots_take_the_features_of_their_centres(rate, first_center):
-    """Rows that hold their own time come out as 10 + 20 k ms, whatever the encoder's rate."""
+    """Rows that contain their own time become 10 + 20 k ms, for any rate of the encoder."""
 
     def times(samples: int, start: int) -> np.ndarray:
         rows = round(samples / 16_000 * rate)

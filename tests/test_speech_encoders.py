@@ -247,7 +247,7 @@ def test_a_pause_is_found_and_lips_get_time_to_move(noise: float) -> None:
     assert silent.shape == (300,)
     assert silent[:98].max() == silent[156:248].max() == 0, "the last syllable ends 0.12 s early"
     assert silent[112:138].min() == 1
-    assert silent[262:].min() == 1, "nothing is said after the end"
+    assert silent[262:].min() == 1, "the pause continues after the end"
 
 
 def test_closures_within_words_are_no_pauses() -> None:

@@ -83,8 +83,10 @@ def test_a_deaf_mouth_scores_as_its_null(predicted: np.ndarray, opening: np.ndar
     assert abs(score["correlation"] - score["null_mean"]) < 3 * score["null_sd"]
 
 
-@pytest.mark.parametrize(("frames", "told"), [(60, False), (79, False), (80, True), (100, True)])
-def test_unrelated_sound_seldom_passes_for_related(frames: int, told: bool) -> None:
+@pytest.mark.parametrize(
+    ("frames", "has_null"), [(60, False), (79, False), (80, True), (100, True)]
+)
+def test_unrelated_sound_seldom_passes_for_related(frames: int, has_null: bool) -> None:
     """With few frames there is no null distribution; with more, 5 % of unrelated sounds pass."""
     random = np.random.default_rng(0)
     shares = []
@@ -92,7 +94,7 @@ def test_unrelated_sound_seldom_passes_for_related(frames: int, told: bool) -> N
         smooth = gaussian_filter1d(random.normal(size=(2, frames + 40)), 1.5, axis=1)[:, 20:-20]
         heard = np.repeat(smooth[0][:, None], 3, axis=1)
         shares.append(sync_score(heard, faces(smooth[1]))["null_share"])
-    if told:
+    if has_null:
         assert min(shares) > 0 and np.mean(np.array(shares) <= 0.05) < 0.15
     else:
         assert np.isnan(shares).all()

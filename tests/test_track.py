@@ -205,8 +205,8 @@ def test_missed_frames_keep_their_row(dataset: Path, tmp_path: Path, synthetic):
     points[60, :, :2] = np.random.default_rng(1).normal(128, 25, (478, 2))
     folder = run(tmp_path / "me", dataset, clip, points, valid)
     params = torch.load(folder / "track_params.pt", weights_only=True)
-    gone = [*missed[:3], 60, 95]
-    assert np.flatnonzero(~params["valid"].numpy()).tolist() == gone
+    rejected_ids = [*missed[:3], 60, 95]
+    assert np.flatnonzero(~params["valid"].numpy()).tolist() == rejected_ids
     viewmats = viewmats_from_pose(
         params["euler"].double().numpy(), params["trans"].double().numpy()
     )
@@ -221,10 +221,10 @@ def test_missed_frames_keep_their_row(dataset: Path, tmp_path: Path, synthetic):
             kept.append(frame["img_id"])
             expected = matrices[frame["img_id"]]
             np.testing.assert_allclose(frame["transform_matrix"], expected, atol=1e-6)
-    assert kept == [i for i in range(clip.frames) if i not in gone]
+    assert kept == [i for i in range(clip.frames) if i not in rejected_ids]
     report = json.loads((folder / "track_report.json").read_text())
     reasons = {row["frame"]: row["reason"] for row in report["rejected"]}
-    assert list(reasons) == gone
+    assert list(reasons) == rejected_ids
     assert reasons[60] == "landmarks do not fit the head" and reasons[30] == "no face"
 
 

@@ -173,7 +173,7 @@ class Trainer:
         return rows.pin_memory() if self.subset.ids.is_cuda else rows
 
     def sample_conditions(self, rows: Tensor) -> Conditions:
-        """Return the conditions of training frames, with the noise and choices of this step."""
+        """Return the conditions of training frames, with the random numbers of this step."""
         subset, config, generator = self.subset, self.config, self._generator()
 
         def noise(*shape: int) -> Tensor:

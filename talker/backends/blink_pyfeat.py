@@ -26,8 +26,8 @@ def measure(
     """Return the eye closure of every frame, float64 [T] from 0 (open) to 5 (closed).
 
     AU43, the probability of closed eyes, is scaled to the range of AU45. Rows are assigned by their
-    frame number: that of the clip if the table has as many frames, else that of the video. Of
-    several faces in a frame the largest counts.
+    frame numbers. If the table has as many frames as the clip, these are frame numbers of the clip,
+    otherwise of the video. If a frame shows several faces, the largest one is used.
 
     Args:
         clip: the clip.

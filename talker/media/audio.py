@@ -73,7 +73,7 @@ class Waveform(Protocol):
 
 
 def clip_sound(path: Path | zipfile.Path, frames: int) -> np.ndarray:
-    """Read the sound of a clip of T frames as int16 [640 T] at 16 kHz, whatever format it has.
+    """Read the sound of a clip of T frames, in any format, as int16 [640 T] at 16 kHz.
 
     Sound that is slightly too long is cut, sound that is slightly too short is padded with silence.
 

@@ -171,9 +171,9 @@ def frame_count(source: Source) -> int:
 def read_frames(path: Path, source: Source, every: int = 1) -> Iterator[np.ndarray]:
     """Yield the frame shown i/25 s after the first one, for i = 0, every, 2 every, ...
 
-    A frame is taken as shown from half a frame period before its timestamp until the next frame
-    is. A frame is therefore never more than half a period (20 ms) early, and a gap in a video of
-    variable rate repeats the frame before the gap.
+    A frame counts as shown from half a frame period before its timestamp, until the next frame
+    counts as shown. A frame is therefore never more than half a period (20 ms) early, and a gap in
+    a video of variable rate repeats the frame before the gap.
 
     Yields:
         RGB uint8 [H, W, 3] under the contract of this module, `source.height` x `source.width`;
@@ -212,7 +212,7 @@ def video_stream(container: av.container.InputContainer, path: Path) -> av.Video
 
 @dataclass
 class _Index:
-    """What `probe` learns from all packets: first frames, times in seconds, end of all streams."""
+    """Information from all packets: first frames, times in seconds, end of all streams."""
 
     frames: list[av.VideoFrame] = field(default_factory=list)
     presentation: list[Fraction] = field(default_factory=list)
