@@ -7,7 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from talker.avatar.density import DensityConfig, DensityControl, densify, reset_opacities, rotate
+from talker.avatar.density import (
+    DensityConfig,
+    DensityControl,
+    densify,
+    refine,
+    reset_opacities,
+    rotate,
+)
 
 CONFIG = DensityConfig(
     start=100,
@@ -92,6 +99,25 @@ def test_halves_are_spread_like_the_whole():
     assert len(offsets) == 8000
     assert torch.allclose(along.std(dim=0), scale.exp(), rtol=0.05)
     assert (along.mean(dim=0).abs() < 0.05 * scale.exp()).all()
+
+
+def test_refined_gaussians_cover_the_same_area_and_the_others_stay():
+    params, optimizer = make([LARGE, SMALL, LARGE], [0.5, 0.6, 0.7])
+    before = {name: p.detach().clone() for name, p in params.items()}
+    generator = torch.Generator().manual_seed(1)
+    refine(params, optimizer, torch.tensor([2]), 4, generator)
+    for name, old in before.items():
+        assert torch.equal(params[name][:2], old[:2]), name
+        assert len(params[name]) == 6
+    for name in ("quats", "opacities", "sh"):
+        assert torch.equal(params[name][2:], before[name][[2] * 4]), name
+    area = (2 * before["scales"][2]).exp()
+    assert torch.allclose((2 * params["scales"][2:]).exp().sum(0), area, rtol=1e-5)
+    spread = (params["means"][2:] - before["means"][2]).norm(dim=-1)
+    assert ((spread > 0) & (spread < 4 * before["scales"][2].exp().max())).all()
+    assert {id(p) for group in optimizer.param_groups for p in group["params"]} == {
+        id(p) for p in params.values()
+    }
 
 
 def test_rotate_turns_about_the_axis_of_the_quaternion():

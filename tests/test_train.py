@@ -25,7 +25,7 @@ from talker.avatar.losses import LossWeights, compute_loss
 from talker.avatar.model import Avatar
 from talker.avatar.options import Config
 from talker.avatar.trainer import Trainer, batch_rows, fit
-from talker.avatar.training_set import TrainingSet, crop_box, training_set
+from talker.avatar.training_set import TrainingSet, crop_box, mouth_rows, training_set
 from talker.core.checksum import load_torchscript
 from talker.core.config import from_mapping
 from talker.dataset import Dataset
@@ -158,6 +158,36 @@ def test_a_batch_need_not_divide_among_the_threads(data: Dataset, subset: Traini
     before = weights_of(trainer)["canonical.means"]
     trainer.train_step()
     assert not torch.equal(before, weights_of(trainer)["canonical.means"])
+
+
+def test_the_gaussians_of_the_mouth_lie_around_the_lips(
+    data: Dataset, subset: TrainingSet
+) -> None:
+    surface = torch.from_numpy(data.vertices).float()
+    behind = surface + 1.5 * subset.viewmats[0, 2, :3]
+    rows = mouth_rows(subset, torch.cat([surface, behind]), torch.ones(2 * len(surface)))
+    assert 0 < len(rows) < len(surface) / 3
+    assert rows.max() < len(surface)
+    camera = surface @ subset.viewmats[0, :3, :3].T + subset.viewmats[0, :3, 3]
+    pixels = (camera @ subset.K.T)[:, :2] / camera[:, 2:]
+    x0, y0, x1, y1 = subset.lips[0].tolist()
+    center = pixels.new_tensor([(x0 + x1) / 2, (y0 + y1) / 2])
+    distance = (pixels - center).abs().amax(1)
+    assert distance[rows].max() < max(x1 - x0, y1 - y0)
+    front = (distance < (x1 - x0) / 4) & (camera[:, 2] < camera[:, 2].quantile(0.3))
+    assert set(front.nonzero()[:, 0].tolist()) <= set(rows.tolist())
+
+
+def test_the_mouth_is_refined_before_the_deformation_stage(
+    data: Dataset, subset: TrainingSet
+) -> None:
+    trainer = Trainer(data, subset, dataclasses.replace(TINY, mouth_split=3))
+    canonical = trainer.avatar.canonical
+    rows = mouth_rows(subset, canonical["means"], canonical["opacities"])
+    before = len(canonical["means"])
+    trainer.next_stage()
+    assert len(rows) > 0
+    assert len(canonical["means"]) == before + 2 * len(rows)
 
 
 def test_batches_cover_every_frame_once_an_epoch() -> None:

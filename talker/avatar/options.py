@@ -80,6 +80,9 @@ class Config:
     """Number of steps of the canonical stage, which fits one head without facial motion."""
     canonical_batch: AtLeast1 = 8
     """Number of images in a batch of the canonical stage."""
+    mouth_split: AtLeast1 = 4
+    """Number of smaller Gaussians that replace each Gaussian around the lips before the deformation
+    stage. Teeth and lips are sharper with more of them. 1 keeps the Gaussians as they are."""
     deformation_steps: AtLeast1 = 4_000
     """Number of steps of the deformation stage, which fits the facial motion."""
     deformation_batch: AtLeast1 = 32

@@ -24,14 +24,14 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from talker.avatar.checkpoint import Origin, load_checkpoint, save_checkpoint
-from talker.avatar.density import DensityControl
+from talker.avatar.density import DensityControl, refine
 from talker.avatar.expression import fit_speech_to_expression
 from talker.avatar.gaussians import initial_gaussians, mean_colors, sample_surface, to_view
 from talker.avatar.losses import PerceptualNetwork, compute_loss
 from talker.avatar.model import Avatar, AvatarConfig
 from talker.avatar.options import Config
 from talker.avatar.rasterize import Rasterized, Splats, rasterize
-from talker.avatar.training_set import Prefetch, Targets, TrainingSet
+from talker.avatar.training_set import Prefetch, Targets, TrainingSet, mouth_rows
 from talker.core.files import atomic_write
 from talker.core.parallel import one_thread
 from talker.core.progress import progress
@@ -181,7 +181,7 @@ class Trainer:
 
         chance = torch.rand(len(rows), 1, generator=generator, device=generator.device)
         speech = subset.windows[subset.ids[rows]]
-        speech = speech + config.speech_noise * noise(len(rows), 8, *speech.shape[1:])[:, 4]
+        speech = speech + config.speech_noise * noise(*speech.shape)
         pose = self.avatar.pose_vector(subset.viewmats[rows])
         return Conditions(
             speech=speech,
@@ -331,7 +331,14 @@ class Trainer:
         self.density.load_state_dict(state["density"], self.subset.ids.device)
 
     def next_stage(self) -> None:
-        """Switch to the deformation stage."""
+        """Refine the Gaussians around the mouth, and switch to the deformation stage."""
+        canonical, count = self.avatar.canonical, self.config.mouth_split
+        if count > 1:
+            rows = mouth_rows(self.subset, canonical["means"], canonical["opacities"])
+            refine(canonical, self.optimizer, rows, count, self._generator())
+            logger.info(
+                "%d Gaussians around the mouth were divided into %d each.", len(rows), count
+            )
         self.stage, self.step = "deformation", 0
         self.optimizer = self._new_optimizer()
 

@@ -25,6 +25,14 @@ CROP_MARGIN = 0.08
 """Margin around the region of the head, relative to its width and height."""
 CROP_MULTIPLE = 16
 """Width and height of the crop are multiples of this many pixels."""
+MOUTH_FRAMES = 32
+"""Number of training frames in which the Gaussians around the lips are looked for."""
+MOUTH_MARGIN = 1.15
+"""Size of the region around the lips whose Gaussians count as those of the mouth, relative to the
+box of the lips."""
+MOUTH_DEPTH = 0.45
+"""Depth of that region behind the surface of the face in dm: it includes teeth and tongue, but not
+the back of the head."""
 WORKING_MEMORY = 12 * 2**30
 """Bytes of GPU memory reserved for training; images are stored on the GPU if they fit the rest."""
 
@@ -125,6 +133,31 @@ class Prefetch:
             targets = self.subset.targets(self.rows(step))
             copied.record()
         return targets, copied
+
+
+def mouth_rows(
+    subset: TrainingSet, means: Float[Tensor, "G 3"], opacities: Float[Tensor, "G"]
+) -> Int64[Tensor, "N"]:
+    """Return the rows [N] of the Gaussians that lie around the lips, in the face and behind it.
+
+    They are inside the lip boxes of most frames, and less than `MOUTH_DEPTH` behind the frontmost
+    opaque Gaussians there.
+
+    Args:
+        means: centers [G, 3], dm.
+        opacities: logits of the opacities [G].
+    """
+    frames = torch.linspace(0, len(subset.ids) - 1, MOUTH_FRAMES, device=means.device).long()
+    votes = torch.zeros(len(means), device=means.device)
+    for viewmat, box in zip(subset.viewmats[frames], subset.lips[frames], strict=True):
+        camera = means @ viewmat[:3, :3].T + viewmat[:3, 3]
+        pixels = (camera @ subset.K.T)[:, :2] / camera[:, 2:]
+        center, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) / 2 * MOUTH_MARGIN
+        inside = ((pixels - center).abs() < half).all(dim=1)
+        opaque = camera[inside & (opacities >= 0), 2]
+        if len(opaque):
+            votes += inside & (camera[:, 2] < opaque.quantile(0.1) + MOUTH_DEPTH)
+    return (votes > MOUTH_FRAMES / 2).nonzero()[:, 0]
 
 
 def crop_box(covered: Bool[np.ndarray, "H W"]) -> tuple[int, int, int, int]:
