@@ -42,6 +42,11 @@ class Config:
     default, LPIPS is not computed."""
     lpips_sha256: str = ""
     """SHA-256 of the file `lpips`, which is required if a file is given."""
+    stlpips: str = ""
+    """Weights of ST-LPIPS (alex_shift_tolerant.pth), or `published` for the file of `talker weights
+    fetch stlpips`. By default, ST-LPIPS is not computed."""
+    stlpips_sha256: str = ""
+    """SHA-256 of the file `stlpips`, which is required if a file is given."""
     inception: str = ""
     """TorchScript file of the Inception features for FID, or `published` for the file of `talker
     weights fetch inception`. By default, FID is not computed."""

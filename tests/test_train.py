@@ -160,9 +160,7 @@ def test_a_batch_need_not_divide_among_the_threads(data: Dataset, subset: Traini
     assert not torch.equal(before, weights_of(trainer)["canonical.means"])
 
 
-def test_the_gaussians_of_the_mouth_lie_around_the_lips(
-    data: Dataset, subset: TrainingSet
-) -> None:
+def test_the_gaussians_of_the_mouth_lie_around_the_lips(data: Dataset, subset: TrainingSet) -> None:
     surface = torch.from_numpy(data.vertices).float()
     behind = surface + 1.5 * subset.viewmats[0, 2, :3]
     rows = mouth_rows(subset, torch.cat([surface, behind]), torch.ones(2 * len(surface)))

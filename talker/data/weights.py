@@ -316,6 +316,24 @@ _MODELS = {
             ),
         ),
     ),
+    "stlpips": Weights(
+        name="alex_shift_tolerant.pth",
+        purpose="metric ST-LPIPS (AlexNet with blurred downsampling)",
+        use="evaluate: {stlpips: published}",
+        source="https://pypi.org/project/stlpips-pytorch",
+        license="BSD-2-Clause; trained on ImageNet, which is for non-commercial research only",
+        restricted=True,
+        files=(
+            Download(
+                name="alex_shift_tolerant.pth",
+                url="https://files.pythonhosted.org/packages/py3/s/stlpips-pytorch/"
+                "stlpips_pytorch-0.0.2-py3-none-any.whl",
+                size=9_899_296,
+                checksum="sha256:b356b382f96010f77d085ee8343ecd9fd322d0a56e8de2b2d0549fafcad8b9ee",
+                unpack="zip",
+            ),
+        ),
+    ),
     "inception": Weights(
         name="inception-2015-12-05.pt",
         purpose="metric FID (the original Inception network, as TorchScript)",

@@ -120,6 +120,15 @@ NETWORK_METRICS = {
         "Perceptual distance between the rendered head and the real head, both over the "
         "torso and background of the real frame, mean over frames.",
     ),
+    "ST-LPIPS": (
+        "stlpips",
+        "Shift-tolerant perceptual distance between the same two images, mean over frames. Its "
+        "values are not comparable with those of LPIPS.",
+    ),
+    "ST-LPIPS_mouth": (
+        "stlpips",
+        "ST-LPIPS between the mouth boxes of the rendered and the real frame, mean over frames.",
+    ),
     "FID": ("inception", "Fréchet Inception distance between the same two sets of frames."),
     "CSIM": (
         "identity",

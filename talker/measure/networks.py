@@ -10,7 +10,7 @@ The option value `published` selects the file that `talker weights fetch` downlo
 published LPIPS and Inception networks have other inputs and outputs and are adapted here.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ import torch
 from talker.clip import SAMPLES_PER_FRAME
 from talker.core.checksum import load_torchscript
 from talker.data.weights import WEIGHTS, published
-from talker.measure.metrics import finite
+from talker.measure.metrics import finite, mouth_box
 from talker.measure.second_detector import load_second_detector, second_detector_metrics
+from talker.measure.stlpips import MIN_SIZE, load_stlpips
 from talker.measure.syncnet import load_syncnet, sync_distances
 from talker.media.audio import Waveform
 
@@ -62,6 +63,7 @@ def load_networks(config: Any) -> dict[str, Any]:
         "inception": _load_inception,
         "identity": load_torchscript,
         "syncnet": load_syncnet,
+        "stlpips": load_stlpips,
     }
     networks = {}
     for option, load in loaders.items():
@@ -119,6 +121,10 @@ def frame_metrics(
     row = {}
     if network := networks.get("lpips"):
         row["LPIPS"] = perceptual_distance(network, rendered, targets)
+    if network := networks.get("stlpips"):
+        row["ST-LPIPS"] = perceptual_distance(network, rendered, targets)
+        mouths = _mouth_crops(rendered, real, real_landmarks)
+        row["ST-LPIPS_mouth"] = finite([perceptual_distance(network, *pair) for pair in mouths])
     if network := networks.get("inception"):
         row["FID"] = frechet_distance(network, rendered, targets)
     if network := networks.get("identity"):
@@ -155,12 +161,30 @@ def stretch_metrics(
 def perceptual_distance(
     network: Network, images: Iterable[np.ndarray], targets: Iterable[np.ndarray]
 ) -> float:
-    """Return the mean LPIPS (Zhang et al., CVPR 2018) of images uint8 [H, W, 3] to targets."""
+    """Return the mean distance of images uint8 [H, W, 3] to targets, by LPIPS or a similar network.
+
+    LPIPS: Zhang et al., CVPR 2018.
+    """
     distances = [
         float(network(2 * _tensor(a) - 1, 2 * _tensor(b) - 1))
         for a, b in zip(images, targets, strict=True)
     ]
     return float(np.mean(distances))
+
+
+def _mouth_crops(
+    rendered: np.ndarray, real: np.ndarray, landmarks: np.ndarray
+) -> Iterator[tuple[list[np.ndarray], list[np.ndarray]]]:
+    """Yield the mouth box of each rendered and real frame, where a face was detected."""
+    height, width = real.shape[1:3]
+    for image, partner, points in zip(rendered, real, landmarks, strict=True):
+        if np.isfinite(points).all():
+            x0, y0, x1, y1 = mouth_box(points, height, width)
+            scale = max(1.0, MIN_SIZE / min(x1 - x0, y1 - y0))
+            image, partner = (
+                cv2.resize(one[y0:y1, x0:x1], None, fx=scale, fy=scale) for one in (image, partner)
+            )
+            yield [image], [partner]
 
 
 @torch.inference_mode()
