@@ -95,12 +95,13 @@ class Config:
     the standard deviation of the poses. Without this noise, the network recognizes training frames
     by their pose, and the mouth follows the head instead of the speech."""
     speech_noise: NonNegative = 0.1
-    """Noise on the speech features, which have unit variance."""
+    """Standard deviation of the noise that is added to the speech features during training. The
+    features have unit variance."""
     mouth_amplitude: Fraction = 1.0
-    """Degree to which the amplitude of the predicted expression is restored, because a regression
-    predicts less motion than the recording has. 0 keeps the prediction with the smallest error. 1
-    amplifies it to the amplitude of the recording, which costs 0.1 to 0.4 dB of PSNR around the
-    mouth (docs/quality.md)."""
+    """How much the predicted expression is amplified, because a regression predicts less motion
+    than the recording contains. 0 keeps the prediction, which has the smallest error. 1 amplifies
+    it to the amplitude of the recording, which reduces the PSNR around the mouth by 0.1 to 0.4 dB
+    (docs/quality.md)."""
     expression_share: Fraction = 0.5
     """Fraction of the training frames that are driven by the tracked expression instead of the one
     predicted from speech. The tracked expression determines the mouth fully, so the network does
