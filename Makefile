@@ -6,7 +6,7 @@ CORES ?= all
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 comma := ,
-install = pip install --quiet --no-warn-conflicts -c constraints.txt
+install = pip install --quiet --no-compile --no-warn-conflicts -c constraints.txt
 extras = prepare-without-jax,workflow,cluster,ffmpeg$(if $(GPU),$(comma)$(GPU))
 
 .PHONY: help demo run video-exists test test-cluster fuzz lint docs envs audit clean

@@ -18,3 +18,5 @@ else
     PIP_EXTRA_INDEX_URL="${PIP_EXTRA_INDEX_URL-https://download.pytorch.org/whl/cpu}" \
         make .venv/installed PYTHON=python3 GPU=
 fi
+# make installs without bytecode; users of the container cannot write it
+.venv/bin/python -m compileall -q -j 0 .venv/lib talker > /dev/null || true
