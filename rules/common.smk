@@ -32,6 +32,7 @@ from talker.core.batch import (
 from talker.core.gpu import require_usable_gpu
 from talker.core.presets import choose_preset, merge_options, update
 from talker.core.provenance import code_of
+from talker.data.weights import WEIGHTS, location
 from talker.encoders import encoder_module, stage_encoder
 from talker.errors import UserError
 from talker.measure.overview import Folders, write_overview
@@ -241,8 +242,11 @@ def dataset_of(wildcards):
 
 
 def deepspeech_scores(folder):
-    """Return the DeepSpeech scores that the encoder `deepspeech` reads; other encoders: none."""
-    return f"{folder}/aud_ds.npy" if ENCODER == "deepspeech" else []
+    """Return the DeepSpeech scores that the encoder `deepspeech` reads; other encoders: none.
+
+    Scores are not needed if the network that computes them is there.
+    """
+    return f"{folder}/aud_ds.npy" if ENCODER == "deepspeech" and not DEEPSPEECH.is_file() else []
 
 
 def require_deepspeech_scores():
@@ -255,7 +259,9 @@ def require_deepspeech_scores():
         file = Path(deepspeech_scores(DATA / subject) or ".")
         if not file.exists():
             raise WorkflowError(
-                f"{file} does not exist. The encoder deepspeech reads precomputed scores from it."
+                f"{file} does not exist, from which the encoder deepspeech reads precomputed "
+                f"scores, and there is no network to compute them: {DEEPSPEECH} does not exist. To "
+                f"obtain the network, {WEIGHTS['deepspeech'].hint()}."
             )
 
 
@@ -468,6 +474,7 @@ PRESET = choose_preset(config["preset"])
 GPU = int(PRESET != "draft")
 OPTIONS = merge_options(read_yaml(f"../config/presets/{PRESET}.yaml"), config)
 ENCODER = OPTIONS["speech"]["encoder"]
+DEEPSPEECH = Path(OPTIONS["speech"].get("model") or location(WEIGHTS["deepspeech"]))
 # Rules refer to outputs by path, not as `rules.speech.output`, because Snakemake would then run that
 # rule even if its outputs were provided by the user.
 SPEECH_FEATURES = f"<data>/{{subject}}/aud_{ENCODER}.npy"

@@ -35,7 +35,8 @@ class Config:
     """Speech encoder. The workflow sets it from the key `encoder` of its configuration."""
     model: str = ""
     """Weights of hubert, wav2vec2 or whisper: a folder or a hub id. By default, a standard model of
-    the family is used."""
+    the family is used. For deepspeech: the file of the network, by default the one that `talker
+    weights fetch deepspeech` wrote."""
     layer: AtLeast0 = 0
     """Layer of hubert, wav2vec2 or whisper, counted from 1. The default of 0 selects the layer at
     3/4 of the depth."""

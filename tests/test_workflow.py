@@ -159,6 +159,17 @@ def test_another_encoder_reruns_speech_and_what_follows(finished):
     assert "'mfcc' is not one of" in finished.refuse("-n", "--config", "encoder=mfcc")
     missing = finished.refuse("-n", "--config", "encoder=deepspeech")
     assert "data/demo/aud_ds.npy does not exist" in missing
+    assert "talker weights fetch deepspeech" in missing
+
+
+def test_deepspeech_runs_on_a_video_if_its_network_is_there(finished, tmp_path):
+    network = tmp_path / "deepspeech.pb"
+    network.touch()
+    options = f"options={{speech: {{model: {network}}}}}"
+    planned = finished.run("-n", "-p", "--config", "encoder=deepspeech", options)
+    assert f"--encoder=deepspeech --model={network}" in planned or (
+        f"--model={network} --encoder=deepspeech" in planned
+    )
 
 
 def test_a_preset_reaches_its_stage(finished):

@@ -194,7 +194,7 @@ _MODELS = {
     ),
     "deepspeech": Weights(
         name="deepspeech-0_1_0-b90017e8.pb",
-        purpose="network of the scripts that write aud_ds.npy; talker reads their output",
+        purpose="speech encoder DeepSpeech",
         use="encoder: deepspeech",
         source="https://github.com/osmr/deepspeech_features",
         license="MPL-2.0",

@@ -1,18 +1,22 @@
-"""Stored letter scores of DeepSpeech, as the scripts of the AD-NeRF family write them.
+"""Letter scores of DeepSpeech, as the scripts of the AD-NeRF family compute them.
 
-DeepSpeech itself is not run, because its TensorFlow graph needs an outdated version of Python. Put
-`aud_ds.npy` into the folder of the wav.
+They are read from `aud_ds.npy` in the folder of the wav if it exists, and otherwise computed with
+the published network.
 """
 
+import logging
 from pathlib import Path
 
 import numpy as np
 
 from talker.clip import SLOT, SLOT_RATE, WINDOW, load_array
 from talker.data.layout import DEEPSPEECH_FEATURES
+from talker.data.weights import WEIGHTS, location
 from talker.encoders.base import Choice, Encoder
 from talker.errors import UserError
 from talker.media.audio import WavFile
+
+logger = logging.getLogger(__name__)
 
 DIMS = 29
 """Number of letters of DeepSpeech: a to z, space, apostrophe, and the CTC blank."""
@@ -21,18 +25,26 @@ SPARE = 4
 
 
 def load(choice: Choice, wav: Path | None) -> Encoder:
-    """Read the scores in `aud_ds.npy`, in the folder of the sound `wav`.
+    """Read the scores of the sound `wav` from `aud_ds.npy` in its folder, or compute them.
 
     Raises:
-        UserError: the file is missing, or does not contain the DeepSpeech scores of that sound.
+        UserError: the file does not contain the DeepSpeech scores of that sound, or there is
+            neither the file nor the network.
     """
     if wav is None:
         raise UserError(
-            "The encoder deepspeech reads precomputed scores from a file, so it cannot "
-            "encode live speech. Choose another encoder."
+            "The encoder deepspeech needs the whole sound at once, so it cannot encode live "
+            "speech. Choose another encoder."
         )
     path = wav.with_name(DEEPSPEECH_FEATURES)
-    logits = read(path)
+    network = Path(choice.model) if choice.model else location(WEIGHTS["deepspeech"])
+    if path.exists() or not network.is_file():
+        logits = read(path)
+    else:
+        from talker.encoders.deepspeech_network import predict
+
+        logger.info("Computing the letter scores of DeepSpeech with %s", network)
+        logits = predict(network, WavFile(wav)[:])
     slots = len(WavFile(wav)) // SLOT
     if abs(len(logits) - slots) > SPARE:
         raise UserError(
@@ -60,7 +72,8 @@ def read(path: Path) -> np.ndarray:
     except UserError as error:
         raise UserError(
             f"{error} The encoder deepspeech needs the scores of DeepSpeech 0.1 in this "
-            "file: floating-point numbers of shape [N, 16, 29], or [2 N, 29] at 50 Hz."
+            "file (floating-point numbers of shape [N, 16, 29], or [2 N, 29] at 50 Hz), or the "
+            f"network itself. To obtain the network, {WEIGHTS['deepspeech'].hint()}."
         ) from error
     if stored.dtype.kind != "f" or not np.isfinite(stored).all():
         raise UserError(
