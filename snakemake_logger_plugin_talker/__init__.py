@@ -12,11 +12,11 @@ FIELDS = ("event", "jobid", "job_id", "rule_name", "rule_msg", "log", "benchmark
 class LogHandler(LogHandlerBase):
     """Print log records to standard output."""
 
-    writes_to_stream = True
-    writes_to_file = False
-    has_filter = True
-    has_formatter = True
-    needs_rulegraph = False
+    writes_to_stream = True  # pyright: ignore[reportAssignmentType]
+    writes_to_file = False  # pyright: ignore[reportAssignmentType]
+    has_filter = True  # pyright: ignore[reportAssignmentType]
+    has_formatter = True  # pyright: ignore[reportAssignmentType]
+    needs_rulegraph = False  # pyright: ignore[reportAssignmentType]
 
     def emit(self, record: LogRecord) -> None:
         """Print a record: its message, its level, and whether a file of the workflow wrote it."""

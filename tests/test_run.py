@@ -14,6 +14,7 @@ from conftest import ROOT
 from fake_workflow import TALKER
 from rich.console import Console
 
+from talker.core.boundary import explain
 from talker.core.progress import read_progress
 from talker.errors import UserError
 from talker.media import espeak
@@ -143,6 +144,15 @@ def test_a_text_without_espeak_names_the_package(folder: Path, monkeypatch: pyte
     ):
         run.main("me.mp4", config=Config(say=("Good morning",)))
     assert not Path("data").exists()
+
+
+def test_a_missing_package_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.chdir(folder)
+    Path("me.mp4").touch()
+    with pytest.raises(ImportError) as refused:
+        run.main("me.mp4", config=Config())
+    assert "`pip install '.[workflow]'`" in str(explain(refused.value))
 
 
 def test_a_spoken_text_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

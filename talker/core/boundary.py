@@ -58,7 +58,9 @@ EXTRAS = {
     "gsplat": "'.[cuda]'",
     "ffmpeg": "'.[ffmpeg]'",
     "imageio_ffmpeg": "'.[ffmpeg]'",
+    "jsonschema": "'.[workflow]'",
     "mediapipe": "'.[prepare]'",
+    "rich": "'.[workflow]'",
     "snakemake": "'.[workflow]'",
     "transformers": "'.[transformers]'",
 }

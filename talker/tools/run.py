@@ -9,6 +9,7 @@ videos and the report are, and whether the avatar is good. The files are written
 data, results, logs and benchmarks of the current folder.
 """
 
+import importlib.util
 import json
 import os
 import queue
@@ -106,9 +107,13 @@ def run_workflow(video: str, config: Config) -> None:
         config: options.
 
     Raises:
+        ImportError: a package that the workflow needs is not installed.
         UserError: the run failed; the message contains the reasons.
         SystemExit: the run was interrupted.
     """
+    for package in ("snakemake", "mediapipe"):
+        if importlib.util.find_spec(package) is None:
+            raise ImportError(f"No module named '{package}'", name=package)
     out, overrides = config.out, _source(video, config.out)
     subject = overrides.get("example") or name_of(video)
     if config.configfile is not None and not config.configfile.is_file():
