@@ -259,9 +259,9 @@ def require_deepspeech_scores():
         file = Path(deepspeech_scores(DATA / subject) or ".")
         if not file.exists():
             raise WorkflowError(
-                f"{file} does not exist, from which the encoder deepspeech reads precomputed "
-                f"scores, and there is no network to compute them: {DEEPSPEECH} does not exist. To "
-                f"obtain the network, {WEIGHTS['deepspeech'].hint()}."
+                f"{file} does not exist, and {DEEPSPEECH} does not exist either. The encoder "
+                "deepspeech needs a file of scores or the network that computes them. To obtain the "
+                f"network, {WEIGHTS['deepspeech'].hint()}."
             )
 
 

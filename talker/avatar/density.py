@@ -158,7 +158,7 @@ def refine(
 ) -> None:
     """Replace each of the Gaussians `rows` [N] by `count` smaller ones, which cover the same area.
 
-    The face looks the same at first, and training can then show finer detail there.
+    The face looks the same at first, but training can then represent finer detail.
     """
     keep = torch.ones(len(params["means"]), dtype=torch.bool, device=rows.device)
     keep[rows] = False

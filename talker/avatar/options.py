@@ -82,7 +82,7 @@ class Config:
     """Number of images in a batch of the canonical stage."""
     mouth_split: AtLeast1 = 4
     """Number of smaller Gaussians that replace each Gaussian around the lips before the deformation
-    stage. Teeth and lips are sharper with more of them. 1 keeps the Gaussians as they are."""
+    stage. More of them make teeth and lips sharper. 1 keeps the Gaussians unchanged."""
     deformation_steps: AtLeast1 = 4_000
     """Number of steps of the deformation stage, which fits the facial motion."""
     deformation_batch: AtLeast1 = 32

@@ -26,10 +26,10 @@ CROP_MARGIN = 0.08
 CROP_MULTIPLE = 16
 """Width and height of the crop are multiples of this many pixels."""
 MOUTH_FRAMES = 32
-"""Number of training frames in which the Gaussians around the lips are looked for."""
+"""Number of training frames from which the Gaussians around the lips are selected."""
 MOUTH_MARGIN = 1.15
-"""Size of the region around the lips whose Gaussians count as those of the mouth, relative to the
-box of the lips."""
+"""Size of the region around the lips in which Gaussians belong to the mouth, relative to the box of
+the lips."""
 MOUTH_DEPTH = 0.45
 """Depth of that region behind the surface of the face in dm: it includes teeth and tongue, but not
 the back of the head."""
@@ -138,7 +138,7 @@ class Prefetch:
 def mouth_rows(
     subset: TrainingSet, means: Float[Tensor, "G 3"], opacities: Float[Tensor, "G"]
 ) -> Int64[Tensor, "N"]:
-    """Return the rows [N] of the Gaussians that lie around the lips, in the face and behind it.
+    """Return the rows [N] of the Gaussians around the lips, on and behind the face.
 
     They are inside the lip boxes of most frames, and less than `MOUTH_DEPTH` behind the frontmost
     opaque Gaussians there.

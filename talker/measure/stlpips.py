@@ -97,7 +97,7 @@ def load_stlpips(path: Path, sha256: str) -> ShiftTolerantLpips:
         network.load_state_dict(_renamed(published), strict=True)
     except (RuntimeError, UnpicklingError, EOFError, AttributeError, KeyError) as error:
         raise UserError(
-            f"{path}: is not the file alex_shift_tolerant.pth of ST-LPIPS ({error}). Download it "
+            f"{path} is not the file alex_shift_tolerant.pth of ST-LPIPS ({error}). Download it "
             "with `talker weights fetch stlpips`."
         ) from error
     return network

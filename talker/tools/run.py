@@ -48,7 +48,7 @@ NAME_LENGTH = 40
 SECONDS_BETWEEN_UPDATES = 0.25
 """Time in seconds between two updates of the live lines."""
 INTERRUPTED = (
-    "Stopped. To go on, run the same command again: finished stages are kept, and training "
+    "Stopped. To continue, run the same command again: finished stages are kept, and training "
     "continues from its checkpoint."
 )
 
