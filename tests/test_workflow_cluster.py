@@ -219,3 +219,53 @@ def test_every_group_of_rules_has_its_environment(
     assert {group for _, group in calls} == {"prepare", "avatar"}
     assert {("frames", "prepare"), ("track", "prepare"), ("report", "avatar")} <= calls
     assert len(calls) == len({stage for stage, _ in calls})
+
+
+CONDA = """#!/bin/sh
+case "$1 $2" in
+    "info --json") echo '{{"conda_prefix": "{folder}", "platform": "linux-64"}}' ;;
+    "--version ") echo conda 24.9.0 ;;
+    "config --get") echo '{{"get": {{"channel_priority": "strict"}}}}' ;;
+    "env create")
+        while [ "$1" != --file ]; do shift; done
+        mkdir -p "$4/bin" "$4/conda-meta"
+        sed -n 's/^ *- \\(-[ce] .*\\)/echo "\\1"/p' "$2" | sh >> {folder}/requirements
+        printf '#!/bin/sh\\necho "$@" >> {folder}/pip\\n' > "$4/bin/python"
+        cat > "$4/bin/talker" <<'END'
+#!/bin/sh
+echo "$1 $CONDA_PREFIX" >> {folder}/diary
+exec {folder}/talker "$@"
+END
+        chmod +x "$4/bin/python" "$4/bin/talker" ;;
+esac
+"""
+"""A stand-in for conda, whose environments contain a stand-in for pip, which records its arguments,
+and a stand-in for talker."""
+
+
+def test_conda_environments_install_the_project(tmp_path: Path) -> None:
+    (tmp_path / "workflow").mkdir()
+    workflow = Workflow(tmp_path / "workflow")
+    folder = tmp_path / "conda"
+    (folder / "bin").mkdir(parents=True)
+    conda = workflow.folder / "bin" / "conda"
+    conda.write_text(CONDA.format(folder=folder))
+    conda.chmod(0o755)
+    (folder / "bin" / "activate").write_text('export CONDA_PREFIX="$1" PATH="$1/bin:$PATH"\n')
+    (workflow.folder / "bin" / "talker").rename(folder / "talker")
+    arguments = ("data/demo/landmarks.npz", "results/demo/avatar", "--sdm", "conda")
+    assert "require a clone" in workflow.refuse(*arguments)  # as from a wheel
+    for file in ("pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / file, workflow.folder)
+    workflow.run(*arguments)
+    source = workflow.folder
+    requirements = set((folder / "requirements").read_text().splitlines())
+    assert requirements == {
+        f"-c {source}/constraints.txt",
+        f"-e {source}[ffmpeg,prepare-without-jax]",
+        f"-e {source}[cuda,ffmpeg,prepare-without-jax]",
+    }
+    pip = f"-m pip install --quiet --no-deps -c {source}/constraints.txt mediapipe"
+    assert (folder / "pip").read_text().splitlines() == [pip] * 2
+    environments = dict(line.split() for line in (folder / "diary").read_text().splitlines())
+    assert environments["frames"] == environments["track"] != environments["train"]
