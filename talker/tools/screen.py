@@ -25,8 +25,8 @@ TAIL_BYTES = 4000
 """Number of bytes at the end of a log that are searched for a progress line."""
 FIXED_STAGES = {"train", "synthesize"}
 """Stages whose time does not depend on the length of the video."""
-QUARTER = 0.25
-"""Fraction of a long stage after which a line is written to a log."""
+REPORTED_PARTS = 2
+"""Number of parts of a long loop; a line is written to a log after each, except the last."""
 LONG_SECONDS = 60.0
 """Duration of a stage in seconds from which its progress is written to a log."""
 
@@ -46,7 +46,7 @@ class Job:
     started: float = field(default_factory=time.monotonic)
     """When it started, in seconds of the monotonic clock."""
     reported: tuple[str, int] = ("", 0)
-    """The loop and the number of its quarters that were written to the log."""
+    """The loop, and the number of its parts that were written to the log."""
 
 
 class Screen:
@@ -169,7 +169,7 @@ class Screen:
         text = f"{state.name} {state.done}/{state.total} {state.unit}"
         text += f", {duration(state.seconds_left)} left"
         self.bars.update(job.task, total=state.total, completed=state.done, detail=text)
-        reached = state.name, int(state.done / (QUARTER * state.total))
+        reached = state.name, state.done * REPORTED_PARTS // max(state.total, 1)
         if reached != job.reported and not self.console.is_terminal and elapsed > LONG_SECONDS:
             if reached[1]:
                 self.print(f"{job.rule}: {text}")
