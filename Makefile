@@ -55,6 +55,15 @@ lint: .venv/installed-dev
 docs: build/docs-venv/installed
 	NO_MKDOCS_2_WARNING=1 build/docs-venv/bin/mkdocs build --strict
 
+# one environment for each group of rules, on a disk that all nodes of a cluster share
+envs: .venv/installed
+	@test -n "$(ENVS)" || { echo 'name a folder with: make envs ENVS=/shared/talker' >&2; exit 2; }
+	python scripts/make_venvs.py '$(ENVS)'
+
+# needs the network: pip-audit asks the database of known vulnerabilities about every pinned package
+audit: build/audit-venv/installed
+	build/audit-venv/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
+
 clean:
 	$(or $(PYTHON),python3) scripts/clean.py demo
 	rm -rf .venv
