@@ -253,6 +253,7 @@ def test_the_last_progress_line_of_a_log_counts():
     assert (state.name, state.done, state.total, state.unit) == ("masks", 3, 10, "frames")
     assert state.seconds_left == 14
     assert read_progress("wrote 5 files\n") is None
+    assert read_progress("face: 2/5 images, 1.0/s\nface: 5 images in 5.0 s\n") is None
 
 
 @pytest.mark.parametrize(

@@ -63,10 +63,14 @@ class State:
 
 
 def read_progress(log: str) -> State | None:
-    """Return the progress in the last lines of a log, or None if they contain no progress line."""
-    found = LINE.findall(log)
-    if not found:
+    """Return the progress of the loop that a log is about, or None if no loop is running.
+
+    Args:
+        log: the log, or its last lines.
+    """
+    found = list(LINE.finditer(log))
+    if not found or f"\n{found[-1][1]}: {found[-1][3]} {found[-1][4]} in " in log:
         return None
-    name, done, total, unit, rate = found[-1]
+    name, done, total, unit, rate = found[-1].groups()
     left = (int(total) - int(done)) / max(float(rate), 1e-3)
     return State(name, int(done), int(total), unit, left)

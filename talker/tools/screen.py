@@ -63,7 +63,7 @@ class Screen:
         self.console = Console(highlight=False, soft_wrap=True, markup=False)
         self.bars = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description:<15}", markup=False),
+            TextColumn("{task.description:<16}", markup=False),
             BarColumn(bar_width=20),
             TextColumn("{task.fields[detail]}", markup=False),
             console=self.console,
@@ -169,7 +169,8 @@ class Screen:
         text = f"{state.name} {state.done}/{state.total} {state.unit}"
         text += f", {duration(state.seconds_left)} left"
         self.bars.update(job.task, total=state.total, completed=state.done, detail=text)
-        reached = state.name, state.done * REPORTED_PARTS // max(state.total, 1)
+        part = state.done * REPORTED_PARTS // max(state.total, 1)
+        reached = state.name, min(part, REPORTED_PARTS - 1)
         if reached != job.reported and not self.console.is_terminal and elapsed > LONG_SECONDS:
             if reached[1]:
                 self.print(f"{job.rule}: {text}")
