@@ -5,7 +5,7 @@ import inspect
 import re
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import jsonschema
 import numpy as np
@@ -69,6 +69,15 @@ def test_configurations_in_the_documentation_are_valid(page: Path) -> None:
         jsonschema.validate(yaml.safe_load(block.replace("sha256: ...", 'sha256: ""')), schema)
 
 
+def flag_of(stage: str, name: str) -> str:
+    """Return the name of an argument on the command line, which tyro may change."""
+    hints = get_type_hints(importlib.import_module(module_of(stage)).main, include_extras=True)
+    renamed = [
+        note.name for note in getattr(hints[name], "__metadata__", ()) if hasattr(note, "name")
+    ]
+    return next((new for new in renamed if new), name.replace("_", "-"))
+
+
 def option_names(stage: str) -> set[str]:
     """Return the flags of a stage, including those of groups, with dashes."""
 
@@ -81,7 +90,7 @@ def option_names(stage: str) -> set[str]:
 
     main = importlib.import_module(module_of(stage)).main
     parameters = inspect.signature(main).parameters
-    arguments = {f"--{name.replace('_', '-')}" for name in parameters}
+    arguments = {f"--{flag_of(stage, name)}" for name in parameters}
     return arguments | names(type(parameters["config"].default))
 
 
