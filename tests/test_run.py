@@ -32,6 +32,8 @@ if stage == "evaluate":
     Path(args[args.index("--metrics") + 1]).write_text({VERDICT!r})
 if stage == "check":
     print("warning: few blinks")
+if stage == "train":
+    Path("options_of_training").write_text(" ".join(args))
 """
 )
 """A `talker` for the jobs that only creates its outputs, and writes a verdict."""
@@ -64,7 +66,9 @@ def test_a_video_with_a_difficult_name_says_a_file_with_a_difficult_name(folder:
     video, speech = folder / 'it\'s #1: a $HOME "ü".mp4', folder / "hello: #2 'x'.wav"
     video.touch()
     speech.touch()
-    process = start(folder, "run", video.name, "--say", speech.name, "--preset", "draft")
+    (folder / "mine.yaml").write_text("options: {train: {gaussians: 7}}")
+    options = ["--say", speech.name, "--preset", "draft", "--configfile", "mine.yaml"]
+    process = start(folder, "run", video.name, *options)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, out + err
     name = "it_s_1_a_HOME_ü_"
@@ -79,6 +83,7 @@ def test_a_video_with_a_difficult_name_says_a_file_with_a_difficult_name(folder:
         assert f"\n{line}\n" in f"\n{out}\n"
     assert out.count("\n") <= 30, out
     assert "SNAKEMAKE" not in out + err
+    assert "--gaussians=7" in (folder / "options_of_training").read_text()
     assert (folder / "data" / name / "source.txt").read_text().startswith(video.name + "\n")
 
 

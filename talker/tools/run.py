@@ -70,8 +70,8 @@ class Config:
     out: Path = Path()
     """Folder to write to; by default, the current folder."""
     configfile: Path | None = None
-    """YAML file with the configuration of the workflow; by default, config/config.yaml in the
-    folder to write to, if it exists."""
+    """YAML file with keys of the workflow's configuration. They have precedence over
+    config/config.yaml in the folder to write to, if it exists, and over the defaults."""
     dry_run: bool = False
     """Print which stages would run, and stop."""
     verbose: bool = False
@@ -208,10 +208,10 @@ def _speak(text: str, voice: str, file: Path) -> None:
 def _command(config: Config, overrides: str) -> list[str]:
     """Return the command line of Snakemake, which is run in the folder to write to."""
     workflow = workflow_folder()
-    files = [overrides]
+    files = [overrides]  # later files have precedence, and all have it over config/config.yaml
     if config.configfile is not None:
         files.insert(0, os.path.abspath(config.configfile))
-    elif not (config.out / "config" / "config.yaml").exists():
+    if not (config.out / "config" / "config.yaml").exists():
         files.insert(0, str(workflow / "config" / "config.yaml"))
     # The lock of Snakemake would have to be removed by hand after a crash.
     options = ["--nolock", "--cores", config.cores, "--configfile", *files]
