@@ -188,6 +188,37 @@ def test_the_mouth_is_refined_before_the_deformation_stage(
     assert len(canonical["means"]) == before + 2 * len(rows)
 
 
+def test_a_batch_is_halved_once_if_memory_runs_out(
+    data: Dataset,
+    subset: TrainingSet,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    undisturbed = Trainer(data, subset, TINY)
+    undisturbed.train_step()
+    limit, sizes = 1, []
+    real = Trainer.loss_and_gradients
+
+    def limited(self: Trainer, rows: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        sizes.append(len(rows))
+        if len(rows) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, rows, *arguments, **options)
+
+    monkeypatch.setattr(Trainer, "loss_and_gradients", limited)
+    trainer = Trainer(data, subset, TINY)
+    trainer.train_step()
+    assert sizes == [2, 1, 1]
+    assert "computed in two halves" in caplog.text
+    for name in ("means", "scales", "opacities", "sh"):
+        expected = undisturbed.avatar.canonical[name].grad
+        difference = trainer.avatar.canonical[name].grad - expected
+        assert difference.norm() < 0.05 * expected.norm(), name
+    limit = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        trainer.train_step()
+
+
 def test_batches_cover_every_frame_once_an_epoch() -> None:
     rows = torch.cat([batch_rows(12, 4, step, seed=1) for step in range(3)])
     assert sorted(rows.tolist()) == list(range(12))

@@ -120,6 +120,11 @@ class Trainer:
         self.targets = Prefetch(subset, self.batch_rows)
         self.deform: Callable[..., tuple[Tensor, ...]] = DeformationModule(self.avatar)
         self.graph_captured = False
+        self.part_size = self._full_part_size()
+
+    def _full_part_size(self) -> int:
+        """Return how many images of a batch are computed at once if memory allows; 0 means all."""
+        return 0 if self.subset.ids.is_cuda else CPU_CHUNK
 
     @property
     def stage_steps(self) -> int:
@@ -229,7 +234,7 @@ class Trainer:
 
     def in_parts(self, work: Callable[[slice], Result], count: int) -> list[Result]:
         """Return work(part) for each part in which a batch of `count` images is computed."""
-        size = count if self.subset.ids.is_cuda else CPU_CHUNK
+        size = self.part_size or count
         parts = (slice(start, start + size) for start in range(0, count, size))
         return list(self.workers.map(work, parts))
 
@@ -258,8 +263,6 @@ class Trainer:
         rows = self.batch_rows(self.step).to(subset.ids.device, non_blocking=True)
         targets = self.targets(self.step)
         conditions = None if canonical else self.sample_conditions(rows)
-        if conditions and rows.is_cuda and not self.graph_captured:
-            self._capture_graph(rows, conditions)
 
         def work(part: slice) -> tuple[list[Tensor], dict[str, Tensor], Rasterized]:
             return self.loss_and_gradients(
@@ -269,7 +272,7 @@ class Trainer:
                 share=len(rows[part]) / len(rows),
             )
 
-        done = self.in_parts(work, len(rows))
+        done = self._in_memory(work, rows, conditions)
         by_parameter = zip(*(gradients[:-1] for gradients, *_ in done), strict=True)
         if len(done) == 1:
             gradients = [g.contiguous() for (g,) in by_parameter]
@@ -294,6 +297,29 @@ class Trainer:
         if not logs:
             return None
         return {name: sum(values[name].item() for _, values, _ in done) for name in done[0][1]}
+
+    def _in_memory(
+        self, work: Callable[[slice], Result], rows: Tensor, conditions: Conditions | None
+    ) -> list[Result]:
+        """Return `in_parts`; if memory runs out, compute each batch in two halves from now on."""
+        count = len(rows)
+        try:
+            if conditions and rows.is_cuda and not self.part_size and not self.graph_captured:
+                self._capture_graph(rows, conditions)
+            return self.in_parts(work, count)
+        except torch.OutOfMemoryError:
+            if 0 < self.part_size < count:
+                raise
+        # outside of the handler, whose exception keeps the tensors of the failed step alive
+        self.part_size = math.ceil(count / 2)
+        self.deform = DeformationModule(self.avatar)
+        torch.cuda.empty_cache()
+        logger.warning(
+            "The GPU ran out of memory at step %d of the %s stage. From now on, each batch of %d "
+            "images is computed in two halves. This is slower and changes the result slightly.",
+            *(self.step, self.stage, count),
+        )
+        return self.in_parts(work, count)
 
     def refuse_divergence(self) -> None:
         """Raise UserError if a gradient of any previous step was not finite."""
@@ -340,6 +366,7 @@ class Trainer:
                 "%d Gaussians around the mouth were divided into %d each.", len(rows), count
             )
         self.stage, self.step = "deformation", 0
+        self.part_size = self._full_part_size()
         self.optimizer = self._new_optimizer()
 
     @property
