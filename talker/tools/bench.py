@@ -315,8 +315,9 @@ def time_speaking(
     list(StreamingAvatar(*parts).push_audio(audio))  # compiles
     result = measure_latency(StreamingAvatar(*parts), audio)
     logger.info(
-        "  live speech: 95 %% of frames within %.0f ms of their sound (%.0f ms of waiting, median "
-        "%.1f ms of computation per hop), %.2f s of computation per second of speech",
+        "  live speech: 95 %% of frames follow their sound within %.0f ms (%.0f ms of waiting, and "
+        "a median of %.1f ms of computation per hop); the computation takes %.2f s per second of "
+        "speech",
         *(result["latency_ms_p95"], result["waits_ms"], result["hop_ms_median"]),
         result["real_time_factor"],
     )
