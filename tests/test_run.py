@@ -120,6 +120,7 @@ def test_ctrl_c_says_how_to_go_on(folder: Path):
     ("args", "message"),
     [
         (["absent.mp4"], "talker run: error: absent.mp4 does not exist.\n"),
+        (["a{b}.mp4"], "a{b}.mp4: The name must not contain any of the characters { } < >."),
         (["bin"], "talker run: error: bin is a folder, but must be a video.\n"),
         (["me.mp4", "--say", "absent.wav"], "--say: The file absent.wav does not exist.\n"),
         (["me.mp4", "--say", " "], "--say: The value is empty. Give a sound file or a text.\n"),
@@ -129,7 +130,7 @@ def test_ctrl_c_says_how_to_go_on(folder: Path):
     ],
 )
 def test_a_mistake_is_refused_at_once(folder: Path, args: list[str], message: str):
-    for name in ("me.mp4", "a.wav", "bin/a.wav"):
+    for name in ("me.mp4", "a{b}.mp4", "a.wav", "bin/a.wav"):
         (folder / name).touch()
     out, err = (process := start(folder, "run", *args)).communicate(timeout=60)
     assert process.returncode == 1

@@ -151,7 +151,15 @@ def _source(video: str, out: Path) -> dict[str, Any]:
 
 
 def _seen_from(out: Path, file: str) -> str:
-    """Return the path of a file as seen from the output folder; unchanged in the same folder."""
+    """Return the path of a file as seen from the output folder; unchanged in the same folder.
+
+    Raises:
+        UserError: the path contains a character that Snakemake replaces in paths.
+    """
+    if re.search("[{}<>]", file):
+        raise UserError(
+            f"{file}: The name must not contain any of the characters {{ }} < >. Rename the file."
+        )
     return file if out.resolve() == Path.cwd() else os.path.abspath(file)
 
 

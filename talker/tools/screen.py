@@ -85,7 +85,8 @@ class Screen:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bars.stop()
+        if self.console.is_terminal:
+            self.bars.stop()
 
     def print(self, text: str) -> None:
         """Print a line above the live lines."""
