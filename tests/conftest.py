@@ -16,12 +16,16 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 CLIPS = ROOT.parent / "shared" / "clips"
 DEMO = ROOT / "demo"
+COMPILED = {"talker.head.zbuffer"}
+"""Modules with kernels, which are compiled from their source and cannot be wrapped."""
 SHAPES_CHECKED = [
-    f"talker.avatar.{path.stem}" for path in (ROOT / "talker/avatar").glob("[!_]*.py")
+    name
+    for room in ("avatar", "head", "measure", "encoders")
+    for path in (ROOT / "talker" / room).glob("[!_]*.py")
+    if (name := f"talker.{room}.{path.stem}") not in COMPILED
 ]
-"""Modules whose annotations, the shapes of arrays among them, are checked in every call. Kernels
-are compiled from their source and cannot be wrapped."""
-install_import_hook(SHAPES_CHECKED, "beartype.beartype")
+"""Modules whose annotations, the shapes of arrays among them, are checked in every call."""
+install_import_hook(SHAPES_CHECKED, "shape_checker.check")
 FRAMES, SIZE = 100, 256
 
 

@@ -1,13 +1,21 @@
 """Check that the annotations of array shapes are enforced while the tests run."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
-from conftest import SHAPES_CHECKED
+from conftest import COMPILED, ROOT, SHAPES_CHECKED
 from jaxtyping import TypeCheckError
 
 from talker.avatar.drive import head_speed, nearest_valid
 from talker.avatar.gaussians import Gaussians, camera_centers, evaluate_sh
+from talker.encoders.features import mute
+from talker.encoders.loudness import silence_of
+from talker.head.camera import project
+from talker.head.poses import procrustes
+from talker.measure.metrics import correlation
+from talker.measure.sync import sync_score
 
 
 def test_right_shapes_are_accepted() -> None:
@@ -35,5 +43,25 @@ def test_a_wrong_type_of_number_is_refused() -> None:
         nearest_valid(np.zeros(3), np.ones(3, bool))
 
 
-def test_modules_of_the_avatar_are_checked() -> None:
-    assert {"talker.avatar.model", "talker.avatar.trainer"} <= set(SHAPES_CHECKED)
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: project(np.zeros((5, 2)), np.eye(4)[None], np.eye(3)),
+        lambda: procrustes(np.zeros((3, 7, 3)), np.zeros((6, 3))),
+        lambda: correlation(np.zeros(4), np.zeros(5)),
+        lambda: sync_score(np.zeros((9, 3)), np.zeros((8, 68, 2))),
+        lambda: mute(np.zeros((4, 2), np.int64), np.zeros(4), None),
+        lambda: silence_of(np.zeros(4), 0.1),
+    ],
+    ids=["head", "head by name", "measure", "measure by name", "encoders", "encoders by type"],
+)
+def test_wrong_arrays_are_refused_in_every_room(call: Callable[[], object]) -> None:
+    with pytest.raises(TypeCheckError):
+        call()
+
+
+@pytest.mark.parametrize("room", ["avatar", "head", "measure", "encoders"])
+def test_every_module_of_a_room_is_checked(room: str) -> None:
+    names = {f"talker.{room}.{path.stem}" for path in (ROOT / "talker" / room).glob("[!_]*.py")}
+    assert names - COMPILED <= set(SHAPES_CHECKED)
+    assert len(names) > 5

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float, Real
 from numpy.lib.stride_tricks import sliding_window_view
 
 from talker.clip import (
@@ -73,7 +74,7 @@ class FeatureStats:
         """The encoder with its weights and layer."""
         return Choice(self.encoder, self.model, self.layer)
 
-    def reduce(self, slots: np.ndarray) -> np.ndarray:
+    def reduce(self, slots: Float[np.ndarray, "K D"]) -> Float[np.ndarray, "K C"]:
         """Map encoder features [K, D] to whitened components float32 [K, C]."""
         return ((slots - self.mean) @ self.components.T / self.scale).astype(np.float32)
 
@@ -158,7 +159,9 @@ def extract(encoder: Encoder, sound: Waveform, gain: float = 1.0) -> Iterator[np
         yield rows_at(rows, encoder, centers)
 
 
-def rows_at(rows: np.ndarray, encoder: Encoder, seconds: np.ndarray) -> np.ndarray:
+def rows_at(
+    rows: Float[np.ndarray, "N D"], encoder: Encoder, seconds: Float[np.ndarray, "K"]
+) -> Float[np.ndarray, "K D"]:
     """Interpolate the encoder's rows [N, D] of a piece at times [K] in seconds: [K, D].
 
     Times before the first and after the last row get the first and the last row.
@@ -204,8 +207,8 @@ def extract_clip(
 
 
 def fit_stats(
-    slots: np.ndarray,
-    levels: np.ndarray,
+    slots: Float[np.ndarray, "K D"],
+    levels: Float[np.ndarray, "K"],
     encoder: Encoder,
     choice: Choice,
     components: int,
@@ -285,7 +288,9 @@ def avatar_features(
         done += len(rows)
 
 
-def mute(slots: np.ndarray, silent: np.ndarray, stats: FeatureStats) -> np.ndarray:
+def mute(
+    slots: Float[np.ndarray, "K C"], silent: Real[np.ndarray, "K"], stats: FeatureStats
+) -> Float[np.ndarray, "K C"]:
     """Blend features [K, C] with those of silence; `silent` [K] is the weight of silence."""
     share = silent[:, None].astype(np.float32)
     return slots * (1 - share) + stats.silence * share
@@ -387,7 +392,7 @@ def _cut(slots: np.ndarray, count: int) -> np.ndarray:
     return view.swapaxes(1, 2)
 
 
-def mirrored(sound: Waveform, start: int, stop: int) -> np.ndarray:
+def mirrored(sound: Waveform, start: int, stop: int) -> Float[np.ndarray, "{stop-start}"]:
     """Return samples start..stop as float32 in -1..1; the sound is mirrored at both of its ends."""
     last = len(sound) - 1
     places = np.abs((np.arange(start, stop) + last) % max(2 * last, 1) - last)

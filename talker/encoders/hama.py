@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -119,7 +120,7 @@ def load(choice: Choice, wav: Path | None) -> Encoder:
 
 
 @torch.inference_mode()
-def extract(trunk: Trunk, sound: np.ndarray) -> np.ndarray:
+def extract(trunk: Trunk, sound: Float[np.ndarray, "S"]) -> Float[np.ndarray, "N D"]:
     """Map sound, float32 [S], to float32 [1 + S // 320, 256]; row k is centered on sample 320 k.
 
     The excitations average over the whole piece, so only pieces of one length are comparable.

@@ -1,6 +1,7 @@
 """Loudness and pauses of speech: levels of 20 ms slots in dB below full scale."""
 
 import numpy as np
+from jaxtyping import Bool, Float, Real
 
 from talker.clip import SAMPLE_RATE, SLOT, SLOT_RATE, runs
 from talker.media.audio import Waveform
@@ -29,7 +30,7 @@ READ = 60 * SAMPLE_RATE
 """Samples that are read at a time: one minute."""
 
 
-def slot_levels(sound: Waveform) -> np.ndarray:
+def slot_levels(sound: Waveform) -> Float[np.ndarray, "K"]:
     """Return the level of each slot, float32 [S // 320] in dBFS, of sound int16 [S]."""
     levels = []
     for start in range(0, len(sound) // SLOT * SLOT, READ):
@@ -40,7 +41,7 @@ def slot_levels(sound: Waveform) -> np.ndarray:
     return np.concatenate(levels or [np.empty(0)]).astype(np.float32)
 
 
-def speech_level(levels: np.ndarray) -> float:
+def speech_level(levels: Float[np.ndarray, "K"]) -> float:
     """Return the loudness of speech with levels [K], in dBFS: the mean power of its louder slots.
 
     It is nan if there is no speech: only silence, or faint and steady noise.
@@ -60,7 +61,7 @@ def gain_between(level: float, target: float) -> float:
     return float(10 ** (difference / 20)) if np.isfinite(difference) else 1.0
 
 
-def pauses(levels: np.ndarray, shortest: float) -> np.ndarray:
+def pauses(levels: Float[np.ndarray, "K"], shortest: float) -> Real[np.ndarray, "K"]:
     """Detect the pauses of speech: float32 [K], 0 in speech, 1 in silence.
 
     Args:
@@ -77,7 +78,7 @@ def pauses(levels: np.ndarray, shortest: float) -> np.ndarray:
     return silence_of(levels < threshold, shortest)
 
 
-def silence_of(quiet: np.ndarray, shortest: float) -> np.ndarray:
+def silence_of(quiet: Bool[np.ndarray, "K"], shortest: float) -> Real[np.ndarray, "K"]:
     """Return the weight of silence, float32 [K]: 1 in runs of bool [K] of `shortest` seconds."""
     silent = np.zeros(len(quiet), np.float32)
     for start, end in zip(*runs(quiet), strict=True):

@@ -6,6 +6,7 @@ It uses 25 ms Hann windows every 10 ms and 80 triangles on Slaney's mel scale.
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 from librosa.feature import melspectrogram
 
 from talker.clip import SAMPLE_RATE
@@ -33,7 +34,7 @@ def load(choice: Choice, wav: Path | None) -> Encoder:
     )
 
 
-def log_mel(sound: np.ndarray) -> np.ndarray:
+def log_mel(sound: Float[np.ndarray, "S"]) -> Float[np.ndarray, "N 80"]:
     """Map sound, float32 [S], to float32 [1 + S // 160, 80]; row k is centered on sample 160 k."""
     power = melspectrogram(y=sound, sr=SAMPLE_RATE, n_fft=WINDOW, hop_length=HOP, n_mels=BANDS)
     return np.log(np.maximum(power.T, FLOOR))

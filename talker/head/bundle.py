@@ -8,6 +8,7 @@ import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
 
 from talker.head.poses import (
     HUBER,
@@ -37,19 +38,19 @@ class Prior:
     focal_range: tuple[float, float]
     """Bounds of the focal length in detector units; equal bounds fix it."""
 
-    def distance_error(self, viewmats: np.ndarray) -> float:
+    def distance_error(self, viewmats: Float[np.ndarray, "N 4 4"]) -> float:
         """Return the deviation of the mean log distance from the prior, in standard deviations."""
         return (np.log(viewmats[:, 2, 3] / self.distance)).mean() / self.distance_sigma
 
 
 def bundle_adjust(
-    viewmats: np.ndarray,
-    observed: np.ndarray,
-    weights: np.ndarray,
-    K: np.ndarray,
+    viewmats: Float[np.ndarray, "N 4 4"],
+    observed: Float[np.ndarray, "N P 2"],
+    weights: Float[np.ndarray, "P"],
+    K: Float[np.ndarray, "3 3"],
     prior: Prior,
     steps: int = 30,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[Float[np.ndarray, "N 4 4"], Float[np.ndarray, "P 3"], Float[np.ndarray, "3 3"]]:
     """Minimize the reprojection error over poses, points and focal length (Levenberg-Marquardt).
 
     The points start from the prior. A change of the focal length scales all distances with it,
@@ -96,10 +97,10 @@ def bundle_adjust(
 
 
 def focal_curve(
-    viewmats: np.ndarray,
-    observed: np.ndarray,
-    weights: np.ndarray,
-    K: np.ndarray,
+    viewmats: Float[np.ndarray, "N 4 4"],
+    observed: Float[np.ndarray, "N P 2"],
+    weights: Float[np.ndarray, "P"],
+    K: Float[np.ndarray, "3 3"],
     prior: Prior,
 ) -> dict[float, float]:
     """Return {factor: RMS residual in detector units} with the focal length fixed at factor * K.
@@ -121,13 +122,13 @@ def focal_curve(
 
 
 def triangulate(
-    viewmats: np.ndarray,
-    observed: np.ndarray,
-    weights: np.ndarray,
-    K: np.ndarray,
+    viewmats: Float[np.ndarray, "N 4 4"],
+    observed: Float[np.ndarray, "N P 2"],
+    weights: Float[np.ndarray, "P"],
+    K: Float[np.ndarray, "3 3"],
     prior: Prior,
     steps: int = 5,
-) -> np.ndarray:
+) -> Float[np.ndarray, "P 3"]:
     """Estimate robust mean positions [P, 3] of points observed at known poses.
 
     Most of the depth comes from the prior. Arguments as in `bundle_adjust`.
@@ -147,11 +148,11 @@ def triangulate(
 
 
 def adjustment_cost(
-    viewmats: np.ndarray,
-    observed: np.ndarray,
-    points: np.ndarray,
-    weights: np.ndarray,
-    K: np.ndarray,
+    viewmats: Float[np.ndarray, "N 4 4"],
+    observed: Float[np.ndarray, "N P 2"],
+    points: Float[np.ndarray, "P 3"],
+    weights: Float[np.ndarray, "P"],
+    K: Float[np.ndarray, "3 3"],
     prior: Prior,
 ) -> float:
     """Return the cost that `bundle_adjust` minimizes: Huber loss plus squared prior deviations."""
@@ -193,11 +194,11 @@ class Equations:
 
 
 def adjustment_equations(
-    viewmats: np.ndarray,
-    observed: np.ndarray,
-    points: np.ndarray,
-    weights: np.ndarray,
-    K: np.ndarray,
+    viewmats: Float[np.ndarray, "N 4 4"],
+    observed: Float[np.ndarray, "N P 2"],
+    points: Float[np.ndarray, "P 3"],
+    weights: Float[np.ndarray, "P"],
+    K: Float[np.ndarray, "3 3"],
     prior: Prior,
 ) -> Equations:
     """Return the Gauss-Newton normal equations of `adjustment_cost`."""

@@ -7,6 +7,7 @@ forward) of a head that is fixed in the world. The unit is dm. Pixel centers are
 """
 
 import numpy as np
+from jaxtyping import Float, Real
 
 JSON_SCALE = 0.1
 """The published transforms files hold translations in m, everything else is in dm."""
@@ -14,7 +15,7 @@ JSON_SCALE = 0.1
 _FLIP = np.array([1.0, -1.0, -1.0])
 
 
-def rotation_from_euler(euler: np.ndarray) -> np.ndarray:
+def rotation_from_euler(euler: Float[np.ndarray, "N 3"]) -> Float[np.ndarray, "N 3 3"]:
     """Return the rotations [N, 3, 3] of published Euler angles [N, 3] (radians).
 
     R = Rx(theta) Ry(phi) Rz(-psi) with the usual right-handed factors. The published routine
@@ -31,7 +32,7 @@ def rotation_from_euler(euler: np.ndarray) -> np.ndarray:
     ).reshape(-1, 3, 3)
 
 
-def euler_from_rotation(rotation: np.ndarray) -> np.ndarray:
+def euler_from_rotation(rotation: Float[np.ndarray, "N 3 3"]) -> Float[np.ndarray, "N 3"]:
     """Return the published Euler angles [N, 3] of rotations [N, 3, 3]; |phi| <= pi/2."""
     theta = np.arctan2(-rotation[:, 1, 2], rotation[:, 2, 2])
     phi = np.arcsin(np.clip(rotation[:, 0, 2], -1.0, 1.0))
@@ -47,12 +48,16 @@ def _rigid(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
     return matrices
 
 
-def viewmats_from_pose(euler: np.ndarray, trans: np.ndarray) -> np.ndarray:
+def viewmats_from_pose(
+    euler: Float[np.ndarray, "N 3"], trans: Float[np.ndarray, "N 3"]
+) -> Float[np.ndarray, "N 4 4"]:
     """Return OpenCV world-to-camera matrices [N, 4, 4]: diag(1, -1, -1) [R | t] (AD-NeRF)."""
     return _rigid(_FLIP[:, None] * rotation_from_euler(euler), _FLIP * trans)
 
 
-def pose_from_viewmats(viewmats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def pose_from_viewmats(
+    viewmats: Float[np.ndarray, "N 4 4"],
+) -> tuple[Float[np.ndarray, "N 3"], Float[np.ndarray, "N 3"]]:
     """Invert `viewmats_from_pose`: return euler [N, 3] and trans [N, 3]."""
     return (
         euler_from_rotation(_FLIP[:, None] * viewmats[:, :3, :3]),
@@ -60,18 +65,24 @@ def pose_from_viewmats(viewmats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def transform_matrices(euler: np.ndarray, trans: np.ndarray) -> np.ndarray:
+def transform_matrices(
+    euler: Float[np.ndarray, "N 3"], trans: Float[np.ndarray, "N 3"]
+) -> Float[np.ndarray, "N 4 4"]:
     """Return the matrices [N, 4, 4] of a transforms file: the inverse of [R | t / 10] (AD-NeRF)."""
     inverse = rotation_from_euler(euler).transpose(0, 2, 1)
     return _rigid(inverse, -np.einsum("nij,nj->ni", inverse, JSON_SCALE * np.asarray(trans)))
 
 
-def intrinsics(focal: float, width: int, height: int) -> np.ndarray:
+def intrinsics(focal: float, width: float, height: float) -> Float[np.ndarray, "3 3"]:
     """Return K [3, 3] in pixels with the principal point at the image center."""
     return np.array([[focal, 0.0, width / 2], [0.0, focal, height / 2], [0.0, 0.0, 1.0]])
 
 
-def project(points: np.ndarray, viewmats: np.ndarray, K: np.ndarray) -> np.ndarray:
+def project(
+    points: Real[np.ndarray, "*#N P 3"],
+    viewmats: Float[np.ndarray, "N 4 4"],
+    K: Real[np.ndarray, "3 3"],
+) -> Float[np.ndarray, "N P 2"]:
     """Project world points [P, 3] or [N, P, 3] with viewmats [N, 4, 4] to pixels [N, P, 2]."""
     rotation, translation = viewmats[:, :3, :3], viewmats[:, :3, 3]
     camera = points @ rotation.transpose(0, 2, 1) + translation[:, None]

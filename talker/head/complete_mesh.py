@@ -5,6 +5,7 @@ interpolated to all others. The 68 points of the result are exactly those given.
 """
 
 import numpy as np
+from jaxtyping import Float, Real
 from scipy.interpolate import RBFInterpolator
 
 from talker.head.landmarks68 import MESH_INDICES
@@ -15,7 +16,7 @@ JAW_OPEN = 0.5
 lips, so that the upper lip does not take over the motion of the lower one."""
 
 
-def complete_meshes(landmarks: np.ndarray) -> np.ndarray:
+def complete_meshes(landmarks: Real[np.ndarray, "T 68 2"]) -> Float[np.ndarray, "T 478 3"]:
     """Return meshes [T, 478, 3] in pixels, z growing away from the camera.
 
     Args:

@@ -1,6 +1,7 @@
 """Fit the whole morphable head to the 478 mean mesh points of a subject."""
 
 import numpy as np
+from jaxtyping import Float, Integer
 from scipy.interpolate import RBFInterpolator
 from scipy.spatial import KDTree
 
@@ -23,7 +24,9 @@ NECK_CUT = -1.1
 """Height at which the head surface is cut through the neck: y in dm from the center of the face."""
 
 
-def fit_head(head: MorphableHead, mesh: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def fit_head(
+    head: MorphableHead, mesh: Float[np.ndarray, "478 3"]
+) -> tuple[Float[np.ndarray, "V 3"], Float[np.ndarray, "I"]]:
     """Deform `head` so that its landmarks match `mesh` [478, 3] (dm, in the frame of the head).
 
     Ridge regression on identities and expressions extends the shape of the face to skull, ears and
@@ -52,7 +55,7 @@ def fit_head(head: MorphableHead, mesh: np.ndarray) -> tuple[np.ndarray, np.ndar
     return vertices, weights[: len(head.identities)]
 
 
-def with_hair(head: MorphableHead, vertices: np.ndarray) -> np.ndarray:
+def with_hair(head: MorphableHead, vertices: Float[np.ndarray, "V 3"]) -> Float[np.ndarray, "V 3"]:
     """Raise the scalp of fitted `vertices` [V, 3]; the offset is zero at temples and ears."""
     _, height, front = head.vertices.T
     scalp = np.clip(height / 0.6, 0, 1) * np.clip((0.1 - front) / 0.5, 0, 1)
@@ -60,7 +63,9 @@ def with_hair(head: MorphableHead, vertices: np.ndarray) -> np.ndarray:
     return vertices + HAIR * scalp[:, None] * vertex_normals(vertices, head.faces)
 
 
-def head_surface(head: MorphableHead, vertices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def head_surface(
+    head: MorphableHead, vertices: Float[np.ndarray, "V 3"]
+) -> tuple[Float[np.ndarray, "W 3"], Integer[np.ndarray, "F 3"]]:
     """Cut head and upper neck without lashes out of fitted vertices [V, 3].
 
     Returns:

@@ -8,6 +8,7 @@ import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool, Float, Integer
 from scipy.spatial.transform import Rotation
 
 from talker.head.bundle import Prior, bundle_adjust, focal_curve, triangulate
@@ -69,8 +70,8 @@ class RigidFit:
 
 
 def fit_rigid(
-    meshes: np.ndarray,
-    template: np.ndarray,
+    meshes: Float[np.ndarray, "N 478 3"],
+    template: Float[np.ndarray, "478 3"],
     width: int,
     height: int,
     *,
@@ -145,7 +146,7 @@ def fit_rigid(
     )
 
 
-def stable_points(template: np.ndarray) -> np.ndarray:
+def stable_points(template: Float[np.ndarray, "478 3"]) -> Integer[np.ndarray, "S"]:
     """Return the indices of mesh points [478, 3] that move with the skull.
 
     These are the points above the upper lip, without eyelids and irises.
@@ -159,7 +160,7 @@ def stable_points(template: np.ndarray) -> np.ndarray:
     return np.flatnonzero(stable)
 
 
-def select_keyframes(viewmats: np.ndarray, count: int) -> np.ndarray:
+def select_keyframes(viewmats: Float[np.ndarray, "N 4 4"], count: int) -> Integer[np.ndarray, "M"]:
     """Return sorted indices of `count` frames far apart in rotation and log distance.
 
     Farthest-point sampling that starts from the median pose.
@@ -176,7 +177,9 @@ def select_keyframes(viewmats: np.ndarray, count: int) -> np.ndarray:
     return np.sort(chosen)
 
 
-def outliers(residual: np.ndarray, floor: float = 0.0, factor: float = 6.0) -> np.ndarray:
+def outliers(
+    residual: Float[np.ndarray, "N"], floor: float = 0.0, factor: float = 6.0
+) -> Bool[np.ndarray, "N"]:
     """Return which residuals [N] are outliers, bool [N].
 
     An outlier exceeds median + `factor` * 1.4826 * MAD, three times the median, and `floor`. The

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from jaxtyping import Bool, Float, UInt8
 
 from talker.core.parallel import ordered_map
 
@@ -41,7 +42,7 @@ class Flow:
 
 
 def follow_points(
-    images: Iterable[np.ndarray], places: np.ndarray, steps: Sequence[int]
+    images: Iterable[np.ndarray], places: Float[np.ndarray, "T P 2"], steps: Sequence[int]
 ) -> dict[int, Flow]:
     """Follow points over one or several frame distances (Lucas-Kanade in OpenCV, Bouguet 2001).
 
@@ -88,8 +89,11 @@ def follow_points(
 
 
 def track_forward_backward(
-    first: np.ndarray, second: np.ndarray, start: np.ndarray, expected: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+    first: UInt8[np.ndarray, "H W"],
+    second: UInt8[np.ndarray, "H W"],
+    start: Float[np.ndarray, "P 2"],
+    expected: Float[np.ndarray, "P 2"],
+) -> tuple[Float[np.ndarray, "P 2"], Bool[np.ndarray, "P"]]:
     """Track points from one gray image to another and back again.
 
     Args:

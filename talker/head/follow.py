@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Bool, Float, Integer, Real
 
 
-def iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+def iou(box: Real[np.ndarray, "4"], boxes: Real[np.ndarray, "N 4"]) -> Float[np.ndarray, "N"]:
     """Return the intersection over union [N] of a box [4] (x0, y0, x1, y1) with boxes [N, 4]."""
     low = np.maximum(box[:2], boxes[:, :2])
     high = np.minimum(box[2:], boxes[:, 2:])
@@ -14,7 +15,9 @@ def iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     return shared / np.maximum((box[2:] - box[:2]).prod() + areas - shared, 1e-9)
 
 
-def follow_face(candidates: Sequence[np.ndarray], min_overlap: float, patience: int) -> np.ndarray:
+def follow_face(
+    candidates: Sequence[np.ndarray], min_overlap: float, patience: int
+) -> Integer[np.ndarray, "T"]:
     """Choose one box per frame: first the largest, then the one that overlaps the last one most.
 
     Args:
@@ -48,7 +51,7 @@ def chosen_rows(candidates: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarra
     return np.array([each[row] for each, row in zip(candidates, rows, strict=True) if row >= 0])
 
 
-def rival_area(boxes: np.ndarray, row: int) -> float:
+def rival_area(boxes: Real[np.ndarray, "N 4"], row: int) -> float:
     """Return the area of the largest other box of [N, 4] over that of the chosen row.
 
     The result is 0 where no box was chosen (row -1) or there is no other box.
@@ -58,12 +61,14 @@ def rival_area(boxes: np.ndarray, row: int) -> float:
     return float(others.max() / areas[row]) if len(others) else 0.0
 
 
-def bounding_boxes(points: np.ndarray) -> np.ndarray:
+def bounding_boxes(points: Real[np.ndarray, "N P C"]) -> Real[np.ndarray, "N 4"]:
     """Return the bounding boxes [N, 4] (x0, y0, x1, y1) of points [N, P, 2 or 3]."""
     return np.concatenate([points[..., :2].min(1), points[..., :2].max(1)], 1)
 
 
-def interpolate_frames(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
+def interpolate_frames(
+    values: Real[np.ndarray, "T *C"], valid: Bool[np.ndarray, "T"]
+) -> Real[np.ndarray, "T *C"]:
     """Replace the rows of `values` [T, ...] that are not `valid` [T] by linear interpolation.
 
     Rows before the first and after the last valid row repeat it.

@@ -6,6 +6,7 @@ frames take seconds. Units are those of `talker.head.poses`.
 """
 
 import numpy as np
+from jaxtyping import Bool, Float, Integer
 from scipy.linalg import solveh_banded
 from scipy.spatial.transform import Rotation
 
@@ -31,18 +32,18 @@ FOLLOWED = 0.3
 
 
 def fuse(
-    viewmats: np.ndarray,
-    observed: np.ndarray,
-    points: np.ndarray,
-    weights: np.ndarray,
-    K: np.ndarray,
+    viewmats: Float[np.ndarray, "T 4 4"],
+    observed: Float[np.ndarray, "T P 2"],
+    points: Float[np.ndarray, "P 3"],
+    weights: Float[np.ndarray, "T P"],
+    K: Float[np.ndarray, "3 3"],
     flow: Flow,
-    followed: np.ndarray,
-    linked: np.ndarray,
+    followed: Integer[np.ndarray, "Q"],
+    linked: Bool[np.ndarray, "{len(viewmats)-1}"],
     unit: float,
     flow_points: float = 60.0,
     steps: int = 5,
-) -> np.ndarray:
+) -> Float[np.ndarray, "T 4 4"]:
     """Estimate the poses [T, 4, 4] of all frames jointly (Gauss-Newton, banded Cholesky).
 
     Args:
@@ -93,8 +94,12 @@ def fuse(
 
 
 def motion_errors(
-    viewmats: np.ndarray, points: np.ndarray, K: np.ndarray, flow: Flow, step: int
-) -> np.ndarray:
+    viewmats: Float[np.ndarray, "T 4 4"],
+    points: Float[np.ndarray, "Q 3"],
+    K: Float[np.ndarray, "3 3"],
+    flow: Flow,
+    step: int,
+) -> Float[np.ndarray, "{max(len(viewmats)-step,0)}"]:
     """Return the difference between the mean motion of the poses and that of the flow.
 
     Args:

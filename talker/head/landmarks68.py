@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float, Real
 
 from talker.clip import load_text
 from talker.errors import UserError
@@ -38,12 +39,12 @@ MAX_COORDINATE = 1e5
 """Largest landmark coordinate that a file may hold, in pixels."""
 
 
-def landmarks68(mesh: np.ndarray) -> np.ndarray:
+def landmarks68(mesh: Real[np.ndarray, "*B 478 C"]) -> Real[np.ndarray, "*B 68 2"]:
     """Return the 68 landmarks [..., 68, 2] of meshes [..., 478, 2 or 3]."""
     return mesh[..., MESH_INDICES, :2]
 
 
-def eye_aspect_ratio(landmarks: np.ndarray) -> np.ndarray:
+def eye_aspect_ratio(landmarks: Real[np.ndarray, "*B 68 2"]) -> Float[np.ndarray, "*B"]:
     """Return the ratio of lid opening to eye width, averaged over both eyes (Soukupova, Cech 2016).
 
     The ratio is about 0.3 for open eyes and independent of the size of the face.
@@ -65,7 +66,7 @@ def eye_aspect_ratio(landmarks: np.ndarray) -> np.ndarray:
     return (ratios[0] + ratios[1]) / 2
 
 
-def mouth_opening(landmarks: np.ndarray) -> np.ndarray:
+def mouth_opening(landmarks: Real[np.ndarray, "T 68 2"]) -> Float[np.ndarray, "T"]:
     """Return the distance between the inner lips over that of the outer eye corners.
 
     Args:
@@ -77,7 +78,7 @@ def mouth_opening(landmarks: np.ndarray) -> np.ndarray:
     return _distance(landmarks, *INNER_LIPS_MIDDLE) / outer_eye_distance(landmarks)
 
 
-def mouth_shape(landmarks: np.ndarray) -> np.ndarray:
+def mouth_shape(landmarks: Real[np.ndarray, "T 68 2"]) -> Float[np.ndarray, "T 3"]:
     """Return mouth opening, mouth width and jaw drop over the distance of the outer eye corners.
 
     Args:
@@ -91,17 +92,17 @@ def mouth_shape(landmarks: np.ndarray) -> np.ndarray:
     return lengths / outer_eye_distance(landmarks)[:, None]
 
 
-def outer_eye_distance(landmarks: np.ndarray) -> np.ndarray:
+def outer_eye_distance(landmarks: Real[np.ndarray, "T 68 2"]) -> Float[np.ndarray, "T"]:
     """Return the distance [T] between the outer eye corners of landmarks [T, 68, 2], in pixels."""
     return _distance(landmarks, *OUTER_EYE_CORNERS)
 
 
-def write_lms(path: Path, landmarks: np.ndarray) -> None:
+def write_lms(path: Path, landmarks: Real[np.ndarray, "68 2"]) -> None:
     """Write landmarks [68, 2] in the format of AD-NeRF: one line "x y" per landmark."""
     np.savetxt(path, landmarks, fmt="%f")
 
 
-def read_lms(path: Path | zipfile.Path) -> np.ndarray:
+def read_lms(path: Path | zipfile.Path) -> Float[np.ndarray, "68 2"]:
     """Read landmarks float32 [68, 2], in pixels, from a file in the format of AD-NeRF.
 
     Raises:

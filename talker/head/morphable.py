@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float, Integer
 
 from talker.errors import UserError
 
@@ -89,7 +90,7 @@ class MorphableHead:
             landmark_weights=floats("landmark_weights"),
         )
 
-    def shape(self, identity: Mapping[str, float]) -> np.ndarray:
+    def shape(self, identity: Mapping[str, float]) -> Float[np.ndarray, "V 3"]:
         """Return the neutral vertices [V, 3] for identity weights.
 
         Raises:
@@ -98,13 +99,15 @@ class MorphableHead:
         weights = _weights(identity, self.identity_names)
         return self.vertices + np.tensordot(weights, self.identities, 1)
 
-    def landmarks(self, vertices: np.ndarray) -> np.ndarray:
+    def landmarks(self, vertices: Float[np.ndarray, "*B V 3"]) -> Float[np.ndarray, "*B 478 3"]:
         """Return the 478 mesh points [..., 478, 3] on vertices [..., V, 3]."""
         corners = vertices[..., self.faces[self.landmark_faces], :]
         return (corners * self.landmark_weights[:, :, None]).sum(-2)
 
 
-def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+def vertex_normals(
+    vertices: Float[np.ndarray, "V 3"], faces: Integer[np.ndarray, "F 3"]
+) -> Float[np.ndarray, "V 3"]:
     """Return unit normals [V, 3]: the mean of the adjacent face normals weighted by area."""
     corners = vertices[faces]
     normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])

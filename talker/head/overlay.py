@@ -4,6 +4,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from jaxtyping import Float, UInt8
 
 from talker.clip import Clip
 from talker.core.progress import progress
@@ -25,7 +26,9 @@ POINT_COLOR = (90, 255, 90)
 """RGB color of the face points."""
 
 
-def draw_overlay(image: np.ndarray, track: Track, frame: int, K: np.ndarray) -> np.ndarray:
+def draw_overlay(
+    image: UInt8[np.ndarray, "H W 3"], track: Track, frame: int, K: Float[np.ndarray, "3 3"]
+) -> UInt8[np.ndarray, "H W 3"]:
     """Draw the head mesh and the face points of a frame over its image.
 
     Args:

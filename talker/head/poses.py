@@ -7,6 +7,7 @@ image size. All functions are vectorized over frames and use float64.
 """
 
 import numpy as np
+from jaxtyping import Float, Integer
 from scipy.spatial.transform import Rotation, Slerp
 
 HUBER = 3.0
@@ -17,8 +18,8 @@ CHUNK = 64
 
 
 def procrustes(
-    shapes: np.ndarray, template: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    shapes: Float[np.ndarray, "N P 3"], template: Float[np.ndarray, "P 3"]
+) -> tuple[Float[np.ndarray, "N"], Float[np.ndarray, "N 3 3"], Float[np.ndarray, "N 3"]]:
     """Fit similarity transforms, shapes = scale * rotation @ template + translation (Umeyama 1991).
 
     Args:
@@ -38,7 +39,11 @@ def procrustes(
     return scale, rotation, middle - scale[:, None] * (rotation @ center)
 
 
-def initial_viewmats(shapes: np.ndarray, template: np.ndarray, K: np.ndarray) -> np.ndarray:
+def initial_viewmats(
+    shapes: Float[np.ndarray, "N P 3"],
+    template: Float[np.ndarray, "P 3"],
+    K: Float[np.ndarray, "3 3"],
+) -> Float[np.ndarray, "N 4 4"]:
     """Estimate poses [N, 4, 4] by weak perspective.
 
     Args:
@@ -55,13 +60,13 @@ def initial_viewmats(shapes: np.ndarray, template: np.ndarray, K: np.ndarray) ->
 
 
 def refine_poses(
-    viewmats: np.ndarray,
-    observed: np.ndarray,
-    points: np.ndarray,
-    weights: np.ndarray,
-    K: np.ndarray,
+    viewmats: Float[np.ndarray, "N 4 4"],
+    observed: Float[np.ndarray, "N P 2"],
+    points: Float[np.ndarray, "P 3"],
+    weights: Float[np.ndarray, "*#N P"],
+    K: Float[np.ndarray, "3 3"],
     steps: int = 10,
-) -> np.ndarray:
+) -> Float[np.ndarray, "N 4 4"]:
     """Minimize the reprojection error over the six pose parameters of each frame (Gauss-Newton).
 
     The loss is Huber's. Iteration stops when no pose of a chunk moves by more than 1e-5 rad or dm.
@@ -91,12 +96,12 @@ def refine_poses(
 
 
 def pose_equations(
-    viewmats: np.ndarray,
-    observed: np.ndarray,
-    points: np.ndarray,
-    weights: np.ndarray,
-    K: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
+    viewmats: Float[np.ndarray, "N 4 4"],
+    observed: Float[np.ndarray, "N P 2"],
+    points: Float[np.ndarray, "P 3"],
+    weights: Float[np.ndarray, "*#N P"],
+    K: Float[np.ndarray, "3 3"],
+) -> tuple[Float[np.ndarray, "N 6 6"], Float[np.ndarray, "N 6"]]:
     """Return the normal equations of each frame's pose: Hessian [N, 6, 6] and gradient [N, 6]."""
     pixels, by_pose, _ = project_with_jacobian(viewmats, points, K)
     error = pixels - observed
@@ -107,8 +112,10 @@ def pose_equations(
 
 
 def project_with_jacobian(
-    viewmats: np.ndarray, points: np.ndarray, K: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    viewmats: Float[np.ndarray, "N 4 4"],
+    points: Float[np.ndarray, "P 3"],
+    K: Float[np.ndarray, "3 3"],
+) -> tuple[Float[np.ndarray, "N P 2"], Float[np.ndarray, "N P 2 6"], Float[np.ndarray, "N P 2 3"]]:
     """Project world points and differentiate the projections.
 
     A pose moves as x = exp(w) R p + t + v with the unknowns (w, v).
@@ -135,23 +142,30 @@ def project_with_jacobian(
 
 
 def reprojection_errors(
-    viewmats: np.ndarray, observed: np.ndarray, points: np.ndarray, K: np.ndarray
-) -> np.ndarray:
+    viewmats: Float[np.ndarray, "N 4 4"],
+    observed: Float[np.ndarray, "N P 2"],
+    points: Float[np.ndarray, "P 3"],
+    K: Float[np.ndarray, "3 3"],
+) -> Float[np.ndarray, "N P 2"]:
     """Return the projections of points [P, 3] minus `observed` [N, P, 2]: [N, P, 2]."""
     return project_with_jacobian(viewmats, points, K)[0] - observed
 
 
-def rms_errors(error: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def rms_errors(
+    error: Float[np.ndarray, "N P 2"], weights: Float[np.ndarray, "P"]
+) -> Float[np.ndarray, "N"]:
     """Return the weighted root mean square [N] of errors [N, P, 2] with weights [P]."""
     return np.sqrt((error**2).sum(axis=-1) @ weights / weights.sum())
 
 
-def huber_weights(error: np.ndarray) -> np.ndarray:
+def huber_weights(error: Float[np.ndarray, "N P 2"]) -> Float[np.ndarray, "N P"]:
     """Return the weights [N, P] that turn least squares of errors [N, P, 2] into Huber's loss."""
     return HUBER / np.maximum(np.linalg.norm(error, axis=-1), HUBER)
 
 
-def se3_retract(viewmats: np.ndarray, step: np.ndarray) -> np.ndarray:
+def se3_retract(
+    viewmats: Float[np.ndarray, "N 4 4"], step: Float[np.ndarray, "N 6"]
+) -> Float[np.ndarray, "N 4 4"]:
     """Move viewmats [N, 4, 4] by steps [N, 6]: a rotation vector (rad) and a translation (dm)."""
     moved = viewmats.copy()
     moved[:, :3, :3] = Rotation.from_rotvec(step[:, :3]).as_matrix() @ viewmats[:, :3, :3]
@@ -160,8 +174,11 @@ def se3_retract(viewmats: np.ndarray, step: np.ndarray) -> np.ndarray:
 
 
 def unproject(
-    viewmats: np.ndarray, observed: np.ndarray, points: np.ndarray, K: np.ndarray
-) -> np.ndarray:
+    viewmats: Float[np.ndarray, "N 4 4"],
+    observed: Float[np.ndarray, "N P 2"],
+    points: Float[np.ndarray, "P 3"],
+    K: Float[np.ndarray, "3 3"],
+) -> Float[np.ndarray, "N P 3"]:
     """Back-project observed points to the depths that fixed points have in each view.
 
     Args:
@@ -180,7 +197,9 @@ def unproject(
     return (camera - translation[:, None]) @ rotation
 
 
-def fill_poses(viewmats: np.ndarray, frame_ids: np.ndarray, frames: int) -> np.ndarray:
+def fill_poses(
+    viewmats: Float[np.ndarray, "N 4 4"], frame_ids: Integer[np.ndarray, "N"], frames: int
+) -> Float[np.ndarray, "{frames} 4 4"]:
     """Interpolate the poses of some frames to all frames.
 
     Rotations are interpolated by slerp, translations linearly; poses are constant before the first
@@ -203,7 +222,9 @@ def fill_poses(viewmats: np.ndarray, frame_ids: np.ndarray, frames: int) -> np.n
     return filled
 
 
-def move_origin(viewmats: np.ndarray, origin: np.ndarray) -> np.ndarray:
+def move_origin(
+    viewmats: Float[np.ndarray, "N 4 4"], origin: Float[np.ndarray, "3"]
+) -> Float[np.ndarray, "N 4 4"]:
     """Express cameras [N, 4, 4] in a world whose origin is moved to the point `origin` [3]."""
     moved = viewmats.copy()
     moved[:, :3, 3] += viewmats[:, :3, :3] @ origin

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from jaxtyping import Bool, Float, Integer, UInt8
 
 from talker.clip import Clip, runs
 from talker.core.progress import progress
@@ -83,7 +84,9 @@ SUSTAINED = 12
 """Minimum length of an occlusion in frames; blinks and speech are shorter."""
 
 
-def find_cuts(clip: Clip, images: Path, points: np.ndarray, ids: np.ndarray) -> list[int]:
+def find_cuts(
+    clip: Clip, images: Path, points: Float[np.ndarray, "T 478 3"], ids: Integer[np.ndarray, "N"]
+) -> list[int]:
     """Return the first frame of each new shot.
 
     A pair of frames is a candidate where the face jumps or its mesh changes, and a cut where the
@@ -116,7 +119,9 @@ def find_cuts(clip: Clip, images: Path, points: np.ndarray, ids: np.ndarray) -> 
     return cuts
 
 
-def find_jump_cuts(clip: Clip, images: Path, points: np.ndarray, usable: np.ndarray) -> list[int]:
+def find_jump_cuts(
+    clip: Clip, images: Path, points: Float[np.ndarray, "T 478 3"], usable: Bool[np.ndarray, "T"]
+) -> list[int]:
     """Return the first frame after each jump cut.
 
     A jump cut removes a part of a take: framing and lighting stay the same, and the head moves by a
@@ -179,13 +184,13 @@ def _normalized(image: np.ndarray) -> np.ndarray:
     return (image - image.mean()) / max(image.std(), 1.0)
 
 
-def gray_histogram(image: np.ndarray) -> np.ndarray:
+def gray_histogram(image: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "64 1"]:
     """Return the histogram of 64 gray levels of RGB uint8 [H, W, 3]: float32 [64, 1]."""
     gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     return cv2.calcHist([gray], [0], None, [64], [0, 256])
 
 
-def still_frames(flow: Flow, longest: int) -> np.ndarray:
+def still_frames(flow: Flow, longest: int) -> Integer[np.ndarray, "N"]:
     """Return the indices of frames in frozen runs of more than `longest` frames.
 
     Args:
@@ -200,13 +205,15 @@ def still_frames(flow: Flow, longest: int) -> np.ndarray:
     return np.concatenate(still) if still else np.zeros(0, int)
 
 
-def face_patch(image: np.ndarray, mesh: np.ndarray) -> np.ndarray:
+def face_patch(
+    image: UInt8[np.ndarray, "H W 3"], mesh: Float[np.ndarray, "478 C"]
+) -> UInt8[np.ndarray, "64 64"]:
     """Return the aligned face of RGB uint8 [H, W, 3] with a mesh [478, 2 or 3]: gray [64, 64]."""
     turn = cv2.getAffineTransform(mesh[ANCHORS, :2].astype(np.float32), ANCHOR_PIXELS)
     return cv2.cvtColor(cv2.warpAffine(image, turn, (SIZE, SIZE)), cv2.COLOR_RGB2GRAY)
 
 
-def covered_frames(patches: np.ndarray) -> np.ndarray:
+def covered_frames(patches: UInt8[np.ndarray, "N 64 64"]) -> Bool[np.ndarray, "N"]:
     """Return which patches uint8 [N, 64, 64] of consecutive frames show a covered face [N]."""
     faces = patches[:, FACE].astype(np.float32)
     sample = np.linspace(0, len(faces) - 1, min(len(faces), SAMPLES)).astype(int)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from jaxtyping import Integer, Real, UInt8
 from markupsafe import Markup, escape
 
 from talker.head.camera import project
@@ -35,7 +36,7 @@ def data_uri(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def picture(pixels: np.ndarray, quality: int = 90) -> str:
+def picture(pixels: UInt8[np.ndarray, "H W C"], quality: int = 90) -> str:
     """Encode RGB uint8 [H, W, 3] as the data URI of a JPEG."""
     return data_uri(jpeg_bytes(pixels, quality), "image/jpeg")
 
@@ -110,7 +111,9 @@ def chart(
     return Markup("".join([*parts, "</svg>"]))
 
 
-def draw_points(pixels: np.ndarray, points: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
+def draw_points(
+    pixels: UInt8[np.ndarray, "H W 3"], points: Real[np.ndarray, "P 2"], color: tuple[int, int, int]
+) -> UInt8[np.ndarray, "H W 3"]:
     """Return a copy of RGB uint8 [H, W, 3] with a dot at each point [N, 2]."""
     drawn = pixels.copy()
     radius = max(1.0, max(pixels.shape[:2]) / 200)
@@ -120,8 +123,12 @@ def draw_points(pixels: np.ndarray, points: np.ndarray, color: tuple[int, int, i
 
 
 def draw_mesh(
-    pixels: np.ndarray, vertices: np.ndarray, faces: np.ndarray, viewmat: np.ndarray, K: np.ndarray
-) -> np.ndarray:
+    pixels: UInt8[np.ndarray, "H W 3"],
+    vertices: Real[np.ndarray, "V 3"],
+    faces: Integer[np.ndarray, "F 3"],
+    viewmat: Real[np.ndarray, "4 4"],
+    K: Real[np.ndarray, "3 3"],
+) -> UInt8[np.ndarray, "H W 3"]:
     """Return a copy of RGB uint8 [H, W, 3] under a transparent, shaded mesh.
 
     Args:

@@ -11,6 +11,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from jaxtyping import Bool, Float, Real, UInt8
 
 from talker.clip import FPS
 from talker.core.config import AtLeast0, Fraction, NonNegative, Positive, validated
@@ -106,7 +107,9 @@ class Assessment:
 
 
 def sync_facts(
-    speech: np.ndarray, opening: np.ndarray, valid: np.ndarray
+    speech: Real[np.ndarray, "T 16 C"],
+    opening: Float[np.ndarray, "T"],
+    valid: Bool[np.ndarray, "T"],
 ) -> dict[str, float | None]:
     """Measure how well the audio predicts the mouth opening, compared with chance.
 
@@ -144,7 +147,11 @@ def sync_facts(
     return facts
 
 
-def sync_curve(speech: np.ndarray, opening: np.ndarray, valid: np.ndarray) -> np.ndarray:
+def sync_curve(
+    speech: Real[np.ndarray, "T 16 C"],
+    opening: Float[np.ndarray, "T"],
+    valid: Bool[np.ndarray, "T"],
+) -> Float[np.ndarray, "L"]:
     """Correlate the mouth opening with its prediction from the audio, at each lag in `LAGS`.
 
     The prediction is a ridge regression evaluated on stretches of the clip that it was not fitted
@@ -153,7 +160,11 @@ def sync_curve(speech: np.ndarray, opening: np.ndarray, valid: np.ndarray) -> np
     return _lag_curve(_components(speech), opening, valid)
 
 
-def null_correlations(features: np.ndarray, opening: np.ndarray, valid: np.ndarray) -> np.ndarray:
+def null_correlations(
+    features: Float[np.ndarray, "T C"],
+    opening: Float[np.ndarray, "T"],
+    valid: Bool[np.ndarray, "T"],
+) -> Float[np.ndarray, "S"]:
     """Return the correlations after circular shifts of the audio beyond all lags and 1 s more."""
     frames = len(opening)
     first = LAGS[-1] + NULL_MARGIN
@@ -165,7 +176,7 @@ def null_correlations(features: np.ndarray, opening: np.ndarray, valid: np.ndarr
     )
 
 
-def peak_lag(curve: np.ndarray) -> tuple[float, float]:
+def peak_lag(curve: Float[np.ndarray, "L"]) -> tuple[float, float]:
     """Return the lag of the audio in frames, and the correlation there, of a `sync_curve`.
 
     The lag is the center of the upper half of the peak, minus the natural lag of audio.
@@ -190,7 +201,7 @@ def assess(facts: dict[str, Any], limits: Limits) -> Assessment:
 
 
 def background_change(
-    images: Iterable[np.ndarray], masks: Iterable[np.ndarray], plate: np.ndarray
+    images: Iterable[np.ndarray], masks: Iterable[np.ndarray], plate: UInt8[np.ndarray, "H W 3"]
 ) -> float:
     """Return the percentage of the background that differs from the plate, median over frames.
 
@@ -220,7 +231,7 @@ def _components(speech: np.ndarray) -> np.ndarray:
 
 def _lag_curve(features: np.ndarray, opening: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """Return the correlation at each lag in `LAGS`; see `sync_curve`."""
-    return np.array([_shifted_correlation(features, opening, valid, lag) for lag in LAGS])
+    return np.array([_shifted_correlation(features, opening, valid, lag) for lag in LAGS.tolist()])
 
 
 def _shifted_correlation(

@@ -7,6 +7,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from jaxtyping import Float, Integer, Real
 
 from talker.avatar.model import Avatar
 from talker.avatar.renderer import Drive, render_frames
@@ -94,7 +95,7 @@ class Measurement:
     """float32 [N, 68, 2], landmarks of the rendering, nan where no face was detected"""
 
 
-def detect_landmarks(images: Iterable[np.ndarray]) -> np.ndarray:
+def detect_landmarks(images: Iterable[np.ndarray]) -> Float[np.ndarray, "N 68 2"]:
     """Detect 68 landmarks in consecutive frames with MediaPipe.
 
     Args:
@@ -118,7 +119,9 @@ def detect_landmarks(images: Iterable[np.ndarray]) -> np.ndarray:
     return np.stack(detected) / np.array(scales, np.float32)[:, None, None]
 
 
-def head_flow(images: Iterable[np.ndarray], landmarks: np.ndarray) -> dict[int, Flow]:
+def head_flow(
+    images: Iterable[np.ndarray], landmarks: Float[np.ndarray, "N 68 2"]
+) -> dict[int, Flow]:
     """Follow the head's steady points through frames uint8 [H, W, 3], from landmarks [N, 68, 2]."""
     return follow_points(images, landmarks[:, m.STEADY], list(SHAKE_STEPS.values()))
 
@@ -221,7 +224,7 @@ def evaluate_held_out(
     }
 
 
-def evaluated_ids(dataset: Dataset) -> np.ndarray:
+def evaluated_ids(dataset: Dataset) -> Integer[np.ndarray, "N"]:
     """Return the held-out frames, without those whose speech windows overlap training audio.
 
     The overlapping ones are kept if fewer than `MIN_FRAMES_AFTER_GAP` frames would remain.
@@ -240,7 +243,9 @@ def not_computed(networks: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def on_time_axis(values: np.ndarray, ids: np.ndarray) -> np.ndarray:
+def on_time_axis(
+    values: Real[np.ndarray, "N *C"], ids: Integer[np.ndarray, "N"]
+) -> Float[np.ndarray, "L *C"]:
     """Spread values [N, ...] over every frame from the first to the last id, nan in the gaps."""
     curve = np.full((ids[-1] - ids[0] + 1, *values.shape[1:]), np.nan)
     curve[ids - ids[0]] = values

@@ -8,6 +8,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from jaxtyping import Bool, Float, Real, UInt8
 
 PSNR_CEILING = 100.0
 """PSNR in dB of identical images, so that a mean over frames stays finite."""
@@ -25,7 +26,9 @@ Box = tuple[int, int, int, int]
 """A box x0, y0, x1, y1 in pixels; x1 and y1 are excluded."""
 
 
-def psnr(image: np.ndarray, truth: np.ndarray, box: Box | None = None) -> float:
+def psnr(
+    image: Real[np.ndarray, "*B H W 3"], truth: Real[np.ndarray, "*B H W 3"], box: Box | None = None
+) -> float:
     """Return the peak signal-to-noise ratio in dB of images uint8 [H, W, 3], or inside a box."""
     difference = _inside(image, box).astype(np.float64) - _inside(truth, box)
     error = np.mean(np.square(difference))
@@ -34,7 +37,9 @@ def psnr(image: np.ndarray, truth: np.ndarray, box: Box | None = None) -> float:
     return float(min(PSNR_CEILING, 10 * np.log10(255**2 / error)))
 
 
-def ssim_map(image: np.ndarray, truth: np.ndarray) -> np.ndarray:
+def ssim_map(
+    image: UInt8[np.ndarray, "H W 3"], truth: UInt8[np.ndarray, "H W 3"]
+) -> Float[np.ndarray, "H W 3"]:
     """Return the structural similarity of uint8 images [H, W, 3] at every pixel, [H, W, 3].
 
     Wang et al., IEEE TIP 2004: 11 x 11 Gaussian window of sigma 1.5, K = (0.01, 0.03), for each
@@ -52,14 +57,14 @@ def ssim_map(image: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return ((2 * mx * my + c1) * (2 * cov + c2)) / ((mx * mx + my * my + c1) * (vx + vy + c2))
 
 
-def mean_ssim(similarity: np.ndarray, box: Box | None = None) -> float:
+def mean_ssim(similarity: Float[np.ndarray, "H W 3"], box: Box | None = None) -> float:
     """Return the mean of an `ssim_map` without its border, or of its part inside `box`."""
     m = SSIM_MARGIN
     part = similarity[m:-m, m:-m] if box is None else _inside(similarity, box)
     return float(part.mean())
 
 
-def head_box(landmarks: np.ndarray, height: int, width: int) -> Box:
+def head_box(landmarks: Real[np.ndarray, "68 2"], height: int, width: int) -> Box:
     """Return the box of the head: that of 68 landmarks [68, 2], 15 % wider and 45 % higher."""
     (x0, y0), (x1, y1) = landmarks.min(0), landmarks.max(0)
     margin = 0.15 * (x1 - x0)
@@ -68,7 +73,7 @@ def head_box(landmarks: np.ndarray, height: int, width: int) -> Box:
     )
 
 
-def mouth_box(landmarks: np.ndarray, height: int, width: int) -> Box:
+def mouth_box(landmarks: Real[np.ndarray, "68 2"], height: int, width: int) -> Box:
     """Return the box of the mouth: a square 1.5 times as wide as the lips of landmarks [68, 2]."""
     (x0, y0), (x1, y1) = landmarks[MOUTH].min(0), landmarks[MOUTH].max(0)
     half = 0.75 * max(x1 - x0, y1 - y0)
@@ -76,7 +81,9 @@ def mouth_box(landmarks: np.ndarray, height: int, width: int) -> Box:
     return _clipped(cx - half, cy - half, cx + half, cy + half, height, width)
 
 
-def mouth_distance(landmarks: np.ndarray, truth: np.ndarray) -> np.ndarray:
+def mouth_distance(
+    landmarks: Real[np.ndarray, "T 68 2"], truth: Real[np.ndarray, "T 68 2"]
+) -> Float[np.ndarray, "T"]:
     """Return the landmark distance of the mouth (LMD) [T] in pixels, of two sets [T, 68, 2].
 
     Each mouth is centered on its mean before the mean distance of corresponding points is taken.
@@ -86,7 +93,11 @@ def mouth_distance(landmarks: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return np.linalg.norm(apart, axis=-1).mean(-1)
 
 
-def head_shake(moved: np.ndarray, truth: np.ndarray, seen: np.ndarray) -> np.ndarray:
+def head_shake(
+    moved: Real[np.ndarray, "N P 2"],
+    truth: Real[np.ndarray, "N P 2"],
+    seen: Bool[np.ndarray, "N P"],
+) -> Float[np.ndarray, "N"]:
     """Return the error of the head's motion in a rendering, in pixels [N].
 
     A head rendered with jittering poses moves where the real one does not. For each pair of frames
@@ -106,7 +117,7 @@ def head_shake(moved: np.ndarray, truth: np.ndarray, seen: np.ndarray) -> np.nda
     return np.where(seen.sum(axis=1) >= MIN_STEADY, np.linalg.norm(off, axis=1), np.nan)
 
 
-def correlation(a: np.ndarray, b: np.ndarray) -> float:
+def correlation(a: Real[np.ndarray, "N"], b: Real[np.ndarray, "N"]) -> float:
     """Return Pearson's r where both are finite; nan with fewer than 3 entries or a constant one."""
     both = np.isfinite(a) & np.isfinite(b)
     if both.sum() < 3:
@@ -116,14 +127,16 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float((x * y).sum() / scale) if scale > 1e-12 else float("nan")
 
 
-def std_ratio(values: np.ndarray, truth: np.ndarray) -> float:
+def std_ratio(values: Real[np.ndarray, "N"], truth: Real[np.ndarray, "N"]) -> float:
     """Return the standard deviation of `values` over that of `truth`, where both are finite."""
     both = np.isfinite(values) & np.isfinite(truth)
     spread = np.std(truth[both]) if both.any() else 0.0
     return float(np.std(values[both]) / spread) if spread > 0 else float("nan")
 
 
-def lag_curve(values: np.ndarray, truth: np.ndarray, reach: int) -> np.ndarray:
+def lag_curve(
+    values: Real[np.ndarray, "N"], truth: Real[np.ndarray, "N"], reach: int
+) -> Float[np.ndarray, "{2*reach+1}"]:
     """Return the correlation at lags -reach .. reach; at a positive lag `values` are late."""
     n = len(truth)
     return np.array(
@@ -136,7 +149,7 @@ def lag_curve(values: np.ndarray, truth: np.ndarray, reach: int) -> np.ndarray:
     )
 
 
-def best_lag(values: np.ndarray, truth: np.ndarray, reach: int = 12) -> float:
+def best_lag(values: Real[np.ndarray, "N"], truth: Real[np.ndarray, "N"], reach: int = 12) -> float:
     """Return the lag in frames with the highest correlation; nan if none is defined.
 
     At least half of the frames are compared at every lag.

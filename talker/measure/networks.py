@@ -17,6 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from jaxtyping import Float, Integer, Real, UInt8
 
 from talker.clip import SAMPLES_PER_FRAME
 from talker.core.checksum import load_torchscript
@@ -102,11 +103,11 @@ def _load_inception(path: Path, sha256: str) -> Network:
 
 def frame_metrics(
     networks: Mapping[str, Any],
-    rendered: np.ndarray,
-    landmarks: np.ndarray,
-    targets: np.ndarray,
-    real: np.ndarray,
-    real_landmarks: np.ndarray,
+    rendered: UInt8[np.ndarray, "N H W 3"],
+    landmarks: Float[np.ndarray, "N 68 2"],
+    targets: UInt8[np.ndarray, "N H W 3"],
+    real: UInt8[np.ndarray, "N H W 3"],
+    real_landmarks: Float[np.ndarray, "N 68 2"],
 ) -> dict[str, float]:
     """Compute LPIPS, FID, CSIM and the second detector's metrics, if their networks are given.
 
@@ -136,9 +137,9 @@ def frame_metrics(
 
 def stretch_metrics(
     networks: Mapping[str, Any],
-    images: np.ndarray,
-    landmarks: np.ndarray,
-    ids: np.ndarray,
+    images: UInt8[np.ndarray, "N H W 3"],
+    landmarks: Float[np.ndarray, "N 68 2"],
+    ids: Integer[np.ndarray, "N"],
     sound: Waveform,
 ) -> dict[str, float]:
     """Compute Sync-C and Sync-D on the longest stretch of consecutive frames among `ids` [N].
@@ -209,9 +210,9 @@ def frechet_distance(
 def identity_similarity(
     network: Network,
     images: Iterable[np.ndarray],
-    landmarks: np.ndarray,
+    landmarks: Real[np.ndarray, "N 68 2"],
     real: Iterable[np.ndarray],
-    real_landmarks: np.ndarray,
+    real_landmarks: Real[np.ndarray, "N 68 2"],
 ) -> float:
     """Return CSIM: the mean cosine between identity embeddings of images and of real frames.
 
@@ -233,7 +234,9 @@ def identity_similarity(
     return finite(cosines)
 
 
-def aligned_face(image: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+def aligned_face(
+    image: UInt8[np.ndarray, "H W 3"], landmarks: Real[np.ndarray, "68 2"]
+) -> UInt8[np.ndarray, "112 112 3"]:
     """Rotate and scale an image so that five points of the face lie at `IDENTITY_POINTS`.
 
     The similarity is the least-squares one, solved in the complex plane as w = a z + b.

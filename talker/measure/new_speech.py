@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from scipy.ndimage import binary_dilation, binary_erosion
 
 from talker.clip import SAMPLE_RATE, SAMPLES_PER_FRAME
@@ -71,7 +72,7 @@ def evaluate_new_speech(
     }
 
 
-def silence_row(sound: Waveform, opening: np.ndarray, dataset: Dataset) -> Row:
+def silence_row(sound: Waveform, opening: Float[np.ndarray, "T"], dataset: Dataset) -> Row:
     """Measure the mouth in the pauses of a sound: the numbers of `SILENCE_DEFINITIONS`.
 
     Args:

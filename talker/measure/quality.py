@@ -4,6 +4,7 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float
 
 from talker.clip import FPS, load_json, load_per_frame, runs
 from talker.data import layout
@@ -87,7 +88,7 @@ def rival_percent(folder: FolderSpec) -> float | None:
 
 
 def mouth_facts(
-    folder: FolderSpec, opening: np.ndarray, valid: np.ndarray
+    folder: FolderSpec, opening: Float[np.ndarray, "T"], valid: Bool[np.ndarray, "T"]
 ) -> dict[str, float | None]:
     """Measure how far the mouth opens [T], and how well the audio predicts it.
 

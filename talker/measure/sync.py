@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float, Real
 from librosa.feature import melspectrogram
 
 from talker.clip import FPS, SAMPLE_RATE
@@ -58,7 +59,7 @@ and nearly equal shifts (10 % of unrelated sounds pass a 5 % test with 75 frames
 with 100)."""
 
 
-def log_mel(sound: np.ndarray, start: int = 0) -> np.ndarray:
+def log_mel(sound: Float[np.ndarray, "S"], start: int = 0) -> Float[np.ndarray, "N 80"]:
     """Return the log-mel spectrogram [1 + S // 160, 80] of a sound, float32 [S]."""
     power = melspectrogram(
         y=sound, sr=SAMPLE_RATE, n_fft=SAMPLE_RATE // 40, hop_length=HOP, n_mels=BANDS
@@ -80,7 +81,7 @@ class Predictor:
     ridge: Ridge
     """from windows [16 C] to standardized shapes [3]"""
 
-    def shapes(self, sound: Waveform) -> np.ndarray:
+    def shapes(self, sound: Waveform) -> Float[np.ndarray, "T 3"]:
         """Predict the standardized shapes [T, 3] of a sound int16 [640 T]; nan in pauses."""
         features = _windows(_standardized(self.features, sound), self.components)
         silence = pauses(slot_levels(sound), SHORTEST_PAUSE)
@@ -113,7 +114,9 @@ def fit_predictor(dataset: Dataset, encoder: str | None = None) -> Predictor:
     return Predictor(features, components, fitted.ridge)
 
 
-def sync_score(predicted: np.ndarray, landmarks: np.ndarray) -> dict[str, float]:
+def sync_score(
+    predicted: Float[np.ndarray, "T 3"], landmarks: Real[np.ndarray, "T 68 2"]
+) -> dict[str, float]:
     """Compare predicted mouth shapes with the mouth in a video.
 
     Args:

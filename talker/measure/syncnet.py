@@ -16,6 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from jaxtyping import Float, Real
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy.fft import dct
 from scipy.ndimage import median_filter
@@ -124,7 +125,10 @@ def load_syncnet(path: Path, sha256: str) -> SyncNet:
 
 @torch.inference_mode()
 def sync_distances(
-    network: SyncNet, images: Iterable[np.ndarray], landmarks: np.ndarray, sound: np.ndarray
+    network: SyncNet,
+    images: Iterable[np.ndarray],
+    landmarks: Real[np.ndarray, "T 68 2"],
+    sound: np.ndarray,
 ) -> dict[str, float]:
     """Compute Sync-C and Sync-D of a video and its sound.
 
@@ -173,7 +177,9 @@ def shift_distances(faces: Tensor, sounds: Tensor) -> dict[str, float]:
     }
 
 
-def face_crops(images: Iterable[np.ndarray], landmarks: np.ndarray) -> Iterator[np.ndarray]:
+def face_crops(
+    images: Iterable[np.ndarray], landmarks: Real[np.ndarray, "T 68 2"]
+) -> Iterator[np.ndarray]:
     """Crop the face of each frame to RGB uint8 [224, 224, 3]; gray beyond the image.
 
     The square is 1.4 times as wide as the face's box and starts at the upper edge of the box.
@@ -191,7 +197,7 @@ def face_crops(images: Iterable[np.ndarray], landmarks: np.ndarray) -> Iterator[
         yield cv2.warpAffine(image, place, (FACE_SIZE, FACE_SIZE), borderValue=BORDER_GRAY)
 
 
-def mfcc(sound: np.ndarray) -> np.ndarray:
+def mfcc(sound: Real[np.ndarray, "S"]) -> Float[np.ndarray, "N 13"]:
     """Compute MFCCs float32 [1 + ceil((S - 400) / 160), 13] of int16 [S] as SyncNet's authors do.
 
     They use frames of 25 ms every 10 ms without a window function and 26 mel bands (O'Shaughnessy's

@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import av
 import av.container
@@ -65,6 +65,7 @@ SPEECH = AudioFormat(SAMPLE_RATE, "mono", "s16")
 """16 kHz mono 16 bit, the format of all sound inside the project."""
 
 
+@runtime_checkable
 class Waveform(Protocol):
     """Samples int16 [S] at 16 kHz, in an array or a file, that support len() and slices."""
 
