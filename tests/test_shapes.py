@@ -10,8 +10,7 @@ from jaxtyping import TypeCheckError
 
 from talker.avatar.drive import head_speed, nearest_valid
 from talker.avatar.gaussians import Gaussians, camera_centers, evaluate_sh
-from talker.encoders.features import mute
-from talker.encoders.loudness import silence_of
+from talker.encoders.loudness import silence_of, speech_level
 from talker.head.camera import project
 from talker.head.poses import procrustes
 from talker.measure.metrics import correlation
@@ -50,7 +49,7 @@ def test_a_wrong_type_of_number_is_refused() -> None:
         lambda: procrustes(np.zeros((3, 7, 3)), np.zeros((6, 3))),
         lambda: correlation(np.zeros(4), np.zeros(5)),
         lambda: sync_score(np.zeros((9, 3)), np.zeros((8, 68, 2))),
-        lambda: mute(np.zeros((4, 2), np.int64), np.zeros(4), None),
+        lambda: speech_level(np.zeros((4, 2))),
         lambda: silence_of(np.zeros(4), 0.1),
     ],
     ids=["head", "head by name", "measure", "measure by name", "encoders", "encoders by type"],
