@@ -20,9 +20,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from talker.avatar.blocks import TokenAttention, TriPlane
+from talker.avatar.blocks import NetworkInputs, TokenAttention, TriPlane, network_inputs
 from talker.avatar.expression import EXPRESSIONS, SpeechToExpression
-from talker.avatar.fused import NetworkInputs, network_inputs
 from talker.avatar.gaussians import Gaussians, camera_centers, to_view
 from talker.avatar.ply import save_ply
 from talker.avatar.rasterize import Splats, rasterize

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from talker.avatar.fused import GEOMETRY, HARMONICS, NetworkInputs, Weights
+from talker.avatar.blocks import GEOMETRY, HARMONICS, NetworkInputs, Weights
 
 SLOTS = 16
 """Columns of the attention scores: 4 heads of 4 tokens; absent heads have zero values."""
