@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Float, Real
@@ -123,8 +124,8 @@ class FeatureStats:
         ):
             raise ValueError("look_ahead, pause or scale is out of range")
 
-    def save(self, path: Path) -> None:
-        """Write the statistics as an .npz file."""
+    def save(self, path: Path | BinaryIO) -> None:
+        """Write the statistics as an .npz file, given by its path or open for writing."""
         np.savez(path, **vars(self))
 
 
