@@ -1,27 +1,14 @@
 """Run `talker frames` and `talker audio` on many damaged media files, and count what happens.
 
 `python scripts/fuzz_media.py --count 1000 --seed 0` makes small media files, mutates them and runs
-both stages on each mutation in a forked process with limits of time and memory. A mutation may be
-refused with a clear message or accepted; a traceback, a crash, a hang, too much memory or a file
-that is left behind is a fault. The exit status is 1 if there is a fault.
+both stages on each mutation, see `scripts/fuzzing.py`. The exit status is 1 if there is a fault.
 """
 
-import argparse
-import multiprocessing
 import os
 import random
-import resource
-import shutil
-import signal
 import struct
-import sys
 import tempfile
-import time
-import traceback
-from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from itertools import cycle, islice
@@ -33,19 +20,13 @@ import cv2
 import mediapipe.python.solutions.face_detection  # noqa: F401 - imported once, before the forks
 import numpy as np
 from av.error import FFmpegError
+from fuzzing import Case, Run, arguments, finish, fuzz
 
 from talker import audio, frames
 from talker.clip import FPS, Clip, Source
-from talker.errors import UserError
 from talker.media.audio import WavFile
 
-SECONDS = 10
-"""Time limit of a run in seconds."""
-MEMORY = 2 << 30
-"""Memory limit of a run in bytes."""
 WIDTH, HEIGHT, RATE = 80, 64, 44_100
-OUTCOMES = "accepted", "refused", "traceback", "crash", "hang", "memory", "leftover"
-FAULTS = OUTCOMES[2:]
 
 Mutation = Callable[[random.Random, Path, Path], Path]
 """Makes a file in a folder (second) from a seed file (first), and returns its path."""
@@ -344,29 +325,6 @@ def _save(folder: Path, name: str, content: bytes | bytearray) -> Path:
     return folder / name
 
 
-# ---- runs -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Case:
-    """One mutation: its kind, its number, and the seed file that it is made from."""
-
-    kind: str
-    number: int
-    seed: Path
-
-
-@dataclass(frozen=True)
-class Result:
-    """What one stage did with one mutation."""
-
-    case: Case
-    stage: str
-    outcome: str
-    seconds: float
-    detail: str
-
-
 def cases(seeds: Path, count: int) -> Iterator[Case]:
     """Yield `count` cases, kinds in turn."""
     kinds = [kind for kind in MUTATIONS for _ in range(HEAVY.get(kind, 1))]
@@ -375,159 +333,40 @@ def cases(seeds: Path, count: int) -> Iterator[Case]:
         yield Case(kind, number, files[number // len(kinds) % len(files)])
 
 
-def run_case(case: Case, seed: int, keep: Path | None) -> list[Result]:
-    """Make a mutation and run both stages on it, each in a forked process."""
+def prepare(case: Case, folder: Path, seed: int) -> tuple[Path, list[Run]]:
+    """Make the mutation of a case in a folder; return it and the two stages that read it."""
     rng = random.Random(f"{seed} {case.number}")
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
-        folder = Path(name) / "in"
-        folder.mkdir()
-        try:
-            path = MUTATIONS[case.kind](rng, case.seed, folder)
-        except FFmpegError:  # the muxer refuses these times or tracks: take what it has written
-            path = next(folder.iterdir())
-        results = []
-        crop = frames.Config(crop=(0, 0, 16)) if rng.random() < 0.8 else frames.Config()
-        for stage in ("frames", "audio"):
-            for attempt in (1, 2):  # a busy machine exceeds the time limit once, a hang always
-                out = Path(name) / f"{stage}{attempt}"
-                out.mkdir()
-                result = run_limited(case, stage, _stage(stage, path, out, crop), out)
-                if result.outcome != "hang":
-                    break
-            results.append(result)
-        if keep and any(result.outcome in FAULTS for result in results) and path.is_file():
-            target = keep / f"{case.number:05d}-{case.kind.replace(' ', '_')}-{path.name}"
-            shutil.copyfile(path, target)
-        return results
+    try:
+        path = MUTATIONS[case.kind](rng, case.seed, folder)
+    except FFmpegError:  # the muxer refuses these times or tracks: take what it has written
+        path = next(folder.iterdir())
+    crop = frames.Config(crop=(0, 0, 16)) if rng.random() < 0.8 else frames.Config()
 
-
-def _stage(stage: str, path: Path, out: Path, config: frames.Config) -> Callable[[], None]:
-    if stage == "frames":
+    def run_frames(out: Path) -> None:
         clip, images = out / "clip.json", out / "images"
+        frames.main(video=path, clip=clip, images=images, config=crop)
+        about = Clip.load(clip)
+        assert len(list(images.iterdir())) == about.frames
 
-        def run() -> None:
-            frames.main(video=path, clip=clip, images=images, config=config)
-            about = Clip.load(clip)
-            assert len(list(images.iterdir())) == about.frames
-
-        return run
-
-    def hear() -> None:
+    def run_audio(out: Path) -> None:
         audio.main(source=path, wav=out / "a.wav")
         assert len(WavFile(out / "a.wav")) > 0
         source = Source("a", 64, 64, 25.0, False, 0, 2.4, 0.0, 0.0, "h264")
         samples = audio.clip_sound(path, Clip(60, 64, 64, source), audio.Config())
         assert len(samples) == 60 * 640
 
-    return hear
-
-
-def run_limited(case: Case, stage: str, work: Callable[[], None], out: Path) -> Result:
-    """Run `work` in a forked process with limits and classify how it ends."""
-    log = out.parent / f"{stage}.log"
-    start = time.monotonic()
-    child = os.fork()
-    if child == 0:
-        _work_and_exit(work, log)
-    usage, status = None, 0
-    while usage is None and time.monotonic() - start < SECONDS:
-        done, status, used = os.wait4(child, os.WNOHANG)
-        usage = used if done else None
-        time.sleep(0.005)
-    taken = time.monotonic() - start
-    if usage is None:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        return Result(case, stage, "hang", taken, "")
-    text = log.read_text(errors="replace", encoding="utf-8") if log.exists() else ""
-    outcome = {0: "accepted", 1: "refused", 2: "traceback", 3: "memory"}.get(
-        os.waitstatus_to_exitcode(status), "crash"
-    )
-    left = [path.name for path in out.iterdir() if not path.name.endswith(".lock")]
-    if usage.ru_maxrss * 1024 > MEMORY:
-        outcome, text = "memory", f"{usage.ru_maxrss >> 10} MiB"
-    elif outcome == "refused" and stage == "frames" and left:
-        outcome, text = "leftover", str(left)
-    return Result(case, stage, outcome, taken, text.strip())
-
-
-def _work_and_exit(work: Callable[[], None], log: Path) -> None:
-    code = 0
-    try:
-        with log.open("w", encoding="utf-8") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-            used = (
-                int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
-                * resource.getpagesize()
-            )
-            resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            try:
-                work()
-            except UserError as error:
-                code = 1
-                print(error, file=file)
-            except MemoryError:
-                code = 3
-                traceback.print_exc(file=file)
-            except BaseException:
-                code = 2
-                traceback.print_exc(file=file)
-            file.flush()
-    finally:
-        os._exit(code)
-
-
-def report(results: list[Result]) -> str:
-    """Return a table of outcomes by kind of mutation, as Markdown."""
-    lines = [
-        f"| mutation | runs | {' | '.join(OUTCOMES)} | slowest |",
-        f"|---|{'---|' * (len(OUTCOMES) + 2)}",
-    ]
-    for kind in [*MUTATIONS, "all"]:
-        chosen = [r for r in results if kind in (r.case.kind, "all")]
-        counts = Counter(result.outcome for result in chosen)
-        slowest = max((result.seconds for result in chosen), default=0)
-        cells = " | ".join(str(counts[outcome]) for outcome in OUTCOMES)
-        lines.append(f"| {kind} | {len(chosen)} | {cells} | {slowest:.1f} s |")
-    return "\n".join(lines)
+    return path, [Run("frames", run_frames), Run("audio", run_audio, leaves_nothing=False)]
 
 
 def main() -> None:
     """Parse the arguments, run all cases and print the table and the faults."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--count", type=int, default=1000, help="number of mutations")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the mutations")
-    parser.add_argument("--first", type=int, default=0, help="number of the first mutation to run")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="parallel runs")
-    parser.add_argument("--keep", type=Path, help="folder for the files that cause a fault")
-    args = parser.parse_args()
-    results = fuzz(args.count, args.seed, args.jobs, args.first, args.keep)
-    print(report(results))
-    faults = [result for result in results if result.outcome in FAULTS]
-    for fault in faults:
-        last = fault.detail.splitlines()[-6:]
-        print(f"\n{fault.case.number} {fault.case.kind}, {fault.stage}: {fault.outcome}")
-        print("\n".join(last))
-    sys.exit(bool(faults))
-
-
-def fuzz(
-    count: int, seed: int = 0, jobs: int = 2, first: int = 0, keep: Path | None = None
-) -> list[Result]:
-    """Run the cases from `first` to `count` and return what both stages did with each."""
-    if keep:
-        keep.mkdir(parents=True, exist_ok=True)
-    with (
-        tempfile.TemporaryDirectory(prefix="fuzz-seeds-") as name,
-        ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("fork")) as pool,
-    ):
+    args = arguments(__doc__)
+    with tempfile.TemporaryDirectory(prefix="fuzz-seeds-") as name:
         for file, codecs in SEEDS.items():
             write_media(Path(name) / file, codecs)
-        chosen = islice(cases(Path(name), count), first, None)
-        runs = pool.map(partial(run_case, seed=seed, keep=keep), chosen)
-        return [result for results in runs for result in results]
+        chosen = islice(cases(Path(name), args.count), args.first, None)
+        results = fuzz(chosen, partial(prepare, seed=args.seed), args.jobs, args.keep)
+    finish(results, {"mutation": lambda result: result.case.kind})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Check that a dataset folder is complete and consistent, and that it can give a good avatar.
 
-All faults are listed at once. A clip beyond the limits of `talker.measure.gate` is refused with
-reasons and advice, unless `--force` is given.
+All faults are listed at once, also files that belong to another frame or clip. A clip beyond the
+limits of `talker.measure.gate` is refused with reasons and advice, unless `--force` is given.
 
     talker check --data data/me --quality data/me/quality.json
 """
@@ -15,6 +15,7 @@ from typing import Any
 from talker.core.config import AtLeast1, validated
 from talker.core.files import Output, atomic_write
 from talker.errors import UserError
+from talker.measure.content import content_faults, edited_files
 from talker.measure.faults import FolderSpec, folder_faults
 from talker.measure.gate import Limits, assess
 from talker.measure.quality import dataset_facts
@@ -59,12 +60,12 @@ def check(path: Path, config: Config) -> dict[str, Any]:
         UserError: the folder has faults; the message has one line for each.
     """
     folder = FolderSpec.of(path, config.sample)
-    if faults := folder_faults(folder):
+    if faults := folder_faults(folder) or content_faults(folder):
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         raise UserError(
             "\n  ".join([f"{path} is not a complete and consistent dataset ({count})", *faults])
         )
-    return dataset_facts(folder)
+    return dataset_facts(folder) | {"edited": list(edited_files(folder))}
 
 
 def main(*, data: Path, quality: Output, config: Config = Config()) -> None:
@@ -78,17 +79,18 @@ def main(*, data: Path, quality: Output, config: Config = Config()) -> None:
     """
     facts = check(data, config)
     assessment = assess(facts, config.limits)
+    warnings = [*assessment.warnings, *facts.pop("edited")]
     facts |= {
         "accepted": not assessment.failures or config.force,
         "failures": assessment.failures,
-        "warnings": assessment.warnings,
+        "warnings": warnings,
     }
     with atomic_write(quality) as (scratch,):
         scratch.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     for name in LOGGED_FACTS:
         if facts.get(name) is not None:
             logger.info("%-26s %8.3f", name, facts[name])
-    for warning in assessment.warnings:
+    for warning in warnings:
         logger.warning("warning: %s", warning)
     if assessment.failures and not config.force:
         reasons = "\n  ".join(assessment.failures)

@@ -8,19 +8,20 @@ import pytest
 from conftest import FRAMES, SIZE, Synthetic
 from scipy.spatial.transform import Rotation
 
-from talker import check, landmarks, track
+from talker import check, landmarks, layers, parsing, track
 from talker.clip import Clip, load_json
+from talker.data.layout import IMAGES
 from talker.errors import UserError
 from talker.measure.gate import Limits
 from talker.media.images import write_image
 
 SHORT = Limits(min_seconds=3.0, max_background=100.0)
-"""Limits for the synthetic clip, which lasts 4 s. The cases change its frames but not its masks."""
+"""Limits for the synthetic clip, which lasts 4 s. The cases change its frames but not its plate."""
 
 
 def prepare(dataset: Path, images: np.ndarray, folder: Path) -> None:
     """Run the face stages on `images` [T, H, W, 3] instead of the frames of the dataset."""
-    made = {"ori_imgs", "clip.json", "landmarks.npz", "track_params.pt"}
+    made = {"clip.json", "landmarks.npz", "track_params.pt", *(kind.folder for kind in IMAGES)}
     for path in dataset.iterdir():
         if path.name not in made and not path.name.startswith("transforms"):
             (folder / path.name).symlink_to(path)
@@ -41,6 +42,15 @@ def prepare(dataset: Path, images: np.ndarray, folder: Path) -> None:
         train=folder / "transforms_train.json",
         val=folder / "transforms_val.json",
         report=folder / "track_report.json",
+    )
+    parsing.main(clip=clip, images=frames, landmarks=found, masks=folder / "parsing")
+    layers.main(
+        clip=clip,
+        images=frames,
+        masks=folder / "parsing",
+        plate=folder / "bc.jpg",
+        truth=folder / "gt_imgs",
+        torso=folder / "torso_imgs",
     )
 
 

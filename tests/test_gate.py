@@ -135,6 +135,7 @@ WARNINGS = {
     "yaw_range_degrees": (2.0, "turns by only 2.0 degrees"),
     "focal_at_bound": (True, "focal_px"),
     "blinks": (0, "No blink"),
+    "cut_by_border": (3, "cuts off the face in 3 frames"),
 }
 
 

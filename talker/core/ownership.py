@@ -77,12 +77,7 @@ def foreign_files(folder: Path) -> list[str]:
     If there are any, the folder is marked, so that `foreign_outputs` compares its files from then
     on. Hidden files are ignored. A folder without a manifest has no foreign files.
     """
-    known = _entries(folder) if _manifests(folder) else None
-    names = [
-        name
-        for name, path in files_of(folder)
-        if known is not None and not _matches(path, known[name])
-    ]
+    names = differing_files(folder)
     if names:
         changed_mark(folder).touch()
     return names
@@ -108,6 +103,17 @@ def remove_own(folder: Path) -> list[Path]:
         with contextlib.suppress(OSError):  # it is a file, or not empty
             parent.rmdir()
     return sorted(path for path in folder.rglob("*") if not path.is_dir())
+
+
+def differing_files(output: Path) -> list[str]:
+    """Return the names of the files of an output that differ from what talker wrote.
+
+    Hidden files are ignored. An output without a manifest has no such files.
+    """
+    if not _manifests(output):
+        return []
+    known = _entries(output)
+    return [name for name, path in files_of(output) if not _matches(path, known[name])]
 
 
 def content_of(path: Path) -> str:

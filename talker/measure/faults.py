@@ -6,9 +6,9 @@ audio may differ a little from the length of their frames.
 
 import wave
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from talker.clip import (
     published_train_length,
     train_length,
 )
+from talker.core.parallel import ordered_map
 from talker.data import layout
 from talker.data.formats import read_au45, read_track_params, read_transforms
 from talker.data.layout import COLORS, HEAD
@@ -39,6 +40,8 @@ NAMED_FRAMES = 5
 """Number of frames that a message names."""
 THREADS = 8
 """Number of files that are read at the same time."""
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -101,11 +104,14 @@ class FolderSpec:
     def check_frames(self, check: Callable[[int], str | None]) -> dict[str, list[int]]:
         """Run a check for every frame in threads; return {fault: frames that have it}."""
         faults: dict[str, list[int]] = {}
-        with ThreadPoolExecutor(THREADS) as pool:
-            for i, fault in enumerate(pool.map(check, self.ids)):
-                if fault is not None:
-                    faults.setdefault(fault, []).append(i)
+        for i, fault in enumerate(self.map_frames(check)):
+            if fault is not None:
+                faults.setdefault(fault, []).append(i)
         return faults
+
+    def map_frames(self, function: Callable[[int], Value]) -> Iterator[Value]:
+        """Yield `function(i)` for every frame i in order, computed in threads."""
+        yield from ordered_map(function, self.ids, THREADS)
 
 
 def folder_faults(folder: FolderSpec) -> list[str]:

@@ -375,6 +375,11 @@ def _warnings(facts: dict[str, Any], limits: Limits) -> Iterator[str]:
             "The estimated focal length is at a bound of the allowed range. If you know "
             "the focal length, set `track: {focal_px: ...}`."
         )
+    if facts.get("cut_by_border"):
+        yield (
+            f"The border of the image cuts off the face in {facts['cut_by_border']} frames. The "
+            "missing part of the face cannot be rendered."
+        )
     if facts["blinks"] == 0:
         yield "No blink was detected, so the avatar cannot learn to close its eyes."
     correlation, z = facts.get("sync_correlation"), facts.get("sync_z")

@@ -76,6 +76,7 @@ def tracking_facts(folder: FolderSpec) -> dict[str, Any]:
         "c5_px_at_250": None if motion["c5"] is None else scale * motion["c5"],
         "yaw_range_degrees": report["degrees"]["yaw_high"] - report["degrees"]["yaw_low"],
         "focal_at_bound": report["focal"]["at_bound"],
+        "cut_by_border": report.get("cut_by_border"),
     }
 
 

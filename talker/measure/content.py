@@ -1,0 +1,342 @@
+"""Find files of a dataset folder that belong to another frame, another clip or another sound.
+
+Every file is compared with the files that it was computed from or that show the same thing: layers
+and masks with the frames, masks and poses with the landmarks, the parts of the sound with the
+whole, blinks with the eyelids, speech features with the sound. A frame is reported if it deviates
+much more than most frames of the clip, so that the limits also fit folders of other scripts.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from talker.clip import load_json, load_per_frame
+from talker.core.ownership import differing_files
+from talker.data import layout
+from talker.data.formats import TrackParams, read_au45, read_track_params
+from talker.data.masks import BACKGROUND, COLORS, HEAD, TORSO
+from talker.dataset import read_speech, speech_file
+from talker.encoders import ENCODERS, load_encoder
+from talker.encoders.features import FeatureStats, extract, mute, windows
+from talker.encoders.loudness import pauses, slot_levels
+from talker.errors import UserError
+from talker.head.camera import viewmats_from_pose
+from talker.head.landmarks68 import JAW, eye_aspect_ratio, landmarks68, read_lms
+from talker.measure.faults import FolderSpec
+from talker.media.audio import read_wav
+from talker.media.images import read_image
+
+BLOCK = 16
+"""Side in pixels of the blocks in which images are compared: one block of JPEG with chroma at half
+resolution."""
+ROW_STEP = 4
+"""Every fourth row of the images is compared, which takes a quarter of the time."""
+COMPOSITE_LIMITS = (8.0, 1.6, 20.0)
+"""Accepted difference between a composite and its frame, averaged over a block: always below the
+first gray level, up to this multiple of the median over the frames, and never above the last gray
+level. On five real clips the medians were 2.5 to 6.3 and the largest values 3.3 to 7.6."""
+TORSO_LIMITS = (0.5, 3.0, 20.0)
+"""The same limits for the upper quartile of the blocks of the clothes in the torso layer."""
+HEAD_SHARE = 0.7
+"""Smallest accepted fraction of the inner landmarks that the mask assigns to the head."""
+POSE_LIMITS = (0.04, 5.0, 0.1)
+"""The same limits for the distance between the rigid landmarks of a frame and their projection, as
+a fraction of the width of the face. On five real clips the medians were 0.003 to 0.006 and the
+largest values 0.009 to 0.019."""
+RIGID = [27, 28, 29, 30, 33, 36, 39, 42, 45]
+"""Landmarks of the nose and the eye corners, which hardly move with the expression."""
+MESH_TOLERANCE = 0.01
+"""Largest accepted difference in pixels between a .lms file and landmarks.npz."""
+BLINK_FRAMES = 250
+"""Number of frames from which blinks are compared with the eyelids."""
+MIN_BLINK_CORRELATION = 0.1
+"""Smallest accepted correlation of AU45 with the closure of the eyelids."""
+QUICK_ENCODERS = ("hama", "mel")
+"""Encoders that are fast enough to compute the speech features again."""
+SPEECH_TOLERANCE = 0.1
+"""Largest accepted difference of a speech feature, in standard deviations, in most windows."""
+
+
+def content_faults(folder: FolderSpec) -> list[str]:
+    """Return one sentence for every file of a complete folder that belongs to something else."""
+    faults: list[str] = []
+    for check in CHECKS:
+        try:
+            faults.extend(check(folder))
+        except UserError as error:
+            faults.append(str(error))
+    return faults
+
+
+def edited_files(folder: FolderSpec) -> Iterator[str]:
+    """Yield a sentence for every output of talker that was changed after talker wrote it."""
+    names = (
+        *(layout.CLIP, layout.SOUND, layout.TRAIN_SOUND, layout.NOVEL_SOUND, layout.LANDMARKS),
+        *(layout.ACTION_UNITS, layout.TRACK_PARAMS, layout.TRANSFORMS_TRAIN),
+        *(layout.TRANSFORMS_VAL, layout.TRACK_REPORT, layout.PLATE),
+        *(layout.speech_features(encoder) for encoder in ENCODERS),
+        *(layout.speech_statistics(encoder) for encoder in ENCODERS),
+        *(kind.folder for kind in layout.IMAGES),
+    )
+    for name in names:
+        path = folder.path / name
+        if path.exists() and (changed := differing_files(path)):
+            inside = f": {', '.join(sorted(changed)[:5])}" if path.is_dir() else ""
+            more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+            yield (
+                f"{path}{inside}{more}: changed after talker wrote it. Training uses the changed "
+                "file; delete it and run the workflow again to restore it."
+            )
+
+
+def image_faults(folder: FolderSpec) -> Iterator[str]:
+    """Compare masks with landmarks, and composites and torsos with frames, masks and plate."""
+    valid = read_track_params(folder.path / layout.TRACK_PARAMS).valid
+    landmarks = all_landmarks(folder)
+    plate = read_image(folder.path / layout.PLATE)[::ROW_STEP]
+
+    def measure(i: int) -> tuple[float, float, float]:
+        images = [read_image(kind.path(folder.path, i)) for kind in layout.IMAGES]
+        head = np.all(images[1] == COLORS[HEAD], axis=2)
+        share = head_share(head, landmarks[i]) if valid[i] else 1.0
+        frame, mask, composite, torso = (image[::ROW_STEP] for image in images)
+        return (
+            composite_error(frame, mask, composite, plate),
+            torso_error(frame, mask, torso),
+            share,
+        )
+
+    composites, torsos, shares = np.array(list(folder.map_frames(measure))).T
+    findings = (
+        (_outliers(composites, *COMPOSITE_LIMITS), "gt_imgs", "frame, mask or bc.jpg", "layers"),
+        (_outliers(torsos, *TORSO_LIMITS), "torso_imgs", "clothes in the frame", "layers"),
+        (np.flatnonzero(shares < HEAD_SHARE), "parsing", "landmarks of the face", "parsing"),
+    )
+    for wrong, images, other, stage in findings:
+        if wrong.size:
+            yield (
+                f"{folder.path / images}: {folder.name(wrong.tolist())} does not match the "
+                f"{other}. One of them belongs to another frame or clip. Run `talker {stage}` "
+                "again."
+            )
+
+
+def composite_error(
+    frame: np.ndarray, mask: np.ndarray, composite: np.ndarray, plate: np.ndarray
+) -> float:
+    """Return the largest mean difference of a block from frame and plate, composed by the mask."""
+    behind = np.all(mask == COLORS[BACKGROUND], axis=2)
+    expected = np.where(behind[..., None], plate, frame)
+    return float(_blocks(cv2.absdiff(composite, expected).max(axis=2)).max())
+
+
+def torso_error(frame: np.ndarray, mask: np.ndarray, torso: np.ndarray) -> float:
+    """Return the upper quartile of the mean differences of the clothes' blocks from the frame."""
+    clothes = np.all(mask == COLORS[TORSO], axis=2)
+    covered = _blocks(clothes.astype(np.uint8) * 255) > 254
+    if not covered.any():
+        return 0.0
+    difference = cv2.absdiff(np.ascontiguousarray(torso[..., :3]), np.ascontiguousarray(frame))
+    difference = difference.max(axis=2)
+    difference[torso[..., 3] < 255] = 255
+    return float(np.percentile(_blocks(difference)[covered], 75))
+
+
+def head_share(head: np.ndarray, landmarks: np.ndarray) -> float:
+    """Return the fraction of the inner landmarks [68, 2] that lie on the head, bool [H, W]."""
+    x, y = np.clip(landmarks[JAW.stop :].astype(int), 0, np.array(head.shape)[::-1] - 1).T
+    return float(head[y, x].mean())
+
+
+def _blocks(image: np.ndarray) -> np.ndarray:
+    """Return the mean of every complete block of an image [H / ROW_STEP, W], float32."""
+    rows, columns = BLOCK // ROW_STEP, BLOCK
+    height, width = image.shape[0] // rows * rows, image.shape[1] // columns * columns
+    if not height or not width:
+        return image.astype(np.float32)
+    size = width // columns, height // rows
+    return cv2.resize(image[:height, :width].astype(np.float32), size, interpolation=cv2.INTER_AREA)
+
+
+def _outliers(values: np.ndarray, always: float, ratio: float, never: float) -> np.ndarray:
+    """Return the frames whose value exceeds the limits, see `COMPOSITE_LIMITS`."""
+    return np.flatnonzero(~(values <= np.clip(ratio * np.nanmedian(values), always, never)))
+
+
+def landmark_faults(folder: FolderSpec) -> Iterator[str]:
+    """Compare the .lms files with landmarks.npz, in a folder that talker made."""
+    if not folder.own:
+        return
+    arrays = load_per_frame(folder.path / layout.LANDMARKS, folder.frames, "points")
+    difference = np.abs(landmarks68(arrays["points"]) - all_landmarks(folder)).max(axis=(1, 2))
+    if (wrong := np.flatnonzero(~(difference <= MESH_TOLERANCE) & arrays["valid"])).size:
+        yield (
+            f"{folder.path / layout.FRAME_LANDMARKS.folder}: .lms of {folder.name(wrong.tolist())} "
+            f"differ from {layout.LANDMARKS}. Run `talker landmarks` again."
+        )
+
+
+def pose_faults(folder: FolderSpec) -> Iterator[str]:
+    """Compare the poses with the landmarks by reprojection.
+
+    Nose and eye corners are triangulated from all tracked frames: they are fixed points of the
+    head, so the pose of a frame projects them to the landmarks of that frame.
+    """
+    path = folder.path / layout.TRACK_PARAMS
+    params = read_track_params(path)
+    if len(params.expression) > 1 and not np.ptp(params.expression, axis=0).any():
+        yield f"{path}: the expression is the same in all frames. Run `talker track` again."
+    valid = np.flatnonzero(params.valid)
+    if len(valid) < 2:
+        return
+    errors = reprojection_errors(params, all_landmarks(folder), (folder.height, folder.width))
+    if not np.median(errors) <= POSE_LIMITS[2]:
+        yield (
+            f"{path}: the poses differ from the landmarks by {100 * np.median(errors):.0f} % of "
+            "the width of the face. They belong to another clip. Run `talker track` again."
+        )
+    elif (wrong := valid[_outliers(errors, *POSE_LIMITS)]).size:
+        yield (
+            f"{path}: the poses of {folder.name(wrong.tolist())} differ from the landmarks. They "
+            "belong to other frames. Run `talker track` again."
+        )
+
+
+def reprojection_errors(
+    params: TrackParams, landmarks: np.ndarray, size: tuple[int, int]
+) -> np.ndarray:
+    """Return the median distance between landmarks and projected head points of tracked frames.
+
+    Args:
+        params: poses of T frames.
+        landmarks: [T, 68, 2] in pixels.
+        size: height and width of the image.
+
+    Returns:
+        Fractions of the median width of the face, one for each of the N valid frames.
+    """
+    seen = landmarks[params.valid].astype(float)
+    viewmats = viewmats_from_pose(params.euler, params.trans)[params.valid].astype(float)
+    height, width = size
+    rays = (seen[:, RIGID] - np.array([width / 2, height / 2])) / params.focal
+    rotation, translation = viewmats[:, :3, :3], viewmats[:, :3, 3]
+    projected = np.empty_like(rays)
+    for k in range(len(RIGID)):
+        point = _triangulate(rays[:, k], rotation, translation)
+        camera = rotation @ point + translation
+        projected[:, k] = camera[:, :2] / camera[:, 2:]
+    distance = np.median(np.linalg.norm(projected - rays, axis=2), axis=1) * params.focal
+    return distance / max(float(np.median(np.ptp(seen[..., 0], axis=1))), 1.0)
+
+
+def _triangulate(rays: np.ndarray, rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
+    """Return the point [3] whose projections are closest to `rays` [N, 2], by the L1 norm."""
+    rows = rays[:, :, None] * rotation[:, 2:3] - rotation[:, :2]
+    right = translation[:, :2] - rays * translation[:, 2:]
+    weights, point = np.ones(len(rays)), np.zeros(3)
+    for _ in range(5):
+        scaled = np.repeat(weights, 2)[:, None]
+        point = np.linalg.lstsq(
+            scaled * rows.reshape(-1, 3), scaled[:, 0] * right.ravel(), rcond=None
+        )[0]
+        residuals = np.linalg.norm(rows @ point - right, axis=1)
+        weights = 1 / np.sqrt(np.maximum(residuals, 1e-3 * np.abs(translation[:, 2])))
+    return point
+
+
+def report_faults(folder: FolderSpec) -> Iterator[str]:
+    """Compare track_report.json with track_params.pt."""
+    path = folder.path / layout.TRACK_REPORT
+    if not path.exists():
+        return
+    params = read_track_params(folder.path / layout.TRACK_PARAMS)
+    report = load_json(path)
+    try:
+        found = int(report["frames"]), int(report["valid"]), float(report["focal"]["px"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path}: expected the report of `talker track` ({error!r} is missing or wrong). Run "
+            "it again."
+        ) from error
+    expected = folder.frames, int(params.valid.sum()), params.focal
+    if not np.allclose(found, expected, rtol=1e-4):
+        yield (
+            f"{path}: describes {found[0]} frames, {found[1]} tracked, focal length {found[2]:.1f} "
+            f"px; {layout.TRACK_PARAMS} has {expected[0]}, {expected[1]} and {expected[2]:.1f} px. "
+            "Run `talker track` again."
+        )
+
+
+def sound_faults(folder: FolderSpec) -> Iterator[str]:
+    """Check that the two parts of the sound are parts of the whole, in a folder of talker."""
+    if not folder.own:
+        return
+    whole = read_wav(folder.path / layout.SOUND)
+    split = len(read_wav(folder.path / layout.TRAIN_SOUND))
+    for name, part in ((layout.TRAIN_SOUND, whole[:split]), (layout.NOVEL_SOUND, whole[split:])):
+        if not np.array_equal(read_wav(folder.path / name), part):
+            yield (
+                f"{folder.path / name}: differs from that part of {layout.SOUND}. "
+                "Run `talker audio` again."
+            )
+
+
+def blink_faults(folder: FolderSpec) -> Iterator[str]:
+    """Compare the blinks with the eyelids of the landmarks."""
+    if folder.frames < BLINK_FRAMES:
+        return
+    path = folder.path / layout.ACTION_UNITS
+    valid = read_track_params(folder.path / layout.TRACK_PARAMS).valid
+    closure = read_au45(path)[: folder.frames][valid]
+    opening = eye_aspect_ratio(all_landmarks(folder)[valid])
+    if not closure.std() or not opening.std():
+        return
+    correlation = -float(np.corrcoef(closure, opening)[0, 1])
+    if not correlation >= MIN_BLINK_CORRELATION:
+        yield (
+            f"{path}: the correlation of AU45 with the closure of the eyelids is "
+            f"{correlation:.2f}, expected at least {MIN_BLINK_CORRELATION}. The blinks belong to "
+            "another clip. Run `talker blink` again."
+        )
+
+
+def speech_faults(folder: FolderSpec) -> Iterator[str]:
+    """Compute speech features again, where the encoder is fast, and compare them."""
+    for encoder in QUICK_ENCODERS:
+        path = speech_file(folder.path, encoder)
+        statistics = folder.path / layout.speech_statistics(encoder)
+        if not folder.own or not path.exists() or not statistics.exists():
+            continue
+        stats = FeatureStats.load(statistics)
+        sound = read_wav(folder.path / layout.SOUND)
+        slots = stats.reduce(np.concatenate(list(extract(load_encoder(stats.choice), sound))))
+        slots = mute(slots, pauses(slot_levels(sound), stats.pause), stats)
+        expected = np.concatenate(list(windows([slots], stats.look_ahead)))
+        found = read_speech(path, folder.frames)
+        if found.shape != expected.shape or not (
+            np.median(np.abs(found - expected)) <= SPEECH_TOLERANCE
+        ):
+            yield (
+                f"{path}: differs from the features of {layout.SOUND} with the statistics in "
+                f"{statistics.name}. One of these files belongs to another clip. Run "
+                "`talker speech` again."
+            )
+
+
+def all_landmarks(folder: FolderSpec) -> np.ndarray:
+    """Read the landmarks of all frames, float32 [T, 68, 2]."""
+    files: Iterable[Path] = (layout.FRAME_LANDMARKS.path(folder.path, i) for i in folder.ids)
+    return np.stack([read_lms(file) for file in files])
+
+
+CHECKS: tuple[Callable[[FolderSpec], Iterator[str]], ...] = (
+    image_faults,
+    landmark_faults,
+    pose_faults,
+    report_faults,
+    sound_faults,
+    blink_faults,
+    speech_faults,
+)
