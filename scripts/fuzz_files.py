@@ -737,8 +737,9 @@ def _wav_shape(rng: random.Random, path: Path, subject: Path) -> None:
 
 def _wav_type(rng: random.Random, path: Path, subject: Path) -> None:
     sound = read_wav(path)
-    kinds = [(sound.astype(np.int32), 16_000, 1), (sound, 8000, 1), (sound, 16_000, 2)]
-    _write_wav(path, *rng.choice([*kinds, (sound, 1, 1), (sound.astype(np.uint8), 16_000, 1)]))
+    kinds: list[Any] = [(sound.astype(np.int32), 16_000, 1), (sound, 8000, 1), (sound, 16_000, 2)]
+    kinds += [(sound, 1, 1), (sound.astype(np.uint8), 16_000, 1)]
+    _write_wav(path, *rng.choice(kinds))
 
 
 def _wav_value(rng: random.Random, path: Path, subject: Path) -> None:

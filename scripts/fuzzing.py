@@ -194,24 +194,27 @@ def arguments(description: str | None) -> argparse.Namespace:
 def fuzz(
     cases: Iterable[Case], prepare: Prepare, jobs: int = 2, keep: Path | None = None
 ) -> list[Result]:
-    """Run all cases in parallel; return the results in the order of the cases."""
+    """Run all cases in parallel, print the faults, and return all results in order."""
     if keep:
         keep.mkdir(parents=True, exist_ok=True)
     fork = multiprocessing.get_context("fork")
+    all_results = []
     with ProcessPoolExecutor(jobs, mp_context=fork) as pool:
-        runs = pool.map(partial(run_case, prepare=prepare, keep=keep), cases)
-        return [result for results in runs for result in results]
+        for results in pool.map(partial(run_case, prepare=prepare, keep=keep), cases):
+            all_results += results
+            for result in results:
+                if result.outcome in FAULTS:
+                    print(_describe(result), flush=True)
+    return all_results
+
+
+def _describe(fault: Result) -> str:
+    last = "\n".join(fault.detail.splitlines()[-6:])
+    case = fault.case
+    return f"{case.number} {case.kind}, {case.seed.name}, {fault.stage}: {fault.outcome}\n{last}\n"
 
 
 def finish(results: Sequence[Result], groups: dict[str, Callable[[Result], str]]) -> None:
-    """Print the tables and the faults; exit with status 1 if there are faults."""
+    """Print the tables; exit with status 1 if there are faults."""
     print(report(results, groups))
-    faults = [result for result in results if result.outcome in FAULTS]
-    for fault in faults:
-        last = fault.detail.splitlines()[-6:]
-        print(
-            f"\n{fault.case.number} {fault.case.kind}, {fault.case.seed.name}, {fault.stage}:",
-            fault.outcome,
-        )
-        print("\n".join(last))
-    sys.exit(bool(faults))
+    sys.exit(any(result.outcome in FAULTS for result in results))

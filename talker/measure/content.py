@@ -16,7 +16,6 @@ from talker.clip import load_json, load_per_frame
 from talker.core.ownership import differing_files
 from talker.data import layout
 from talker.data.formats import TrackParams, read_au45, read_track_params
-from talker.data.masks import BACKGROUND, COLORS, HEAD, TORSO
 from talker.dataset import read_speech, speech_file
 from talker.encoders import ENCODERS, load_encoder
 from talker.encoders.features import FeatureStats, extract, mute, windows
@@ -99,7 +98,7 @@ def image_faults(folder: FolderSpec) -> Iterator[str]:
 
     def measure(i: int) -> tuple[float, float, float]:
         images = [read_image(kind.path(folder.path, i)) for kind in layout.IMAGES]
-        head = np.all(images[1] == COLORS[HEAD], axis=2)
+        head = np.all(images[1] == layout.COLORS[layout.HEAD], axis=2)
         share = head_share(head, landmarks[i]) if valid[i] else 1.0
         frame, mask, composite, torso = (image[::ROW_STEP] for image in images)
         return (
@@ -127,14 +126,14 @@ def composite_error(
     frame: np.ndarray, mask: np.ndarray, composite: np.ndarray, plate: np.ndarray
 ) -> float:
     """Return the largest mean difference of a block from frame and plate, composed by the mask."""
-    behind = np.all(mask == COLORS[BACKGROUND], axis=2)
+    behind = np.all(mask == layout.COLORS[layout.BACKGROUND], axis=2)
     expected = np.where(behind[..., None], plate, frame)
     return float(_blocks(cv2.absdiff(composite, expected).max(axis=2)).max())
 
 
 def torso_error(frame: np.ndarray, mask: np.ndarray, torso: np.ndarray) -> float:
     """Return the upper quartile of the mean differences of the clothes' blocks from the frame."""
-    clothes = np.all(mask == COLORS[TORSO], axis=2)
+    clothes = np.all(mask == layout.COLORS[layout.TORSO], axis=2)
     covered = _blocks(clothes.astype(np.uint8) * 255) > 254
     if not covered.any():
         return 0.0
