@@ -211,7 +211,9 @@ def load_text(path: Path | zipfile.Path) -> str:
     check_regular(path)
     try:
         with path.open("rb") as file:
-            content = file.read(TEXT_BYTES + 1)
+            size = file.seek(0, io.SEEK_END)
+            file.seek(0)
+            content = file.read(min(size, TEXT_BYTES) + 1)  # allocates this much at once
         if len(content) > TEXT_BYTES:
             raise UserError(
                 f"{path} is larger than {TEXT_BYTES >> 20} MiB, which is the limit for text files."

@@ -22,7 +22,7 @@ from markupsafe import Markup, escape
 from scipy.spatial.transform import Rotation
 
 from talker.avatar.renderer import avatar_dataset, load_avatar
-from talker.clip import FPS, Clip
+from talker.clip import FPS, Clip, load_json, load_text
 from talker.core.config import AtLeast1, NonNegative, validated
 from talker.core.files import Output, atomic_write
 from talker.data import layout
@@ -137,7 +137,7 @@ def mouth_curves(metrics: Section) -> Section:
 
 def training(log: Path) -> Section:
     """Draw the losses of both training stages."""
-    entries = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    entries = [json.loads(line) for line in load_text(log).splitlines()]
     charts = {}
     for stage in dict.fromkeys(entry["stage"] for entry in entries):
         rows = [entry for entry in entries if entry["stage"] == stage]
@@ -178,7 +178,7 @@ def clip_facts(data: Path) -> Section:
 
 def tracking_facts(path: Path) -> Section:
     """Return the results of tracking from `track_report.json`, as label -> text."""
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = load_json(path)
     focal, degrees, lost = found["focal"], found["degrees"], found["rejected"]
     facts = {
         "focal length": (
@@ -204,7 +204,7 @@ def tracking_facts(path: Path) -> Section:
 def json_facts(path: Path) -> Section:
     """Return the values of a JSON file, one level deep, as label -> text."""
     facts = {}
-    for key, value in json.loads(path.read_text(encoding="utf-8")).items():
+    for key, value in load_json(path).items():
         inner = value.items() if isinstance(value, dict) else [("", value)]
         for name, one in inner:
             label = f"{key} {name}".replace("_", " ").strip()
@@ -253,7 +253,7 @@ def new_speech(folder: Path, html: Path, embed_mb: float) -> Section:
         middle = frame_count(source) // 2
         poster = next(frame for i, frame in enumerate(read_frames(video, source)) if i == middle)
         facts = video.with_suffix(".json")
-        measured = json.loads(facts.read_text(encoding="utf-8")) if facts.exists() else None
+        measured = load_json(facts) if facts.exists() else None
         videos.append(
             video_section(video, html, embed_mb)
             | {
@@ -324,10 +324,10 @@ def pose_curves(dataset: Dataset) -> Section:
 def warnings_of(quality: Path) -> list[str]:
     """Return the warnings of `talker check`; none if its file is missing or damaged."""
     try:
-        found = json.loads(quality.read_text(encoding="utf-8"))
-        return [str(one) for one in found.get("warnings", [])]
-    except (OSError, ValueError, AttributeError):
+        found = load_json(quality).get("warnings")
+    except UserError:
         return []
+    return [str(one) for one in found] if isinstance(found, list) else []
 
 
 def versions() -> list[dict[str, str]]:
@@ -441,7 +441,7 @@ def main(
     dataset = avatar_dataset(data, model)
 
     def measured() -> Section:
-        return json.loads(_given(metrics, "metrics").read_text(encoding="utf-8"))
+        return load_json(_given(metrics, "metrics"))
 
     held_out = _section(
         "comparison", lambda: comparison(_given(video, "video"), dataset, config.worst)
@@ -506,9 +506,11 @@ def _section(name: str, make: Callable[[], Section]) -> Section:
     """Return the section that `make` returns, or {"missing": reason} if an input is missing."""
     try:
         return make()
-    except (OSError, KeyError, ValueError, UserError) as error:
+    except (OSError, LookupError, ValueError, TypeError, AttributeError, UserError) as error:
         reason = str(error)
-        if isinstance(error, KeyError):
+        if isinstance(error, TypeError | AttributeError | IndexError):
+            reason = f"the file holds a value of an unexpected type ({error})"
+        elif isinstance(error, KeyError):
             reason = f"the file has no value {error}"
         elif isinstance(error, FileNotFoundError):
             reason = f"{error.filename} does not exist"

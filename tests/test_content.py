@@ -12,6 +12,7 @@ import torch
 from talker import check, layers, speech
 from talker.core.files import atomic_write
 from talker.data import layout
+from talker.errors import UserError
 from talker.measure.content import edited_files, reprojection_errors
 from talker.measure.faults import FolderSpec
 from talker.measure.gate import Limits
@@ -150,7 +151,7 @@ def test_a_file_of_something_else_is_found(
     folder: Path, replace: Callable[[Path], object], words: list[str]
 ):
     replace(folder)
-    with pytest.raises(Exception, match="found") as caught:
+    with pytest.raises(UserError, match="consistent") as caught:
         check.check(folder, check.Config())
     faults = str(caught.value).splitlines()[1:]
     assert any(all(word in fault for word in words) for fault in faults), faults

@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -21,6 +22,7 @@ from talker.data.formats import (
 )
 from talker.errors import UserError
 from talker.head.landmarks68 import read_lms, write_lms
+from talker.media.images import read_image
 
 FRAMES = 12
 
@@ -232,3 +234,46 @@ def test_wrong_clips_are_refused(dataset: Path, tmp_path: Path, change: dict, me
     (tmp_path / "clip.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=rf"clip\.json: .*{message}"):
         Clip.load(tmp_path / "clip.json")
+
+
+def png_header(width: int, height: int) -> bytes:
+    size = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    return b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + size + b"\x08\x02\0\0\0" + bytes(99)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (png_header(100_000, 100_000), "claims 100000x100000 pixels"),
+        (b"\xff\xd8\xff\xc0\0\x11\x08\xff\xdc\xff\xdc\x03" + bytes(99), "claims 65500x65500"),
+        (b"BM" + bytes(16) + b"\x50\xc3\0\0\x50\xc3\0\0" + bytes(99), "claims 50000x50000"),
+        (b"RIFF\0\0\0\0WEBPVP8X\x0a\0\0\0" + bytes(4) + b"\xff" * 6, "claims 16777216x16777216"),
+        (b"P6 30000 30000 255\n", "not a PNG, JPEG, WebP or BMP image"),
+        (b"", "not a PNG"),
+    ],
+)
+def test_images_that_claim_too_much_are_not_decoded(tmp_path: Path, content: bytes, message: str):
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(UserError, match=rf"a\.png .*{message}"):
+        read_image(tmp_path / "a.png")
+
+
+def test_images_of_16_bits_are_refused_and_those_of_8_bits_are_read(tmp_path: Path):
+    pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    cv2.imwrite(str(tmp_path / "a.png"), pixels.astype(np.uint16))
+    with pytest.raises(UserError, match=r"uint16; expected 8 bits"):
+        read_image(tmp_path / "a.png")
+    for suffix in (".png", ".bmp", ".webp"):
+        path = tmp_path / f"b{suffix}"
+        cv2.imwrite(str(path), pixels, [cv2.IMWRITE_WEBP_QUALITY, 101])
+        np.testing.assert_array_equal(read_image(path), pixels[..., ::-1])
+
+
+def test_text_is_read_in_the_memory_that_it_needs(tmp_path: Path):
+    import tracemalloc
+
+    write_lms(tmp_path / "0.lms", np.ones((68, 2)))
+    tracemalloc.start()
+    read_lms(tmp_path / "0.lms")
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()

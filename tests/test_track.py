@@ -3,8 +3,8 @@
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterable
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np

@@ -116,7 +116,7 @@ def image_faults(folder: FolderSpec) -> Iterator[str]:
     for wrong, images, other, stage in findings:
         if wrong.size:
             yield (
-                f"{folder.path / images}: {folder.name(wrong.tolist())} does not match the "
+                f"{folder.path / images}: {folder.list_frames(wrong.tolist())} does not match the "
                 f"{other}. One of them belongs to another frame or clip. Run `talker {stage}` "
                 "again."
             )
@@ -171,8 +171,9 @@ def landmark_faults(folder: FolderSpec) -> Iterator[str]:
     arrays = load_per_frame(folder.path / layout.LANDMARKS, folder.frames, "points")
     difference = np.abs(landmarks68(arrays["points"]) - all_landmarks(folder)).max(axis=(1, 2))
     if (wrong := np.flatnonzero(~(difference <= MESH_TOLERANCE) & arrays["valid"])).size:
+        ids = folder.list_frames(wrong.tolist())
         yield (
-            f"{folder.path / layout.FRAME_LANDMARKS.folder}: .lms of {folder.name(wrong.tolist())} "
+            f"{folder.path / layout.FRAME_LANDMARKS.folder}: .lms of {ids} "
             f"differ from {layout.LANDMARKS}. Run `talker landmarks` again."
         )
 
@@ -197,8 +198,9 @@ def pose_faults(folder: FolderSpec) -> Iterator[str]:
             "the width of the face. They belong to another clip. Run `talker track` again."
         )
     elif (wrong := valid[_outliers(errors, *POSE_LIMITS)]).size:
+        ids = folder.list_frames(wrong.tolist())
         yield (
-            f"{path}: the poses of {folder.name(wrong.tolist())} differ from the landmarks. They "
+            f"{path}: the poses of {ids} differ from the landmarks. They "
             "belong to other frames. Run `talker track` again."
         )
 

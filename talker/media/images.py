@@ -1,5 +1,6 @@
 """Read and write image files; in memory images are always RGB or RGBA uint8 arrays."""
 
+import io
 import os
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -9,10 +10,12 @@ from typing import BinaryIO
 import cv2
 import numpy as np
 
-from talker.clip import Clip
+from talker.clip import BROKEN_ZIP, Clip, check_regular
 from talker.core.parallel import ordered_map
 from talker.errors import UserError
 
+MAX_PIXELS = 1 << 26
+"""Largest accepted number of pixels of an image: 8192 x 8192, as `talker frames` writes at most."""
 PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
 """Number of channels for each color type in the header of a PNG file."""
 JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
@@ -23,19 +26,48 @@ def read_image(path: Path | zipfile.Path) -> np.ndarray:
     """Read an image as RGB uint8 [H, W, 3], or RGBA uint8 [H, W, 4] if it has an alpha channel.
 
     Raises:
-        UserError: the file is missing or is not an image.
+        UserError: the file is missing, is not a PNG, JPEG, WebP or BMP image that OpenCV can read,
+            does not have 8 bits per channel, or has more than `MAX_PIXELS` pixels.
     """
+    if not path.exists():
+        raise UserError(f"{path} does not exist.")
+    check_regular(path)
     try:
         encoded = np.frombuffer(path.read_bytes(), np.uint8)
-        pixels = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED) if len(encoded) else None
-    except (OSError, KeyError):
-        pixels = None
+        pixels = _decode(encoded, path)
+    except (OSError, cv2.error, *BROKEN_ZIP) as error:
+        raise UserError(f"{path} cannot be read as an image ({error}).") from error
     if pixels is None:
-        raise UserError(f"{path} does not exist, or is not an image that OpenCV can read.")
+        raise UserError(f"{path} is not a PNG, JPEG, WebP or BMP image that OpenCV can read.")
+    if pixels.dtype != np.uint8:
+        raise UserError(f"{path} has the pixel type {pixels.dtype}; expected 8 bits per channel.")
     if pixels.ndim == 2:
         return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
     code = cv2.COLOR_BGRA2RGBA if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB
     return cv2.cvtColor(pixels, code)
+
+
+def _decode(encoded: np.ndarray, path: Path | zipfile.Path) -> np.ndarray | None:
+    """Decode an image after checking that its header claims a size that fits in memory."""
+    start = encoded[:32].tobytes()
+    if start.startswith(b"\x89PNG\r\n\x1a\n"):
+        size = _png(start)
+    elif start.startswith(b"\xff\xd8"):
+        size = _jpeg(io.BytesIO(encoded.tobytes()))
+    elif start.startswith(b"BM"):
+        size = _little_endian(start[22:26], signed=True), _little_endian(start[18:22])
+    elif start.startswith(b"RIFF") and start[8:12] == b"WEBP":
+        size = _webp(start)
+    else:
+        size = None
+    if size is None:
+        return None
+    if abs(size[0] * size[1]) > MAX_PIXELS:
+        raise UserError(
+            f"{path} claims {size[1]}x{size[0]} pixels; expected at most {MAX_PIXELS / 1e6:.0f} "
+            "million pixels."
+        )
+    return cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
 
 
 def write_image(path: Path, pixels: np.ndarray, quality: int = 95) -> None:
@@ -122,9 +154,26 @@ def _jpeg(file: BinaryIO) -> tuple[int, int, int] | None:
         segment = file.read(10)
         if len(segment) < 10 or segment[0] != 0xFF:
             return None
+        if segment[1] == 0xFF:  # a fill byte
+            at += 1
+            continue
         if segment[1] in JPEG_FRAMES:
             return _big_endian(segment[5:7]), _big_endian(segment[7:9]), segment[9]
         at += 2 + _big_endian(segment[2:4])
+
+
+def _webp(start: bytes) -> tuple[int, int]:
+    """Return height and width from the first chunk of a WebP file."""
+    if start[12:16] == b"VP8X":
+        return 1 + _little_endian(start[27:30]), 1 + _little_endian(start[24:27])
+    if start[12:16] == b"VP8L":
+        bits = _little_endian(start[21:25])
+        return 1 + (bits >> 14 & 0x3FFF), 1 + (bits & 0x3FFF)
+    return _little_endian(start[28:30]) & 0x3FFF, _little_endian(start[26:28]) & 0x3FFF
+
+
+def _little_endian(digits: bytes, signed: bool = False) -> int:
+    return int.from_bytes(digits, "little", signed=signed)
 
 
 def _big_endian(digits: bytes) -> int:

@@ -69,25 +69,28 @@ def main(*, data: Path, pack: Output, config: Config = Config()) -> None:
     encoders = [name for name in ENCODERS if speech_file(data, name).exists()] or [DEFAULT_ENCODER]
     for encoder in encoders:
         frames = Dataset.load(data, 64, encoder).frames  # raises if the folder is incomplete
+    read_image(data / layout.PLATE)  # raises if it is damaged
     speech = [
         name(encoder)
         for encoder in ENCODERS
         for name in (layout.speech_features, layout.speech_statistics)
     ]
     paths = [data / name for name in (*FILES, *speech) if (data / name).exists()]
-    with atomic_write(pack) as (scratch,), zipfile.ZipFile(scratch, "w") as archive:
-        for path in paths:
-            archive.write(path, path.name, zipfile.ZIP_DEFLATED)
-        for i in range(frames):
-            name = layout.FRAME_LANDMARKS.relative(i)
-            archive.write(data / name, name, zipfile.ZIP_DEFLATED)
-        for members in _encoded(data, frames, config):
-            for name, content in members.items():
-                archive.writestr(name, content)
+    with atomic_write(pack) as (scratch,):
+        with zipfile.ZipFile(scratch, "w") as archive:
+            for path in paths:
+                archive.write(path, path.name, zipfile.ZIP_DEFLATED)
+            for i in range(frames):
+                name = layout.FRAME_LANDMARKS.relative(i)
+                archive.write(data / name, name, zipfile.ZIP_DEFLATED)
+            for members in _encoded(data, frames, config):
+                for name, content in members.items():
+                    archive.writestr(name, content)
+        quality = _compression_psnr(data, scratch, encoders[0])  # reads the pack as training does
     logger.info(
         "Wrote %s: %.1f MiB. The PSNR of the compressed frames is %.1f dB, and that of the "
         "torsos %.1f dB.",
-        *(pack, pack.stat().st_size / 2**20, *_compression_psnr(data, pack, encoders[0])),
+        *(pack, pack.stat().st_size / 2**20, *quality),
     )
 
 
