@@ -46,8 +46,7 @@ def predict(file: Path, samples: np.ndarray) -> np.ndarray:
     """
     try:
         weights = read_constants(np.memmap(file, np.uint8, mode="r").data)
-        network = {name: torch.from_numpy(array.copy()) for name, array in weights.items()}
-        return evaluate(network, torch.from_numpy(inputs_of(samples))).numpy()
+        return evaluate(weights, torch.from_numpy(inputs_of(samples))).numpy()
     except (ValueError, IndexError, KeyError, RuntimeError, OSError) as error:
         published = WEIGHTS["deepspeech"]
         raise UserError(
@@ -100,7 +99,7 @@ def _mel_filters() -> np.ndarray:
 
 
 @torch.no_grad()
-def evaluate(weights: dict[str, Tensor], inputs: Tensor) -> Tensor:
+def evaluate(weights: dict[str, np.ndarray], inputs: Tensor) -> Tensor:
     """Return the scores [N, 29] of the inputs [N, 494].
 
     Args:
@@ -110,26 +109,25 @@ def evaluate(weights: dict[str, Tensor], inputs: Tensor) -> Tensor:
     """
 
     def dense(name: str, x: Tensor) -> Tensor:
-        return x @ weights[f"h{name}"] + weights[f"b{name}"]
+        return x @ _copied(weights[f"h{name}"]) + _copied(weights[f"b{name}"])
 
     x = inputs
     for name in "123":
         x = dense(name, x).clamp(0, CLIP)
-    units = weights["fw bias"].numel() // 4
-    recurrent = torch.nn.LSTM(x.shape[1], units, bidirectional=True)
-    recurrent.load_state_dict(
-        _recurrent_state(weights, "fw", "") | _recurrent_state(weights, "bw", "_reverse")
-    )
+    recurrent = torch.nn.LSTM(x.shape[1], weights["fw bias"].size // 4, bidirectional=True)
+    for cell, suffix in (("fw", ""), ("bw", "_reverse")):
+        for name, values in _recurrent_state(weights, cell, suffix).items():
+            recurrent.get_parameter(name).copy_(values)
     x, _ = recurrent(x)
     return dense("6", dense("5", x).clamp(0, CLIP))
 
 
-def _recurrent_state(weights: dict[str, Tensor], cell: str, suffix: str) -> dict[str, Tensor]:
+def _recurrent_state(weights: dict[str, np.ndarray], cell: str, suffix: str) -> dict[str, Tensor]:
     """Convert a cell from TensorFlow, with the gates i, j, f, o, to PyTorch, with i, f, g, o.
 
     TensorFlow adds 1 to the forget gate.
     """
-    kernel, bias = weights[f"{cell} kernel"], weights[f"{cell} bias"]
+    kernel, bias = (_copied(weights[f"{cell} {part}"]) for part in ("kernel", "bias"))
     units = bias.numel() // 4
     entry, new, forget, output = bias.reshape(4, units)
     gates = kernel.T.reshape(4, units, -1)[[0, 2, 1, 3]].reshape(4 * units, -1)
@@ -139,6 +137,11 @@ def _recurrent_state(weights: dict[str, Tensor], cell: str, suffix: str) -> dict
         f"bias_ih_l0{suffix}": torch.cat([entry, forget + 1, new, output]),
         f"bias_hh_l0{suffix}": torch.zeros(4 * units),
     }
+
+
+def _copied(array: np.ndarray) -> Tensor:
+    """Return a copy in memory of an array in the file, where it may not be aligned."""
+    return torch.from_numpy(array.copy())
 
 
 def read_constants(graph: Message) -> dict[str, np.ndarray]:
