@@ -86,6 +86,7 @@ def test_a_changed_mask_reruns_the_check(workflow: Workflow, dataset: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("method", ["GaussianTalker", "AD-NeRF"])
 def test_a_published_folder_trains_untouched(dataset: Path, tmp_path: Path, method: str):
     """Three missing landmark files are added; every file that was there keeps its bytes."""
