@@ -16,7 +16,7 @@ help:
 	@echo 'make run VIDEO=me.mp4   run it on your video; ARGS="..." adds arguments of talker run'
 	@echo 'make test               run the tests; ARGS="-k track" selects some'
 	@echo 'make test-cluster       run many subjects on a real Slurm, if there is one (SUBJECTS=20)'
-	@echo 'make fuzz               run frames and audio on 1,200 damaged media files (SEED=0)'
+	@echo 'make fuzz               run the stages on 3,200 damaged files (SEED=0)'
 	@echo 'make lint               check style, types, workflow and import contracts'
 	@echo 'make docs               build the documentation site in build/site'
 	@echo 'make envs               create environments for a cluster in the folder ENVS'
@@ -42,6 +42,7 @@ test-cluster: .venv/installed-dev
 
 fuzz: .venv/installed-dev
 	python scripts/fuzz_media.py --count 1200 --seed $(or $(SEED),0) $(ARGS)
+	python scripts/fuzz_files.py --count 2000 --seed $(or $(SEED),0) $(ARGS)
 
 lint: .venv/installed-dev
 	ruff check

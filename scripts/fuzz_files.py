@@ -99,6 +99,11 @@ def make_subject(folder: Path, first: int = 0) -> None:
     bodies = list(subject.render(body_only=True))
     sound = read_wav(DEMO / "speech.wav")[: (first + FRAMES) * SAMPLES_PER_FRAME]
     write_dataset(me, subject.ground_truth(masks), images, bodies, sound)
+    layers.main(
+        **_given(folder, "clip", "images", "masks", "plate"),
+        truth=me / "gt_imgs",
+        torso=me / "torso_imgs",
+    )
     run_track(me, folder)
     speech.main(
         wav=me / "aud.wav",

@@ -25,7 +25,9 @@ from pathlib import Path
 from talker.core.boundary import OUT_OF_MEMORY, explain
 
 SECONDS = 10
-"""Time limit of a run in seconds."""
+"""Limit of the processor time of a run in seconds, which does not depend on other programs."""
+IDLE_FACTOR = 6
+"""Limit of the wall-clock time of a run, as a multiple of `SECONDS`."""
 MEMORY = 2 << 30
 """Memory limit of a run in bytes."""
 OUTCOMES = "accepted", "refused", "silent", "traceback", "crash", "hang", "memory", "leftover"
@@ -80,13 +82,9 @@ def run_case(case: Case, prepare: Prepare, keep: Path | None) -> list[Result]:
         path, runs = prepare(case, folder)
         results = []
         for number, run in enumerate(runs):
-            for attempt in (1, 2):  # a busy machine exceeds the time limit once, a hang always
-                out = Path(name) / f"{number}-{run.stage}-{attempt}"
-                out.mkdir()
-                result = run_limited(case, run, out)
-                if result.outcome != "hang":
-                    break
-            results.append(result)
+            out = Path(name) / f"{number}-{run.stage}"
+            out.mkdir()
+            results.append(run_limited(case, run, out))
         if keep and any(result.outcome in FAULTS for result in results) and path.is_file():
             target = keep / f"{case.number:05d}-{case.kind.replace(' ', '_')}-{path.name}"
             shutil.copyfile(path, target)
@@ -101,7 +99,7 @@ def run_limited(case: Case, run: Run, out: Path) -> Result:
     if child == 0:
         _work_and_exit(run, out, log)
     usage, status = None, 0
-    while usage is None and time.monotonic() - start < SECONDS:
+    while usage is None and time.monotonic() - start < IDLE_FACTOR * SECONDS:
         done, status, used = os.wait4(child, os.WNOHANG)
         usage = used if done else None
         time.sleep(0.005)
@@ -114,7 +112,9 @@ def run_limited(case: Case, run: Run, out: Path) -> Result:
     outcome = EXIT_CODES.get(os.waitstatus_to_exitcode(status), "crash")
     left = [path.name for path in out.iterdir() if not path.name.startswith(".")]
     left += [path.name for path in out.glob(".*.talker-*")]
-    if usage.ru_maxrss * 1024 > MEMORY:
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
+        outcome = "hang"
+    elif usage.ru_maxrss * 1024 > MEMORY:
         outcome, text = "memory", f"{usage.ru_maxrss >> 10} MiB"
     elif outcome == "accepted" and run.must_refuse:
         outcome = "silent"
@@ -134,6 +134,7 @@ def _work_and_exit(run: Run, out: Path, log: Path) -> None:
             pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
             used = pages * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
+            resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 5))
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             code = _work(run, out)
             file.flush()

@@ -25,6 +25,7 @@ from talker.avatar.expression import EXPRESSIONS, SpeechToExpression
 from talker.avatar.gaussians import Gaussians, camera_centers, to_view
 from talker.avatar.ply import save_ply
 from talker.avatar.rasterize import Splats, rasterize
+from talker.clip import BROKEN_ZIP, check_regular, load_json
 from talker.core.config import from_mapping, validated
 from talker.data.layout import Folder
 from talker.errors import UserError
@@ -287,9 +288,10 @@ class Avatar(nn.Module):
                 network of another shape.
         """
         try:
+            check_regular(folder / "weights.safetensors")
             state = load_tensors((folder / "weights.safetensors").read_bytes())
-            values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, SafetensorError) as error:
+            values = load_json(folder / "config.json")
+        except (OSError, ValueError, SafetensorError, UserError, *BROKEN_ZIP) as error:
             raise UserError(
                 f"{folder} cannot be read as an avatar ({error}). Give a folder that "
                 "`talker train` wrote."

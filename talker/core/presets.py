@@ -10,6 +10,7 @@ from typing import Any
 
 from talker.core.config import DEFAULT_ENCODER
 from talker.core.gpu import visible_gpus
+from talker.errors import UserError
 
 ENCODER_STAGES = ("speech", "train")
 """Stages whose option `encoder` is set by the key `encoder` of the configuration."""
@@ -28,10 +29,23 @@ def merge_options(preset: Mapping[str, Any], config: Mapping[str, Any]) -> dict[
     Args:
         preset: content of a file in config/presets.
         config: content of the workflow's configuration; its keys `options` and `encoder` are used.
+
+    Raises:
+        UserError: `options` or the section of a stage is not a mapping.
     """
-    options = update(copy.deepcopy(dict(preset)), config.get("options") or {})
+    given = config.get("options") or {}
+    if not isinstance(given, Mapping):
+        raise UserError(f"options: expected a section for each stage, found {type(given).__name__}")
+    for stage, section in given.items():
+        if section is not None and not isinstance(section, Mapping):
+            raise UserError(
+                f"options: {stage}: expected options by name, found {type(section).__name__}"
+            )
+    options = update(copy.deepcopy(dict(preset)), given)
     for stage in ENCODER_STAGES:
-        options.setdefault(stage, {})["encoder"] = config.get("encoder", DEFAULT_ENCODER)
+        if options.get(stage) is None:
+            options[stage] = {}
+        options[stage]["encoder"] = config.get("encoder", DEFAULT_ENCODER)
     return options
 
 

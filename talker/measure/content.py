@@ -24,6 +24,7 @@ from talker.errors import UserError
 from talker.head.camera import viewmats_from_pose
 from talker.head.landmarks68 import JAW, eye_aspect_ratio, landmarks68, read_lms
 from talker.measure.faults import FolderSpec
+from talker.measure.quality import tracking_facts
 from talker.media.audio import read_wav
 from talker.media.images import read_image
 
@@ -256,7 +257,8 @@ def report_faults(folder: FolderSpec) -> Iterator[str]:
     report = load_json(path)
     try:
         found = int(report["frames"]), int(report["valid"]), float(report["focal"]["px"])
-    except (KeyError, TypeError, ValueError) as error:
+        tracking_facts(folder)  # reads the other values
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(
             f"{path}: expected the report of `talker track` ({error!r} is missing or wrong). Run "
             "it again."

@@ -17,6 +17,7 @@ from talker.clip import (
     SAMPLE_RATE,
     SAMPLES_PER_FRAME,
     Clip,
+    check_regular,
     load_array,
     load_per_frame,
     published_train_length,
@@ -247,6 +248,7 @@ def sound_faults(folder: FolderSpec) -> Iterator[str]:
             if folder.own or name == layout.SOUND:
                 yield f"{path} does not exist. Run `talker audio`, which writes it."
             continue
+        check_regular(path)
         try:
             with wave.open(str(path)) as file:
                 rate, samples = file.getframerate(), file.getnframes()

@@ -124,6 +124,7 @@ def image_header(path: Path) -> tuple[int, int, int]:
     Raises:
         UserError: the file is missing, has another format, or is truncated (no end marker).
     """
+    check_regular(path)
     try:
         with path.open("rb") as file:
             start = file.read(26)
