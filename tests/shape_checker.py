@@ -1,7 +1,7 @@
 """The type checker of the tests, for the import hook of jaxtyping in conftest.py."""
 
 import numpy as np
-from beartype import BeartypeConf, BeartypeHintOverrides, beartype
+from beartype import BeartypeConf, FrozenDict, beartype
 
 NUMBERS = {
     bool: bool | np.bool_,
@@ -10,5 +10,5 @@ NUMBERS = {
 }
 """Types that are accepted for an annotation: numpy's numbers serve as Python's."""
 
-check = beartype(conf=BeartypeConf(hint_overrides=BeartypeHintOverrides(NUMBERS)))
+check = beartype(conf=BeartypeConf(hint_overrides=FrozenDict(NUMBERS)))
 """Decorator that checks all annotations of a function."""
