@@ -188,8 +188,8 @@ class _Encoder:
             if self.encoding not in FORMATS.values():
                 raise UserError(
                     f"The video encoder {self.encoding.codec} does not work on this machine "
-                    f"({error.strerror}). It needs an NVIDIA GPU with NVENC (A100, H100 and H200 have "
-                    "none) and its driver. Use libx264 instead."
+                    f"({error.strerror}). It needs an NVIDIA GPU with NVENC (A100, H100 and H200 "
+                    "have none) and its driver. Use libx264 instead."
                 ) from error
             raise
 
