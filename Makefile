@@ -9,7 +9,7 @@ comma := ,
 install = pip install --quiet --no-compile --no-warn-conflicts -c constraints.txt
 extras = prepare-without-jax,workflow,cluster,ffmpeg$(if $(GPU),$(comma)$(GPU))
 
-.PHONY: help demo run video-exists test test-cluster fuzz lint docs envs audit clean
+.PHONY: help demo run video-exists test test-cluster fuzz faults lint docs envs audit clean
 
 help:
 	@echo 'make demo               run the whole pipeline on the demo subject'
@@ -17,6 +17,7 @@ help:
 	@echo 'make test               run the tests; ARGS="-k track" selects some'
 	@echo 'make test-cluster       run many subjects on a real Slurm, if there is one (SUBJECTS=20)'
 	@echo 'make fuzz               run the stages on 3,200 damaged files (SEED=0)'
+	@echo 'make faults             run the stages on full disks, with little memory, and kill them (root)'
 	@echo 'make lint               check style, types, workflow and import contracts'
 	@echo 'make docs               build the documentation site in build/site'
 	@echo 'make envs               create environments for a cluster in the folder ENVS'
@@ -43,6 +44,9 @@ test-cluster: .venv/installed-dev
 fuzz: .venv/installed-dev
 	python scripts/fuzz_media.py --count 1200 --seed $(or $(SEED),0) $(ARGS)
 	python scripts/fuzz_files.py --count 2000 --seed $(or $(SEED),0) $(ARGS)
+
+faults: .venv/installed-dev
+	python scripts/faults.py $(ARGS)
 
 lint: .venv/installed-dev
 	ruff check
