@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def filtered(video: Path, filters: str, folder: Path) -> Iterator[Path]:
     if not filters:
         yield video
         return
-    import ffmpeg  # pyright: ignore[reportMissingImports]
+    ffmpeg: Any = import_module("ffmpeg")  # its functions are created at run time
 
     with open_media(video, "a video"):
         pass  # refuses files that refer to other files, as everywhere else
@@ -103,7 +104,7 @@ def side_by_side(
         UserError: ffmpeg cannot read or write a file.
         ImportError: ffmpeg-python is not installed, or there is no ffmpeg program.
     """
-    import ffmpeg  # pyright: ignore[reportMissingImports]
+    ffmpeg: Any = import_module("ffmpeg")  # its functions are created at run time
 
     height, width = size
     pattern = f"{str(real.parent).replace('%', '%%')}/{real.name}"
@@ -137,7 +138,7 @@ def side_by_side(
 
 def _run(graph: Any, program: str, action: str) -> None:
     """Run a filter graph; raise a UserError that names `action` if it fails."""
-    import ffmpeg  # pyright: ignore[reportMissingImports]
+    ffmpeg: Any = import_module("ffmpeg")  # its functions are created at run time
 
     try:
         graph.overwrite_output().run(cmd=program, capture_stdout=True, capture_stderr=True)
