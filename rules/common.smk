@@ -333,7 +333,7 @@ def set_source_of_environments():
         WorkflowError: conda environments are requested, but the project is installed from a wheel.
     """
     source = Path(talker.__file__).parents[1]
-    os.environ["TALKER_SOURCE"] = str(source)
+    os.environ.update(TALKER_SOURCE=str(source))
     ways = {str(way) for way in workflow.deployment_settings.deployment_method}
     if "conda" in ways and not (source / "pyproject.toml").exists():
         raise WorkflowError(
