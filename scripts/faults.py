@@ -50,11 +50,12 @@ def mounted(folder: Path, options: str) -> Iterator[None]:
 
 
 def visible(folder: Path) -> dict[str, str]:
-    """Return the hash of every visible file below a folder."""
+    """Return the hash of every visible file below a folder, except for the log with its times."""
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
         if path.is_file()
+        and path.name != "log.jsonl"
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     }
 

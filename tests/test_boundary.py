@@ -53,6 +53,8 @@ def visible(folder: Path) -> set[str]:
         (RuntimeError("I/O error: No space left on device (os error 28)"), "^no space is left"),
         (RuntimeError("[enforce fail] PytorchStreamWriter failed writing file data.pkl"), "df -h"),
         (OSError("800 requested and 56 written"), "could not be written completely"),
+        (RuntimeError("Symlink loop from '/a/b'"), "^/a/b: this symbolic link refers to itself"),
+        (OSError(errno.ELOOP, "Too many levels", "a"), "^a: this symbolic link refers to itself"),
         (MemoryError(), "this machine has run out of memory"),
         (RuntimeError("can't start new thread"), "this machine has run out of memory"),
         (ModuleNotFoundError("No module named 'gsplat'", name="gsplat"), r"pip install '\.\[cuda"),

@@ -390,6 +390,18 @@ def test_an_unreadable_checkpoint_is_reported_and_not_used(
     assert torch.load(path, weights_only=True)["step"] == 2
 
 
+def test_a_checkpoint_with_a_damaged_state_is_refused(
+    data: Dataset, subset: TrainingSet, tmp_path: Path
+) -> None:
+    short = dataclasses.replace(TINY, canonical_steps=2, deformation_steps=2)
+    path = tmp_path / "latest.pt"
+    fit(data, subset, short, path)
+    state = torch.load(path, weights_only=True)
+    torch.save(state | {"step": None, "stage": 7}, path)
+    with pytest.raises(UserError, match=r"latest\.pt does not hold the state.*Delete it"):
+        fit(data, subset, short, path)
+
+
 def test_no_checkpoint_holds_a_broken_step(
     data: Dataset, subset: TrainingSet, tmp_path: Path
 ) -> None:

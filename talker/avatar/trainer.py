@@ -456,7 +456,7 @@ def fit(
         save_checkpoint(checkpoint, trainer.state(), origin)
 
     with one_thread(), _stop_signals() as received:
-        _begin(trainer, load_checkpoint(checkpoint, origin))
+        _begin(trainer, load_checkpoint(checkpoint, origin), checkpoint)
         saved = -math.inf  # the first step is saved, too
         while True:
             left = trainer.stage_steps - trainer.step
@@ -482,10 +482,22 @@ def _save_point_cloud(trainer: Trainer, folder: Path) -> None:
         trainer.avatar.save_point_cloud(scratch)
 
 
-def _begin(trainer: Trainer, state: dict[str, Any] | None) -> None:
-    """Continue from `state`; without one, fit the map from speech to expression."""
+def _begin(trainer: Trainer, state: dict[str, Any] | None, checkpoint: Path) -> None:
+    """Continue from the `state` of a checkpoint, or fit the map from speech to expression.
+
+    Raises:
+        UserError: the state is damaged.
+    """
     if state is not None:
-        trainer.restore(state)
+        try:
+            trainer.restore(state)
+        except torch.OutOfMemoryError:
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise UserError(
+                f"{checkpoint} does not hold the state of this training ({error}). Delete it and "
+                "run the command again."
+            ) from error
         logger.info("Continuing at step %d of the %s stage.", trainer.step, trainer.stage)
         return
     subset = trainer.subset

@@ -36,6 +36,7 @@ ERRNO_TEXTS = {
     errno.EEXIST: "a file exists where a folder is needed. Remove it, or choose another path",
     errno.ENOTDIR: "a file exists where a folder is needed. Remove it, or choose another path",
     errno.EISDIR: "this is a folder, but a file was expected. Choose another path",
+    errno.ELOOP: "this symbolic link refers to itself. Remove it",
     errno.ESTALE: "this file was replaced on the file server. Run the command again",
 }
 """What an error number of the operating system means to the user, and how to solve the problem."""
@@ -151,6 +152,9 @@ def _explain_one(error: BaseException, stage: str) -> str | None:
         return OUT_OF_MEMORY
     if isinstance(error, ImportError):
         return _explain_import(error)
+    if message.startswith("Symlink loop from"):  # Python 3.12 and older raise a RuntimeError
+        path = message.removeprefix("Symlink loop from ").strip("'")
+        return f"{path}: {ERRNO_TEXTS[errno.ELOOP]}"
     if isinstance(error, OSError) and error.errno and error.errno in errno.errorcode:
         text = ERRNO_TEXTS.get(error.errno) or os.strerror(error.errno).lower()
         return f"{error.filename}: {text}" if error.filename else text
