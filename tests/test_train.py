@@ -361,7 +361,7 @@ def test_the_log_says_why_a_checkpoint_is_not_used(
     origin = dataclasses.replace(Origin.of(short, data), **dict.fromkeys(changed, "other"))
     monkeypatch.setattr(Origin, "of", lambda *_: origin)
     fit(data, subset, short, tmp_path / "latest.pt")
-    assert f"written with different {' and different '.join(changed)};" in caplog.text
+    assert f"written with different {' and different '.join(changed)}." in caplog.text
 
 
 def test_how_often_checkpoints_are_written_makes_no_difference(data: Dataset) -> None:
