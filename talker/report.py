@@ -505,7 +505,10 @@ def _code(text: str) -> Markup:
 def _section(name: str, make: Callable[[], Section]) -> Section:
     """Return the section that `make` returns, or {"missing": reason} if an input is missing."""
     try:
-        return make()
+        section = make()
+        if not isinstance(section, dict):
+            raise TypeError(f"expected an object, found {type(section).__name__}")
+        return section
     except (OSError, LookupError, ValueError, TypeError, AttributeError, UserError) as error:
         reason = str(error)
         if isinstance(error, TypeError | AttributeError | IndexError):

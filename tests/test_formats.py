@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from talker.avatar.ply import load_ply
 from talker.clip import Clip, load_array, load_arrays, load_json
 from talker.data.formats import (
     eye_closure,
@@ -196,7 +197,9 @@ def test_a_zip_bomb_is_refused(tmp_path: Path):
         load_arrays(tmp_path / "a.npz")
 
 
-@pytest.mark.parametrize("read", [load_array, load_arrays, load_json, read_lms, read_track_params])
+@pytest.mark.parametrize(
+    "read", [load_array, load_arrays, load_json, load_ply, read_lms, read_track_params]
+)
 def test_pipes_devices_and_folders_are_not_opened(tmp_path: Path, read: Callable[[Path], object]):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from talker.clip import check_regular
 from talker.errors import UserError
 
 REST = 15
@@ -67,6 +68,7 @@ def load_ply(path: Path) -> dict[str, np.ndarray]:
     Raises:
         UserError: the file is not in that layout.
     """
+    check_regular(path)
     content = path.read_bytes()
     head, end, body = content.partition(b"end_header\n")
     count = len(body) // (4 * len(FIELDS))
