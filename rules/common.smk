@@ -89,7 +89,7 @@ def example_video(name):
 
 
 def with_video(name, row):
-    """Return the row of a subject with the path of its video if it names a dataset folder instead.
+    """Return the row of a subject, with a video in place of the dataset folder that it may name.
 
     Raises:
         UserError: the folder is not the subject's.
@@ -198,7 +198,7 @@ def speeches_of(subject):
 
 
 def speech_of(wildcards):
-    """Return the file of a speech; `--config speech=FILE` serves any name in a target."""
+    """Return the file of a speech; `--config speech=FILE` sets it for any name in a target."""
     subject, name = wildcards.subject, wildcards.name
     speeches = speeches_of(subject)
     if name in speeches:
@@ -242,7 +242,7 @@ def dataset_of(wildcards):
 
 
 def deepspeech_scores(folder):
-    """Return the DeepSpeech scores that the encoder `deepspeech` reads; other encoders: none.
+    """Return the DeepSpeech scores that the encoder `deepspeech` reads, else none.
 
     Scores are not needed if the network that computes them is there.
     """
@@ -327,7 +327,7 @@ def extra_flags(output):
 
 
 def set_source_of_environments():
-    """Set the variable from which envs/*.yaml install this project, for the conda environments.
+    """Set the environment variable that tells envs/*.yaml where to install this project from.
 
     Raises:
         WorkflowError: conda environments are requested, but the project is installed from a wheel.
@@ -403,7 +403,7 @@ def stage_options(stage):
 
 
 def fingerprint(stage, after=()):
-    """Return a parameter of a rule: a hash of everything except files that affects its outputs.
+    """Return a parameter of a rule: a hash of all that affects its outputs, except input files.
 
     It covers the code and the options of the stage, its backend and its encoder, and the same for
     the rules in `after`. If the user provided outputs of such a rule, it covers those files

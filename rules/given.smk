@@ -19,7 +19,7 @@ UNMADE = set()
 
 
 def jobs_with_outputs(job_rule):
-    """Yield the outputs of every job of a rule of which at least one output exists."""
+    """Yield the outputs of those jobs of a rule that have at least one existing output."""
     patterns = [re.sub(r"\{(\w+)[^}]*\}", r"{\1}", str(output)) for output in job_rule.output]
     jobs = set()
     for output, pattern in zip(job_rule.output, patterns):
@@ -46,7 +46,7 @@ def subjects_with_given_frames():
 
 
 def protect_given_files():
-    """Constrain the wildcard `subject` of every rule to the jobs that may write their outputs."""
+    """Constrain the wildcard `subject` of every rule, so that no job replaces files of the user."""
     for own in workflow.rules:
         outputs = [str(output) for output in own.output]
         if Path(own.snakefile).parent != RULES or not all("{subject" in path for path in outputs):

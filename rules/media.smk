@@ -81,7 +81,7 @@ rule frames:
         ' && printf "%s\\n" {input.video:q} "$(cksum < {input.video:q})" > {params.source:q}'
 
 
-# In a bucket wildcards are not constrained as in given.smk, and no frames are given.
+# given.smk does not constrain the wildcards of files in a bucket, where users provide no frames.
 ruleorder: frames > adopt
 
 

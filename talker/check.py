@@ -1,7 +1,7 @@
 """Check that a dataset folder is complete and consistent, and that it can give a good avatar.
 
-All faults are listed at once, also files that belong to another frame or clip. A clip beyond the
-limits of `talker.measure.gate` is refused with reasons and advice, unless `--force` is given.
+All faults are listed at once, including files that belong to another frame or clip. A clip beyond
+the limits of `talker.measure.gate` is refused with reasons and advice, unless `--force` is given.
 
     talker check --data data/me --quality data/me/quality.json
 """

@@ -50,8 +50,8 @@ def find_landmarks(clip: Clip, images: Path, config: Config) -> dict[str, np.nda
 
     Returns:
         valid bool [T]; points float32 [T, 478, 3] in pixels; n_faces int32 [T]; rival float32 [T],
-        area of the largest other face over that of this one; box float32 [T, 4] in pixels, the
-        bounding box of the points. Points of invalid frames are interpolated.
+        area of the largest other face divided by that of this one; box float32 [T, 4] in pixels,
+        the bounding box of the points. Points of invalid frames are interpolated.
 
     Raises:
         UserError: the face was detected in too few frames.

@@ -69,7 +69,7 @@ def attention_maps(
             expression, eye, viewmats, Ks = head_inputs(avatar, dataset, drive, part)
             splats = avatar.deform(expression, eye, viewmats, shared)
             weights = avatar.attention(expression, eye, viewmats, shared)
-            colors = weights[..., :3].contiguous()  # the fourth is the rest to 1
+            colors = weights[..., :3].contiguous()  # the four weights add up to 1
             rendered = rasterize(
                 splats._replace(colors=colors), viewmats, Ks, dataset.width, dataset.height
             )
@@ -146,7 +146,7 @@ def color_scales(samples: Sequence[AttentionMap]) -> Float32[np.ndarray, "4 2"]:
 def colored(
     one: AttentionMap, scales: Float32[np.ndarray, "4 2"]
 ) -> list[UInt8[np.ndarray, "H W 3"]]:
-    """Return one picture for each token: low weights are blue, high ones red, around it is gray."""
+    """Return one picture for each token: low weights are blue, high ones red, the rest gray."""
     images = []
     opacity = one.alpha[..., None]
     for k, (low, high) in enumerate(scales):

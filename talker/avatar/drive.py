@@ -30,8 +30,8 @@ SHORTEST_INTERVAL = 0.5
 FOLLOW = 12
 """Largest number of frames by which the torso may move forward or back at once to follow a pose."""
 JUMP_DISTANCE = 0.03
-"""Distance in dm by which a frame elsewhere must be closer to a given pose before the torso jumps
-to that frame."""
+"""The torso jumps to a distant frame only if that frame is closer to the given pose by more than
+this distance in dm."""
 CORNERS = np.stack(np.meshgrid([-1, 1], [-1, 1], [-1, 1]), -1).reshape(-1, 3)
 """Points on the head [8, 3] in dm that represent its pose."""
 
@@ -240,7 +240,7 @@ def blink_track(path: Path, frames: int) -> Float32[np.ndarray, "{frames}"]:
 def expression_track(
     path: Path, frames: int, width: int
 ) -> Float32[np.ndarray, "{frames} {width}"]:
-    """Read expressions float32 [frames, width] from columns `e0`, `e1`, ..., or 0 without them."""
+    """Read expressions float32 [frames, width] from columns `e0`, `e1`, ...; 0 if missing."""
     table = read_track(path, frames)
     names = [f"e{k}" for k in range(width)]
     if not set(names) & set(table):

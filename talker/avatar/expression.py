@@ -19,7 +19,8 @@ from talker.core.ridge import fit_cross_validated
 EXPRESSIONS = 10
 """Number of expression components that speech predicts."""
 CLOSED_SHARE = 0.1
-"""Fraction of the frames, those with the least open mouth, whose mean is the face at rest."""
+"""Fraction of the frames that count as closed, which are those with the least open mouth. Their
+mean is the face at rest."""
 CLOSING_FACTOR = 1.2
 """Factor by which the expression at rest is multiplied. An avatar does not follow its expression
 fully, and with a factor of 1 its lips would stay slightly apart in silence."""

@@ -520,7 +520,7 @@ def _begin(trainer: Trainer, state: dict[str, Any] | None, checkpoint: Path) -> 
 
 @contextmanager
 def _stop_signals() -> Iterator[list[signal.Signals]]:
-    """Collect SIGINT and SIGTERM instead of stopping; the second one stops at once.
+    """Collect SIGINT and SIGTERM, so that only a second signal stops the run at once.
 
     Python delivers signals only to the main thread, so this has no effect in other threads.
     """

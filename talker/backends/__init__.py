@@ -1,7 +1,7 @@
 """Interchangeable algorithms for landmarks, parsing, blinks and the head model, one module each.
 
-The module `talker.backends.STEP_NAME` implements one backend. Stages load it by name, so that the
-code of a backend that is not used belongs to no stage. docs/backends.md compares the backends.
+The module `talker.backends.STEP_NAME` implements one backend. Stages load it by name, so that a
+stage depends only on the code of the backend that it uses. docs/backends.md compares the backends.
 """
 
 import importlib
@@ -23,7 +23,7 @@ OPTIONS = {
     "blink": ("blink", "backend"),
     "track": ("head", "model"),
 }
-"""Step and name of the option that chooses its backend, for each stage that has backends."""
+"""For each stage with backends: the step that they implement, and the option that selects one."""
 
 
 def backend_module(stage: str, options: Mapping[str, Any]) -> str | None:

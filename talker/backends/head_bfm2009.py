@@ -1,7 +1,7 @@
 """The Basel Face Model 2009 (Paysan et al. 2009), from the user's own files.
 
 Two forms are read: the model's 01_MorphableModel.mat, with exp_info.npy and topology_info.npy of
-the AD-NeRF tracker next to it if expressions of the model shall be used; or the 3DMM_info.npy that
+the AD-NeRF tracker next to it if expressions of the model are used; or the 3DMM_info.npy that
 the converter of the AD-NeRF tracker writes, with topology_info.npy.
 """
 

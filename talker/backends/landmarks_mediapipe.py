@@ -34,7 +34,7 @@ def detect(clip: Clip, images: Path, options: Options) -> dict[str, np.ndarray]:
 
     Returns:
         valid bool [T]; points float32 [T, 478, 3] in pixels, 0 where not valid; n_faces int32 [T];
-        rival float32 [T], area of the largest other face over that of the followed one.
+        rival float32 [T], area of the largest other face divided by that of this one.
     """
     for_faces, for_meshes = tee(read_numbered(images, clip))
     both = zip(detect_faces(for_faces), track_meshes(for_meshes), strict=True)

@@ -73,7 +73,7 @@ SHADES = (1.05, 0.9, 0.75, 0.6, 0.45)
 is learned directly below the jaw, where dark hair cannot be mistaken for shadowed skin."""
 
 MOUTH_LEVEL = 0.65
-"""Height of the mouth, as a fraction of the visible skin of the face from its top."""
+"""Distance of the mouth from the top of the visible skin, as a fraction of the skin's height."""
 
 
 class Options(Protocol):

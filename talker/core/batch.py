@@ -229,7 +229,7 @@ lines."""
 
 
 def failures(text: str) -> list[Failure]:
-    """Return the last failure of every job that did not succeed when it was repeated.
+    """Return the last failure of each failed job, except jobs that succeeded when repeated.
 
     Snakemake removes the outputs of a failed job, so a job whose outputs all exist succeeded when
     it was repeated.
@@ -271,8 +271,8 @@ def write_outcome(
     Args:
         table: tab-separated file to write.
         targets: {subject: files that make it complete}.
-        failed: the jobs that failed. A failed group contains jobs that did not fail themselves;
-            only those whose log contains a reason are reported, if there are any.
+        failed: the jobs that failed. A failed group also contains jobs that did not fail. If
+            the logs of some of them contain a reason, only these are reported.
         logs: folder that contains one folder of logs for every subject.
 
     Returns:

@@ -81,7 +81,7 @@ def cuda_home() -> Path:
     wheels, nvcc on the PATH, /usr/local/cuda.
 
     Raises:
-        UserError: there is no nvcc, or only of another major version of CUDA.
+        UserError: there is no nvcc of the required major version of CUDA.
     """
     import torch  # takes seconds
 

@@ -28,7 +28,7 @@ def exclusive(outputs: Sequence[Path], work: str, inputs: Sequence[Path] = ()) -
     job: the time, host:pid, the event and `work`.
 
     Args:
-        outputs: files and folders to produce; without any there is no lock.
+        outputs: files and folders to produce; if there are none, nothing is locked.
         work: identifies the work, such as a hash of code and options; without spaces.
         inputs: files, or folders of which only the direct files are considered. Outputs older than
             an input are out of date.
@@ -63,7 +63,7 @@ def exclusive(outputs: Sequence[Path], work: str, inputs: Sequence[Path] = ()) -
         try:
             yield True
         except BaseException:
-            with suppress(OSError):  # on a full disk the journal ends with the start
+            with suppress(OSError):  # on a full disk, this entry is missing
                 _record(journal, "failed", work)
             raise
         finally:

@@ -160,7 +160,7 @@ def _added(folder: Path) -> Path:
 
 
 def _manifests(output: Path) -> list[Path]:
-    """Return the existing manifests of an output as it was written."""
+    """Return the existing manifests of an output, complete or pending."""
     return [file for file in (manifest_of(output), pending_manifest(output)) if file.exists()]
 
 

@@ -41,7 +41,7 @@ def closure(module: str, package: Path = PACKAGE) -> list[str]:
     """Return the sorted names of `module` and all modules of the package that it needs.
 
     This includes imports inside functions, and the `__init__` of every package that contains an
-    imported module, unless that consists of a docstring only.
+    imported module, unless this `__init__` is only a docstring.
 
     Raises:
         ModuleNotFoundError: the package has no such module.

@@ -239,7 +239,10 @@ def _numbers(
     largest: float,
     faults: list[str],
 ) -> np.ndarray:
-    """Return a field as float32 of `shape` (None: any length), or a fault and an empty array."""
+    """Return a field as float32 of `shape`, where None allows any length.
+
+    If the field is invalid, a fault is added to `faults` and an empty array is returned.
+    """
     empty = np.empty([length or 0 for length in shape], np.float32)
     tensor = _tensor(fields, name, faults)
     if tensor is None:

@@ -79,7 +79,7 @@ def pauses(levels: Float[np.ndarray, "K"], shortest: float) -> Real[np.ndarray, 
 
 
 def silence_of(quiet: Bool[np.ndarray, "K"], shortest: float) -> Real[np.ndarray, "K"]:
-    """Return the weight of silence, float32 [K]: 1 in runs of bool [K] of `shortest` seconds."""
+    """Return 1 in runs of true entries of at least `shortest` seconds, float32 [K]."""
     silent = np.zeros(len(quiet), np.float32)
     for start, end in zip(*runs(quiet), strict=True):
         if end - start < shortest * SLOT_RATE:

@@ -47,7 +47,7 @@ def follow_face(
 
 
 def chosen_rows(candidates: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
-    """Return the chosen row of each frame in which one was chosen."""
+    """Return the chosen row of each frame; frames without a chosen row are left out."""
     return np.array([each[row] for each, row in zip(candidates, rows, strict=True) if row >= 0])
 
 

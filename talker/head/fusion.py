@@ -150,7 +150,7 @@ def _add_flow(
 def _add_acceleration(
     blocks: np.ndarray, gradient: np.ndarray, viewmats: np.ndarray, even: np.ndarray
 ) -> None:
-    """Add the normal equations of a small change of motion over every three linked frames."""
+    """Add normal equations that penalize changes of the motion over three linked frames."""
     rotation = viewmats[:, :3, :3]
     turn = Rotation.from_matrix(rotation[1:] @ rotation[:-1].transpose(0, 2, 1)).as_rotvec()
     motion = np.concatenate([turn, np.diff(viewmats[:, :3, 3], axis=0)], axis=1)

@@ -79,7 +79,7 @@ def mouth_opening(landmarks: Real[np.ndarray, "T 68 2"]) -> Float[np.ndarray, "T
 
 
 def mouth_shape(landmarks: Real[np.ndarray, "T 68 2"]) -> Float[np.ndarray, "T 3"]:
-    """Return mouth opening, mouth width and jaw drop over the distance of the outer eye corners.
+    """Return mouth opening, mouth width and jaw drop, relative to the outer eye distance.
 
     Args:
         landmarks: [T, 68, 2].

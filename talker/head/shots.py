@@ -125,8 +125,8 @@ def find_jump_cuts(
     """Return the first frame after each jump cut.
 
     A jump cut removes a part of a take: framing and lighting stay the same, and the head moves by a
-    few pixels. The head's image then changes more than in the frames around, and as much over one
-    frame as over two or three, which continuous motion does not do.
+    few pixels. The head's image then changes more than between the neighboring frames. It also
+    changes as much over one frame as over two or three, while continuous motion adds up.
 
     Args:
         images: folder of the frames.

@@ -14,7 +14,7 @@ from talker.head.camera import intrinsics, pose_from_viewmats, project
 
 @dataclass(frozen=True)
 class Track:
-    """A tracked clip of T frames; the world is the head, its origin the center of `mesh`."""
+    """A tracked clip of T frames; the origin of the world is the center of `mesh`."""
 
     viewmats: np.ndarray
     """[T, 4, 4], OpenCV world-to-camera matrices, dm."""

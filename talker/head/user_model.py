@@ -108,7 +108,7 @@ def require_file(files: Path | None, name: str, weights: Weights) -> Path:
     """Return `files / name`.
 
     Raises:
-        UserError: no folder was given or it does not hold the file; says where to get it.
+        UserError: no folder was given, or it does not contain the file.
     """
     if files is None or not (files / name).is_file():
         found = f"{files / name} does not exist" if files else "the option `model_files` is not set"

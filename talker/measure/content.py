@@ -1,8 +1,9 @@
 """Find files of a dataset folder that belong to another frame, another clip or another sound.
 
-Every file is compared with the files that it was computed from or that show the same thing: layers
-and masks with the frames, masks and poses with the landmarks, the parts of the sound with the
-whole, blinks with the eyelids, speech features with the sound. A frame is reported if it deviates
+Every file is compared with files that it was computed from or that show the same thing. Layers and
+masks are compared with the frames; masks and poses are compared with the landmarks; blinks are
+compared with the eyelids; parts of the sound and speech features are compared with the sound. A
+frame is reported if it deviates
 much more than most frames of the clip, so that the limits also fit folders of other scripts.
 """
 
@@ -34,9 +35,10 @@ resolution."""
 ROW_STEP = 4
 """Every fourth row of the images is compared, which takes a quarter of the time."""
 COMPOSITE_LIMITS = (8.0, 1.6, 20.0)
-"""Accepted difference between a composite and its frame, averaged over a block: always below the
-first gray level, up to this multiple of the median over the frames, and never above the last gray
-level. On five real clips the medians were 2.5 to 6.3 and the largest values 3.3 to 7.6."""
+"""Limits of the difference between a composite and its frame, averaged over a block. A difference
+below the first value, in gray levels, is always accepted, and one above the third value never.
+Between them, it may be as large as the second value times the median over the frames. On five real
+clips, the medians were 2.5 to 6.3 and the largest values 3.3 to 7.6."""
 TORSO_LIMITS = (0.5, 3.0, 20.0)
 """The same limits for the upper quartile of the blocks of the clothes in the torso layer."""
 HEAD_SHARE = 0.7
@@ -56,7 +58,8 @@ MIN_BLINK_CORRELATION = 0.1
 QUICK_ENCODERS = ("hama", "mel")
 """Encoders that are fast enough to compute the speech features again."""
 SPEECH_TOLERANCE = 0.1
-"""Largest accepted difference of a speech feature, in standard deviations, in most windows."""
+"""Largest accepted difference of a speech feature in standard deviations; most windows must meet
+it."""
 
 
 def content_faults(folder: FolderSpec) -> list[str]:
@@ -126,7 +129,10 @@ def image_faults(folder: FolderSpec) -> Iterator[str]:
 def composite_error(
     frame: np.ndarray, mask: np.ndarray, composite: np.ndarray, plate: np.ndarray
 ) -> float:
-    """Return the largest mean difference of a block from frame and plate, composed by the mask."""
+    """Return the largest mean difference, over blocks, between a composite and its layers.
+
+    The layers are the frame, and the background plate where the mask is background.
+    """
     behind = np.all(mask == layout.COLORS[layout.BACKGROUND], axis=2)
     expected = np.where(behind[..., None], plate, frame)
     return float(_blocks(cv2.absdiff(composite, expected).max(axis=2)).max())

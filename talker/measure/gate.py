@@ -34,7 +34,7 @@ FOLDS, GAP = 5, 12
 MIN_SYNC_FRAMES = 3 * FPS
 """Number of tracked frames below which audio and mouth are not compared."""
 NULL_MARGIN = FPS
-"""Smallest circular shift of the null distribution beyond the lags, in frames."""
+"""Number of frames by which the circular shifts of the null distribution exceed the largest lag."""
 NULL_SHIFTS = 60
 """Largest number of circular shifts of the null distribution."""
 SURE_Z = 2.8
@@ -165,7 +165,7 @@ def null_correlations(
     opening: Float[np.ndarray, "T"],
     valid: Bool[np.ndarray, "T"],
 ) -> Float[np.ndarray, "S"]:
-    """Return the correlations after circular shifts of the audio beyond all lags and 1 s more."""
+    """Return the correlations after circular audio shifts that exceed the largest lag by 1 s."""
     frames = len(opening)
     first = LAGS[-1] + NULL_MARGIN
     shifts = np.unique(np.linspace(first, frames - first, NULL_SHIFTS).astype(int))

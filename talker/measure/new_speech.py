@@ -28,7 +28,7 @@ SILENCE_MARGIN = 5
 SHORTEST_PAUSE = 0.3
 """Shortest pause in seconds."""
 CLOSED_SHARE = 0.1
-"""Fraction of the training frames, those with the least open mouth, that show it closed."""
+"""Fraction of the training frames, those with the least open mouth, that count as closed."""
 
 
 def evaluate_new_speech(

@@ -19,7 +19,7 @@ from talker.core.batch import read_results
 from talker.core.files import atomic_write
 
 GRADES = ("good", "usable", "too short to tell", "failed")
-"""Verdicts from best to worst, the order of sorting; subjects without one come after them."""
+"""Verdicts from best to worst, in the order of sorting. Subjects without a verdict come last."""
 NUMBERS = {
     "mouth": ("mouth_correlation", "{:z.2f}"),
     "amplitude": ("mouth_std_ratio", "{:.1f}"),

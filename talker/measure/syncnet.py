@@ -159,8 +159,9 @@ def sync_distances(
 def shift_distances(faces: Tensor, sounds: Tensor) -> dict[str, float]:
     """Compare embeddings [N, D] of faces and sounds over shifts; see `sync_distances`.
 
-    Sync-D is the smallest mean distance, Sync-C the median over the shifts minus it. Beyond its
-    ends the sound's embedding is zero, as in the published evaluation.
+    Sync-D is the smallest mean distance over all shifts. Sync-C is the median of these distances
+    minus Sync-D. Beyond the ends of the sound, its embedding is zero, as in the published
+    evaluation.
     """
     padded = F.pad(sounds, (0, 0, MAX_SHIFT, MAX_SHIFT))
     distances = torch.stack(

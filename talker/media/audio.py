@@ -2,7 +2,7 @@
 
 Sound is taken from the track that players choose by default, or from the specified track. Its
 channels are averaged, unless they cancel each other; in that case only the loudest channel is used.
-Work is bounded for any declared duration, see `talker.media.container`.
+The declared duration cannot cause unlimited work (`talker.media.container`).
 """
 
 import logging
@@ -172,7 +172,7 @@ def cancelling_channels(path: Path | zipfile.Path, track: int | None = None) -> 
     """Find out whether the channels of a track cancel each other, as those of opposite phase do.
 
     Returns:
-        For each number of channels with this fault, the index of the loudest channel.
+        For each number of channels that cancel each other, the index of the loudest channel.
     """
     energies: dict[int, np.ndarray] = {}
     means: dict[int, float] = {}

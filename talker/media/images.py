@@ -15,7 +15,7 @@ from talker.core.parallel import ordered_map
 from talker.errors import UserError
 
 MAX_PIXELS = 1 << 26
-"""Largest accepted number of pixels of an image: 8192 x 8192, as `talker frames` writes at most."""
+"""Largest accepted number of pixels of an image: 8192 x 8192, the limit of `talker frames`."""
 PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
 """Number of channels for each color type in the header of a PNG file."""
 JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}

@@ -30,7 +30,7 @@ SHIRT = np.array([52.0, 70.0, 92.0])
 PLAIN_COLORS = {"mouth": (120, 50, 47, 140), "tongue": (178, 92, 90, 200)}
 """RGB and gloss of the materials without a pattern."""
 TEXELS_PER_DM = 0.55
-"""Texels of the skin per dm, for each pixel of image height: about two per pixel of the face."""
+"""Texels of the skin per dm, divided by the image height in pixels: about two per face pixel."""
 
 
 def _blur(image: np.ndarray, sigma: float) -> np.ndarray:

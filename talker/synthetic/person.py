@@ -114,7 +114,7 @@ def is_neck(positions: np.ndarray) -> np.ndarray:
 
 
 def collar_chart(positions: np.ndarray) -> np.ndarray:
-    """Return collar texture coordinates [V, 2]: the angle around the neck, the distance below."""
+    """Return collar texture coordinates [V, 2]: angle around the neck and distance below it."""
     around = np.arctan2(positions[:, 0], positions[:, 2] + 1.15) / (2 * np.pi) + 0.5
     return np.stack([around, neckline(positions) / COLLAR_CHART], axis=-1).astype(np.float32)
 

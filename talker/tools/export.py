@@ -186,8 +186,8 @@ def _write_transforms(data: Path, out: Path, name: str) -> None:
 def face_rectangle(points: np.ndarray, width: int, height: int) -> list[int]:
     """Return x, y, width and height of the region from which AD-NeRF samples most pixels.
 
-    It is centered between the outermost landmarks and at the upper end of the nose, and contains
-    the chin and as much above the nose.
+    Its center is midway between the outermost landmarks, at the height of the upper end of the
+    nose. It extends down to the chin and equally far up.
 
     Args:
         points: landmarks [68, 2] in pixels.

@@ -137,7 +137,7 @@ def run_workflow(video: str, config: Config) -> None:
 
 
 def workflow_folder() -> Path:
-    """Return the folder of the workflow: in an installed package, or the checkout."""
+    """Return the folder of the workflow, inside the installed package or the checkout itself."""
     package = Path(talker.__file__).parent
     packaged = package / "workflow"
     return packaged if packaged.is_dir() else package.parent
@@ -151,7 +151,7 @@ def _source(video: str, out: Path) -> dict[str, Any]:
 
 
 def _seen_from(out: Path, file: str) -> str:
-    """Return the path of a file as seen from the output folder; unchanged in the same folder.
+    """Return the path of a file relative to the output folder.
 
     Raises:
         UserError: the path contains a character that Snakemake replaces in paths.

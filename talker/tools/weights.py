@@ -172,7 +172,7 @@ def fetch(weights: Weights, to: Path | None = None, accept_license: bool = False
 
 
 def _is_there(file: Download, path: Path) -> bool:
-    """Return whether the published file is at `path`; UserError if another file is."""
+    """Return whether the published file is at `path`; UserError if it is another."""
     if not path.exists():
         return False
     if not path.is_file():

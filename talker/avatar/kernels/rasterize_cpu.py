@@ -30,7 +30,7 @@ EPS2D = 0.3  # px^2, added to the diagonal of the projected covariance
 FRUSTUM_MARGIN = 0.3  # margin of x/z around the image in the Jacobian, in units of tan(fov / 2)
 ALPHA_MIN = f32(1 / 255)
 ALPHA_MAX = f32(0.999)
-T_STOP = f32(1e-4)  # a pixel is done before its transmittance falls to this
+T_STOP = f32(1e-4)  # a pixel ends before its transmittance falls below this
 LOG2_E = float(np.log2(np.e))
 LOG2_ALPHA_MIN = f32(np.log2(1 / 255) - 1e-3)  # slightly lower, because the exact test is on alpha
 
@@ -310,7 +310,7 @@ def _pack(
 
 @kernel
 def _list(task, n_tasks, visible, spans, slots, starts, entries):
-    """List the splats of each tile from near to far as (rank, slot); `starts` becomes the ends."""
+    """List the splats of each tile from near to far as (rank, slot); `starts` then holds ends."""
     for b in range(task, len(visible), n_tasks):
         for rank in range(visible[b]):
             slot, span = slots[b, rank], spans[b, rank]
@@ -324,7 +324,7 @@ def _list(task, n_tasks, visible, spans, slots, starts, entries):
 
 @inlined
 def _pixels(center, extent, start, size):
-    """Return the first and last pixel of start .. start + size - 1 centered in center +- extent."""
+    """Return the first and last of `size` pixels from `start` that lie within center +- extent."""
     first = max(0, int(np.ceil(center - extent - f32(0.5))) - start)
     last = min(size - 1, int(np.floor(center + extent - f32(0.5))) - start)
     return first, last
