@@ -268,7 +268,7 @@ def time_rendering(avatar: Avatar, data: Dataset, size: int, config: Config) -> 
 
 
 def time_video(avatar: Avatar, data: Dataset) -> dict[str, float]:
-    """Measure the frames per second of making an .mp4 with sound from the layers, and of each step."""
+    """Measure the frames per second of writing an .mp4 from the layers, and of each step."""
     ids = np.resize(data.train_ids, VIDEO_FRAMES[avatar.device.type])
     drive, options = Drive(ids, data.speech, ids), RenderConfig()
 
