@@ -1,8 +1,8 @@
 """Write video files through PyAV, frame by frame while they are rendered.
 
-Colors are encoded with the matrix of BT.601 in limited range, and the tags say so. Readers that honor the
-tags and readers that ignore them and assume BT.601, such as OpenCV, then decode the same RGB
-values. Primaries and transfer are those of sRGB, which frames are in. Rounding is accurate, so
+Colors are encoded with the matrix of BT.601 in limited range, and the tags say so. Readers that
+honor the tags and readers that ignore them and assume BT.601, such as OpenCV, then decode the same
+RGB values. Primaries and transfer are those of sRGB, which frames are in. Rounding is accurate, so
 that a decoded picture has the mean of the original.
 
 Sound is muxed at its own sample rate.
