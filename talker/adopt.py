@@ -66,7 +66,7 @@ class Config:
     """How a folder is adopted."""
 
     listed: AtLeast1 = 5
-    """Maximum number of frames that a row of the table lists individually. The rest are only
+    """Maximum number of frame numbers in a row of the printed table. Further frames are only
     counted."""
 
 
@@ -401,7 +401,9 @@ def derive_clip(path: Path) -> Clip:
 
 
 def main(*, data: Path, clip: Output | None = None, config: Config = Config()) -> None:
-    """Print what a folder contains, and write its clip.json unless it exists or there is a fault.
+    """Print what a dataset folder contains, and write its clip.json if it is missing.
+
+    Nothing is written if a fault is found.
 
     Args:
         data: dataset folder that was prepared with the scripts of another method. Existing files

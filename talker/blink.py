@@ -36,8 +36,8 @@ class Config:
     closed_percentile: Percentile = 0.5
     """Percentile of the eye aspect ratio at which `ear` considers the eyes closed."""
     closed_ratio: Fraction = 0.25
-    """Upper bound of the closed-eye ratio of `ear`, as a fraction of the open-eye ratio. It
-    prevents small eye movements in a clip without blinks from being scaled up to blinks."""
+    """`ear` counts the eyes as fully closed only below this fraction of the aspect ratio of open
+    eyes. Without this limit, small eye movements in a clip without blinks would count as blinks."""
 
 
 def main(

@@ -36,32 +36,33 @@ class Config:
     batch: AtLeast0 = 0
     """Number of frames rendered at once. The default of 0 means 32 on a GPU and 8 on a CPU."""
     shuffles: AtLeast1 = 8
-    """Number of rotations of the audio track over which the shuffled-audio control is averaged."""
+    """Number of circular shifts of the audio track. The shuffled-audio control, an avatar driven by
+    wrong audio, is the mean over these shifts."""
     lpips: str = ""
     """TorchScript file of LPIPS, or `published` for the file of `talker weights fetch lpips`. By
     default, LPIPS is not computed."""
     lpips_sha256: str = ""
-    """SHA-256 of the file `lpips`, which is required if a file is given."""
+    """SHA-256 checksum of the file given with `lpips`. Required if a path is given."""
     stlpips: str = ""
     """Weights of ST-LPIPS (alex_shift_tolerant.pth), or `published` for the file of `talker weights
     fetch stlpips`. By default, ST-LPIPS is not computed."""
     stlpips_sha256: str = ""
-    """SHA-256 of the file `stlpips`, which is required if a file is given."""
+    """SHA-256 checksum of the file given with `stlpips`. Required if a path is given."""
     inception: str = ""
     """TorchScript file of the Inception features for FID, or `published` for the file of `talker
     weights fetch inception`. By default, FID is not computed."""
     inception_sha256: str = ""
-    """SHA-256 of the file `inception`, which is required if a file is given."""
+    """SHA-256 checksum of the file given with `inception`. Required if a path is given."""
     identity: str = ""
     """TorchScript file of a face recognition network (ArcFace) for CSIM. By default, CSIM is not
     computed."""
     identity_sha256: str = ""
-    """SHA-256 of the file `identity`, which is required if a file is given."""
+    """SHA-256 checksum of the file given with `identity`. Required if a path is given."""
     syncnet: str = ""
     """Weights of SyncNet (syncnet_v2.model) for Sync-C and Sync-D, or `published` for the file of
     `talker weights fetch syncnet`. By default, neither is computed."""
     syncnet_sha256: str = ""
-    """SHA-256 of the file `syncnet`, which is required if a file is given."""
+    """SHA-256 checksum of the file given with `syncnet`. Required if a path is given."""
     second_detector: Literal["none", "fan", "dlib"] = "none"
     """Landmark detector that measures the mouth in addition to MediaPipe, as an independent check:
     `fan` (of face-alignment) or `dlib`. By default, there is none."""

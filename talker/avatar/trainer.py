@@ -325,9 +325,9 @@ class Trainer:
         """Raise UserError if a gradient of any previous step was not finite."""
         if self.diverged:
             raise UserError(
-                f"Training had diverged by step {self.step} of the {self.stage} stage: a "
-                "gradient is not finite. The last checkpoint was written before that "
-                "step. Lower the learning rates, or look for invalid values in the "
+                f"Training diverged before step {self.step + 1} of the {self.stage} stage: a "
+                "gradient is NaN or infinite. The last checkpoint was written before that "
+                "and is valid. Lower the learning rates, or look for invalid values in the "
                 "dataset with `talker check`."
             )
 

@@ -106,8 +106,8 @@ def boundary(stage: str) -> Iterator[None]:
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(
-            f"talker {stage}: error: The reader of {error.filename or 'the standard output'} "
-            "closed it before all output was written."
+            f"talker {stage}: error: The program that reads "
+            f"{error.filename or 'the standard output'} stopped before all output was written."
         )
     except Exception as error:
         sys.exit(f"talker {stage}: error: {explain(error, stage) or _report_bug(error, stage)}")

@@ -55,7 +55,7 @@ def exclusive(outputs: Sequence[Path], work: str, inputs: Sequence[Path] = ()) -
             and all(path.exists() for path in outputs)
             and _newest(inputs) + TIMESTAMP_RESOLUTION <= float(started.split()[0])
         ):
-            logger.info("%s was already written by the other process.", outputs[0])
+            logger.info("Another process has already written %s.", outputs[0])
             yield False
             return
         _record(journal, "start", work)

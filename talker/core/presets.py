@@ -39,7 +39,8 @@ def merge_options(preset: Mapping[str, Any], config: Mapping[str, Any]) -> dict[
     for stage, section in given.items():
         if section is not None and not isinstance(section, Mapping):
             raise UserError(
-                f"options: {stage}: expected options by name, found {type(section).__name__}"
+                f"options: The section `{stage}` must contain `option: value` pairs, but it is a "
+                f"{type(section).__name__}."
             )
     options = update(copy.deepcopy(dict(preset)), given)
     for stage in ENCODER_STAGES:

@@ -225,7 +225,7 @@ def _tensor(fields: Mapping[str, Any], name: str, faults: list[str]) -> "torch.T
         )
     elif value.numel() * value.element_size() > value.untyped_storage().nbytes():
         faults.append(
-            f"{name} has the shape {list(value.shape)}, but fewer stored values than entries."
+            f"{name} has the shape {list(value.shape)}, but the file stores fewer values than that."
         )
     else:
         return value.detach()
@@ -263,7 +263,7 @@ def _numbers(
     if not np.isfinite(values).all() or np.abs(values).max(initial=0) > largest:
         rows = np.flatnonzero(~(np.abs(values.reshape(len(values), -1)) <= largest).all(1))
         faults.append(
-            f"{name} has values that are not finite or larger than {largest:g} in "
+            f"{name} has values that are NaN, infinite, or larger than {largest:g} in "
             f"{len(rows)} rows. The first is row {rows[0]}."
         )
     return values
@@ -301,7 +301,7 @@ def _mean_vertices(fields: Mapping[str, Any], frames: int, faults: list[str]) ->
         if np.isfinite(mean).all() and np.abs(mean).max() <= MAX_DISTANCE:
             return mean
         faults.append(
-            f"vertices has values that are not finite or larger than {MAX_DISTANCE:g} dm."
+            f"vertices has values that are NaN, infinite, or larger than {MAX_DISTANCE:g} dm."
         )
     return None
 

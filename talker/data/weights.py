@@ -366,7 +366,7 @@ _MODELS = {
         purpose="example video of the published repositories (320 s, 450x450)",
         use="--config example=obama",
         source="https://github.com/YudongGuo/AD-NeRF",
-        license="published with AD-NeRF, from a public weekly address; see that repository",
+        license="published with AD-NeRF, cut from a public speech; see that repository",
         files=(
             Download(
                 name="obama.mp4",
@@ -424,7 +424,7 @@ def fault_of(file: Download, path: Path) -> str | None:
         return None if found == expected else f"has the {kind} checksum {found}, not {expected}"
     with path.open("rb") as content:
         begins = content.read(len(file.begins))
-    return None if begins == file.begins else "does not begin like the published file"
+    return None if begins == file.begins else "has other first bytes than the published file"
 
 
 def checksum(path: Path, kind: str) -> str:

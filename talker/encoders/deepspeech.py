@@ -48,8 +48,8 @@ def load(choice: Choice, wav: Path | None) -> Encoder:
     slots = len(WavFile(wav)) // SLOT
     if abs(len(logits) - slots) > SPARE:
         raise UserError(
-            f"{path} has {len(logits)} scores, but {wav} lasts {slots / SLOT_RATE:.1f} s, "
-            f"which requires {slots}. Compute the scores from that sound, at 50 Hz."
+            f"{path} has {len(logits)} scores, but {wav} lasts {slots / SLOT_RATE:.1f} s "
+            f"and needs {slots} scores, at 50 per second. Compute them again from that sound."
         )
 
     def extract(sound: np.ndarray, start: int) -> np.ndarray:
@@ -89,8 +89,8 @@ def read(path: Path) -> np.ndarray:
     if not np.array_equal(stored[1:, :-2], stored[:-1, 2:]):
         raise UserError(
             f"{path} contains windows that do not overlap as expected: at 25 fps, a "
-            "window starts 2 slots after the previous one, and the slots that both "
-            "contain must be equal."
+            "window starts 2 slots after the previous one, and the slots that two "
+            "neighboring windows share must have equal values. Compute the windows again."
         )
     middle = WINDOW // 2
     return stored[:, middle : middle + 2].reshape(-1, DIMS).astype(np.float32)

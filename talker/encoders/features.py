@@ -122,7 +122,7 @@ class FeatureStats:
         if not (
             0 <= self.look_ahead <= MAX_LOOK_AHEAD and self.pause >= 0 and self.scale.min() > 0
         ):
-            raise ValueError("look_ahead, pause or scale is out of range")
+            raise ValueError("`look_ahead`, `pause` or `scale` is out of range")
 
     def save(self, path: Path | BinaryIO) -> None:
         """Write the statistics as an .npz file, given by its path or open for writing."""
@@ -237,7 +237,7 @@ def fit_stats(
     most = min(encoder.dims, len(slots) - 1)
     if not 0 < components <= most:
         raise UserError(
-            f"components is {components}. For the encoder {encoder.name} with "
+            f"The option `components` is {components}. For the encoder {encoder.name} with "
             f"{len(slots)} training slots, it must be from 1 to {most}."
         )
     exact = slots.astype(np.float64)

@@ -59,7 +59,7 @@ def load(choice: Choice, wav: Path | None) -> Encoder:
     except ImportError as error:
         raise UserError(
             f"The speech encoder {name} needs the package transformers ({error}). Run "
-            "`pip install 'transformers>=5.23,<6'`, without torchvision."
+            "`pip install 'transformers>=5.23,<6'`. It does not need torchvision."
         ) from error
     try:
         network = getattr(transformers, family.model).from_pretrained(source)
@@ -74,7 +74,8 @@ def load(choice: Choice, wav: Path | None) -> Encoder:
     depth = getattr(network.config, "encoder_layers", None) or network.config.num_hidden_layers
     if not 0 <= layer <= depth:
         raise UserError(
-            f"layer is {layer}. For {source}, it must be from 1 to {depth}, or 0 for the default."
+            f"The option `layer` is {layer}. For {source}, it must be from 1 to {depth}, or 0 "
+            "for the default."
         )
     chosen_layer = layer or max(1, round(0.75 * depth))
 

@@ -61,7 +61,7 @@ def embed(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarr
     if not hits:
         raise UserError(
             "No face was detected in renderings of this head. The head must be upright, "
-            "have the size of a human head and face +z."
+            "as large as a human head, and look in the direction +z."
         )
     triangles, weights = (np.stack(part) for part in zip(*hits, strict=True))
     positions = (vertices[faces[triangles]] * weights[..., None]).sum(axis=2)

@@ -112,7 +112,9 @@ def read_lms(path: Path | zipfile.Path) -> Float[np.ndarray, "68 2"]:
     try:
         landmarks = np.array(text.split(), np.float32).reshape(68, 2)
         if not (np.abs(landmarks) <= MAX_COORDINATE).all():
-            raise ValueError(f"a coordinate is not finite or larger than {MAX_COORDINATE:g} pixels")
+            raise ValueError(
+                f"a coordinate is NaN, infinite, or larger than {MAX_COORDINATE:g} pixels"
+            )
     except ValueError as error:
         raise UserError(
             f"{path} does not have 68 lines with an x and a y coordinate ({error})."

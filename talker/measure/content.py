@@ -180,7 +180,7 @@ def landmark_faults(folder: FolderSpec) -> Iterator[str]:
     if (wrong := np.flatnonzero(~(difference <= MESH_TOLERANCE) & arrays["valid"])).size:
         ids = folder.list_frames(wrong.tolist())
         yield (
-            f"{folder.path / layout.FRAME_LANDMARKS.folder}: .lms of {ids} "
+            f"{folder.path / layout.FRAME_LANDMARKS.folder}: The .lms files of {ids} "
             f"differ from {layout.LANDMARKS}. Run `talker landmarks` again."
         )
 
@@ -287,7 +287,7 @@ def sound_faults(folder: FolderSpec) -> Iterator[str]:
     for name, part in ((layout.TRAIN_SOUND, whole[:split]), (layout.NOVEL_SOUND, whole[split:])):
         if not np.array_equal(read_wav(folder.path / name), part):
             yield (
-                f"{folder.path / name}: differs from that part of {layout.SOUND}. "
+                f"{folder.path / name} differs from the same part of {layout.SOUND}. "
                 "Run `talker audio` again."
             )
 
@@ -328,7 +328,7 @@ def speech_faults(folder: FolderSpec) -> Iterator[str]:
             np.median(np.abs(found - expected)) <= SPEECH_TOLERANCE
         ):
             yield (
-                f"{path}: differs from the features of {layout.SOUND} with the statistics in "
+                f"{path} differs from the features of {layout.SOUND} that are computed with "
                 f"{statistics.name}. One of these files belongs to another clip. Run "
                 "`talker speech` again."
             )

@@ -70,8 +70,8 @@ SYNC_DEFINITIONS = {
     "null_mean": (
         "Mean of the null distribution, which is the same correlation with the audio "
         "circularly shifted by at least 1 s. `null_sd` is its standard deviation. `null_share` "
-        "is the fraction of these shifts, including no shift, that score at least as high. At "
-        "least 80 frames are needed."
+        "is the fraction of all shifts, including a shift of 0, whose correlation is at least "
+        "that of the unshifted audio. At least 80 frames are needed."
     ),
     "best_lag": (
         "Time shift in frames, from -12 to 12, at which the correlation is highest "

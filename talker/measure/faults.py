@@ -348,8 +348,8 @@ def transforms_faults(
         yield f"{path} has frames whose img_id and aud_id differ."
     if foreign := set(ids) - expected:
         yield (
-            f"{path} lists {folder.list_frames(foreign)}, which belong to the other file or are "
-            "invalid."
+            f"{path} lists {folder.list_frames(foreign)}, which are invalid or "
+            "belong to the other file of transforms. Run `talker track` again."
         )
     if missing := expected - set(ids):
         yield f"{path} does not list {folder.list_frames(missing)}."

@@ -84,7 +84,8 @@ class Limits:
     """Maximum ratio of the residual of the worst shot to that of the best shot. A higher ratio
     suggests that a shot shows a different person."""
     max_rival: NonNegative = 20.0
-    """Maximum percentage of frames that show another face of at least half the size."""
+    """Maximum percentage of frames that show another face that is at least half as large as the
+    speaker's."""
     min_mouth: NonNegative = 0.04
     """Minimum range of the mouth opening (2nd to 98th percentile), in multiples of the distance
     between the outer eye corners."""

@@ -63,7 +63,7 @@ class Config:
     image_size: ImageSize = 512
     """Longer side of the images in pixels."""
     encoder: str = DEFAULT_ENCODER
-    """Speech encoder whose features of the dataset are used, and which encodes live speech."""
+    """Speech encoder. Its features are read from the dataset, and it encodes the live speech."""
     render_batches: tuple[AtLeast1, ...] = (1, 128)
     """Batch sizes, in frames, with which rendering is measured."""
     train_batch: AtLeast1 = 32
@@ -80,7 +80,8 @@ class Config:
     """Seconds of live speech with which `talker speak` is measured. With 0, this measurement is
     skipped."""
     hop: AtLeast1 = 2
-    """Number of frames that live speech renders at once."""
+    """Number of frames that are rendered at once in the live measurement, as `talker speak
+    --hop`."""
 
 
 def main(*, data: Path | None = None, json: Path | None = None, config: Config = Config()) -> None:
@@ -315,8 +316,9 @@ def time_speaking(
     list(StreamingAvatar(*parts).push_audio(audio))  # compiles
     result = measure_latency(StreamingAvatar(*parts), audio)
     logger.info(
-        "  live speech: 95 %% of frames follow their sound within %.0f ms (%.0f ms of waiting, and "
-        "a median of %.1f ms of computation per hop); the computation takes %.2f s per second of "
+        "  live speech: the delay after the sound is at most %.0f ms for 95 %% of the frames "
+        "(%.0f ms of it is waiting for sound; the median computation time of a hop is %.1f ms). "
+        "The computation takes %.2f s per second of "
         "speech",
         *(result["latency_ms_p95"], result["waits_ms"], result["hop_ms_median"]),
         result["real_time_factor"],

@@ -64,14 +64,16 @@ class Config:
     """Voice of espeak-ng for texts; `espeak-ng --voices` lists the voices."""
     preset: Literal["auto", "draft", "full", "full_2_layers"] | None = None
     """`draft` trains a small avatar on a CPU, `full` an avatar of the published size on an NVIDIA
-    GPU. The default, `auto`, selects `full` if this machine has a GPU, and `draft` otherwise."""
+    GPU, `full_2_layers` the same with two attention layers. `auto` selects `full` if this machine
+    has a GPU, and `draft` otherwise. By default, the configuration decides, where `auto` is
+    preset."""
     cores: Annotated[str, Field(pattern="^(all|[1-9][0-9]*)$")] = "all"
     """Number of CPU cores to use, or `all`."""
     out: Path = Path()
     """Folder to write to; by default, the current folder."""
     configfile: Path | None = None
-    """YAML file with keys of the workflow's configuration. They have precedence over
-    config/config.yaml in the folder to write to, if it exists, and over the defaults."""
+    """YAML file with keys of the workflow's configuration. They override the defaults and, if there
+    is one, the file config/config.yaml in the folder given with `--out`."""
     dry_run: bool = False
     """Print which stages would run, and stop."""
     verbose: bool = False

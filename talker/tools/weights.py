@@ -212,9 +212,9 @@ def _fetch_file(file: Download, path: Path) -> None:
                 shutil.move(partial, scratch)
             if fault := fault_of(file, scratch):
                 raise UserError(
-                    f"The file downloaded from {file.url} {fault}. It was deleted. Either "
-                    "the publisher replaced it, or the connection changed it. Compare it "
-                    "with the source before you use it."
+                    f"The file downloaded from {file.url} {fault}. It was deleted. Run the "
+                    "same command again. If the checksum is wrong again, the publisher has "
+                    "probably replaced the file. See the publisher's page."
                 )
     finally:
         partial.unlink(missing_ok=True)
