@@ -120,7 +120,8 @@ def speech_drive(dataset: Dataset, windows: Windows, config: Config = Config()) 
     if config.pose_frame >= dataset.frames:
         raise UserError(
             f"The option `pose_frame` is {config.pose_frame}, but the last frame of "
-            f"{dataset.folder} is {dataset.frames - 1}. Choose a smaller number, or -1 for the recorded poses."
+            f"{dataset.folder} is {dataset.frames - 1}. Choose a smaller number, or -1 for the "
+            "recorded poses."
         )
     if config.pose_frame >= 0:
         frames = nearest_valid(np.full(len(windows), config.pose_frame), dataset.valid)

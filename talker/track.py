@@ -258,7 +258,8 @@ def require_faces(images: Path, points: np.ndarray, selection: Selection, config
             f"Only {count} of {selection.frames} frames of {images} are in a shot that is used and "
             f"show a whole face that is at least {config.min_face:g} pixels wide. At least "
             f"{config.min_frames} such frames are required. (The median face is "
-            f"{np.median(width):.0f} pixels wide.) Use a longer clip, or one in which the face is larger."
+            f"{np.median(width):.0f} pixels wide.) Use a longer clip, or one in which the face is "
+            "larger."
         )
 
 
