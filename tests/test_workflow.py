@@ -305,14 +305,14 @@ NOVEL = {"novel_audio", "novel_speech", "render_novel", "evaluate_novel"}
 def test_a_speech_in_the_dataset_folder_is_spoken(finished):
     folder = finished.folder / "data/demo/novel"
     folder.mkdir(exist_ok=True)
-    (folder / "hello.mp3").touch()
-    (folder / "hello.wav").mkdir()
+    (folder / "welcome.mp3").touch()
+    (folder / "welcome.wav").mkdir()
     assert finished.planned() == NOVEL | {"report"}
-    (folder / "{hello}.wav").touch()
-    assert "novel/{hello}.wav: the name contains" in finished.refuse("-n")
-    (folder / "{hello}.wav").unlink()
+    (folder / "{welcome}.wav").touch()
+    assert "novel/{welcome}.wav: the name contains" in finished.refuse("-n")
+    (folder / "{welcome}.wav").unlink()
     finished.run()
-    assert (finished.folder / "results/demo/novel/hello.mp4").exists()
+    assert (finished.folder / "results/demo/novel/welcome.mp4").exists()
     assert "data/demo/novel/absent.wav" in finished.refuse("-n", "results/demo/novel/absent.mp4")
 
 
