@@ -151,6 +151,17 @@ def canvas(*faces: tuple[np.ndarray, int, int, int]) -> np.ndarray:
     return picture
 
 
+def test_a_graph_that_fails_is_explained(monkeypatch: pytest.MonkeyPatch):
+    """As MediaPipe does when memory runs out."""
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise RuntimeError("CalculatorGraph::Run() failed:\nsource location trace")
+
+    monkeypatch.setattr("mediapipe.python.solutions.face_mesh.FaceMesh.process", fail)
+    with pytest.raises(UserError, match=r"^MediaPipe stopped: CalculatorGraph::Run\(\) failed:\. "):
+        list(track_meshes([np.zeros((64, 64, 3), np.uint8)]))
+
+
 def test_small_faces_are_found_where_they_are(synthetic, tmp_path: Path):
     size, x, y = 110, 400, 200
     clip = write_clip(tmp_path, [canvas((image, x, y, size)) for image in synthetic.images[:8]])

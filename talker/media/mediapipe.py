@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from talker.errors import UserError
+
 MESH_POINTS = 478
 """Points of the refined face mesh, irises included."""
 
@@ -86,12 +88,18 @@ def _run_graph(make_graph: Any, images: Iterable[np.ndarray]) -> Iterator[tuple[
     graph = None
     try:
         for image in images:
-            if graph is None:
-                with silence():
-                    graph = make_graph()
+            try:
+                if graph is None:
+                    with silence():
+                        graph = make_graph()
+                        result = graph.process(image)
+                else:
                     result = graph.process(image)
-            else:
-                result = graph.process(image)
+            except RuntimeError as error:
+                reason = (str(error).splitlines() or ["no reason given"])[0]
+                raise UserError(
+                    f"MediaPipe stopped: {reason}. Usually, there is too little memory."
+                ) from error
             yield image, result
     finally:
         if graph is not None:
