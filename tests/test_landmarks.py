@@ -153,11 +153,12 @@ def canvas(*faces: tuple[np.ndarray, int, int, int]) -> np.ndarray:
 
 def test_a_graph_that_fails_is_explained(monkeypatch: pytest.MonkeyPatch):
     """As MediaPipe does when memory runs out."""
+    from mediapipe.python.solutions.face_mesh import FaceMesh
 
     def fail(*arguments: object, **options: object) -> None:
         raise RuntimeError("CalculatorGraph::Run() failed:\nsource location trace")
 
-    monkeypatch.setattr("mediapipe.python.solutions.face_mesh.FaceMesh.process", fail)
+    monkeypatch.setattr(FaceMesh, "process", fail)
     with pytest.raises(UserError, match=r"^MediaPipe stopped: CalculatorGraph::Run\(\) failed:\. "):
         list(track_meshes([np.zeros((64, 64, 3), np.uint8)]))
 
