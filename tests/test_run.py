@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from fake_workflow import TALKER
+from published import publish
 from rich.console import Console
 
 from talker.core.boundary import explain
@@ -121,7 +122,7 @@ def test_ctrl_c_says_how_to_go_on(folder: Path):
     [
         (["absent.mp4"], "talker run: error: absent.mp4 does not exist.\n"),
         (["a{b}.mp4"], "a{b}.mp4: The name must not contain any of the characters { } < >."),
-        (["bin"], "talker run: error: bin is a folder, but must be a video.\n"),
+        (["bin"], "bin is a folder, but must be a video or a dataset folder, which contains "),
         (["me.mp4", "--say", "absent.wav"], "--say: The file absent.wav does not exist.\n"),
         (["me.mp4", "--say", " "], "--say: The value is empty. Give a sound file or a text.\n"),
         (["me.mp4", "--say", "a.wav", "--say", "bin/a.wav"], "Two speeches have the name 'a'"),
@@ -267,3 +268,19 @@ def test_the_last_progress_line_of_a_log_counts():
 )
 def test_durations_are_short(seconds: float, text: str):
     assert duration(seconds) == text
+
+
+def test_a_dataset_folder_elsewhere_is_used(folder: Path, dataset: Path):
+    """A folder in the layout of GaussianTalker is linked, and nothing is extracted again."""
+    published = publish(dataset, folder / "old/me")
+    args = ["run", "old/me/", "--dry-run"]
+    out, err = (process := start(folder, *args)).communicate(timeout=100)
+    assert process.returncode == 0, out + err
+    assert (folder / "data/me").samefile(published)
+    assert "me: training the avatar" in out, out
+    assert "tracking" not in out and "background" not in out, out
+    other = folder / "other/me"
+    (other / "ori_imgs").mkdir(parents=True)
+    out, err = (process := start(folder, "run", "other/me")).communicate(timeout=60)
+    assert process.returncode == 1
+    assert "other/me: data/me is another folder of the same name. Rename one of them.\n" in err

@@ -302,6 +302,15 @@ def test_a_subject_without_a_row_brings_its_video(finished):
 NOVEL = {"novel_audio", "novel_speech", "render_novel", "evaluate_novel"}
 
 
+def test_a_subject_without_new_speech_speaks_the_sample(finished, tmp_path):
+    sample = ["--config", "sample_speech=True"]
+    assert NOVEL | {"report"} == finished.planned("results/demo/report.html", *sample)
+    speech = tmp_path / "own.wav"
+    speech.touch()
+    jobs = finished.run("-n", *sample, f"speech={speech}")
+    assert "novel/own.mp4" in jobs and "novel/hello.mp4" not in jobs
+
+
 def test_a_speech_in_the_dataset_folder_is_spoken(finished):
     folder = finished.folder / "data/demo/novel"
     folder.mkdir(exist_ok=True)
@@ -314,15 +323,6 @@ def test_a_speech_in_the_dataset_folder_is_spoken(finished):
     finished.run()
     assert (finished.folder / "results/demo/novel/welcome.mp4").exists()
     assert "data/demo/novel/absent.wav" in finished.refuse("-n", "results/demo/novel/absent.mp4")
-
-
-def test_a_subject_without_new_speech_speaks_the_sample(finished, tmp_path):
-    sample = ["--config", "sample_speech=True"]
-    assert NOVEL | {"report"} == finished.planned("results/demo/report.html", *sample)
-    speech = tmp_path / "own.wav"
-    speech.touch()
-    jobs = finished.run("-n", *sample, f"speech={speech}")
-    assert "novel/own.mp4" in jobs and "novel/hello.mp4" not in jobs
 
 
 def test_a_speech_of_the_config_is_spoken(finished, tmp_path):

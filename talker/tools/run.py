@@ -3,6 +3,7 @@
     talker run me.mp4
     talker run me.mp4 --say hello.wav --say "Good morning"
     talker run example:obama
+    talker run old/project/data/me
 
 This runs the same workflow as `snakemake` in a checkout, shows its progress, and prints where the
 videos and the report are, and whether the avatar is good. The files are written to the folders
@@ -92,12 +93,19 @@ def main(
     If you repeat the command, only what is missing or affected by a change is computed.
 
     Args:
-        video: the video of a person talking, or `example:obama`, which is downloaded.
+        video: the video of a person talking, `example:obama`, which is downloaded, or a dataset
+            folder, also one that another program prepared (see `talker adopt`).
         config: options.
     """
-    if not video.startswith(EXAMPLE) and not Path(video).is_file():
-        what = "is a folder, but must be a video" if Path(video).is_dir() else "does not exist"
-        raise UserError(f"{video} {what}.")
+    path = Path(video)
+    if path.is_dir():
+        if not any((path / name).exists() for name in (layout.FRAMES.folder, layout.CLIP)):
+            raise UserError(
+                f"{video} is a folder, but must be a video or a dataset folder, which contains "
+                f"{layout.FRAMES.folder}/ or {layout.CLIP}."
+            )
+    elif not video.startswith(EXAMPLE) and not path.exists():
+        raise UserError(f"{video} does not exist.")
     run_workflow(video, config)
 
 
@@ -117,7 +125,7 @@ def run_workflow(video: str, config: Config) -> None:
         if importlib.util.find_spec(package) is None:
             raise ImportError(f"No module named '{package}'", name=package)
     out, overrides = config.out, _source(video, config.out)
-    subject = overrides.get("example") or name_of(video)
+    subject = overrides.get("example") or name_of(overrides["video"])
     if config.configfile is not None and not config.configfile.is_file():
         raise UserError(f"--configfile: The file {config.configfile} does not exist.")
     if config.preset:
@@ -149,7 +157,26 @@ def _source(video: str, out: Path) -> dict[str, Any]:
     """Return the keys of the configuration that name the video."""
     if video.startswith(EXAMPLE):
         return {"example": video.removeprefix(EXAMPLE)}
+    if Path(video).is_dir():
+        return {"video": _seen_from(out, str(_dataset_folder(Path(video), out)))}
     return {"video": _seen_from(out, video)}
+
+
+def _dataset_folder(folder: Path, out: Path) -> Path:
+    """Return the path of a dataset folder inside `out`, where a link is made if it is elsewhere.
+
+    Raises:
+        UserError: `out` has another folder of that name.
+    """
+    inside = out / "data" / name_of(folder.resolve())
+    if not inside.exists():
+        inside.parent.mkdir(parents=True, exist_ok=True)
+        inside.symlink_to(folder.resolve())
+    elif not inside.samefile(folder):
+        raise UserError(
+            f"{folder}: {inside} is another folder of the same name. Rename one of them."
+        )
+    return inside
 
 
 def _seen_from(out: Path, file: str) -> str:
