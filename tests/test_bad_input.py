@@ -134,8 +134,8 @@ def profile(synthetic: Synthetic) -> np.ndarray:
 CASES = {
     "no face": (without_a_face, ["shows a face in 0 of 100 frames", "one person looks"]),
     "all black": (black, ["shows a face in 0 of 100 frames"]),
-    "20 frames": (twenty_frames, ["At least 25 such frames", "in 20 of 20", "longer clip"]),
-    "face of 40 pixels": (small_face, ["64 pixels wide", "in 0 of 100", "median face is"]),
+    "20 frames": (twenty_frames, ["At least 25 such frames", "Only 20 of 20", "longer clip"]),
+    "face of 40 pixels": (small_face, ["64 pixels wide", "Only 0 of 100", "median face is"]),
     "two faces": (two_faces, ["Another face", "Crop the video to one person"]),
     "cut": (cut, ["Only 2.2 s of the clip are tracked", "all_segments"]),
     "leaving": (leaving, ["for these reasons: ", "the face leaves the image ("]),

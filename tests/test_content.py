@@ -120,7 +120,17 @@ def other_statistics(folder: Path) -> None:
 
 
 def other_report(folder: Path) -> None:
-    report = {"frames": FRAMES, "valid": FRAMES, "focal": {"px": 123.0}}
+    report = {
+        "frames": FRAMES,
+        "valid": FRAMES,
+        "focal": {"px": 123.0, "at_bound": False},
+        "face_width_px": 90.0,
+        "motion_px": {"final": {"c1": 0.1, "c5": 0.2}},
+        "segments": [{"residual_px": 1.0}],
+        "rejected": [],
+        "residual": {"percent_of_face": 0.5},
+        "degrees": {"yaw_low": -1.0, "yaw_high": 1.0},
+    }
     (folder / "track_report.json").write_text(json.dumps(report))
 
 
@@ -131,14 +141,17 @@ FAULTS = {
     "composite": (swap("gt_imgs/7.jpg", "gt_imgs/60.jpg"), ["gt_imgs", "frame 7"]),
     "torso": (swap("torso_imgs/7.png", "torso_imgs/60.png"), ["torso_imgs", "frame 7"]),
     "plate": (other_background, ["gt_imgs", "frames 0, 1"]),
-    "landmarks": (swap("ori_imgs/7.lms", "ori_imgs/60.lms"), [".lms of frame 7", "landmarks.npz"]),
+    "landmarks": (
+        swap("ori_imgs/7.lms", "ori_imgs/60.lms"),
+        [".lms files of frame 7", "landmarks.npz"],
+    ),
     "all poses": (edit_params(shift_poses), ["the poses differ from the landmarks by"]),
     "one pose": (edit_params(one_pose), ["the poses of frame 40"]),
     "expression": (edit_params(lambda p: p["exp"].zero_()), ["the expression is the same"]),
     "report": (other_report, ["track_report.json", "focal length 123.0 px"]),
-    "part of the sound": (reverse_sound, ["aud_train.wav", "differs from that part"]),
+    "part of the sound": (reverse_sound, ["aud_train.wav", "differs from the same part"]),
     "sound": (other_sound, ["aud_hama.npy", "differs from the features of aud.wav"]),
-    "statistics": (other_statistics, ["aud_hama.npy", "statistics in aud_hama.npz"]),
+    "statistics": (other_statistics, ["aud_hama.npy", "computed with aud_hama.npz"]),
 }
 
 

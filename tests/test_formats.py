@@ -75,7 +75,7 @@ def test_vertices_of_every_frame_are_averaged_also_where_they_are_stored_once(tm
             fields() | {"trans": torch.zeros(FRAMES - 1, 3)},
             r"trans .*\[11, 3\], but it must be \[12, 3\]",
         ),
-        (fields() | {"trans": torch.zeros(1, 1).expand(FRAMES, 3)}, "trans .* fewer stored"),
+        (fields() | {"trans": torch.zeros(1, 1).expand(FRAMES, 3)}, "trans .* stores fewer"),
         (
             fields() | {"euler": torch.zeros(FRAMES, 3, dtype=torch.long)},
             "euler has the type torch.int64",

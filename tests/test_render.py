@@ -181,7 +181,7 @@ def test_blinks_are_the_subject_s_the_recorded_ones_or_none(data: Dataset) -> No
 def test_a_pose_can_be_held(data: Dataset) -> None:
     drive = speech_drive(data, data.speech, Config(pose_frame=17))
     assert set(drive.background_frame_ids) == {17}
-    with pytest.raises(UserError, match=r"The last frame .* is 99"):
+    with pytest.raises(UserError, match=r"`pose_frame` is 100, but the last frame .* is 99\."):
         speech_drive(data, data.speech, Config(pose_frame=100))
 
 

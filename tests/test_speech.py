@@ -228,7 +228,7 @@ def test_a_pause_does_not_last_less_than_nothing(prepared):
 @pytest.mark.parametrize("components", [0, -1, 9])
 def test_more_components_than_features_are_refused(components):
     encoder = dataclasses.replace(made(len), dims=8)
-    with pytest.raises(UserError, match=f"components is {components}.* from 1 to 8"):
+    with pytest.raises(UserError, match=f"`components` is {components}.* from 1 to 8"):
         fit(correlated(50, 8), encoder, components=components)
 
 

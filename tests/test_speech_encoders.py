@@ -192,7 +192,7 @@ def test_deepspeech_s_scores_last_as_long_as_the_sound(
         load_encoder(Choice("deepspeech"), tmp_path / "aud.wav")
         return
     with pytest.raises(
-        UserError, match=rf"aud_ds\.npy has 40 scores, but .* requires {2 * frames}"
+        UserError, match=rf"aud_ds\.npy has 40 scores, but .* needs {2 * frames} scores"
     ):
         load_encoder(Choice("deepspeech"), tmp_path / "aud.wav")
 

@@ -425,7 +425,7 @@ def test_no_checkpoint_holds_a_broken_step(
 )
 def test_impossible_options_are_refused(options: dict[str, Any]) -> None:
     (name,) = options.get("density", options)
-    with pytest.raises(UserError, match=f"^train: .*{name}: "):
+    with pytest.raises(UserError, match=f"^train: .*{name}(:| \\()"):
         from_mapping(Config, options, "train")
 
 

@@ -113,8 +113,13 @@ def image_faults(folder: FolderSpec) -> Iterator[str]:
 
     composites, torsos, shares = np.array(list(folder.map_frames(measure))).T
     findings = (
-        (_outliers(composites, *COMPOSITE_LIMITS), "gt_imgs", "frame, mask or bc.jpg", "layers"),
-        (_outliers(torsos, *TORSO_LIMITS), "torso_imgs", "clothes in the frame", "layers"),
+        (
+            _outliers(composites, *COMPOSITE_LIMITS),
+            layout.COMPOSITES.folder,
+            "frame, mask or bc.jpg",
+            "layers",
+        ),
+        (_outliers(torsos, *TORSO_LIMITS), layout.TORSOS.folder, "clothes in the frame", "layers"),
         (np.flatnonzero(shares < HEAD_SHARE), "parsing", "landmarks of the face", "parsing"),
     )
     for wrong, images, other, stage in findings:
@@ -266,8 +271,7 @@ def report_faults(folder: FolderSpec) -> Iterator[str]:
         tracking_facts(folder)  # reads the other values
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(
-            f"{path}: expected the report of `talker track` ({error!r} is missing or wrong). Run "
-            "it again."
+            f"{path} is not a report of `talker track` ({error!r}). Run `talker track` again."
         ) from error
     expected = folder.frames, int(params.valid.sum()), params.focal
     if not np.allclose(found, expected, rtol=1e-4):

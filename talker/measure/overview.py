@@ -17,6 +17,7 @@ import jinja2
 
 from talker.core.batch import read_results
 from talker.core.files import atomic_write
+from talker.data import layout
 
 GRADES = ("good", "usable", "too short to tell", "failed")
 """Verdicts from best to worst, in the order of sorting. Subjects without a verdict come last."""
@@ -75,9 +76,9 @@ def _subject(
     measured = read_results(results / "metrics.json") if state == "done" else {}
     verdict, held_out = measured.get("verdict", {}), measured.get("held_out", {})
     grade = verdict.get("grade")
-    first = folders.data / name / "ori_imgs" / "0.jpg"
+    first = layout.FRAMES.path(folders.data / name, 0)
     links = [("report", results / "report.html"), ("held-out", results / "val.mp4")]
-    links += [(video.stem, video) for video in sorted((results / "novel").glob("*.mp4"))]
+    links += [(video.stem, video) for video in sorted((results / layout.NOVEL).glob("*.mp4"))]
     reasons = [f"{row['rule']}: {row['reason']}" if row["rule"] else row["reason"] for row in rows]
     return {
         "name": name,
