@@ -42,12 +42,14 @@ def jobs(workflow: Workflow) -> list[int]:
 
 
 def contents(workflow: Workflow) -> dict[str, bytes]:
-    """Return the content of the visible files in data/ and results/, without the batch table."""
+    """Return the visible files in data/ and results/, without the pages that contain times."""
     return {
         str(path.relative_to(workflow.folder)): path.read_bytes()
         for outer in ("data", "results")
         for path in (workflow.folder / outer).rglob("*")
-        if path.is_file() and not path.name.startswith(".") and path.name != "batch.tsv"
+        if path.is_file()
+        and not path.name.startswith(".")
+        and path.name not in ("batch.tsv", "index.html")
     }
 
 

@@ -36,7 +36,9 @@ TABLE = dict(
 )
 SCHEMA = yaml.safe_load((ROOT / "workflow" / "schemas" / "config.schema.yaml").read_text())
 
-METRIC_FILES = {f"evaluate.{name}" for name in ("lpips", "inception", "identity", "syncnet")}
+METRIC_FILES = {
+    f"evaluate.{name}" for name in ("lpips", "stlpips", "inception", "identity", "syncnet")
+}
 """Options that name a file, which has to exist."""
 
 MODES = {
@@ -191,8 +193,7 @@ def test_every_option_reruns_its_stage_and_what_follows(tmp_path: Path) -> None:
         ("options.report.stills", 97, {"report"}),
         ("jobs_per_gpu", 4, set()),
         ("venvs", "/opt/talker", set()),
-        ("modules.media", ["talker/media"], {"synthesize", "frames", "audio", "speech"}),
-        ("modules.face", ["talker/face"], {"landmarks"}),
+        ("modules.prepare", ["talker/prepare"], {"synthesize", "frames", "audio", "landmarks"}),
         ("modules.avatar", ["talker/avatar"], {"check"}),
         ("pathvars.results", "elsewhere", {"train", "render", "evaluate", "report"}),
         ("pathvars.logs", "elsewhere", set()),
