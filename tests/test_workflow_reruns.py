@@ -21,6 +21,7 @@ from fake_workflow import ROOT, Workflow
 from talker.__main__ import COMMANDS
 from talker.backends import OPTIONS as BACKEND_OPTIONS
 from talker.backends.weights import FILES
+from talker.data.weights import METRIC_NETWORKS
 
 GRAPHS = yaml.safe_load((ROOT / "tests" / "rulegraphs.yaml").read_text())
 GRAPH = {rule: set(producers) for rule, producers in GRAPHS["a speech"].items() if rule != "all"}
@@ -36,9 +37,7 @@ TABLE = dict(
 )
 SCHEMA = yaml.safe_load((ROOT / "workflow" / "schemas" / "config.schema.yaml").read_text())
 
-METRIC_FILES = {
-    f"evaluate.{name}" for name in ("lpips", "stlpips", "inception", "identity", "syncnet")
-}
+METRIC_FILES = {f"evaluate.{name}" for name in METRIC_NETWORKS}
 """Options that name a file, which has to exist."""
 
 MODES = {

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from talker.backends import BACKENDS, OPTIONS
-from talker.data.weights import WEIGHTS, Weights, location
+from talker.data.weights import METRIC_NETWORKS, WEIGHTS, Weights, location
 from talker.errors import UserError
 
 FILES = {
@@ -91,7 +91,7 @@ def missing_file(stage: str, options: Mapping[str, Any]) -> str | None:
 
 def _missing_metric_files(options: Mapping[str, Any]) -> Iterator[str]:
     """Yield what is wrong with the files of `evaluate`; `published` means the fetched file."""
-    for option in ("lpips", "stlpips", "inception", "identity", "syncnet"):
+    for option in METRIC_NETWORKS:
         path = options.get(option)
         file = location(WEIGHTS[option]) if path == "published" else Path(path or ".")
         if not file.exists():

@@ -15,6 +15,8 @@ from talker.errors import UserError
 
 CHUNK = 1 << 20
 """Number of bytes that are read at once."""
+METRIC_NETWORKS = ("lpips", "stlpips", "inception", "identity", "syncnet")
+"""Entries of `WEIGHTS` that are also options of `talker evaluate`, each of which names a file."""
 
 
 @dataclass(frozen=True)
