@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import mutations
 import numpy as np
 import torch
 from fuzzing import Case, Run, arguments, finish, fuzz
@@ -305,13 +306,7 @@ TARGETS = [
 
 # ---- mutations of bytes -------------------------------------------------------------------------
 
-CONTENTS = {
-    "png": b"\x89PNG\r\n\x1a\n" + bytes(100),
-    "zip": b"PK\x03\x04" + bytes(200),
-    "gzip": b"\x1f\x8b\x08" + bytes(200),
-    "elf": b"\x7fELF" + bytes(200),
-    "pickle": b"\x80\x04\x95\x17\0\0\0\0\0\0\0\x8c\x02os\x8c\x06getcwd\x93)R.",
-    "riff": b"RIFF\xff\xff\xff\xffWAVEfmt \xff\xff\xff\xff",
+CONTENTS = mutations.FOREIGN | {
     "numpy": b"\x93NUMPY\x01\x00",
     "numpy 9": b"\x93NUMPY\x09\x00" + bytes(99),
     "deep": b"[" * 100_000,
@@ -329,32 +324,20 @@ CONTENTS = {
     "pnm": b"P6 30000 30000 255\n" + bytes(100),
     "hdr": b"#?RADIANCE\n\n-Y 30000 +X 30000\n" + bytes(100),
     "exr": b"\x76\x2f\x31\x01\x02\0\0\0" + bytes(100),
-    "empty": b"",
-    "byte": b"\x00",
 }
 """Contents of other formats, and of formats that describe far more than they hold."""
 
 
 def truncate(rng: random.Random, path: Path, subject: Path) -> None:
-    content = path.read_bytes()
-    _save(path, content[: rng.randrange(len(content))])
+    _save(path, mutations.truncate(rng, path.read_bytes()))
 
 
 def flip(rng: random.Random, path: Path, subject: Path) -> None:
-    content = bytearray(path.read_bytes())
-    end = rng.choice([64, 512, len(content)])
-    for _ in range(rng.choice([1, 4, 32, 256])):
-        content[rng.randrange(min(end, len(content)))] ^= 1 << rng.randrange(8)
-    _save(path, content)
+    _save(path, mutations.flip(rng, path.read_bytes(), ends=(64, 512)))
 
 
 def overwrite(rng: random.Random, path: Path, subject: Path) -> None:
-    content = bytearray(path.read_bytes())
-    at = rng.randrange(len(content))
-    size = rng.randrange(1, max(2, len(content) // 3))
-    filling = bytes(size) if rng.random() < 0.5 else rng.randbytes(size)
-    content[at : at + size] = filling[: len(content) - at]
-    _save(path, content)
+    _save(path, mutations.overwrite(rng, path.read_bytes()))
 
 
 def splice(rng: random.Random, path: Path, subject: Path) -> None:

@@ -18,6 +18,7 @@ from typing import cast
 import av
 import cv2
 import mediapipe.python.solutions.face_detection  # noqa: F401 - imported once, before the forks
+import mutations
 import numpy as np
 from av.error import FFmpegError
 from fuzzing import Case, Run, arguments, finish, fuzz
@@ -126,42 +127,25 @@ TEXTS = {
     "a.svg": '<svg xmlns="http://www.w3.org/2000/svg"><image href="{0}"/></svg>',
     "a.json": "[" * 5000,
 }
-CONTENTS = {
-    "png": b"\x89PNG\r\n\x1a\n" + bytes(100),
-    "zip": b"PK\x03\x04" + bytes(200),
-    "gzip": b"\x1f\x8b\x08" + bytes(200),
-    "elf": b"\x7fELF" + bytes(200),
-    "pickle": b"\x80\x04\x95" + bytes(200),
+CONTENTS = mutations.FOREIGN | {
     "id3": b"ID3\x04\x00\x00\x7f\x7f\x7f\x7f" + bytes(500),
-    "riff": b"RIFF\xff\xff\xff\xffWAVEfmt \xff\xff\xff\xff",
     "ogg": b"OggS" + bytes(300),
     "ebml": b"\x1a\x45\xdf\xa3\x01\xff\xff\xff\xff\xff\xff\xff" + bytes(100),
     "ftyp": b"\x00\x00\x00\x18ftypisom" + bytes(200),
-    "empty": b"",
-    "byte": b"\x00",
 }
+"""Contents of other formats, and headers of media that describe more than they hold."""
 
 
 def truncate(rng: random.Random, seed: Path, folder: Path) -> Path:
-    content = seed.read_bytes()
-    return _save(folder, seed.name, content[: rng.randrange(len(content))])
+    return _save(folder, seed.name, mutations.truncate(rng, seed.read_bytes()))
 
 
 def flip(rng: random.Random, seed: Path, folder: Path) -> Path:
-    content = bytearray(seed.read_bytes())
-    end = rng.choice([256, 2048, len(content)])
-    for _ in range(rng.choice([1, 4, 32, 256])):
-        content[rng.randrange(min(end, len(content)))] ^= 1 << rng.randrange(8)
-    return _save(folder, seed.name, content)
+    return _save(folder, seed.name, mutations.flip(rng, seed.read_bytes(), ends=(256, 2048)))
 
 
 def overwrite(rng: random.Random, seed: Path, folder: Path) -> Path:
-    content = bytearray(seed.read_bytes())
-    at = rng.randrange(len(content))
-    size = rng.randrange(1, max(2, len(content) // 3))
-    filling = bytes(size) if rng.random() < 0.5 else rng.randbytes(size)
-    content[at : at + size] = filling[: len(content) - at]
-    return _save(folder, seed.name, content)
+    return _save(folder, seed.name, mutations.overwrite(rng, seed.read_bytes()))
 
 
 def splice(rng: random.Random, seed: Path, folder: Path) -> Path:
