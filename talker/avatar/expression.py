@@ -3,7 +3,7 @@
 The mapping from speech to mouth decides how well an avatar follows new speech, but it is hard to
 learn from images: a minute of video shows only about 1,500 mouths, which a network memorizes. A
 ridge regression from the speech window to the tracked expression is fast and generalizes at least
-as well as AudioNet, the convolutional encoder of the AD-NeRF family (docs/speech.md).
+as well as AudioNet, the convolutional encoder of the AD-NeRF family (docs/notes/quality.md).
 """
 
 import numpy as np
