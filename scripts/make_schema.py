@@ -75,20 +75,35 @@ def config_schema() -> dict[str, Any]:
             "encoder": schema_of(typing.get_type_hints(options_of("speech"))["encoder"]),
             "subjects": {
                 "type": "string",
-                "description": "Table of the subjects and their videos.",
+                "description": (
+                    "Path of the table of subjects (tab-separated): their names and videos."
+                ),
             },
-            "speeches": {"type": "string", "description": "Table of new speech for the subjects."},
+            "speeches": {
+                "type": "string",
+                "description": (
+                    "Path of the table of new speech (tab-separated) for the subjects."
+                ),
+            },
             "video": {
                 "type": "string",
                 "pattern": FILE,
-                "description": "Video, or pattern such as videos/*.mp4, instead of the table.",
+                "description": (
+                    "Video, or a pattern such as videos/*.mp4, to use instead of the table of "
+                    "subjects."
+                ),
             },
             "example": {
                 "enum": list(EXAMPLES),
-                "description": "Example video to download and run instead of the table.",
+                "description": (
+                    "Example video to download and use instead of the table of subjects."
+                ),
             },
             "speech": {
-                "description": "New speech: one file, or {name: file}.",
+                "description": (
+                    "Audio or video file with new speech for every subject, or several: {name: "
+                    "file}."
+                ),
                 "type": ["string", "object"],
                 "pattern": FILE,
                 "propertyNames": {"pattern": r"^\w[\w.-]*$"},
@@ -96,20 +111,22 @@ def config_schema() -> dict[str, Any]:
             },
             "sample_speech": {
                 "type": "boolean",
-                "description": "Whether a subject without new speech speaks demo/hello.wav.",
+                "description": "Whether to render demo/hello.wav for subjects without new speech.",
             },
             "extras": {
-                "description": "Additional outputs next to the video of the held-out part.",
+                "description": "Additional outputs to write with the video of the held-out frames.",
                 "type": "array",
                 "items": {"enum": ["side_by_side", "attention"]},
             },
             "jobs_per_gpu": {
                 "type": "integer",
                 "minimum": 1,
-                "description": "Number of jobs that share a GPU of this machine.",
+                "description": "Number of jobs that run at once on each GPU of this machine.",
             },
             "modules": {
-                "description": "Environment modules of each group of rules, for --sdm env-modules.",
+                "description": (
+                    "Environment modules to load for each group of rules with --sdm env-modules."
+                ),
                 "type": "object",
                 "additionalProperties": False,
                 "properties": {
@@ -117,14 +134,17 @@ def config_schema() -> dict[str, Any]:
                     for family in ("prepare", "avatar")
                 },
             },
-            "venvs": {"type": "string", "description": "Folder written by `make envs`."},
+            "venvs": {
+                "type": "string",
+                "description": "Folder of virtual environments written by `make envs`.",
+            },
             "pathvars": {
                 "description": "Folders to use instead of data, results, logs and benchmarks.",
                 "type": "object",
                 "additionalProperties": {"type": "string"},
             },
             "options": {
-                "description": "Options of the stages that differ from their defaults.",
+                "description": "Options of each stage that differ from their defaults.",
                 "type": "object",
                 "additionalProperties": False,
                 "properties": stages,

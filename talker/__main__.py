@@ -22,7 +22,7 @@ from talker.errors import UserError
 
 COMMANDS = {
     "run": "turn a video into a talking avatar: all stages, videos and a report",
-    "demo": "do the same with a synthetic person, without a video or a GPU",
+    "demo": "render a synthetic person and train an avatar of it; needs no video and no GPU",
     "frames": "extract 25 fps frames from a video, cropped around the face",
     "audio": "extract 16 kHz mono audio with exactly the duration of the frames",
     "speech": "extract speech features, one window per frame",
@@ -31,20 +31,20 @@ COMMANDS = {
     "blink": "estimate the eye closure (AU45) of every frame",
     "track": "estimate head poses, focal length and head shape",
     "background": "reconstruct the background behind the person",
-    "layers": "write the torso and the background of every frame",
-    "check": "verify a dataset folder and refuse clips that are unlikely to give a good avatar",
-    "adopt": "adopt a dataset folder that was prepared with the scripts of another method",
-    "export": "export a dataset folder for another method",
-    "pack": "pack a dataset folder into one file, to train on another machine",
+    "layers": "extract the torso, and composite the person over the reconstructed background",
+    "check": "check a dataset folder, and reject clips that are unlikely to give a good avatar",
+    "adopt": "check a dataset folder of another project (such as GaussianTalker) before using it",
+    "export": "copy a dataset folder to the layout of another project (such as GaussianTalker)",
+    "pack": "pack a dataset folder into one file for training on another machine",
     "train": "train the avatar",
-    "bundle": "write a trained avatar to one file that renders without the dataset folder",
+    "bundle": "write a trained avatar to one file that can be rendered without the dataset folder",
     "render": "render the avatar to a video",
     "speak": "render the avatar live from a stream of speech",
-    "evaluate": "evaluate the avatar on the held-out frames and compare it with controls",
+    "evaluate": "evaluate the avatar on frames that were not used for training",
     "report": "write an HTML page with all results of a subject",
     "bench": "measure how fast this machine renders and trains",
     "synthesize": "render the demo's synthetic person, with exact ground truth",
-    "weights": "list the optional models, and download those that may be downloaded",
+    "weights": "list the optional models, or download some of them",
     "info": "print what a bug report needs: versions, GPU, memory, disk",
 }
 
@@ -67,11 +67,12 @@ def _usage() -> str:
     width = max(map(len, COMMANDS))
     rows = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
     return (
-        "usage: talker STAGE [options]\n\n"
+        "usage: talker STAGE [options]\n\nSTAGE is one of:\n"
         f"{rows}\n\n"
-        "`talker STAGE --help` lists the options of a stage. `--config FILE` reads options from\n"
-        "the workflow's configuration (config/config.yaml), or from a YAML file with a section\n"
-        "for each stage. Options on the command line override those of the file."
+        "`talker STAGE --help` lists the options of a stage. `--config FILE` reads them from a\n"
+        "YAML file: the configuration of the Snakemake workflow (config/config.yaml), or a file\n"
+        "with one section for each stage. Options on the command line override those of the\n"
+        "file. docs/conventions.md explains the terms."
     )
 
 

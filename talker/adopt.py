@@ -66,8 +66,8 @@ class Config:
     """How a folder is adopted."""
 
     listed: AtLeast1 = 5
-    """Maximum number of frame numbers in a row of the printed table. Further frames are only
-    counted."""
+    """Maximum number of frame numbers that are printed in each row of the table. Further frames are
+    only counted."""
 
 
 @dataclass(frozen=True)
@@ -406,10 +406,11 @@ def main(*, data: Path, clip: Output | None = None, config: Config = Config()) -
     Nothing is written if a fault is found.
 
     Args:
-        data: dataset folder that was prepared with the scripts of another method. Existing files
-            are not changed.
-        clip: clip.json to write. By default, it is written in the folder, unless it exists there.
-        config: options.
+        data: Dataset folder that was prepared with the scripts of another project, such as
+            GaussianTalker or ER-NeRF. Existing files are not changed.
+        clip: clip.json to write. By default, it is written to the dataset folder, unless the folder
+            contains one.
+        config: Options.
 
     Raises:
         UserError: something is inconsistent; the message lists it.

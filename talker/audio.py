@@ -26,10 +26,10 @@ class Config:
     """Options of `talker audio`."""
 
     warn_missing: NonNegative = 0.5
-    """Log a warning if the sound ends more than this many seconds before the video."""
+    """Time in seconds by which the audio may end before the video without a warning."""
     lag_frames: Annotated[int, Field(ge=-250, le=250)] = 0
-    """Number of frames by which the sound lags behind the video. The sound is shifted earlier by
-    this amount; negative values shift it later."""
+    """Number of frames by which the audio lags behind the video. The audio is shifted earlier by
+    this amount. Negative values shift it later."""
     track: AtLeast1 | None = None
     """Number of the audio track to use, counted from 1. By default, the track that media players
     select is used."""
@@ -78,15 +78,16 @@ def main(
     novel: Output | None = None,
     config: Config = Config(),
 ) -> None:
-    """Write the sound of a clip (and of its two splits) or of new speech as a 16 kHz mono wav file.
+    """Convert the audio of a clip, or new speech, to a 16 kHz mono wav file.
 
     Args:
-        source: video or audio file of any format.
-        wav: wav file to write.
-        clip: clip.json that defines the start and the length of the sound; omit it for new speech.
-        train: wav file to write with the sound of the training frames (requires `clip`).
-        novel: wav file to write with the sound of the held-out frames (requires `clip`).
-        config: options.
+        source: Video or audio file of any format.
+        wav: Wav file to write.
+        clip: clip.json, which defines the start and the length of the audio. Omit it for new
+            speech.
+        train: Wav file to write with the audio of the training frames (requires `clip`).
+        novel: Wav file to write with the audio of the held-out frames (requires `clip`).
+        config: Options.
     """
     if clip is None:
         if train or novel:

@@ -82,14 +82,14 @@ def fill(plate: np.ndarray, visible: np.ndarray) -> np.ndarray:
 def main(
     *, clip: Path, images: Path, masks: Path, plate: Output, config: Config = Config()
 ) -> None:
-    """Write the background plate, the scene without the person.
+    """Reconstruct the background plate, which shows the scene without the person.
 
     Args:
         clip: clip.json of the dataset.
-        images: folder of the frames, %d.jpg.
-        masks: folder of the parsing masks, %d.png.
-        plate: image to write, bc.jpg.
-        config: options.
+        images: Folder of the frames, %d.jpg.
+        masks: Folder of the parsing masks, %d.png.
+        plate: Image to write, bc.jpg.
+        config: Options.
     """
     described = Clip.load(clip)
     step = max(1, min(config.every, described.frames // config.least))

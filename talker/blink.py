@@ -25,8 +25,8 @@ class Config:
     """How the eye closure is measured."""
 
     backend: Literal["ear", "openface", "pyfeat", "blendshapes"] = "ear"
-    """Method: `ear` (eye aspect ratio of the landmarks), `openface` or `pyfeat` (a table that this
-    program wrote), or `blendshapes` (MediaPipe's face landmarker)."""
+    """Method: `ear` (eye aspect ratio of the landmarks), `openface` or `pyfeat` (read from a table
+    that OpenFace or py-feat wrote), or `blendshapes` (MediaPipe's face landmarker)."""
     table: str | None = None
     """Path of the csv file that `openface` or `pyfeat` reads."""
     weights: str | None = None
@@ -48,14 +48,14 @@ def main(
     images: Path | None = None,
     config: Config = Config(),
 ) -> None:
-    """Write the eye closure of every frame in the format of OpenFace.
+    """Estimate the eye closure of every frame, and write it in the format of OpenFace.
 
     Args:
         clip: clip.json of the dataset.
         landmarks: landmarks.npz, the face mesh of every frame.
         au: au.csv to write, with the column " AU45_r" (0 open to 5 closed).
-        images: folder of the frames, %d.jpg; only `blendshapes` needs it.
-        config: options.
+        images: Folder of the frames, %d.jpg; only `blendshapes` needs it.
+        config: Options.
     """
     described = Clip.load(clip)
     meshes = load_per_frame(landmarks, described.frames, "points")

@@ -43,10 +43,10 @@ class Config:
     """Options of `talker check`."""
 
     sample: AtLeast1 = 12
-    """Number of frames whose mask and background are checked pixel by pixel. Of all other frames
-    only the size of the files is checked."""
+    """Number of frames whose mask and background are checked pixel by pixel. For all other frames,
+    only the size of the images is checked."""
     force: bool = False
-    """Continue with a clip that exceeds the limits, and only log the reasons."""
+    """Accept a clip that exceeds the limits, and only log the reasons."""
     limits: Limits = field(default_factory=Limits)
 
 
@@ -73,7 +73,7 @@ def main(*, data: Path, quality: Output, config: Config = Config()) -> None:
 
     Args:
         data: Dataset folder.
-        quality: JSON file to write: the measured facts, the reasons to refuse the clip, and
+        quality: JSON file to write: the measurements, the reasons to reject the clip, and the
             warnings.
         config: Options.
     """

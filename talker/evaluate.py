@@ -36,8 +36,9 @@ class Config:
     batch: AtLeast0 = 0
     """Number of frames rendered at once. The default of 0 means 32 on a GPU and 8 on a CPU."""
     shuffles: AtLeast1 = 8
-    """Number of circular shifts of the audio track. The shuffled-audio control, an avatar driven by
-    wrong audio, is the mean over these shifts."""
+    """Number of renderings with the audio of other parts of the clip, made by circular shifts. The
+    control `shuffled_audio`, an avatar driven by the wrong audio, is the mean over these
+    renderings."""
     lpips: str = ""
     """TorchScript file of LPIPS, or `published` for the file of `talker weights fetch lpips`. By
     default, LPIPS is not computed."""
@@ -67,7 +68,8 @@ class Config:
     """Landmark detector that measures the mouth in addition to MediaPipe, as an independent check:
     `fan` (of face-alignment) or `dlib`. By default, there is none."""
     second_detector_weights: str = ""
-    """Weights of the second detector. The default is the file of `talker weights fetch`."""
+    """Weights of the second detector. By default, the file that `talker weights fetch` downloads is
+    used."""
 
 
 def main(
@@ -82,7 +84,7 @@ def main(
 
     Args:
         data: Dataset folder.
-        avatar: Avatar written by `talker train`.
+        avatar: Avatar folder written by `talker train`.
         metrics: JSON file to write.
         video: Video of new speech to measure instead of the held-out frames.
         config: Options.

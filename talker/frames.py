@@ -39,17 +39,16 @@ class Config:
     """Options of `talker frames`."""
 
     size: Annotated[int, Field(ge=2, le=8192)] = 512
-    """Maximum width and height of the images in pixels. Smaller videos are never enlarged."""
+    """Maximum width and height of the frames in pixels. Smaller crops are not enlarged."""
     quality: Annotated[int, Field(ge=0, le=100)] = 95
-    """JPEG quality of the images, from 0 to 100."""
+    """JPEG quality of the frames, from 0 to 100."""
     crop: tuple[int, int, int] | None = None
-    """Square to crop: left, top and size, in pixels of the upright picture. By default, it is
-    placed around the largest face."""
+    """Square to crop: left, top and size, in pixels of the video after its rotation has been
+    applied. By default, the square is placed around the largest face."""
     filters: str = ""
     """FFmpeg filters that are applied to the video first, in the syntax of ffmpeg's option -vf; for
-    example `hqdn3d` reduces noise. Needs the packages of `pip install '.[ffmpeg]'`. By default,
-    only what is necessary is done: interlaced video is deinterlaced, and HDR video is converted to
-    SDR."""
+    example `hqdn3d` reduces noise. This requires `pip install '.[ffmpeg]'`. By default, interlaced
+    video is deinterlaced, HDR video is converted to SDR, and other video is not filtered."""
     look_every: AtLeast1 = 10
     """Step in frames between two face detections. Smaller values take longer, but follow fast
     movements better."""
@@ -169,13 +168,13 @@ def crop_and_resize(image: np.ndarray, clip: Clip) -> np.ndarray:
 
 
 def main(*, video: Path, clip: Output, images: Output, config: Config = Config()) -> None:
-    """Write the frames of a video at 25 fps, and the clip.json that describes them.
+    """Extract the frames of a video at 25 fps, cropped around the face.
 
     Args:
-        video: video to read.
-        clip: clip.json to write.
-        images: folder to write the frames to, as %d.jpg.
-        config: options.
+        video: Video to read.
+        clip: clip.json to write, which describes the frames.
+        images: Folder to write: the frames, %d.jpg.
+        config: Options.
     """
     with filtered(video, config.filters, clip.parent) as readable:
         source = replace(probe(readable), name=video.name)

@@ -40,10 +40,10 @@ class Config:
     min_overlap: Fraction = 0.3
     """Minimum intersection over union of the bounding boxes of the face in consecutive frames."""
     patience: AtLeast1 = 25
-    """If the face is lost, wait this number of frames for it to reappear. After that, follow the
-    largest other face."""
+    """Number of frames to wait for a lost face to reappear. After that, the largest other face is
+    tracked."""
     max_faces: AtLeast1 = 4
-    """Maximum number of faces for which `mediapipe` computes a mesh when several are in view."""
+    """Maximum number of faces for which `mediapipe` computes a mesh if a frame shows several."""
 
 
 def find_landmarks(clip: Clip, images: Path, config: Config) -> dict[str, np.ndarray]:
@@ -75,9 +75,9 @@ def main(*, clip: Path, images: Changed, landmarks: Output, config: Config = Con
 
     Args:
         clip: clip.json of the dataset.
-        images: folder of the frames, %d.jpg. The 68 landmarks are written next to them, as %d.lms.
+        images: Folder of the frames, %d.jpg. The 68 landmarks are written next to them, as %d.lms.
         landmarks: landmarks.npz to write: the mesh points of every frame.
-        config: options.
+        config: Options.
     """
     arrays = find_landmarks(Clip.load(clip), images, config)
     with adding_to(images) as folder:

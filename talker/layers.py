@@ -43,7 +43,8 @@ class Config:
     blur: NonNegative = 5.0
     """Window size of the Gaussian blur of the extended neck, in pixels of a 512-pixel image."""
     darkening: Annotated[float, Field(gt=0, le=1)] = 0.98
-    """Factor by which the color of the extension is multiplied for each pixel upward."""
+    """Factor by which the color of the extended neck and clothes is multiplied for each pixel
+    upward."""
 
 
 def split(
@@ -118,16 +119,16 @@ def main(
     torso: Output,
     config: Config = Config(),
 ) -> None:
-    """Composite every frame onto the background plate, and write its torso layer.
+    """Replace the background of every frame by the background plate, and extract the torso.
 
     Args:
         clip: clip.json of the dataset.
-        images: folder of the frames, %d.jpg.
-        masks: folder of the parsing masks, %d.png.
-        plate: background plate, bc.jpg.
-        truth: folder to write: the frames composited onto the background plate, %d.jpg.
-        torso: folder to write: neck and clothes, %d.png with alpha.
-        config: options.
+        images: Folder of the frames, %d.jpg.
+        masks: Folder of the parsing masks, %d.png.
+        plate: Background plate, bc.jpg.
+        truth: Folder to write: the person in every frame, composited over the plate, %d.jpg.
+        torso: Folder to write: the neck and the clothes in every frame, %d.png with alpha.
+        config: Options.
     """
     described = Clip.load(clip)
     background = read_image(plate)

@@ -31,7 +31,7 @@ class Config:
     samples: AtLeast1 = 24
     """Number of frames, spread over the clip, from which `color` learns its model."""
     rounds: AtLeast1 = 4
-    """Number of expectation-maximization rounds of `color`."""
+    """Number of expectation-maximization iterations of `color`."""
     decision_size: Annotated[int, Field(ge=32)] = 256
     """Longer side, in pixels, of the images in which `color` separates hair, face, neck and
     clothes. The outline of the person is computed at full resolution."""
@@ -40,14 +40,14 @@ class Config:
 def main(
     *, clip: Path, images: Path, landmarks: Path, masks: Output, config: Config = Config()
 ) -> None:
-    """Write a mask of head, neck, torso and background for every frame.
+    """Segment every frame into head, neck, torso and background.
 
     Args:
         clip: clip.json of the dataset.
-        images: folder of the frames, %d.jpg.
+        images: Folder of the frames, %d.jpg.
         landmarks: landmarks.npz, the face mesh of every frame.
-        masks: folder to write, %d.png.
-        config: options.
+        masks: Folder to write: the masks, %d.png.
+        config: Options.
     """
     described = Clip.load(clip)
     points = load_per_frame(landmarks, described.frames, "points")["points"]

@@ -67,7 +67,7 @@ class Config:
     folder of .png), or the path of an image or of a video, which is repeated when it ends."""
     blinks: Literal["natural", "recorded", "none"] = "natural"
     """Blinks during new speech: `natural` samples the subject's own blinks at random, `recorded`
-    replays the blinks of the frames whose torso is shown, `none` keeps the eyes open."""
+    repeats the blinks of the frames whose torso is shown, `none` keeps the eyes open."""
     blink_scale: NonNegative = 1.0
     """Factor by which the eye closure is multiplied. The default of 1 leaves it unchanged."""
     pose_frame: Annotated[int, Field(ge=-1)] = -1
@@ -202,32 +202,34 @@ def main(
     expression: Path | None = None,
     config: Config = Config(),
 ) -> None:
-    """Render an avatar over its recorded torso and background, with sound.
+    """Render an avatar over its recorded torso and background, with audio.
 
     The files `pose`, `blink` and `expression` contain one row for each output frame. They are .csv
     files with a header, or .npz files with an array [N] for each column.
 
     Args:
-        avatar: folder that `talker train` wrote, or file that `talker bundle` wrote.
-        data: dataset folder, or the file of `talker pack`; not needed for new speech if `avatar`
-            is a file.
-        video: video to write: .mp4, .webm, .mov (ProRes 4444), or a folder of .png.
-        side_by_side: second video to write (.mp4), with the real frames on the left and the
+        avatar: Avatar folder written by `talker train`, or file written by `talker bundle`.
+        data: Dataset folder, or file written by `talker pack`. It is not needed for new speech if
+            `avatar` is a file.
+        video: Video to write: .mp4, .webm, .mov (ProRes 4444), or a folder of .png.
+        side_by_side: Second video to write (.mp4), with the real frames on the left and the
             rendered frames on the right. It requires `split`, a `video` that ends in .mp4, and `pip
             install '.[ffmpeg]'`.
-        attention: folder to write with videos and stills that show how much each part of the head
-            attends to the speech, the eye closure, the head pose, and the null token.
-        split: part of the clip to replay with its own sound.
-        speech: features of new speech, from `talker speech`; an alternative to `split`.
-        wav: sound of the new speech, from `talker audio`.
-        sound: file that `wav` was made from. Its sound is written to the video with its original
-            sample rate and channels. By default, the video has the 16 kHz mono sound of `wav`.
-        pose: file with head poses: a column `frame` with the number of the frame whose pose is
-            replayed, or the columns rx ry rz tx ty tz in the convention of track_params.pt.
-        blink: file with the eye closure: a column `blink` from 0 (open) to 1 (closed), or
+        attention: Folder to write: videos and stills that show how much each part of the head
+            attends to the speech, the eye closure, the head pose, and the null token, which
+            stands for none of them.
+        split: Frames to render with the audio of the clip: `train` (training frames) or `val`
+            (held-out frames).
+        speech: Features of new speech, written by `talker speech`; an alternative to `split`.
+        wav: Audio of the new speech, written by `talker audio`.
+        sound: File from which `wav` was made. Its audio is written to the video with its original
+            sample rate and channels. By default, the video has the 16 kHz mono audio of `wav`.
+        pose: File with head poses: a column `frame` with the number of the frame whose pose is
+            used, or the columns rx ry rz tx ty tz in the convention of track_params.pt.
+        blink: File with the eye closure: a column `blink` from 0 (open) to 1 (closed), or
             OpenFace's `AU45_r`.
-        expression: file with columns e0 to e9, which replace the predicted expression.
-        config: options.
+        expression: File with columns e0 to e9, which replace the predicted expression.
+        config: Options.
     """
     if (split is None) == (speech is None) or (speech is None) != (wav is None):
         raise UserError("Give either `--split`, or `--speech` together with `--wav`.")

@@ -60,8 +60,7 @@ class Config:
     embed_mb: NonNegative = 6.0
     """Maximum size in MB of a video that is embedded in the page. A larger video is linked."""
     worst: AtLeast1 = 4
-    """Number of held-out frames that are shown because their mouths differ most from the real
-    ones."""
+    """Number of held-out frames to show whose mouths differ most from the real ones."""
     rejected: AtLeast1 = 6
     """Number of rejected frames that are shown."""
 
@@ -423,18 +422,19 @@ def main(
     benchmarks: Path | None = None,
     config: Config = Config(),
 ) -> None:
-    """Write a self-contained HTML page about a subject, which needs no other files and no network.
+    """Write a report about a subject: one HTML page that needs no other files and no network.
 
-    The page says which of the optional inputs are missing.
+    The page lists the optional inputs that are missing.
 
     Args:
         data: Dataset folder.
-        avatar: Avatar written by `talker train`.
-        html: Page to write.
+        avatar: Avatar folder written by `talker train`.
+        html: HTML file to write.
         metrics: JSON file written by `talker evaluate`.
-        video: Video of the held-out part (mp4), written by `talker render`.
-        novel: Folder of videos of new speech, with their metrics (`talker render`, `evaluate`).
-        benchmarks: Folder of Snakemake's benchmark files.
+        video: Video (mp4) of the held-out frames, written by `talker render`.
+        novel: Folder with videos of new speech, written by `talker render`, and their metrics,
+            written by `talker evaluate`.
+        benchmarks: Folder with Snakemake's benchmark files.
         config: Options.
     """
     model = load_avatar(avatar)

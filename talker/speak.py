@@ -58,9 +58,11 @@ class Config:
     """Number of frames rendered at once. Fewer frames reduce the latency; more frames reduce the
     computation."""
     ahead: NonNegative = 0.1
-    """Seconds of future sound that the speech encoder waits for and uses as context."""
+    """Duration in seconds of the future audio that the speech encoder waits for and uses as
+    context."""
     past: NonNegative = 4.0
-    """Seconds of past sound that the speech encoder receives as context with every hop."""
+    """Duration in seconds of the past audio that the speech encoder receives as context with every
+    hop."""
     seed: AtLeast0 = 0
     """Seed of the random numbers of the blinks."""
 
@@ -274,14 +276,14 @@ def main(
     """Render an avatar live, from PCM audio (s16le, 16 kHz, mono) to raw RGB frames at 25 fps.
 
     Args:
-        avatar: folder that `talker train` wrote, or file that `talker bundle` wrote.
-        data: dataset folder; not needed if `avatar` is a file.
-        port: port of 127.0.0.1 on which to wait for one connection that sends the audio and reads
+        avatar: Avatar folder written by `talker train`, or file written by `talker bundle`.
+        data: Dataset folder. It is not needed if `avatar` is a file.
+        port: Port of 127.0.0.1 on which to wait for one connection that sends the audio and reads
             the frames. By default, the audio is read from stdin and the frames are written to
             stdout.
-        benchmark: wav file from `talker audio`. If it is given, only the latency and speed are
-            measured with it.
-        config: options.
+        benchmark: Wav file written by `talker audio`. If it is given, the command only measures
+            the latency and the speed with this audio, and does not read or write streams.
+        config: Options.
     """
     streaming = load_streaming_avatar(data, avatar, config)
     dataset = streaming.dataset

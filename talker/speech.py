@@ -34,20 +34,20 @@ class Config:
     encoder: EncoderName = DEFAULT_ENCODER
     """Speech encoder. The workflow sets it from the key `encoder` of its configuration."""
     model: str = ""
-    """Weights of hubert, wav2vec2 or whisper: a folder or a hub id. By default, a standard model of
-    the family is used. For deepspeech: the file of the network, by default the one that `talker
-    weights fetch deepspeech` wrote."""
+    """Weights of hubert, wav2vec2 or whisper: a folder or a model id of the Hugging Face Hub. By
+    default, a standard model of the family is used. For deepspeech: the file of the network, by
+    default the one that `talker weights fetch deepspeech` downloads."""
     layer: AtLeast0 = 0
     """Layer of hubert, wav2vec2 or whisper, counted from 1. The default of 0 selects the layer at
     3/4 of the depth."""
     components: AtLeast1 = 32
     """Number of principal components to keep. Encoders with fewer dimensions keep all of them."""
     look_ahead: Annotated[int, Field(ge=0, le=MAX_LOOK_AHEAD)] = 2
-    """How much later the center of a speech window is than its frame, in steps of 20 ms. Speech
-    needs this because the lips move before the sound is heard."""
+    """Time from a frame to the center of its speech window, in steps of 20 ms. The window is
+    centered after the frame, because the lips move before the speech is audible."""
     pause: NonNegative = 0.3
-    """Minimum duration of a pause in seconds. Pauses of at least this duration are given the
-    features of silence, so that the mouth closes."""
+    """Minimum duration of a pause in seconds. In pauses of at least this duration, the features are
+    replaced by those of silence, so that the mouth closes."""
     match_level: bool = True
     """Scale new speech to the loudness of the training speech before its features are extracted."""
 
@@ -60,15 +60,15 @@ def main(
     clip: Path | None = None,
     config: Config = Config(),
 ) -> None:
-    """Write the speech windows of a clip and their statistics, or the windows of new speech.
+    """Extract speech features: a window of 16 feature vectors, one per 20 ms, for every frame.
 
     Args:
-        wav: sound that `talker audio` wrote.
-        statistics: npz file of the PCA and the features of silence. It is written if `clip` is
+        wav: Wav file written by `talker audio`.
+        statistics: npz file with the PCA and the features of silence. It is written if `clip` is
             given, and read otherwise.
-        features: npy file to write: the windows, float32 [T, 16, C].
-        clip: clip.json that belongs to the sound; leave it out for new speech.
-        config: options.
+        features: npy file to write: float32 [T, 16, C] for T frames and C channels.
+        clip: clip.json of the clip to which the audio belongs. Omit it for new speech.
+        config: Options.
     """
     expected = Clip.load(clip) if clip else None
     sound = clip_sound(wav, expected.frames) if expected and expected.adopted else WavFile(wav)

@@ -42,10 +42,11 @@ def main(
     """Render a talking synthetic head and save the ground truth of every frame.
 
     Args:
-        speech: The speech: a 16 kHz mono 16-bit wav file.
-        timings: The phonemes of the speech and their times: a JSON file (see demo/timings.json).
-        video: Output: the mp4 with the speech as its sound.
-        truth: Output: the npz file with the ground truth (talker.synthetic.subject.GroundTruth).
+        speech: 16 kHz mono 16-bit wav file with the speech.
+        timings: JSON file with the phonemes of the speech and their times (see
+            demo/timings.json).
+        video: mp4 file to write, with the speech as its audio.
+        truth: npz file to write: the ground truth (see talker.synthetic.subject.GroundTruth).
     """
     samples = read_wav(speech)
     frames = len(samples) // SAMPLES_PER_FRAME if config.frames is None else config.frames

@@ -84,13 +84,14 @@ class Config:
     keyframes: AtLeast1 = 40
     """Number of frames from which the head shape and the focal length are estimated."""
     flow_points: NonNegative = 60.0
-    """Weight of the optical flow: the flow of a frame counts as much as this number of points. With
-    0, the poses are estimated from the landmarks alone."""
+    """Weight of the optical flow: the flow of a frame counts as much as this number of landmarks.
+    With 0, the poses are estimated from the landmarks alone."""
     expressions: Annotated[int, Field(ge=1, le=EXPRESSIONS)] = 32
     """Number of components of the expression basis."""
     all_segments: bool = False
-    """Use all shots of a clip with cuts. By default, only the longest shot is used. A jump cut,
-    with the same camera and scene on both sides, does not count as the end of a shot."""
+    """Use every shot of a clip that contains cuts. A shot is a part of the clip without a cut; a
+    jump cut between the same camera and scene does not end it. By default, only the longest shot is
+    used."""
     min_face: NonNegative = 64.0
     """Minimum width of a usable face in pixels."""
     max_yaw: NonNegative = 45.0
@@ -98,8 +99,8 @@ class Config:
     max_pitch: NonNegative = 35.0
     """Maximum rotation of the head up or down in degrees; frames beyond it are rejected."""
     max_still: AtLeast0 = 12
-    """Maximum number of frames for which the picture may freeze. The frames of a longer freeze are
-    rejected."""
+    """Maximum length of a freeze in frames. In a freeze, the image does not change from frame to
+    frame. The frames of a longer freeze are rejected."""
     min_frames: AtLeast1 = 25
     """Minimum number of usable frames."""
 
@@ -458,14 +459,16 @@ def main(
 
     Args:
         clip: clip.json of the dataset.
-        images: folder of the frames, %d.jpg.
+        images: Folder of the frames, %d.jpg.
         landmarks: landmarks.npz, the face mesh of every frame.
-        params: track_params.pt to write: poses, expressions, head.
+        params: track_params.pt to write: the poses, the expressions and the head mesh.
         train: transforms_train.json to write: cameras of the training frames.
         val: transforms_val.json to write: cameras of the held-out frames.
-        report: track_report.json to write: focal length, residuals, rejected frames.
-        overlay: optional video to write: the frames with the tracked mesh drawn over them.
-        config: options.
+        report: track_report.json to write: the focal length, the residuals, and the rejected
+            frames.
+        overlay: Video to write: the frames with the tracked head mesh drawn over them. By default,
+            it is not written.
+        config: Options.
     """
     described = Clip.load(clip)
     files = Path(config.model_files) if config.model_files else None

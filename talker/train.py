@@ -42,13 +42,13 @@ def main(data: Path, avatar: Output, checkpoints: Changed, config: Config = Conf
     """Train an avatar on a prepared dataset folder.
 
     Args:
-        data: dataset folder, or the file that `talker pack` makes from one.
-        avatar: folder to write: config.json, weights.safetensors, point_cloud.ply, log.jsonl and
+        data: Dataset folder, or file written by `talker pack`.
+        avatar: Folder to write: config.json, weights.safetensors, point_cloud.ply, log.jsonl and
             the speech statistics.
-        checkpoints: folder for the state of the training, from which an interrupted training
-            resumes. It is kept after training: training again with the same code, options and data
-            loads the final state.
-        config: options.
+        checkpoints: Folder for the checkpoint, from which an interrupted training resumes. It is
+            kept after training. If you train again with the same code, options and data, the final
+            state is loaded from it.
+        config: Options.
     """
     device = pick_device(config.device)
     perceptual = None

@@ -70,7 +70,7 @@ class Config:
     features: AtLeast1 = 64
     """Number of channels of the tokens, queries and attention layers."""
     heads: AtLeast1 = 2
-    """Number of attention heads; must divide `features`."""
+    """Number of attention heads. `features` must be a multiple of it."""
     layers: AtLeast1 = 1
     """Number of attention blocks."""
     hidden: AtLeast1 = 128
@@ -82,7 +82,7 @@ class Config:
     """Number of images in a batch of the canonical stage."""
     mouth_split: AtLeast1 = 4
     """Number of smaller Gaussians that replace each Gaussian around the lips before the deformation
-    stage. More of them make teeth and lips sharper. 1 keeps the Gaussians unchanged."""
+    stage. Larger numbers make teeth and lips sharper. With 1, the Gaussians are not split."""
     deformation_steps: AtLeast1 = 4_000
     """Number of steps of the deformation stage, which fits the facial motion."""
     deformation_batch: AtLeast1 = 32
@@ -99,24 +99,24 @@ class Config:
     features have unit variance."""
     mouth_amplitude: Fraction = 1.0
     """Amplification of the predicted expression, from 0 to 1. It is needed because a regression
-    predicts less motion than the recording contains. 0 keeps the prediction, which has the smallest
-    error. 1 amplifies it to the amplitude of the recording, which reduces the PSNR around the mouth
-    by 0.1 to 0.4 dB (docs/quality.md)."""
+    predicts less motion than the recording contains. With 0, the prediction is not amplified, which
+    gives the smallest error. With 1, it is amplified to the amplitude of the recording, which
+    reduces the PSNR around the mouth by 0.1 to 0.4 dB (docs/quality.md)."""
     expression_share: Fraction = 0.5
     """Fraction of the training frames that are driven by the tracked expression instead of the one
-    predicted from speech. In these frames, the expression alone explains the mouth, so the network
-    has no reason to infer the mouth from the blink and the pose."""
+    predicted from speech. In these frames, the mouth is fully determined by the expression, so the
+    network does not learn to infer it from the blink and the pose."""
 
     rates: LearningRates = field(default_factory=LearningRates)
     weights: LossWeights = field(default_factory=LossWeights)
     density: DensityConfig = field(default_factory=DensityConfig)
     perceptual: str = ""
-    """TorchScript file of a perceptual network such as LPIPS, for the loss term of the same name
-    (talker/measure/networks.py describes its interface). If it is empty, the loss has no such
+    """TorchScript file of a perceptual network such as LPIPS, for the loss term `perceptual`
+    (talker/measure/networks.py describes its interface). By default, the loss does not have this
     term."""
     perceptual_sha256: str = ""
-    """SHA-256 checksum of the file of the perceptual network, which is required with it. Training
-    refuses a file with another checksum."""
+    """SHA-256 checksum of the file given with `perceptual`. Required if a file is given. Training
+    stops if the file has a different checksum."""
     point_cloud_steps: tuple[AtLeast1, ...] = ()
     """Steps after which the Gaussians are saved as `point_cloud_STEP.ply` next to the checkpoint.
     Steps are counted from the start of training, through both stages. By default, only the trained

@@ -65,7 +65,7 @@ class Config:
     encoder: str = DEFAULT_ENCODER
     """Speech encoder. Its features are read from the dataset, and it encodes the live speech."""
     render_batches: tuple[AtLeast1, ...] = (1, 128)
-    """Batch sizes, in frames, with which rendering is measured."""
+    """Batch sizes for rendering, in frames."""
     train_batch: AtLeast1 = 32
     """Number of images in a training batch."""
     copies: AtLeast1 = 1
@@ -77,20 +77,20 @@ class Config:
     device: str = "auto"
     """Device to measure: cpu, cuda, or auto, which selects cuda if a GPU is available."""
     speech: NonNegative = 10.0
-    """Seconds of live speech with which `talker speak` is measured. With 0, this measurement is
-    skipped."""
+    """Duration in seconds of the live speech with which `talker speak` is measured. With 0, this
+    measurement is skipped."""
     hop: AtLeast1 = 2
-    """Number of frames that are rendered at once in the live measurement, as `talker speak
-    --hop`."""
+    """Number of frames rendered at once in the live measurement, like the option `--hop` of `talker
+    speak`."""
 
 
 def main(*, data: Path | None = None, json: Path | None = None, config: Config = Config()) -> None:
     """Measure the speed of training, rendering and live speech, and their peak memory.
 
     Args:
-        data: dataset folder to use. By default, a head with random colors is used.
-        json: file to write the numbers to.
-        config: options.
+        data: Dataset folder to train on. By default, a head with random colors is used.
+        json: JSON file to write the numbers to.
+        config: Options.
     """
     device = pick_device(config.device)
     encoder = load_encoder(Choice(config.encoder)) if config.speech > 0 else None

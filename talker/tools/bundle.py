@@ -30,13 +30,13 @@ class Config:
 def main(*, avatar: Path, data: Path, file: Output, config: Config = Config()) -> None:
     """Write an avatar, and the parts of its dataset that rendering needs, to one file.
 
-    The file contains pictures of the person: the torso and the background of every valid frame.
+    The file contains images of the person: the torso and the background of every tracked frame.
 
     Args:
-        avatar: folder that `talker train` wrote.
-        data: dataset folder of the same subject.
-        file: file to write, such as me.avatar.
-        config: options.
+        avatar: Avatar folder written by `talker train`.
+        data: Dataset folder of the same subject.
+        file: File to write, such as me.avatar.
+        config: Options.
     """
     dataset = avatar_dataset(data, load_avatar(avatar))
     write_bundle(file, avatar, dataset, config.license, config.consent)

@@ -13,6 +13,6 @@ def main(*, config: Config = Config()) -> None:
     """Render a synthetic person, train an avatar of it, and write videos and a report.
 
     Args:
-        config: options of `talker run`.
+        config: Options of `talker run`.
     """
     run_workflow(VIDEO, config)

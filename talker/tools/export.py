@@ -92,8 +92,9 @@ class Config:
     """How a folder is exported."""
 
     vertices: AtLeast1 = 34_650
-    """Number of vertices of the head mesh in track_params.pt, from which GaussianTalker starts. The
-    default is the number of vertices of the Basel Face Model as cropped by AD-NeRF."""
+    """Minimum number of points of the head mesh in track_params.pt. If the mesh has fewer vertices,
+    points are sampled on its surface. GaussianTalker starts training with one Gaussian at each
+    point. The default is the number of vertices of the Basel Face Model as cropped by AD-NeRF."""
 
 
 def export(data: Path, name: MethodName, out: Path, config: Config) -> list[str]:
@@ -267,13 +268,13 @@ def main(
     out: Output,
     config: Config = Config(),
 ) -> None:
-    """Write a copy of a dataset folder in the layout of another method.
+    """Copy a dataset folder to the layout of another project.
 
     Args:
-        data: dataset folder.
-        method: the method that will read the copy.
-        out: folder to write.
-        config: options.
+        data: Dataset folder.
+        method: Project whose scripts will read the copy.
+        out: Folder to write.
+        config: Options.
 
     Raises:
         UserError: the dataset is incomplete or damaged.

@@ -32,10 +32,10 @@ class Config:
 
 
 def main(config: Config = Config()) -> None:
-    """Print the versions of talker and its packages, the GPU, memory, cores and disk space.
+    """Print what a bug report needs: versions of packages, GPU, memory, CPU cores and disk space.
 
     Args:
-        config: options.
+        config: Options.
     """
     facts = collect()
     if config.json:

@@ -57,9 +57,9 @@ def main(*, data: Path, pack: Output, config: Config = Config()) -> None:
     """Pack the files that training reads into one file.
 
     Args:
-        data: dataset folder.
-        pack: zip archive to write.
-        config: options.
+        data: Dataset folder.
+        pack: Zip archive to write.
+        config: Options.
 
     Raises:
         UserError: `data` is not a dataset folder, or a file in it is missing or damaged.

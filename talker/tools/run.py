@@ -59,28 +59,28 @@ class Config:
     """Options of `talker run`."""
 
     say: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Sound file or text that the avatar speaks. A text is converted to sound by espeak-ng. The
-    option can be repeated. Without it, the avatar speaks a sample sentence."""
+    """Audio file or text for the avatar to speak. Text is converted to speech by espeak-ng. Repeat
+    the option for several files or texts. Without it, the avatar speaks a sample sentence."""
     voice: str = "en-us"
-    """Voice of espeak-ng for texts; `espeak-ng --voices` lists the voices."""
+    """Voice of espeak-ng for text; `espeak-ng --voices` lists the voices."""
     preset: Literal["auto", "draft", "full", "full_2_layers"] | None = None
-    """`draft` trains a small avatar on a CPU, `full` an avatar of the published size on an NVIDIA
-    GPU, `full_2_layers` the same with two attention layers. `auto` selects `full` if this machine
-    has a GPU, and `draft` otherwise. By default, the configuration decides, where `auto` is
-    preset."""
+    """Named set of options. `draft` trains a small avatar on a CPU. `full` trains an avatar of the
+    size of GaussianTalker on an NVIDIA GPU. `full_2_layers` is `full` with two attention layers.
+    `auto` selects `full` if this machine has a GPU, and `draft` otherwise. By default, the key
+    `preset` of the configuration is used, which is `auto` unless you change it."""
     cores: Annotated[str, Field(pattern="^(all|[1-9][0-9]*)$")] = "all"
     """Number of CPU cores to use, or `all`."""
     out: Path = Path()
     """Folder to write to; by default, the current folder."""
     configfile: Path | None = None
-    """YAML file with keys of the workflow's configuration. They override the defaults and, if there
-    is one, the file config/config.yaml in the folder given with `--out`."""
+    """YAML file with keys of the configuration of the workflow. They override the defaults, and the
+    file config/config.yaml in the folder `--out`, if it exists."""
     dry_run: bool = False
-    """Print which stages would run, and stop."""
+    """Print which stages would run, without running them."""
     verbose: bool = False
-    """Print the output of Snakemake instead of the progress."""
+    """Print the output of Snakemake instead of the progress display."""
     snakemake: str = ""
-    """Additional arguments of Snakemake, as one string."""
+    """Additional arguments for Snakemake, as one string."""
 
 
 def main(
@@ -88,14 +88,14 @@ def main(
     *,
     config: Config = Config(),
 ) -> None:
-    """Prepare a video, train an avatar, render it and write a report.
+    """Extract a dataset from a video, train an avatar, render it, and write a report.
 
-    If you repeat the command, only what is missing or affected by a change is computed.
+    If you repeat the command, it only computes what is missing or affected by a change.
 
     Args:
-        video: the video of a person talking, `example:obama`, which is downloaded, or a dataset
-            folder, also one that another program prepared (see `talker adopt`).
-        config: options.
+        video: Video of a person talking, or a dataset folder. A dataset folder of another project
+            also works (see `talker adopt`). `example:obama` downloads and uses an example video.
+        config: Options.
     """
     path = Path(video)
     if path.is_dir():

@@ -44,7 +44,8 @@ class Config:
     json: bool = False
     """Print the list as JSON."""
     accept_license: bool = False
-    """Accept the terms of use, which the list shows. Without it, the command asks on a terminal."""
+    """Accept the license of the model, which `list` prints. Otherwise, the command asks for
+    confirmation in a terminal, and stops without a terminal."""
 
 
 def main(
@@ -62,10 +63,10 @@ def main(
             in which talker searches for them. This is the folder in the environment variable
             TALKER_WEIGHTS, or ~/.cache/talker/weights by default. An interrupted download is
             continued.
-        names: names of the models; by default, `list` prints all of them.
-        to: path to write instead of the default: a file, or a folder for a model with several
+        names: Names of the models. By default, `list` prints all models.
+        to: Path to write instead of the default: a file, or a folder for a model with several
             files. It requires exactly one name.
-        config: options.
+        config: Options.
     """
     chosen = [_weights(name) for name in names]
     if action == "fetch":
