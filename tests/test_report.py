@@ -128,7 +128,7 @@ def test_a_finished_run_misses_nothing(inputs: dict) -> None:
         assert text in page, text
     assert page.count('alt="real frame') == page.count('alt="avatar frame') == 3
     assert page.count('alt="real mouth') == page.count('alt="avatar mouth') == 3
-    for kind in ("68 landmarks", "masks", "tracked mean mesh, reprojected"):
+    for kind in ("68 landmarks", "Masks", "Mesh of the tracked head"):
         assert page.count(f'alt="{kind}') == 2
     assert page.count("<video") == 2
     assert page.index("new speech hello") < page.index("real and avatar")
