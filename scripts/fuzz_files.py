@@ -25,10 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import mediapipe.python.solutions.selfie_segmentation  # noqa: F401 - imported before the forks
 import mutations
 import numpy as np
+import onnx.numpy_helper  # noqa: F401 - imported before the forks
 import torch
-from fuzzing import Case, Run, arguments, finish, fuzz
+import torch._dynamo  # noqa: F401 - imported before the forks
+from fuzzing import Case, Run, arguments, fuzz, run_limited
 from safetensors.numpy import load_file, save_file
 
 from talker import (
@@ -54,7 +57,6 @@ from talker.avatar.ply import load_ply
 from talker.clip import SAMPLES_PER_FRAME
 from talker.data import layout
 from talker.dataset import Dataset
-from talker.media import mediapipe  # noqa: F401 - imported once, before the forks
 from talker.media.audio import read_wav
 from talker.synthetic.acting import read_timings
 from talker.synthetic.dataset import write_dataset
@@ -119,6 +121,8 @@ def make_subject(folder: Path, first: int = 0) -> None:
     pack.main(data=me, pack=folder / "me.zip")
     bundle.main(avatar=folder / "avatar", data=me, file=folder / "me.avatar")
     (folder / "options.yaml").write_text("train:\n  gaussians: 300\n", encoding="utf-8")
+    (folder / "pose.csv").write_text("\n".join(["frame", *map(str, range(FRAMES))]) + "\n", "utf-8")
+    np.savez(folder / "expression.npz", e0=np.linspace(-1, 1, FRAMES), e1=np.zeros(FRAMES))
 
 
 def run_track(me: Path, out: Path) -> None:
@@ -233,8 +237,9 @@ STAGES: dict[str, Stage] = {
         data=s / "me",
         video=o / "v.mp4",
         split="val",
-        pose=s / "me/transforms_val.json",
+        pose=s / "pose.csv",
         blink=s / "me/au.csv",
+        expression=s / "expression.npz",
     ),
     "render bundle": lambda s, o: render.main(
         avatar=s / "me.avatar",
@@ -283,7 +288,7 @@ TARGETS = [
     Target("me/au.csv", "text", ("load", "train", "render tracks", "adopt", "export")),
     Target("me/track_params.pt", "pt", ("load", "train", "render", "evaluate", "adopt", "export")),
     Target("me/transforms_train.json", "json", ("load", "train", "adopt", "export")),
-    Target("me/transforms_val.json", "json", ("load", "render", "render tracks", "evaluate")),
+    Target("me/transforms_val.json", "json", ("load", "render", "evaluate")),
     Target("me/track_report.json", "json", ("load", "train", "evaluate", "report")),
     Target("me/quality.json", "json", ("report",)),
     Target("me/aud.wav", "wav", ("audio", "speech", "render speech", "report", "adopt")),
@@ -301,6 +306,8 @@ TARGETS = [
     Target("val.mp4", "bytes", ("report",)),
     Target("checkpoints/latest.pt", "pt", ("continue",)),
     Target("options.yaml", "yaml", ("options",)),
+    Target("pose.csv", "text", ("render tracks",)),
+    Target("expression.npz", "npz", ("render tracks",)),
 ]
 
 
@@ -975,6 +982,17 @@ def make_seeds(seeds: Path) -> None:
         subprocess.run(command, cwd=Path(__file__).parent, check=True)
 
 
+def require_undamaged_files_to_work(seeds: Path) -> None:
+    """Exit if a stage refuses the subject as it is: mutations of its files would show nothing."""
+    for number, (stage, work) in enumerate(STAGES.items()):
+        out = seeds / f"undamaged{number}"
+        out.mkdir()
+        run = Run(stage, partial(work, seeds / "me"))
+        result = run_limited(Case("none", 0, seeds), run, out)
+        if result.outcome != "accepted":
+            sys.exit(f"{stage} without a mutation: {result.outcome}\n{result.detail}")
+
+
 def main() -> None:
     """Parse the arguments, run all cases and print the tables and the faults."""
     args = arguments(__doc__)
@@ -983,17 +1001,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="fuzz-seeds-") as name:
         seeds = Path(name)
         make_seeds(seeds)
+        require_undamaged_files_to_work(seeds)
         chosen = islice(cases(seeds, args.count), args.first, None)
         work = partial(prepare, seed=args.seed, seeds=seeds)
-        results = fuzz(chosen, work, args.jobs, args.keep)
-        finish(
-            results,
-            {
-                "mutation": lambda result: result.case.kind,
-                "file": lambda result: result.case.seed.relative_to(seeds / "me").as_posix(),
-                "stage": lambda result: result.stage,
-            },
-        )
+        groups = {
+            "mutation": lambda result: result.case.kind,
+            "file": lambda result: result.case.seed.relative_to(seeds / "me").as_posix(),
+            "stage": lambda result: result.stage,
+        }
+        fuzz(chosen, work, groups, args)
 
 
 if __name__ == "__main__":

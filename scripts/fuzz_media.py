@@ -21,7 +21,7 @@ import mediapipe.python.solutions.face_detection  # noqa: F401 - imported once, 
 import mutations
 import numpy as np
 from av.error import FFmpegError
-from fuzzing import Case, Run, arguments, finish, fuzz
+from fuzzing import Case, Run, arguments, fuzz
 
 from talker import audio, frames
 from talker.clip import FPS, Clip, Source
@@ -349,8 +349,8 @@ def main() -> None:
         for file, codecs in SEEDS.items():
             write_media(Path(name) / file, codecs)
         chosen = islice(cases(Path(name), args.count), args.first, None)
-        results = fuzz(chosen, partial(prepare, seed=args.seed), args.jobs, args.keep)
-    finish(results, {"mutation": lambda result: result.case.kind})
+        groups = {"mutation": lambda result: result.case.kind}
+        fuzz(chosen, partial(prepare, seed=args.seed), groups, args)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ crash, a hang, too much memory or a file that is left behind is a fault.
 """
 
 import argparse
+import json
 import multiprocessing
 import os
 import resource
@@ -21,6 +22,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from talker.core.boundary import OUT_OF_MEMORY, explain
 
@@ -30,6 +32,8 @@ IDLE_FACTOR = 6
 """Limit of the wall-clock time of a run, as a multiple of `SECONDS`."""
 MEMORY = 2 << 30
 """Memory limit of a run in bytes."""
+PROGRESS_SECONDS = 60
+"""Time between two lines of progress in seconds."""
 OUTCOMES = "accepted", "refused", "silent", "traceback", "crash", "hang", "memory", "leftover"
 """How a run may end. `silent` means that a mutation that changes the meaning was accepted."""
 FAULTS = OUTCOMES[2:]
@@ -189,33 +193,86 @@ def arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument("--first", type=int, default=0, help="number of the first mutation to run")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="parallel runs")
     parser.add_argument("--keep", type=Path, help="folder for the files that cause a fault")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        help="file for the results of each mutation; mutations in it are not run again",
+    )
     return parser.parse_args()
 
 
 def fuzz(
-    cases: Iterable[Case], prepare: Prepare, jobs: int = 2, keep: Path | None = None
-) -> list[Result]:
-    """Run all cases in parallel, print the faults, and return all results in order."""
-    if keep:
-        keep.mkdir(parents=True, exist_ok=True)
+    cases: Iterable[Case],
+    prepare: Prepare,
+    groups: dict[str, Callable[[Result], str]],
+    args: argparse.Namespace,
+) -> NoReturn:
+    """Run all cases in parallel, print faults, progress and tables, and exit.
+
+    The exit status is 1 if there is a fault. After Ctrl-C, the tables of the results so far are
+    printed.
+
+    Args:
+        cases: cases to run.
+        prepare: makes the mutation of a case.
+        groups: heading of the first column of each table, and the row that a result belongs to.
+        args: returned by `arguments`.
+    """
+    if args.keep:
+        args.keep.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    all_cases = list(cases)
+    results = _read(args.results, all_cases) if args.results and args.results.exists() else []
+    done = {result.case.number for result in results}
+    chosen = [case for case in all_cases if case.number not in done]
     fork = multiprocessing.get_context("fork")
-    all_results = []
-    with ProcessPoolExecutor(jobs, mp_context=fork) as pool:
-        for results in pool.map(partial(run_case, prepare=prepare, keep=keep), cases):
-            all_results += results
-            for result in results:
-                if result.outcome in FAULTS:
-                    print(_describe(result), flush=True)
-    return all_results
+    pool = ProcessPoolExecutor(args.jobs, fork, _ignore_interrupts)
+    status, printed = 0, time.monotonic()
+    try:
+        for new in pool.map(partial(run_case, prepare=prepare, keep=args.keep), chosen):
+            results += new
+            done.add(new[0].case.number)
+            if args.results:
+                _append(args.results, new)
+            for fault in (result for result in new if result.outcome in FAULTS):
+                print(_describe(fault), flush=True)
+            if time.monotonic() - printed > PROGRESS_SECONDS:
+                printed = time.monotonic()
+                print(f"{len(done)} of {len(all_cases)} mutations are done", flush=True)
+    except KeyboardInterrupt:
+        print("Interrupted. Tables of the results so far:", flush=True)
+        status = 130
+    finally:
+        pool.shutdown(cancel_futures=True)
+    print(report(results, groups), flush=True)
+    sys.exit(status or any(result.outcome in FAULTS for result in results))
+
+
+def _ignore_interrupts() -> None:
+    """Leave the reaction to Ctrl-C to the parent process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _append(path: Path, results: Sequence[Result]) -> None:
+    """Append the results of a case to a file, as one line of JSON."""
+    lines = [(r.stage, r.outcome, round(r.seconds, 3), r.detail) for r in results]
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps([results[0].case.number, lines]) + "\n")
+
+
+def _read(path: Path, cases: Sequence[Case]) -> list[Result]:
+    """Read the results that `_append` wrote for the given cases."""
+    by_number = {case.number: case for case in cases}
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [
+        Result(by_number[number], *line)
+        for number, lines in rows
+        if number in by_number
+        for line in lines
+    ]
 
 
 def _describe(fault: Result) -> str:
     last = "\n".join(fault.detail.splitlines()[-6:])
     case = fault.case
     return f"{case.number} {case.kind}, {case.seed.name}, {fault.stage}: {fault.outcome}\n{last}\n"
-
-
-def finish(results: Sequence[Result], groups: dict[str, Callable[[Result], str]]) -> None:
-    """Print the tables; exit with status 1 if there are faults."""
-    print(report(results, groups))
-    sys.exit(any(result.outcome in FAULTS for result in results))
