@@ -44,6 +44,7 @@ test-cluster: .venv/installed-dev
 fuzz: .venv/installed-dev
 	python scripts/fuzz_media.py --count 1200 --seed $(or $(SEED),0) $(ARGS)
 	python scripts/fuzz_files.py --count 2000 --seed $(or $(SEED),0) $(ARGS)
+	pytest --hypothesis-profile=fuzz --hypothesis-seed=$(or $(SEED),0) tests/test_properties.py
 
 faults: .venv/installed-dev
 	python scripts/faults.py $(ARGS)

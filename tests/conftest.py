@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
 if TYPE_CHECKING:
@@ -27,6 +28,15 @@ SHAPES_CHECKED = [
 """Modules whose annotations, the shapes of arrays among them, are checked in every call."""
 install_import_hook(SHAPES_CHECKED, "shape_checker.check")
 FRAMES, SIZE = 100, 256
+for profile, examples in {"default": 25, "fuzz": 3000}.items():
+    settings.register_profile(
+        profile,
+        max_examples=examples,
+        derandomize=profile == "default",
+        database=None,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
 
 
 @dataclass(frozen=True)

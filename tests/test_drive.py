@@ -1,6 +1,7 @@
 """A head moves without jumps, blinks, and follows given motion."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import numpy as np
@@ -195,6 +196,12 @@ def test_a_wrong_track_is_refused(tmp_path: Path, text: str, complaint: str) -> 
     path.write_text(text)
     with pytest.raises(UserError, match=complaint):
         blink_track(path, 2)
+
+
+def test_a_track_that_never_ends_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "track.csv")
+    with pytest.raises(UserError, match="is a pipe, socket or device"):
+        blink_track(tmp_path / "track.csv", 2)
 
 
 def test_wrong_poses_are_refused(data: Dataset, tmp_path: Path) -> None:

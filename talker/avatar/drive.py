@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Float32, Int64, Real
 from scipy.ndimage import gaussian_filter1d
 from scipy.spatial.transform import Rotation
 
-from talker.clip import FPS, load_arrays, runs
+from talker.clip import FPS, load_arrays, load_text, runs
 from talker.data.formats import eye_closure
 from talker.dataset import Dataset
 from talker.errors import UserError
@@ -284,10 +284,9 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_csv(path: Path) -> dict[str, np.ndarray]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.reader(file)
-        names = [name.strip() for name in next(rows, [])]
-        values = [[float(value) for value in row] for row in rows if row]
+    rows = csv.reader(load_text(path).splitlines(keepends=True))
+    names = [name.strip() for name in next(rows, [])]
+    values = [[float(value) for value in row] for row in rows if row]
     if any(len(row) != len(names) for row in values):
         raise ValueError("the rows have different lengths")
     columns = np.array(values, float).reshape(len(values), len(names)).T

@@ -110,7 +110,7 @@ def read_lms(path: Path | zipfile.Path) -> Float[np.ndarray, "68 2"]:
     """
     text = load_text(path)
     try:
-        landmarks = np.array(text.split(), np.float32).reshape(68, 2)
+        landmarks = np.array(text.split(), float).reshape(68, 2)
         if not (np.abs(landmarks) <= MAX_COORDINATE).all():
             raise ValueError(
                 f"a coordinate is NaN, infinite, or larger than {MAX_COORDINATE:g} pixels"
@@ -119,7 +119,7 @@ def read_lms(path: Path | zipfile.Path) -> Float[np.ndarray, "68 2"]:
         raise UserError(
             f"{path} does not have 68 lines with an x and a y coordinate ({error})."
         ) from error
-    return landmarks
+    return landmarks.astype(np.float32)
 
 
 def _distance(landmarks: np.ndarray, a: int, b: int) -> np.ndarray:
