@@ -103,6 +103,17 @@ def test_the_table_of_stages_names_every_command_and_existing_options() -> None:
         assert flags <= option_names(stage), stage
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_in_the_documentation_use_existing_options(page: Path) -> None:
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    for stage, arguments in re.findall(r"\btalker ([a-z]+)((?: [^`\n|]*)?)", text):
+        if stage in COMMANDS:
+            flags = set(re.findall(r"(?<!\S)--[a-z][\w.-]*", arguments))
+            assert flags - {"--help", "--config"} <= option_names(stage), (
+                f"talker {stage}{arguments}"
+            )
+
+
 def test_every_stage_has_an_entry_in_the_api_reference() -> None:
     page = (ROOT / "docs/api/stages.md").read_text()
     assert set(re.findall(r"^::: talker\.(?:tools\.)?(\w+)$", page, flags=re.MULTILINE)) == set(
