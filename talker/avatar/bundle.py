@@ -1,8 +1,9 @@
 """Write and read an avatar as one file, which is rendered without its dataset folder.
 
 The file is an uncompressed zip archive. It holds the files that `talker train` wrote, the torsos
-and the background plate of the recorded frames, their poses and eye closure (replay.npz), and
-bundle.json: the format version, the license, the consent, and how the avatar was made.
+and the background plate of the recorded frames, their poses, eye closure and predicted expression
+(replay.npz), and bundle.json: the format version, the license, the consent, and how the avatar was
+made.
 """
 
 import io
@@ -76,7 +77,12 @@ def write_bundle(
         "original_size": list(dataset.original_size),
     }
     replay = io.BytesIO()
-    np.savez(replay, cuts=dataset.cuts, **{name: getattr(dataset, name) for name in REPLAYED})
+    np.savez(
+        replay,
+        cuts=dataset.cuts,
+        train_expression=predicted_expression(load_avatar(avatar), dataset, dataset.train_ids),
+        **{name: getattr(dataset, name) for name in REPLAYED},
+    )
     with atomic_write(file) as (scratch,), zipfile.ZipFile(scratch, "w") as archive:
         archive.writestr(MANIFEST, json.dumps(manifest, indent=2) + "\n")
         for name in AVATAR_FILES:
@@ -102,6 +108,28 @@ class Replay(Dataset):
     @property
     def cuts(self) -> np.ndarray:
         return load_arrays(self.folder / REPLAY)["cuts"]
+
+    @property
+    def train_expression(self) -> np.ndarray:
+        """float32 [N, 10], expression that the avatar predicts from the speech of `train_ids`.
+
+        Raises:
+            UserError: an older version of talker wrote the file, without this array.
+        """
+        arrays = load_arrays(self.folder / REPLAY)
+        if "train_expression" not in arrays:
+            raise UserError(
+                f"{self.folder} does not contain the expressions of the training frames, because "
+                "an older version of talker wrote it. Write it again with `talker bundle`."
+            )
+        return arrays["train_expression"]
+
+
+@torch.inference_mode()
+def predicted_expression(avatar: Avatar, dataset: Dataset, ids: np.ndarray) -> np.ndarray:
+    """Return the expression [N, 10] that an avatar predicts for the speech of frames [N]."""
+    windows = torch.from_numpy(np.asarray(dataset.speech[ids], np.float32))
+    return avatar.speech_to_expression(windows.to(avatar.device)).cpu().numpy()
 
 
 def read_manifest(file: Path) -> dict[str, Any]:

@@ -40,6 +40,25 @@ class Gaussians:
     sh: Float[Tensor, "*B G K 3"]
     """[(B,) G, K, 3] spherical harmonics coefficients of the color"""
 
+    def flat(self) -> Float[Tensor, "*B G P"]:
+        """Return all parameters as [(B,) G, P], P = 11 + 3 K, in the order of the fields."""
+        parts = (
+            self.means,
+            self.quats,
+            self.scales,
+            self.opacities[..., None],
+            self.sh.flatten(-2),
+        )
+        return torch.cat(parts, dim=-1)
+
+    @classmethod
+    def from_flat(cls, values: Float[Tensor, "*B G P"]) -> "Gaussians":
+        """Return the Gaussians whose `flat` is [(B,) G, P]."""
+        means, quats, scales, opacities, sh = values.split(
+            (3, 4, 3, 1, values.shape[-1] - 11), dim=-1
+        )
+        return cls(means, quats, scales, opacities[..., 0], sh.unflatten(-1, (-1, 3)))
+
 
 def sample_surface(
     vertices: Float[np.ndarray, "V 3"],

@@ -204,10 +204,7 @@ class Avatar(nn.Module):
 
             keys, values = self._only_block().project_tokens(tokens)
             return Splats(*deform(shared.fused, keys, values, points, camera_centers(viewmats)))
-        x = shared.features[None]
-        for block in self.blocks:
-            x = block(x, tokens)
-        offsets = self.heads(torch.relu(self.hidden(torch.relu(x))))
+        offsets = self.offsets(shared.features, tokens)
         means, quats, scales, opacities, sh = offsets.split(self.parts, dim=-1)
         base = self.gaussians()
         deformed = Gaussians(
@@ -218,6 +215,20 @@ class Avatar(nn.Module):
             sh=base.sh + sh.unflatten(-1, (-1, 3)),
         )
         return to_view(deformed, points, viewmats)
+
+    def offsets(
+        self, features: Float[Tensor, "G D"], tokens: Float[Tensor, "B 4 D"]
+    ) -> Float[Tensor, "B G P"]:
+        """Return the offsets of the raw parameters of Gaussians, in the order of `Gaussians.flat`.
+
+        Args:
+            features: [G, D], `shared().features` of all Gaussians or of some of them.
+            tokens: [B, 4, D], output of `tokens`.
+        """
+        x = features[None]
+        for block in self.blocks:
+            x = block(x, tokens)
+        return self.heads(torch.relu(self.hidden(torch.relu(x))))
 
     def attention(
         self,

@@ -1,0 +1,68 @@
+"""A small copy of a baked avatar for players, as named arrays of 8 and 16 bits.
+
+The arrays are those of a safetensors file, a public format that every language can read: the length
+of the header as uint64, the header as JSON, then the bytes of the arrays. Parameters are stored
+plane by plane, [P, G] for G Gaussians, in the order of `PARAMETERS`:
+
+| array | type | shape | content |
+|---|---|---|---|
+| `mean` | float16 | [14, G] | mean parameters |
+| `harmonics` | float16 | [3 (K - 1), G] | further color coefficients: RGB of each harmonic |
+| `blendshapes` | int8 | [B, 14, G] | blendshapes, to be multiplied by their steps |
+| `steps` | float32 | [B, 14] | size of one step of each plane of each blendshape |
+
+The parameters of a frame with the weights w [B] are `mean + sum_b w_b steps_b blendshapes_b`. The
+colors are those of spherical harmonics as in Gaussian splatting, of which only the constant one is
+deformed: the blendshapes of the others are evaluated for the mean direction of the recorded cameras
+and added to it.
+"""
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from talker.avatar.baked import BakedAvatar
+from talker.avatar.gaussians import C0, Gaussians, camera_centers, sh_basis
+
+GEOMETRY = 11
+"""Number of parameters before the color: center (3), rotation (4), size (3) and opacity."""
+PARAMETERS = GEOMETRY + 3
+"""Number of parameters that are deformed: the geometry, and the constant color coefficients of red,
+green and blue."""
+LEVELS = 63
+"""Largest magnitude of a quantized value. With 127 levels, files are a third larger and the
+pictures hardly better."""
+
+
+@torch.inference_mode()
+def compact(baked: BakedAvatar, viewmats: Float[Tensor, "T 4 4"]) -> dict[str, np.ndarray]:
+    """Return the arrays of a baked avatar, as the table above describes them.
+
+    Args:
+        viewmats: world-to-camera matrices [T, 4, 4] of recorded frames.
+    """
+    points = baked.avatar.canonical["means"]
+    directions = F.normalize(points - camera_centers(viewmats).mean(0), dim=-1)
+    sh = baked.blendshapes[..., GEOMETRY:].unflatten(-1, (-1, 3))
+    basis = sh_basis(directions, sh.shape[-2])
+    color = torch.einsum("gk,bgkc->bgc", basis, sh) / C0
+    shapes = torch.cat([baked.blendshapes[..., :GEOMETRY], color], dim=-1).transpose(1, 2)
+    steps = shapes.abs().amax(2).clamp_min(1e-12) / LEVELS
+    mean = baked.mean.T.cpu().numpy().astype(np.float16)
+    return {
+        "mean": mean[:PARAMETERS],
+        "harmonics": mean[PARAMETERS:],
+        "blendshapes": (shapes / steps[..., None]).round().to(torch.int8).cpu().numpy(),
+        "steps": steps.cpu().numpy(),
+    }
+
+
+def expand(arrays: dict[str, np.ndarray], weights: Float[Tensor, "B K"]) -> Gaussians:
+    """Return the Gaussians [B, G, ...] that a player shows for weights [B, K]."""
+    values = {name: torch.from_numpy(array).float() for name, array in arrays.items()}
+    shapes = values["blendshapes"] * values["steps"][..., None]
+    moved = values["mean"] + (weights @ shapes.flatten(1)).unflatten(1, shapes.shape[1:])
+    harmonics = values["harmonics"].expand(len(weights), -1, -1)
+    return Gaussians.from_flat(torch.cat([moved, harmonics], dim=1).transpose(1, 2))
