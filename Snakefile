@@ -40,6 +40,7 @@ rule all:
 rule prepare:
     input:
         expand("<data>/{subject}/quality.json", subject=SUBJECTS),
+        expand("<data>/{subject}/track_overlay.mp4", subject=SUBJECTS),
         expand(SPEECH_FEATURES, subject=SUBJECTS),
     localrule: True
 

@@ -102,7 +102,6 @@ rule track:
         train="<data>/{subject}/transforms_train.json",
         val="<data>/{subject}/transforms_val.json",
         report="<data>/{subject}/track_report.json",
-        overlay="<data>/{subject}/track_overlay.mp4",
     log:
         "<logs>/{subject}/track.log",
     benchmark:
@@ -125,7 +124,40 @@ rule track:
         "talker track --clip {input.clip:q} --images {params.images:q}"
         " --landmarks {input.landmarks:q}"
         " --params {output.params:q} --train {output.train:q} --val {output.val:q}"
-        " --report {output.report:q} --overlay {output.overlay:q} {params.options} > {log:q} 2>&1"
+        " --report {output.report:q} {params.options} > {log:q} 2>&1"
+
+
+# A refusal by `check` refers to the video. Jobs with a higher priority start before `check`.
+rule overlay:
+    input:
+        clip="<data>/{subject}/clip.json",
+        landmarks="<data>/{subject}/landmarks.npz",
+        params="<data>/{subject}/track_params.pt",
+    output:
+        video="<data>/{subject}/track_overlay.mp4",
+    log:
+        "<logs>/{subject}/overlay.log",
+    benchmark:
+        "<benchmarks>/{subject}/overlay.tsv"
+    priority: 1
+    conda:
+        "../envs/prepare.yaml"
+    envmodules:
+        *ENV_MODULES["prepare"],
+    threads: 1
+    resources:
+        mem_mb=scale_with_attempt(2000),
+        runtime=scale_with_attempt(20),
+    params:
+        images=rules.frames.output.images,
+        options=stage_options("overlay"),
+        fingerprint=fingerprint("overlay", after=[rules.track]),
+    message:
+        "{wildcards.subject}: drawing the tracked head over the frames"
+    shell:
+        "talker overlay --clip {input.clip:q} --images {params.images:q}"
+        " --landmarks {input.landmarks:q} --params {input.params:q} --video {output.video:q}"
+        " {params.options} > {log:q} 2>&1"
 
 
 rule background:

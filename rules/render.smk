@@ -151,6 +151,7 @@ rule report:
     input:
         dataset=dataset_of,
         features=SPEECH_FEATURES,
+        overlay="<data>/{subject}/track_overlay.mp4",
         avatar="<results>/{subject}/avatar",
         metrics="<results>/{subject}/metrics.json",
         video="<results>/{subject}/val.mp4",
@@ -179,7 +180,7 @@ rule report:
         novel=lambda wildcards: RESULTS / wildcards.subject / "novel",
         benchmarks=lambda wildcards: BENCHMARKS / wildcards.subject,
         options=stage_options("report"),
-        fingerprint=fingerprint("report", after=[rules.render, rules.evaluate]),
+        fingerprint=fingerprint("report", after=[rules.overlay, rules.render, rules.evaluate]),
     message:
         "{wildcards.subject}: writing the report"
     shell:

@@ -28,8 +28,8 @@ from fuzz_files import STAGES
 from fuzzing import Case, Run, run_limited
 
 WRITING = (
-    *("audio", "speech", "landmarks", "parsing", "blink", "track", "background", "layers", "check"),
-    *("train", "render", "evaluate", "report", "pack", "bundle", "adopt"),
+    *("audio", "speech", "landmarks", "parsing", "blink", "track", "overlay", "background"),
+    *("layers", "check", "train", "render", "evaluate", "report", "pack", "bundle", "adopt"),
 )
 """Stages that write files, by their names in `fuzz_files.STAGES`."""
 DATED = ("pack", "bundle")

@@ -43,6 +43,7 @@ from talker import (
     evaluate,
     landmarks,
     layers,
+    overlay,
     parsing,
     render,
     report,
@@ -219,6 +220,11 @@ STAGES: dict[str, Stage] = {
     ),
     "blink": lambda s, o: blink.main(**_given(s, "clip", "landmarks"), au=o / "au.csv"),
     "track": lambda s, o: run_track(s / "me", o),
+    "overlay": lambda s, o: overlay.main(
+        **_given(s, "clip", "images", "landmarks"),
+        params=s / "me/track_params.pt",
+        video=o / "overlay.mp4",
+    ),
     "background": lambda s, o: background.main(
         **_given(s, "clip", "images", "masks"), plate=o / "bc.jpg"
     ),
@@ -284,9 +290,13 @@ TARGETS = [
     Target("me/torso_imgs/57.png", "image", ("render", "evaluate", "bundle", "pack")),
     Target("me/gt_imgs/7.jpg", "image", ("evaluate", "report", "adopt", "export")),
     Target("me/bc.jpg", "image", ("layers", "load", "render", "pack", "bundle", "adopt")),
-    Target("me/landmarks.npz", "npz", ("parsing", "blink", "track")),
+    Target("me/landmarks.npz", "npz", ("parsing", "blink", "track", "overlay")),
     Target("me/au.csv", "text", ("load", "train", "render tracks", "adopt", "export")),
-    Target("me/track_params.pt", "pt", ("load", "train", "render", "evaluate", "adopt", "export")),
+    Target(
+        "me/track_params.pt",
+        "pt",
+        ("load", "train", "render", "evaluate", "adopt", "export", "overlay"),
+    ),
     Target("me/transforms_train.json", "json", ("load", "train", "adopt", "export")),
     Target("me/transforms_val.json", "json", ("load", "render", "evaluate")),
     Target("me/track_report.json", "json", ("load", "train", "evaluate", "report")),

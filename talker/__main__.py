@@ -30,6 +30,7 @@ COMMANDS = {
     "parsing": "segment head, neck, torso and background",
     "blink": "estimate the eye closure (AU45) of every frame",
     "track": "estimate head poses, focal length and head shape",
+    "overlay": "draw the tracked head over the frames, as a video to check by eye",
     "background": "reconstruct the background behind the person",
     "layers": "extract the torso, and composite the person over the reconstructed background",
     "check": "check a dataset folder, and reject clips that are unlikely to give a good avatar",

@@ -38,7 +38,8 @@ logger = logging.getLogger(__name__)
 
 STAGES = (
     *("synthesize", "frames", "audio", "speech", "landmarks", "parsing", "blink", "track"),
-    *("background", "layers", "check", "train", "render_val", "render_train", "evaluate", "report"),
+    *("overlay", "background", "layers", "check", "train", "render_val", "render_train"),
+    *("evaluate", "report"),
 )
 PACKAGES = ["talker-avatar", "torch", "gsplat", "mediapipe", "hama", "numpy", "numba", "av"]
 LICENSE_LENGTH = 60

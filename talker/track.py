@@ -29,7 +29,6 @@ from talker.head.fitting import RigidFit, fit_rigid, outliers
 from talker.head.flow import Flow, follow_points
 from talker.head.fusion import fuse, motion_errors
 from talker.head.morphable import MorphableHead
-from talker.head.overlay import write_overlay
 from talker.head.poses import HUBER, fill_poses, move_origin, unproject
 from talker.head.shots import (
     FACE,
@@ -452,7 +451,6 @@ def main(
     train: Output,
     val: Output,
     report: Output,
-    overlay: Output | None = None,
     config: Config = Config(),
 ) -> None:
     """Estimate the head pose of every frame, the focal length, the head shape and expressions.
@@ -466,8 +464,6 @@ def main(
         val: transforms_val.json to write: cameras of the held-out frames.
         report: track_report.json to write: the focal length, the residuals, and the rejected
             frames.
-        overlay: Video to write: the frames with the tracked head mesh drawn over them. By default,
-            it is not written.
         config: Options.
     """
     described = Clip.load(clip)
@@ -496,8 +492,6 @@ def main(
         for path, ids in zip(scratch[1:3], halves, strict=True):
             write_transforms(path, matrices, tracked.focal, size, ids)
         scratch[3].write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    if overlay is not None:
-        write_overlay(overlay, described, images, tracked)
     motion = facts["motion_px"]["final"]["c1"]
     logger.info(
         "The head is tracked in %d of %d frames. Reprojection error: %.2f px (median). "

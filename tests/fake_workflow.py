@@ -42,7 +42,8 @@ from talker.core.ownership import adding_to
 OUTPUTS = {{
     "synthesize": "video truth", "frames": "clip images", "audio": "wav train novel",
     "speech": "features statistics", "landmarks": "landmarks", "parsing": "masks", "blink": "au",
-    "track": "params train val report overlay", "background": "plate", "layers": "truth torso",
+    "track": "params train val report", "overlay": "video",
+    "background": "plate", "layers": "truth torso",
     "check": "quality", "train": "avatar", "render": "video", "evaluate": "metrics",
     "report": "html", "adopt": "clip",
 }}

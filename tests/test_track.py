@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import DEMO, read_mask
+from conftest import DEMO
 from scipy.spatial import KDTree
 from scipy.spatial.transform import Rotation
 
@@ -18,7 +18,6 @@ from talker.check import Config as CheckConfig
 from talker.check import check
 from talker.clip import Clip, Source, load_per_frame, save_per_frame
 from talker.core.config import from_mapping
-from talker.data.layout import HEAD
 from talker.errors import UserError
 from talker.head.camera import intrinsics, project, transform_matrices, viewmats_from_pose
 from talker.head.fitting import stable_points
@@ -69,7 +68,6 @@ def run(
     clip: Clip,
     points: np.ndarray,
     valid: np.ndarray,
-    overlay: Path | None = None,
     **options,
 ) -> Path:
     """Run the stage in `folder` on the frames of `dataset`."""
@@ -84,7 +82,6 @@ def run(
         train=folder / "transforms_train.json",
         val=folder / "transforms_val.json",
         report=folder / "track_report.json",
-        overlay=overlay,
         config=Config(**options),
     )
     return folder
@@ -415,17 +412,6 @@ def test_useless_faces_are_rejected(dataset: Path, head: MorphableHead):
     assert set(found.rejected) == {*range(10, 14), *range(20, 24)}
     assert found.rejected[10] == "the face leaves the image"
     assert found.rejected[20] in {"the head is turned away", "landmarks do not fit the head"}
-
-
-def test_overlay_shows_the_mesh_on_every_frame(dataset: Path, tmp_path: Path):
-    video = tmp_path / "overlay.mp4"
-    run(tmp_path / "me", dataset, *given(dataset), overlay=video)
-    source = probe(video)
-    drawn = list(read_frames(video, source))
-    assert len(drawn) == 100
-    changed = abs(drawn[40].astype(int) - read_image(dataset / "ori_imgs" / "40.jpg")).sum(-1) > 60
-    head = read_mask(dataset / "parsing" / "40.png") == HEAD
-    assert changed[head].mean() > 0.2 and changed[~head].mean() < 0.1
 
 
 @pytest.mark.slow

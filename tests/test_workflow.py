@@ -43,6 +43,7 @@ GRAPH = {
     "landmarks": {"frames"},
     "blink": {"frames", "landmarks"},
     "track": {"frames", "landmarks"},
+    "overlay": {"frames", "landmarks", "track"},
     "parsing": {"frames", "landmarks"},
     "background": {"frames", "parsing"},
     "layers": {"frames", "parsing", "background"},
@@ -50,7 +51,7 @@ GRAPH = {
     "train": {"check"} | DATASET,
     "render": {"train"} | DATASET,
     "evaluate": {"train"} | DATASET,
-    "report": {"train", "render", "evaluate"} | DATASET,
+    "report": {"train", "render", "evaluate", "overlay"} | DATASET,
     "all": {"render", "evaluate", "report"},
 }
 AFTER_CHECK = {"train", "render", "evaluate", "report"}

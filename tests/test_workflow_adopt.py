@@ -44,7 +44,7 @@ def test_only_what_a_method_lacks_is_planned(workflow: Workflow, dataset: Path, 
     publish(dataset, workflow.folder / "data" / name, method)
     list_subjects(workflow, f"{name}\tdata/{name}")
     missing = {"AD-NeRF": {"blink", "layers"}, "SyncTalk": {"blink"}}.get(method, set())
-    always = {"adopt", "landmarks", "speech", "check"}
+    always = {"adopt", "landmarks", "overlay", "speech", "check"}
     assert workflow.planned() == always | missing | RESULTS
 
 
@@ -105,7 +105,8 @@ def test_a_published_folder_trains_untouched(dataset: Path, tmp_path: Path, meth
     assert before.items() <= after.items()
     added = {name for name in after.keys() - before.keys() if "/." not in f"/{name}"}
     expected = {f"ori_imgs/{i}.lms" for i in (3, 40, 41)}
-    expected |= {"clip.json", "landmarks.npz", "aud_mel.npy", "aud_mel.npz", "quality.json"}
+    expected |= {"clip.json", "landmarks.npz", "track_overlay.mp4", "quality.json"}
+    expected |= {"aud_mel.npy", "aud_mel.npz"}
     if method == "AD-NeRF":
         expected |= {"au.csv"}
         expected |= {f"gt_imgs/{i}.jpg" for i in range(100)}
