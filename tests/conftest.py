@@ -125,6 +125,11 @@ def missing(marker: str) -> str | None:
         return None if torch.cuda.is_available() else "no NVIDIA GPU"
     if marker == "transformers" and importlib.util.find_spec("transformers") is None:
         return "the package transformers is not installed"
+    if marker == "browser":
+        if shutil.which("chromium") is None:
+            return "no program chromium (Debian package chromium)"
+        found = importlib.util.find_spec("playwright")
+        return None if found else "the package playwright is not installed"
     if marker == "slurm":
         import slurm
 
@@ -142,6 +147,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         ("clips", "on real clips"),
         ("gpu", "on a GPU"),
         ("transformers", "of encoders"),
+        ("browser", "in a browser"),
         ("slurm", "on Slurm"),
     ):
         marked = [item for item in items if item.get_closest_marker(marker)]

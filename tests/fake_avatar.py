@@ -1,5 +1,7 @@
 """Avatars for tests: one replays the real heads, so its output is known; one is untrained."""
 
+import dataclasses
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +11,10 @@ from torch import Tensor, nn
 from talker.avatar.gaussians import initial_gaussians, sample_surface
 from talker.avatar.model import Avatar, AvatarConfig
 from talker.dataset import Dataset
+from talker.encoders import load_encoder
+from talker.encoders.base import Choice
+from talker.encoders.features import extract_clip
+from talker.media.audio import read_wav
 
 
 def untrained_avatar(data: Dataset) -> Avatar:
@@ -30,6 +36,17 @@ def untrained_avatar(data: Dataset) -> Avatar:
     bounds = torch.from_numpy(np.stack([points.min(0), points.max(0)])).float()
     gaussians = initial_gaussians(points, np.full_like(points, 0.5), sh_degree=0)
     return Avatar(config, gaussians, bounds, torch.from_numpy(data.viewmats))
+
+
+def save_untrained_avatar(folder: Path, data: Dataset) -> None:
+    """Write an avatar folder as `talker train` does, of the encoder mel."""
+    model = untrained_avatar(data)
+    model.config = dataclasses.replace(model.config, encoder="mel")
+    model.save(folder)
+    choice = Choice("mel")
+    sound = read_wav(data.folder / "aud.wav")
+    stats, _ = extract_clip(load_encoder(choice), choice, sound, 90, data.speech.shape[-1])
+    stats.save(folder / "speech.npz")
 
 
 class FakeAvatar(Avatar):

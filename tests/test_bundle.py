@@ -1,6 +1,5 @@
 """An avatar as one file: it renders and speaks as it does with its dataset folder."""
 
-import dataclasses
 import json
 import shutil
 import subprocess
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_avatar import untrained_avatar
+from fake_avatar import save_untrained_avatar
 
 import talker
 from talker import render as render_stage
@@ -18,11 +17,8 @@ from talker.avatar.bundle import BUNDLE_VERSION, MANIFEST, read_bundle
 from talker.avatar.renderer import Drive, render_frames
 from talker.clip import SAMPLES_PER_FRAME
 from talker.dataset import Dataset
-from talker.encoders import load_encoder
-from talker.encoders.base import Choice
-from talker.encoders.features import extract_clip
 from talker.errors import UserError
-from talker.media.audio import native_format, read_wav, write_wav
+from talker.media.audio import native_format, write_wav
 from talker.tools.bundle import Config, main
 
 SIZE = 64
@@ -37,14 +33,7 @@ def data(mel_only: Path) -> Dataset:
 def avatar(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An avatar folder as `talker train` writes it, of the encoder mel."""
     folder = tmp_path_factory.mktemp("avatar")
-    model = untrained_avatar(data)
-    model.config = dataclasses.replace(model.config, encoder="mel")
-    model.save(folder)
-    choice = Choice("mel")
-    channels = data.speech.shape[-1]
-    sound = read_wav(data.folder / "aud.wav")
-    stats, _ = extract_clip(load_encoder(choice), choice, sound, 90, channels)
-    stats.save(folder / "speech.npz")
+    save_untrained_avatar(folder, data)
     return folder
 
 

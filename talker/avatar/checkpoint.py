@@ -11,11 +11,14 @@ from typing import Any
 
 import torch
 
+from talker.avatar.model import Avatar, AvatarConfig
 from talker.avatar.options import Config
+from talker.core.config import from_mapping
 from talker.core.files import atomic_write
 from talker.core.provenance import code_of
 from talker.data.layout import Folder
 from talker.dataset import Dataset
+from talker.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -85,3 +88,20 @@ def load_checkpoint(path: Path, origin: Origin) -> dict[str, Any] | None:
         )
         return None
     return state
+
+
+def checkpoint_avatar(path: Path, device: torch.device | str = "cpu") -> Avatar:
+    """Return the avatar in a checkpoint, to look at it while it trains.
+
+    Raises:
+        UserError: the file is missing, damaged, or from a version that stored no network shape.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        config = from_mapping(AvatarConfig, state["config"], f"{path}: config")
+        return Avatar.from_state(config, state["avatar"]).to(device)
+    except Exception as error:  # torch raises many kinds of errors for foreign or damaged files
+        raise UserError(
+            f"{path} cannot be read as a checkpoint ({error}). Give a checkpoint that this "
+            "version of `talker train` wrote."
+        ) from error

@@ -308,17 +308,27 @@ class Avatar(nn.Module):
                 "`talker train` wrote."
             ) from error
         config = _read_config(values, folder / "config.json")
-        names = (item.name for item in dataclasses.fields(Gaussians))
         try:
-            canonical = Gaussians(**{name: state[f"canonical.{name}"] for name in names})
-            avatar = cls(config, canonical, state["planes.bounds"], torch.eye(4).expand(2, 4, 4))
-            avatar.load_state_dict(state)
+            return cls.from_state(config, state).to(device)
         except (KeyError, RuntimeError) as error:
             raise UserError(
                 f"{folder} contains a weights.safetensors that does not belong to its "
                 f"config.json ({error}). Use both files of the same training."
             ) from error
-        return avatar.to(device).eval()
+
+    @classmethod
+    def from_state(cls, config: AvatarConfig, state: dict[str, Tensor]) -> "Avatar":
+        """Create an avatar for rendering from the tensors of its `state_dict`.
+
+        Raises:
+            KeyError: a tensor is missing.
+            RuntimeError: the tensors belong to a network of another shape.
+        """
+        names = (item.name for item in dataclasses.fields(Gaussians))
+        canonical = Gaussians(**{name: state[f"canonical.{name}"] for name in names})
+        avatar = cls(config, canonical, state["planes.bounds"], torch.eye(4).expand(2, 4, 4))
+        avatar.load_state_dict(state)
+        return avatar.eval()
 
 
 def _read_config(values: object, path: Folder) -> AvatarConfig:

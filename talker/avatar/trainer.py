@@ -4,6 +4,7 @@ The order of the stages and the losses follow GaussianTalker (ACM MM 2024). A st
 from its last checkpoint and gives the same result.
 """
 
+import dataclasses
 import logging
 import math
 import signal
@@ -337,6 +338,7 @@ class Trainer:
         return {
             "stage": self.stage,
             "step": self.step,
+            "config": dataclasses.asdict(self.avatar.config),
             "avatar": self.avatar.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "density": self.density.state_dict(),
