@@ -173,7 +173,7 @@ def test_a_stage_explains_itself_and_refuses_unknown_flags(monkeypatch, capsys, 
         cli.main()
     assert stop.value.code == 0
     assert f"usage: talker {stage}" in capsys.readouterr().out
-    arguments = ["me.mp4"] if stage == "run" else []
+    arguments = {"run": ["me.mp4"], "view": ["me.avatar"]}.get(stage, [])
     monkeypatch.setattr(sys, "argv", ["talker", stage, *arguments, "--no-such-flag"])
     with pytest.raises(SystemExit) as stop:
         cli.main()
@@ -183,7 +183,7 @@ def test_a_stage_explains_itself_and_refuses_unknown_flags(monkeypatch, capsys, 
 
 @pytest.mark.parametrize(
     "stage",
-    sorted(set(STAGES) - {"adopt", "bench", "demo", "info", "run", "speak", "weights"}),
+    sorted(set(STAGES) - {"adopt", "bench", "demo", "info", "run", "speak", "view", "weights"}),
 )
 def test_a_stage_says_what_it_makes(stage):
     main = importlib.import_module(cli.module_of(stage)).main

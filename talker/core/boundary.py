@@ -64,6 +64,8 @@ EXTRAS = {
     "rich": "'.[workflow]'",
     "snakemake": "'.[workflow]'",
     "transformers": "'.[transformers]'",
+    "viser": "'.[view]'",
+    "websockets": "'.[view]'",
 }
 """What to pass to `pip install` for an optional package, in the folder of the project."""
 PACKAGES = {"cv2": "opencv-contrib-python==4.11.0.86", "yaml": "pyyaml"}

@@ -64,6 +64,10 @@ SECONDS_BETWEEN_LOOKS = 1.0
 updates of the text about the avatar."""
 SHOWN_COMPONENTS = 4
 """Number of components of the mouth whose sliders are visible at once; the others are folded."""
+MAX_POSE = 4.0
+"""Largest deviation of the head pose that the network receives from the mean pose of the training,
+in standard deviations. The pictures still show the whole rotation, but the network cannot
+extrapolate its deformation that far."""
 GRAY = 40
 """Gray level behind the head, 0 to 255."""
 JPEG_QUALITY = 90
@@ -296,6 +300,7 @@ class Viewer:
         size = config.size or self.subject.avatar.config.image_size
         self.controls = Controls(self.server.gui, size, port + 1, self.changed)
         self.controls.reset.on_click(lambda event: event.client and self._aim(event.client))
+        self.controls.colors.on_update(lambda _: setattr(self, "scales", None))
         self.server.on_client_connect(self._greet)
 
     def run(self) -> None:
@@ -382,9 +387,10 @@ class Viewer:
             for matrix in (viewmat, K, moment.viewmat)
         )
         face = moment.expression, moment.eye
-        splats = avatar.deform(*face, V, subject.shared, avatar.pose_vector(pose))
+        token = avatar.pose_vector(pose).clamp(-MAX_POSE, MAX_POSE)
+        splats = avatar.deform(*face, V, subject.shared, token)
         splats = splats._replace(scales=splats.scales * controls.scale.value)
-        if (token := controls.colors.value) == APPEARANCE:
+        if controls.colors.value == APPEARANCE:
             head = rasterize(splats, V, camera, width, height)
             base = torch.from_numpy(behind).to(device) / 255
             image = head.rgb[0] + (1 - head.alpha[0]) * base
@@ -397,7 +403,7 @@ class Viewer:
         one = AttentionMap(maps, head.alpha[0, ..., 0].cpu().numpy())
         if self.scales is None:
             self.scales = color_scales([one])
-        return colored(one, self.scales)[TOKENS.index(token)]
+        return colored(one, self.scales)[TOKENS.index(controls.colors.value)]
 
     def look(self) -> None:
         """Read the avatar again if its file has changed."""
