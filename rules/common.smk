@@ -75,11 +75,14 @@ def named_videos(pattern):
     if glob.has_magic(pattern) and not Path(pattern).exists():
         files = sorted(glob.glob(pattern))
     if not files:
-        raise UserError(f"video: no file matches '{pattern}'")
+        raise UserError(f"video: No file matches '{pattern}'. Check the pattern.")
     videos = {}
     for file in files:
         if (other := videos.setdefault(name_of(file), file)) != file:
-            raise UserError(f"video: {other} and {file} would have the same name, {name_of(file)}")
+            raise UserError(
+                f"video: {other} and {file} would have the same name, {name_of(file)}. Rename one "
+                "of them."
+            )
     return videos
 
 
@@ -164,7 +167,9 @@ def require_input_files():
         f"{name}: {file} does not exist" for name, file in files.items() if not Path(file).exists()
     ]
     if missing:
-        raise WorkflowError("\n".join(missing))
+        raise WorkflowError(
+            "\n".join([*missing, "Check the paths in the configuration and in the tables."])
+        )
 
 
 def speeches_of(subject):

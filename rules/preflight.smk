@@ -86,12 +86,12 @@ def fault_of_video(file, min_seconds):
         with av.open(file) as container:
             seconds = (container.duration or 0) / av.time_base
             if not container.streams.audio:
-                return "it has no sound, but training needs a video with speech"
+                return "it has no audio, but training needs a video with speech"
             if not container.streams.video:
-                return "it has no picture"
+                return "it has no video stream"
             width, height = (getattr(container.streams.video[0], k) for k in ("width", "height"))
             if width * height > MAX_PIXELS:
-                return f"its picture of {width} x {height} pixels is larger than 8K"
+                return f"its frames of {width} x {height} pixels are larger than 8K"
             if seconds > MAX_SECONDS:
                 return f"it is longer than {MAX_SECONDS // 3600} hours"
             if 0 < seconds < min_seconds - LENGTH_TOLERANCE:

@@ -42,9 +42,9 @@ def main() -> None:
     for subject in sys.argv[1:]:
         kept = clean(subject)
         for path in kept[:LISTED]:
-            print(f"kept {path}, which talker did not write")
+            print(f"Kept {path}, because talker did not write it.")
         if len(kept) > LISTED:
-            print(f"kept {len(kept) - LISTED} more files")
+            print(f"Kept {len(kept) - LISTED} more files that talker did not write.")
 
 
 if __name__ == "__main__":

@@ -143,10 +143,14 @@ def run_case(fault: str, stage: str, subject: Path, work: Path, rng: random.Rand
 def main() -> None:
     """Run all cases and print a table with a row for each stage."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--repeat", type=int, default=5, help="kills of each stage")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
-    parser.add_argument("--stages", nargs="*", default=WRITING, help="stages to run")
-    parser.add_argument("--subject", type=Path, help="folder of an existing subject")
+    parser.add_argument(
+        "--repeat", type=int, default=5, help="Number of times that each stage is killed."
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="Seed of the random times at which stages are killed."
+    )
+    parser.add_argument("--stages", nargs="*", default=WRITING, help="Stages to run.")
+    parser.add_argument("--subject", type=Path, help="Dataset folder of an existing subject.")
     args = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)

@@ -188,15 +188,19 @@ def _table(results: Sequence[Result], name: str, row_of: Callable[[Result], str]
 def arguments(description: str | None) -> argparse.Namespace:
     """Parse the command line that both fuzzers share."""
     parser = argparse.ArgumentParser(description=(description or "").split("\n")[0])
-    parser.add_argument("--count", type=int, default=1000, help="number of mutations")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the mutations")
-    parser.add_argument("--first", type=int, default=0, help="number of the first mutation to run")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="parallel runs")
-    parser.add_argument("--keep", type=Path, help="folder for the files that cause a fault")
+    parser.add_argument("--count", type=int, default=1000, help="Number of mutations.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the mutations.")
+    parser.add_argument("--first", type=int, default=0, help="Index of the first mutation to run.")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, help="Number of parallel runs."
+    )
+    parser.add_argument(
+        "--keep", type=Path, help="Folder to write the files to that cause a fault."
+    )
     parser.add_argument(
         "--results",
         type=Path,
-        help="file for the results of each mutation; mutations in it are not run again",
+        help="File with the result of each mutation. Mutations in this file are not run again.",
     )
     return parser.parse_args()
 

@@ -106,17 +106,21 @@ if __name__ == "__main__":
         "subjects",
         type=int,
         nargs="*",
-        help="run these numbers of subjects, then run again with nothing to do",
+        help="Numbers of subjects to run. Each run is repeated when all outputs exist.",
     )
     parser.add_argument(
-        "--dry", type=int, nargs="*", default=[], help="only plan these numbers of subjects"
+        "--dry",
+        type=int,
+        nargs="*",
+        default=[],
+        help="Numbers of subjects for which the jobs are only planned.",
     )
     parser.add_argument(
         "--real",
         type=int,
         nargs="*",
         default=[],
-        help="run the real stages for these numbers of subjects",
+        help="Numbers of subjects for which the real stages are run.",
     )
     given = parser.parse_args()
     main(given.subjects, given.dry, given.real)

@@ -33,7 +33,7 @@ COMMANDS = {
     "overlay": "draw the tracked head over the frames, as a video to check by eye",
     "background": "reconstruct the background behind the person",
     "layers": "extract the torso, and composite the person over the reconstructed background",
-    "check": "check a dataset folder, and reject clips that are unlikely to give a good avatar",
+    "check": "check a dataset folder, and refuse clips that are unlikely to give a good avatar",
     "adopt": "check a dataset folder of another project (such as GaussianTalker) before using it",
     "export": "copy a dataset folder to the layout of another project (such as GaussianTalker)",
     "pack": "pack a dataset folder into one file for training on another machine",
@@ -176,8 +176,8 @@ def _read_options(path: Path, stage: str, config: type) -> typing.Any:
         return from_mapping(config, options.get(stage), f"{path}: options: {stage}")
     if unknown := sorted(set(values) - set(COMMANDS)):
         raise UserError(
-            f"{path} has the key '{unknown[0]}', which is neither the name of a stage nor a "
-            "key of the workflow's configuration."
+            f"{path} has the key '{unknown[0]}', which is neither the name of a stage nor a key "
+            "of the configuration of the workflow."
         )
     return from_mapping(config, values.get(stage), f"{path}: {stage}")
 

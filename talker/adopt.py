@@ -106,7 +106,7 @@ def recognize(path: Path) -> str:
     for family, names in FAMILIES.items():
         if any((path / name).exists() for name in names):
             return family
-    return "AD-NeRF family"
+    return "the AD-NeRF family"
 
 
 def open_folder(path: Path, config: Config) -> Folder:
@@ -142,8 +142,8 @@ def frame_rows(folder: Folder) -> Iterator[Row]:
         yield Row(
             "frame numbers",
             "inconsistent",
-            f"the frames start at {first}, so the pose and the sound of frame i belong to "
-            f"image i + {first}. Rename the images so that they start at 0",
+            f"the frames start at {first}, so the pose and the audio of frame i belong to image i "
+            f"+ {first}. Rename the images so that they start at 0",
         )
     elif beyond := set(folder.images - expected):
         spare = len(beyond) <= SPARE_ROWS
@@ -167,7 +167,10 @@ def _images_row(folder: Folder, kind: FrameFiles, absent: set[int]) -> Row:
         return Row(name, "present", f"{folder.frames} frames")
     if len(absent) == folder.frames:
         return Row(name, "missing", f"`talker {kind.stage}` writes them")
-    text = f"{folder.some(absent)} {_is(absent)} missing. Copy {_them(absent)} back"
+    text = (
+        f"{folder.some(absent)} {_is(absent)} missing. Restore {_them(absent)} from another copy "
+        "of the dataset"
+    )
     if kind is not layout.FRAMES:
         text += f", or move {kind.folder} to another folder; `talker {kind.stage}` then writes it"
     return Row(name, "inconsistent", text)
@@ -218,7 +221,7 @@ def pose_rows(folder: Folder) -> Iterator[Row]:
         yield Row(
             f"{name}: vertices",
             "inconsistent",
-            f"missing, but training starts from this head mesh. {TRACK_AGAIN} and the mesh",
+            f"the head mesh, from which training starts, is missing. {TRACK_AGAIN} and the mesh",
         )
     matrices = transform_matrices(
         folder.params.euler.astype(float), folder.params.trans.astype(float)
@@ -323,8 +326,8 @@ def _duration(path: Path, frames: int) -> str:
     if abs(excess) > SOUND_TOLERANCE:
         raise UserError(
             f"it lasts {seconds:.2f} s, but the {frames} frames last {frames / FPS:.2f} s. Cut "
-            "the sound where the frames were cut, or move the file to another folder, so "
-            "that `talker audio` extracts it from the video"
+            "the audio where the frames were cut, or move the file to another folder, so that "
+            "`talker audio` extracts it from the video"
         )
     return f"{seconds:.2f} s"
 
@@ -416,7 +419,7 @@ def main(*, data: Path, clip: Output | None = None, config: Config = Config()) -
         UserError: something is inconsistent; the message lists it.
     """
     rows = inspect(data, config)
-    logger.info("The folder %s is prepared in the layout of %s.", data, recognize(data))
+    logger.info("The folder %s has the layout of %s.", data, recognize(data))
     width = max(len(row.name) for row in rows)
     for row in rows:
         logger.info("%-*s  %-12s  %s", width, row.name, row.status, row.text)

@@ -87,7 +87,7 @@ class TalkingAvatar:
     def _drive(self, speech: str | Path, config: RenderConfig) -> Drive:
         samples = decode_audio(Path(speech))
         if len(samples) == 0:
-            raise UserError(f"{speech} contains no sound.")
+            raise UserError(f"{speech} contains no audio.")
         samples = np.pad(samples, (0, -len(samples) % SAMPLES_PER_FRAME))
         slots = avatar_features(self.encoder, self.stats, samples)
         features = np.concatenate(list(windows(slots, self.stats.look_ahead)))

@@ -53,7 +53,7 @@ def clip_sound(source: Path, clip: Clip, config: Config) -> np.ndarray:
     missing = clip.samples - len(samples)
     if missing > config.warn_missing * SAMPLE_RATE:
         logger.warning(
-            "The sound of %s ends %.1f s before the video. The rest is filled with silence.",
+            "The audio of %s ends %.1f s before the video. The rest is filled with silence.",
             source,
             missing / SAMPLE_RATE,
         )
@@ -92,7 +92,8 @@ def main(
     if clip is None:
         if train or novel:
             raise UserError(
-                "--train and --novel write the two splits of a clip, so they also need --clip."
+                "--train and --novel write the audio of the training and the held-out frames of a "
+                "clip. Also give --clip."
             )
         outputs = {wav: pad_to_whole_frames(decode_audio_blocks(source, track=config.track))}
     else:

@@ -104,8 +104,8 @@ def main(
     pixels, visible = clean_plate(progress(pairs, "background", len(ids)), size, clearance)
     if not visible.any():
         raise UserError(
-            f"{masks} has no frame that shows any background. Use a video of a person in "
-            "front of a static background, parts of which are visible around the head."
+            f"{masks} contains no mask with background. Use a video of a person in front of a "
+            "static background, parts of which are visible around the head."
         )
     logger.info(
         "%.0f %% of the background pixels are visible in at least one frame.", 100 * visible.mean()

@@ -30,7 +30,8 @@ class Config:
     table: str | None = None
     """Path of the csv file that `openface` or `pyfeat` reads."""
     weights: str | None = None
-    """Path of face_landmarker.task for `blendshapes`."""
+    """Path of the weights: face_landmarker.task for `blendshapes`. By default, the file that
+    `talker weights fetch` downloads is used."""
     open_percentile: Percentile = 75.0
     """Percentile of the eye aspect ratio at which `ear` considers the eyes open."""
     closed_percentile: Percentile = 0.5

@@ -73,7 +73,7 @@ def main(*, data: Path, quality: Output, config: Config = Config()) -> None:
 
     Args:
         data: Dataset folder.
-        quality: JSON file to write: the measurements, the reasons to reject the clip, and the
+        quality: JSON file to write: the measurements, the reasons to refuse the clip, and the
             warnings.
         config: Options.
     """
@@ -95,9 +95,9 @@ def main(*, data: Path, quality: Output, config: Config = Config()) -> None:
     if assessment.failures and not config.force:
         reasons = "\n  ".join(assessment.failures)
         raise UserError(
-            f"{data}: This clip is unlikely to give a good avatar. To train with it "
-            "anyway, use --force (or `check: {force: true}` in the workflow's "
-            f"options).\n  {reasons}"
+            f"{data}: This clip is unlikely to give a good avatar. To train with it anyway, use "
+            "--force (or `check: {force: true}` in the `options` of the configuration).\n  "
+            f"{reasons}"
         )
     for failure in assessment.failures:
         logger.warning("Warning (ignored because of --force): %s", failure)

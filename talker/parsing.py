@@ -26,8 +26,8 @@ class Config:
     """Method: `color` (a color model of this video; its network comes with the package), `bisenet`
     (trained on CelebAMask-HQ) or `multiclass` (MediaPipe's selfie segmenter)."""
     weights: str | None = None
-    """Path of 79999_iter.pth for `bisenet` or of selfie_multiclass_256x256.tflite for
-    `multiclass`."""
+    """Path of the weights: 79999_iter.pth for `bisenet`, selfie_multiclass_256x256.tflite for
+    `multiclass`. By default, the file that `talker weights fetch` downloads is used."""
     samples: AtLeast1 = 24
     """Number of frames, spread over the clip, from which `color` learns its model."""
     rounds: AtLeast1 = 4

@@ -80,7 +80,7 @@ class Config:
     """Factor by which the mouth's motion about its mean shape is multiplied. The default of 1
     leaves it unchanged."""
     seed: AtLeast0 = 0
-    """Seed of the random numbers of `blinks: natural`."""
+    """Seed of the random numbers of the `natural` blinks."""
 
 
 @dataclass(frozen=True)
@@ -237,13 +237,15 @@ def main(
         raise UserError("--sound can only be used with new speech. Also give --speech and --wav.")
     if split is not None and data is None:
         raise UserError(
-            "--split also needs `--data`, because the sound of the clip is in its dataset folder."
+            "--split also needs `--data`, because the audio of the clip is in its dataset folder."
         )
     if side_by_side is not None:
         if split is None or video.suffix.lower() != ".mp4":
-            raise UserError("--side-by-side requires `--split` and a `--video` that ends in .mp4")
+            raise UserError("--side-by-side requires `--split` and a `--video` that ends in .mp4.")
         if data is None or not data.is_dir():
-            raise UserError(f"{data}: --side-by-side requires a dataset folder as `--data`")
+            raise UserError(
+                f"{data} is not a dataset folder, but --side-by-side requires one as `--data`."
+            )
     model, dataset = load_subject(avatar, data)
     tracks = Tracks(pose, blink, expression)
     if split is not None:
@@ -299,9 +301,9 @@ def _read_windows(path: Path, shape: tuple[int, ...]) -> WindowsFile:
     windows = WindowsFile(path)
     if windows.shape[1:] != shape or len(windows) == 0:
         raise UserError(
-            f"{path} has windows of shape {windows.shape}. Their shape must be "
-            f"{('N', *shape)} with N >= 1, as in the dataset. Make them with `talker "
-            "speech` and the statistics of the dataset."
+            f"{path} has windows of shape {windows.shape}. Their shape must be {('N', *shape)} "
+            "with N >= 1, as in the dataset. Write them with `talker speech` and the statistics "
+            "of the dataset."
         )
     return windows
 
@@ -311,7 +313,6 @@ def _check_length(wav: Path, speech: Path, frames: int) -> None:
     samples = len(WavFile(wav))
     if abs(samples - frames * SAMPLES_PER_FRAME) >= SAMPLES_PER_FRAME:
         raise UserError(
-            f"{wav} lasts {samples / SAMPLES_PER_FRAME:.1f} frames, but {speech} has "
-            f"{frames} windows. Make both from the same sound, with `talker audio` and "
-            "`talker speech`."
+            f"{wav} lasts {samples / SAMPLES_PER_FRAME:.1f} frames, but {speech} has {frames} "
+            "windows. Write both from the same audio, with `talker audio` and `talker speech`."
         )

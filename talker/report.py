@@ -273,9 +273,9 @@ def sync_note(sync: Section) -> str:
     score, real = sync["avatar"], sync["real"]["correlation"]
     if score["correlation"] is None:
         return "The speech is too short to measure whether the mouth follows it."
-    note = f"The correlation of the mouth with the sound is {score['correlation']:z.1f}"
+    note = f"The correlation of the mouth with the audio is {score['correlation']:z.1f}"
     if score["null_mean"] is not None:
-        note += f", and {score['null_mean']:z.1f} ± {score['null_sd']:.1f} with shifted sound"
+        note += f", and {score['null_mean']:z.1f} ± {score['null_sd']:.1f} with shifted audio"
     if real is not None:
         note += f". In the real video, it is {real:z.1f}"
     return f"{note}."
@@ -513,9 +513,9 @@ def _section(name: str, make: Callable[[], Section]) -> Section:
     except (OSError, LookupError, ValueError, TypeError, AttributeError, UserError) as error:
         reason = str(error)
         if isinstance(error, TypeError | AttributeError | IndexError):
-            reason = f"the file holds a value of an unexpected type ({error})"
+            reason = f"the file contains a value of an unexpected type ({error})"
         elif isinstance(error, KeyError):
-            reason = f"the file has no value {error}"
+            reason = f"the file lacks the key {error}"
         elif isinstance(error, FileNotFoundError):
             reason = f"{error.filename} does not exist"
         logger.warning("The section '%s' was left out: %s", name, reason)

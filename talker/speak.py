@@ -61,8 +61,8 @@ class Config:
     """Duration in seconds of the future audio that the speech encoder waits for and uses as
     context."""
     past: NonNegative = 4.0
-    """Duration in seconds of the past audio that the speech encoder receives as context with every
-    hop."""
+    """Duration in seconds of the past audio that the speech encoder receives as context for every
+    `hop` frames."""
     seed: AtLeast0 = 0
     """Seed of the random numbers of the blinks."""
 
@@ -251,7 +251,7 @@ def speak(streaming: StreamingAvatar, source: BinaryIO, sink: BinaryIO) -> int:
             write(streaming.push_audio(np.frombuffer(whole, "<i2").astype(np.int16)))
         write(streaming.finish())
     except CLOSED_VIEWER:
-        logger.info("The viewer was closed.")
+        logger.info("The program that reads the frames closed the connection.")
     return count
 
 

@@ -228,7 +228,7 @@ def reject_reasons(
     """Return {frame: reason} for frames that are rejected because of their mesh [T, 478, 3]."""
     width = np.ptp(points[..., 0], axis=1)
     reasons = {
-        f"face narrower than {config.min_face:g} pixels": width < config.min_face,
+        f"the face is narrower than {config.min_face:g} pixels": width < config.min_face,
         "the face leaves the image": outside_fraction(clip, points) > MAX_OUTSIDE,
         "no face": ~valid,
     }
@@ -255,8 +255,8 @@ def require_faces(images: Path, points: np.ndarray, selection: Selection, config
     if count < config.min_frames:
         width = np.ptp(points[..., 0], axis=1) if len(points) else np.zeros(1)
         raise UserError(
-            f"Only {count} of {selection.frames} frames of {images} are in a shot that is used and "
-            f"show a whole face that is at least {config.min_face:g} pixels wide. At least "
+            f"In only {count} of {selection.frames} frames of {images}, the shot is used and the "
+            f"whole face is visible and at least {config.min_face:g} pixels wide. At least "
             f"{config.min_frames} such frames are required. (The median face is "
             f"{np.median(width):.0f} pixels wide.) Use a longer clip, or one in which the face is "
             "larger."
@@ -289,7 +289,7 @@ def reject_misfits(selection: Selection, rigid: RigidFit, config: Config) -> np.
     bad = outliers(rigid.residual, floor=HUBER * rigid.unit)
     pitch, yaw, _ = np.abs(np.degrees(pose_from_viewmats(rigid.viewmats)[0])).T
     turned = ~bad & ((yaw > config.max_yaw) | (pitch > config.max_pitch))
-    selection.reject(ids[bad], "landmarks do not fit the head")
+    selection.reject(ids[bad], "the landmarks do not fit the head")
     selection.reject(ids[turned], "the head is turned away")
     return ~(bad | turned)
 
@@ -345,14 +345,14 @@ def fuse_with_flow(
     )
     ids = selection.accepted_frames
     still = np.intersect1d(ids, still_frames(flows[1], config.max_still))
-    selection.reject(still, "the picture is frozen")
+    selection.reject(still, "the image is frozen")
     ids = selection.accepted_frames
     covered = ids[covered_frames(patches[ids])] if len(ids) else ids
     selection.reject(covered, "something covers the face")
     if not len(selection.accepted_frames):
         raise UserError(
-            f"{images} has no usable frame: in every frame, the picture is frozen or "
-            "something covers the face. Use a video of a talking head."
+            f"{images} has no usable frame: in every frame, the image is frozen or something "
+            "covers the face. Use a video of a talking head."
         )
     return FusedPoses(from_landmarks, final, stable[followed], flows)
 

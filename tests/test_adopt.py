@@ -88,7 +88,7 @@ def test_an_adopted_folder_passes_the_check_and_takes_any_encoder(folder: Path, 
         ("teeth_mask", "TalkingGaussian"),
         ("HeadNeRF_config.txt", "AD-NeRF"),
         ("aud_ds.npy", "GaussianTalker"),
-        ("other", "AD-NeRF family"),
+        ("other", "the AD-NeRF family"),
     ],
 )
 def test_a_method_is_recognized_by_its_files(tmp_path: Path, name: str, family: str):
@@ -181,17 +181,18 @@ FAULTS = {
     ),
     "frames from 1": (
         start_at_one,
-        "frame numbers: the frames start at 1, so the pose and the sound of frame i belong to "
+        "frame numbers: the frames start at 1, so the pose and the audio of frame i belong to "
         "image i + 1. Rename the images so that they start at 0",
     ),
     "frames missing": (
         unlink("ori_imgs/7.jpg", "ori_imgs/8.jpg"),
-        "ori_imgs/*.jpg: frames 7, 8 are missing. Copy them back",
+        "ori_imgs/*.jpg: frames 7, 8 are missing. Restore them from another copy of the dataset",
     ),
     "masks missing": (
         unlink(*(f"parsing/{i}.png" for i in range(20, 30))),
-        "parsing/*.png: frames 20, 21, 22, 23, 24 and 5 more are missing. Copy them back, or move "
-        "parsing to another folder; `talker parsing` then writes it",
+        "parsing/*.png: frames 20, 21, 22, 23, 24 and 5 more are missing. Restore them from "
+        "another copy of the dataset, or move parsing to another folder; `talker parsing` then "
+        "writes it",
     ),
     "blinks at 30 fps": (
         lambda folder: blinks(folder, 120, 30),
@@ -211,15 +212,15 @@ FAULTS = {
     ),
     "sound too long": (
         change_length(3),
-        "aud.wav: it lasts 7.00 s, but the 100 frames last 4.00 s. Cut the sound where the frames "
-        "were cut, or move the file to another folder, so that `talker audio` extracts it from the "
-        "video",
+        "aud.wav: it lasts 7.00 s, but the 100 frames last 4.00 s. Cut the audio where the frames "
+        "were cut, or move the file to another folder, so that `talker audio` extracts it from "
+        "the video",
     ),
     "sound too short": (
         change_length(-2),
-        "aud.wav: it lasts 2.00 s, but the 100 frames last 4.00 s. Cut the sound where the frames "
-        "were cut, or move the file to another folder, so that `talker audio` extracts it from the "
-        "video",
+        "aud.wav: it lasts 2.00 s, but the 100 frames last 4.00 s. Cut the audio where the frames "
+        "were cut, or move the file to another folder, so that `talker audio` extracts it from "
+        "the video",
     ),
     "windows too long": (
         save_windows(130),
@@ -247,7 +248,7 @@ FAULTS = {
     ),
     "no vertices": (
         lambda folder: edit_params(folder, lambda p: p.pop("vertices")),
-        "track_params.pt: vertices: missing, but training starts from this head mesh. "
+        "track_params.pt: vertices: the head mesh, from which training starts, is missing. "
         + TRACK_AGAIN
         + " and the mesh",
     ),

@@ -169,7 +169,7 @@ def test_silence_is_new_speech_but_no_clip(tmp_path):
 def test_a_video_without_sound_is_refused(tmp_path):
     times = [Fraction(i, 25) for i in range(10)]
     write_media(tmp_path / "a.mp4", times, [np.zeros((64, 64, 3), np.uint8)] * 10)
-    with pytest.raises(UserError, match=r"a\.mp4 has no audio track, but sound is needed"):
+    with pytest.raises(UserError, match=r"a\.mp4 has no audio track, but audio is needed"):
         audio.main(source=tmp_path / "a.mp4", wav=tmp_path / "out.wav")
 
 
@@ -177,12 +177,12 @@ def test_a_video_without_sound_is_refused(tmp_path):
 def test_what_is_no_sound_is_refused_by_name(tmp_path, content):
     if content is not None:
         (tmp_path / "a.mp3").write_bytes(content)
-    with pytest.raises(UserError, match=r"a\.mp3 (cannot be read as sound|contains no sound)"):
+    with pytest.raises(UserError, match=r"a\.mp3 (cannot be read as audio|contains no audio)"):
         audio.main(source=tmp_path / "a.mp3", wav=tmp_path / "out.wav")
 
 
 def test_a_split_needs_a_clip(tmp_path):
-    with pytest.raises(UserError, match="also need --clip"):
+    with pytest.raises(UserError, match="Also give --clip"):
         audio.main(source=tmp_path / "a.wav", wav=tmp_path / "o.wav", train=tmp_path / "t.wav")
 
 

@@ -83,7 +83,7 @@ def test_person_everywhere_is_refused(dataset: Path, tmp_path: Path):
     clip = Clip.load(dataset / "clip.json")
     for i in range(0, clip.frames, clip.frames // Config().least):
         write_mask(tmp_path / f"{i}.png", np.full((clip.height, clip.width), HEAD, np.uint8))
-    with pytest.raises(UserError, match="no frame that shows any background"):
+    with pytest.raises(UserError, match="contains no mask with background"):
         main(
             clip=dataset / "clip.json",
             images=dataset / "ori_imgs",

@@ -134,12 +134,12 @@ def profile(synthetic: Synthetic) -> np.ndarray:
 CASES = {
     "no face": (without_a_face, ["shows a face in 0 of 100 frames", "one person looks"]),
     "all black": (black, ["shows a face in 0 of 100 frames"]),
-    "20 frames": (twenty_frames, ["At least 25 such frames", "Only 20 of 20", "longer clip"]),
-    "face of 40 pixels": (small_face, ["64 pixels wide", "Only 0 of 100", "median face is"]),
-    "two faces": (two_faces, ["Another face", "Crop the video to one person"]),
+    "20 frames": (twenty_frames, ["At least 25 such frames", "only 20 of 20", "longer clip"]),
+    "face of 40 pixels": (small_face, ["64 pixels wide", "only 0 of 100", "median face is"]),
+    "two faces": (two_faces, ["Another face", "Crop the video so that it shows only one person"]),
     "cut": (cut, ["Only 2.2 s of the clip are tracked", "all_segments"]),
     "leaving": (leaving, ["for these reasons: ", "the face leaves the image ("]),
-    "freezing": (freezing, ["for these reasons: the picture is frozen (44 frames)"]),
+    "freezing": (freezing, ["for these reasons: the image is frozen (44 frames)"]),
     "profile": (profile, ["for these reasons: ", "the head is turned away ("]),
 }
 
@@ -171,4 +171,4 @@ def test_force_goes_on(dataset: Path, synthetic: Synthetic, tmp_path: Path):
     quality = tmp_path / "quality.json"
     check.main(data=tmp_path, quality=quality, config=check.Config(force=True, limits=SHORT))
     facts = load_json(quality)
-    assert facts["accepted"] and "picture is frozen" in facts["failures"][0]
+    assert facts["accepted"] and "image is frozen" in facts["failures"][0]

@@ -99,7 +99,7 @@ def test_memory_errors_of_libraries_are_recognized() -> None:
     message = explain(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), "render")
     assert message is not None
     assert "GPU has run out of memory" in message
-    assert "lower `--batch`" in message
+    assert "reduce `--batch`" in message
     assert "jobs_per_gpu" in message
 
 
@@ -355,7 +355,7 @@ def test_a_gpu_that_torch_cannot_use_stops_the_stage(
         with pytest.raises(UserError, match=reason) as refused:
             wrapped(avatar=tmp_path)
         assert "CUDA_VISIBLE_DEVICES=" in str(refused.value)
-        assert "preset=draft" in str(refused.value)
+        assert "preset `draft`" in str(refused.value)
     assert not started
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     wrapped(avatar=tmp_path)

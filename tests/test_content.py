@@ -143,12 +143,12 @@ FAULTS = {
     "plate": (other_background, ["gt_imgs", "frames 0, 1"]),
     "landmarks": (
         swap("ori_imgs/7.lms", "ori_imgs/60.lms"),
-        [".lms files of frame 7", "landmarks.npz"],
+        [".lms files that differ from landmarks.npz, in frame 7"],
     ),
-    "all poses": (edit_params(shift_poses), ["the poses differ from the landmarks by"]),
-    "one pose": (edit_params(one_pose), ["the poses of frame 40"]),
-    "expression": (edit_params(lambda p: p["exp"].zero_()), ["the expression is the same"]),
-    "report": (other_report, ["track_report.json", "focal length 123.0 px"]),
+    "all poses": (edit_params(shift_poses), ["poses that differ from the landmarks by"]),
+    "one pose": (edit_params(one_pose), ["poses that differ from the landmarks, in frame 40"]),
+    "expression": (edit_params(lambda p: p["exp"].zero_()), ["the same expression in all frames"]),
+    "report": (other_report, ["track_report.json", "focal length of 123.0 px"]),
     "part of the sound": (reverse_sound, ["aud_train.wav", "differs from the same part"]),
     "sound": (other_sound, ["aud_hama.npy", "differs from the features of aud.wav"]),
     "statistics": (other_statistics, ["aud_hama.npy", "computed with aud_hama.npz"]),
@@ -181,7 +181,7 @@ def test_blinks_of_another_clip_are_found(folder: Path, monkeypatch: pytest.Monk
     lines = [f"{i + 1}, {i / 25}, 1, 1, {value}" for i, value in enumerate(values)]
     (folder / "au.csv").write_text("\n".join([header, *lines]) + "\n")
     (fault,) = content.blink_faults(spec)
-    assert "au.csv" in fault and "closure of the eyelids" in fault
+    assert "au.csv" in fault and "landmarks of the eyes" in fault
 
 
 def test_a_file_that_was_changed_by_hand_is_a_warning(folder: Path, tmp_path: Path):
@@ -196,8 +196,8 @@ def test_a_file_that_was_changed_by_hand_is_a_warning(folder: Path, tmp_path: Pa
     quality = tmp_path / "quality.json"
     check.main(data=folder, quality=quality, config=check.Config(limits=Limits(min_seconds=3.0)))
     warnings = json.loads(quality.read_text())["warnings"]
-    assert any("au.csv: changed after talker wrote it" in text for text in warnings)
-    assert any("torso_imgs: 3.png: changed after" in text for text in warnings)
+    assert any("au.csv was changed after talker wrote it" in text for text in warnings)
+    assert any("torso_imgs: 3.png was changed after" in text for text in warnings)
 
 
 def test_reprojection_errors_are_those_of_the_noise():

@@ -182,10 +182,10 @@ def test_blink_tracks_are_closure_or_au45(tmp_path: Path) -> None:
         ("", "is empty"),
         (
             "blink\n0\n",
-            "number for each of the 2 frames in the column 'blink', but it has 1",
+            "number for each of the 2 frames in the column 'blink', but the column has only 1",
         ),
         ("blink\n0\nx\n", "cannot be read as a table of numbers"),
-        ("blink\n0\nnan\n", "but it has 1"),
+        ("blink\n0\nnan\n", "but the column has only 1"),
         ('"blink\n' + "0\n" * 100_000, "cannot be read as a table of numbers"),
         ("blink,other\n0\n1\n", "cannot be read"),
         ("eye\n0\n1\n", "has the columns eye. It must have a column 'blink' or 'AU45_r'"),

@@ -166,7 +166,7 @@ def test_a_folder_of_somebody_else_is_not_lost(tmp_path):
     videos.mkdir()
     (videos / "wedding.mp4").touch()
     for _ in range(2):
-        refused = pytest.raises(UserError, match="videos is a folder that contains files")
+        refused = pytest.raises(UserError, match="videos is a folder with files")
         with refused, exclusive([tmp_path / "a.json", videos], "work"):
             pass
     refused = pytest.raises(UserError, match="is a file, but a folder")

@@ -247,10 +247,10 @@ def png_header(width: int, height: int) -> bytes:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (png_header(100_000, 100_000), "claims 100000x100000 pixels"),
-        (b"\xff\xd8\xff\xc0\0\x11\x08\xff\xdc\xff\xdc\x03" + bytes(99), "claims 65500x65500"),
-        (b"BM" + bytes(16) + b"\x50\xc3\0\0\x50\xc3\0\0" + bytes(99), "claims 50000x50000"),
-        (b"RIFF\0\0\0\0WEBPVP8X\x0a\0\0\0" + bytes(4) + b"\xff" * 6, "claims 16777216x16777216"),
+        (png_header(100_000, 100_000), "declares 100000x100000 pixels"),
+        (b"\xff\xd8\xff\xc0\0\x11\x08\xff\xdc\xff\xdc\x03" + bytes(99), "declares 65500x65500"),
+        (b"BM" + bytes(16) + b"\x50\xc3\0\0\x50\xc3\0\0" + bytes(99), "declares 50000x50000"),
+        (b"RIFF\0\0\0\0WEBPVP8X\x0a\0\0\0" + bytes(4) + b"\xff" * 6, "declares 16777216x16777216"),
         (b"P6 30000 30000 255\n", "not a PNG, JPEG, WebP or BMP image"),
         (b"", "not a PNG"),
     ],

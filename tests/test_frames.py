@@ -150,7 +150,7 @@ def test_a_single_picture_is_refused(tmp_path):
     with video_writer(tmp_path / "a.mp4") as write:
         write(np.zeros((64, 64, 3), np.uint8))
     message = refuse(tmp_path, tmp_path / "a.mp4")
-    assert "a.mp4 is a single picture" in message
+    assert "a.mp4 is a single image" in message
 
 
 def test_a_short_video_is_refused(tmp_path):
@@ -161,7 +161,7 @@ def test_a_short_video_is_refused(tmp_path):
 def test_a_crop_outside_the_picture_is_refused(tmp_path):
     video = write_flashes(tmp_path / "a.mp4", [Fraction(i, 25) for i in range(60)], [20])
     message = refuse(tmp_path, video, Config(crop=(10, 0, 60)))
-    assert "The crop 10 0 60 (left, top, size) is not inside the 64 x 64 picture" in message
+    assert "The crop 10 0 60 (left, top, size) is not inside the frame of 64 x 64 pixels" in message
 
 
 def test_a_video_without_a_face_is_refused(tmp_path):

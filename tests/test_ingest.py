@@ -400,7 +400,7 @@ def test_a_gap_of_minutes_in_the_sound_is_refused(tmp_path, late):
                     packet.pts = packet.dts = packet.pts + round(late / packet.time_base)
                 packet.stream = copy
                 b.mux(packet)
-    with pytest.raises(UserError, match=r"has a gap of \d+ s in its sound, after 0\.\d\d s"):
+    with pytest.raises(UserError, match=r"has a gap of \d+ s in its audio, after 0\.\d\d s"):
         decode_audio(tmp_path / "a.mkv")
 
 

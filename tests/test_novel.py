@@ -159,10 +159,10 @@ def test_the_sound_of_a_video_becomes_a_video(spoken, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [
-        ("empty.wav", b"", "cannot be read as sound"),
-        ("notes.txt", b"hello, this is text\n" * 20, "cannot be read as sound"),
-        ("fake.mp3", b"hello, this is text\n" * 20, "sound"),
-        ("cut.wav", b"RIFF\x24\x00\x00\x00WAVEfmt ", "sound"),
+        ("empty.wav", b"", "cannot be read as audio"),
+        ("notes.txt", b"hello, this is text\n" * 20, "cannot be read as audio"),
+        ("fake.mp3", b"hello, this is text\n" * 20, "audio"),
+        ("cut.wav", b"RIFF\x24\x00\x00\x00WAVEfmt ", "audio"),
     ],
 )
 def test_what_is_no_sound_has_one_clear_message(
@@ -176,7 +176,7 @@ def test_what_is_no_sound_has_one_clear_message(
 
 def test_a_wav_without_samples_has_one_clear_message(spoken, tmp_path: Path) -> None:
     write_wav(tmp_path / "none.wav", np.zeros(0, np.int16))
-    with pytest.raises(UserError, match=r"none\.wav contains no sound that can be decoded"):
+    with pytest.raises(UserError, match=r"none\.wav contains no audio that can be decoded"):
         spoken(tmp_path / "none.wav")
 
 

@@ -124,8 +124,8 @@ def test_ctrl_c_says_how_to_go_on(folder: Path):
         (["a{b}.mp4"], "a{b}.mp4: The name must not contain any of the characters { } < >."),
         (["bin"], "bin is a folder, but must be a video or a dataset folder, which contains "),
         (["me.mp4", "--say", "absent.wav"], "--say: The file absent.wav does not exist.\n"),
-        (["me.mp4", "--say", " "], "--say: The value is empty. Give a sound file or a text.\n"),
-        (["me.mp4", "--say", "a.wav", "--say", "bin/a.wav"], "Two speeches have the name 'a'"),
+        (["me.mp4", "--say", " "], "--say: The value is empty. Give an audio file or a text.\n"),
+        (["me.mp4", "--say", "a.wav", "--say", "bin/a.wav"], "Two values have the name 'a'"),
         (["me.mp4", "--cores", "0"], "--cores: "),
         (["me.mp4", "--configfile", "no.yaml"], "--configfile: The file no.yaml does not exist.\n"),
     ],
@@ -178,7 +178,7 @@ def test_a_spoken_text_is_written_once(tmp_path: Path, monkeypatch: pytest.Monke
     assert dict(run._speeches(config, tmp_path / "novel")) == first
     Path(first["Good_morning"]).write_bytes(b"the user's own recording")
     with pytest.raises(
-        UserError, match=r"Good_morning\.wav already exists and contains other sound"
+        UserError, match=r"Good_morning\.wav already exists and contains other audio"
     ):
         dict(run._speeches(config, tmp_path / "novel"))
 

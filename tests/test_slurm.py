@@ -220,7 +220,8 @@ def test_subjects_on_a_cluster_survive_everything(tmp_path: Path, clips: list[Pa
     for name in names:
         log = (study.folder / f"logs/{name}/train.log").read_text()
         assert re.search(
-            r"^Using the assigned GPU [01] on .*\.$|Another process has already written",
+            r"^Using GPU [01] on .*, as set by CUDA_VISIBLE_DEVICES\.$"
+            r"|Another process has already written",
             log,
             re.MULTILINE,
         )

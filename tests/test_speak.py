@@ -197,7 +197,7 @@ def test_it_ends_when_the_viewer_is_closed(data, encoder, learned, caplog) -> No
     caplog.set_level(logging.INFO)
     sound = io.BytesIO(syllables(60).astype("<i2").tobytes())
     assert speak(streaming_avatar(data, encoder, learned), sound, Closed()) == 10
-    assert "The viewer was closed" in caplog.text
+    assert "closed the connection" in caplog.text
 
 
 def test_a_viewer_may_leave_the_socket(

@@ -224,7 +224,7 @@ def test_missed_frames_keep_their_row(dataset: Path, tmp_path: Path, synthetic):
     report = json.loads((folder / "track_report.json").read_text())
     reasons = {row["frame"]: row["reason"] for row in report["rejected"]}
     assert list(reasons) == rejected_ids
-    assert reasons[60] == "landmarks do not fit the head" and reasons[30] == "no face"
+    assert reasons[60] == "the landmarks do not fit the head" and reasons[30] == "no face"
 
 
 def test_same_input_gives_the_same_bytes(dataset: Path, tmp_path: Path):
@@ -242,7 +242,9 @@ def test_given_focal_length_is_kept(dataset: Path, tmp_path: Path):
 def test_too_few_faces_are_refused(dataset: Path, tmp_path: Path):
     clip, points, valid = given(dataset)
     valid[20:] = False
-    with pytest.raises(UserError, match=r"^Only 20 of 100 frames of .*ori_imgs .*25 such frames"):
+    with pytest.raises(
+        UserError, match=r"^In only 20 of 100 frames of .*ori_imgs, .*25 such frames"
+    ):
         run(tmp_path / "me", dataset, clip, points, valid)
     assert not (tmp_path / "me" / "track_params.pt").exists()
 
@@ -399,7 +401,7 @@ def test_picture_that_stands_still_is_rejected(dataset: Path, head: MorphableHea
     points[50:80] = points[50]
     found = track(clip, tmp_path, points, valid, head, Config())
     assert list(found.rejected) == list(range(51, 80))
-    assert set(found.rejected.values()) == {"the picture is frozen"}
+    assert set(found.rejected.values()) == {"the image is frozen"}
 
 
 def test_useless_faces_are_rejected(dataset: Path, head: MorphableHead):
@@ -411,7 +413,7 @@ def test_useless_faces_are_rejected(dataset: Path, head: MorphableHead):
     found = track(clip, dataset / "ori_imgs", points, valid, head, Config())
     assert set(found.rejected) == {*range(10, 14), *range(20, 24)}
     assert found.rejected[10] == "the face leaves the image"
-    assert found.rejected[20] in {"the head is turned away", "landmarks do not fit the head"}
+    assert found.rejected[20] in {"the head is turned away", "the landmarks do not fit the head"}
 
 
 @pytest.mark.slow

@@ -222,7 +222,7 @@ def test_files_of_the_user_are_kept(server: Server, model: Weights) -> None:
     path.parent.mkdir()
     path.write_bytes(CONTENT[:100])
     assert state_of(model).startswith("invalid") and "interrupted" in state_of(model)
-    with pytest.raises(UserError, match=r"is not the published file, because it has 100 bytes"):
+    with pytest.raises(UserError, match=r"is not the published file: it has 100 bytes"):
         fetch(model)
     assert path.read_bytes() == CONTENT[:100]
     path.write_bytes(CONTENT)
@@ -251,7 +251,7 @@ def test_a_model_of_several_files_is_a_folder(server: Server, model: Weights) ->
     several = make_model(
         Download("a", "https://x.org/a"), Download("b", "https://x.org/b", begins=b"{")
     )
-    with pytest.raises(UserError, match="has other first bytes than the published file"):
+    with pytest.raises(UserError, match="starts with other bytes than the published file"):
         fetch(several)
     assert state_of(several) == "missing"
     server.files["/b"] = b"{}"

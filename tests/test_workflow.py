@@ -246,7 +246,7 @@ def test_a_gpu_that_torch_cannot_use_stops_the_run_before_the_first_job(finished
         )
         output = finished.refuse("--forcerun", "train", "--config", "preset=full")
         assert "This machine has 1 NVIDIA GPU, but torch cannot use it" in output
-        assert "preset=draft" in output
+        assert "preset `draft`" in output
         assert "Error in rule" not in output
         finished.run("-n", "--config", "preset=full")
     finally:
@@ -446,4 +446,4 @@ def test_a_pattern_of_videos_is_many_subjects(finished):
     assert "one: training" in jobs and "two_2: training" in jobs
     (folder / "two_2.mov").touch()
     assert "would have the same name, two_2" in finished.refuse("-n", "--config", "video=videos/*")
-    assert "no file matches" in finished.refuse("-n", "--config", "video=videos/*.avi")
+    assert "No file matches" in finished.refuse("-n", "--config", "video=videos/*.avi")

@@ -269,7 +269,9 @@ def test_make_clean_keeps_files_of_the_user(tmp_path: Path) -> None:
     command = [sys.executable, "-I", str(ROOT / "scripts/clean.py"), "demo"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     kept = ["data/demo/au.csv", "data/demo/ori_imgs/notes.txt", "results/demo/best.mp4"]
-    assert done.stdout == "".join(f"kept {name}, which talker did not write\n" for name in kept)
+    assert done.stdout == "".join(
+        f"Kept {name}, because talker did not write it.\n" for name in kept
+    )
     left = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert sorted(str(path.relative_to(tmp_path)) for path in left) == kept
     assert {path.read_bytes() for path in left} == {THEIRS}

@@ -271,7 +271,8 @@ def read_track(path: Path, frames: int) -> dict[str, np.ndarray]:
         if len(column) < frames or not np.isfinite(column[:frames]).all():
             raise UserError(
                 f"{path} must have a number for each of the {frames} frames in the column "
-                f"'{name}', but it has {int(np.isfinite(column).sum())}."
+                f"'{name}', but the column has only {int(np.isfinite(column).sum())} finite "
+                "numbers."
             )
     return {name: column[:frames] for name, column in table.items()}
 

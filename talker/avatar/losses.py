@@ -20,7 +20,7 @@ class LossWeights:
     """Weights of the terms of the training loss."""
 
     l1: NonNegative = 0.8
-    """Weight of the mean absolute difference between the composed image and its target."""
+    """Weight of the mean absolute difference between the composited image and its target."""
     ssim: NonNegative = 0.2
     """Weight of 1 - SSIM of the two images."""
     lips: NonNegative = 0.4
@@ -28,8 +28,8 @@ class LossWeights:
     alpha: NonNegative = 0.4
     """Weight of the mean absolute difference between the rendered alpha and the head mask."""
     perceptual: NonNegative = 0.2
-    """Weight of the distance that the network `perceptual` measures. Without that network the loss
-    has no such term."""
+    """Weight of the distance that the network `perceptual` measures. It has no effect if
+    `perceptual` is not set."""
 
 
 def compute_loss(

@@ -38,7 +38,7 @@ class LearningRates:
     sh: NonNegative = 2.5e-3
     """Learning rate of the color coefficients of the Gaussians. It does not decay."""
     planes: NonNegative = 5e-3
-    """Learning rate of the tri-plane."""
+    """Learning rate of the tri-planes."""
     network: NonNegative = 1e-3
     """Learning rate of the attention blocks and deformation heads."""
     decay: Positive = 0.05

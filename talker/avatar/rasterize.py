@@ -95,7 +95,10 @@ def _compiled_gsplat() -> ModuleType:
         import gsplat
         from gsplat.cuda import _backend
     if _backend._C is None:
-        raise UserError("gsplat could not compile its CUDA kernels; its message is above")
+        raise UserError(
+            "gsplat could not compile its CUDA kernels. Fix the error that the compiler printed "
+            "above, and run the same command again."
+        )
     return gsplat
 
 

@@ -364,9 +364,7 @@ class Trainer:
         if count > 1:
             rows = mouth_rows(self.subset, canonical["means"], canonical["opacities"])
             refine(canonical, self.optimizer, rows, count, self._generator())
-            logger.info(
-                "%d Gaussians around the mouth were divided into %d each.", len(rows), count
-            )
+            logger.info("%d Gaussians around the mouth were split into %d each.", len(rows), count)
         self.stage, self.step = "deformation", 0
         self.part_size = self._full_part_size()
         self.optimizer = self._new_optimizer()

@@ -183,9 +183,15 @@ def _set_nested(options: dict[str, Any], keys: Sequence[str], cell: str, where: 
     for key in groups:
         options = options.setdefault(key, {})
         if not isinstance(options, dict):
-            return [f"{where}: Another column already sets `{key}` as a whole. Keep only one."]
+            return [
+                f"{where}: Another column already sets `{key}` as a whole. Keep only one of the "
+                "columns."
+            ]
     if last in options:
-        return [f"{where}: Another column already sets a part of `{last}`. Keep only one."]
+        return [
+            f"{where}: Another column already sets a part of `{last}`. Keep only one of the "
+            "columns."
+        ]
     options[last] = value
     return []
 

@@ -56,7 +56,7 @@ def download(url: str, partial: Path, size: int | None = None) -> None:
                 return
         except requests.RequestException as error:
             if _size(partial) > before:
-                logger.info("The connection was cut. Continuing the download of %s.", url)
+                logger.info("The connection was interrupted. Continuing the download of %s.", url)
                 continue
             raise UserError(_unreachable(url, partial, error)) from error
 
@@ -131,7 +131,7 @@ def _unreachable(url: str, partial: Path, error: requests.RequestException) -> s
     elif isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.MissingSchema):
         reason = "this is not a valid address"
     else:
-        reason = "the server cannot be reached, or the connection was cut"
+        reason = "the server cannot be reached, or the connection was interrupted"
     kept = f" {_size(partial) / 1e6:.1f} MB were received and are kept." if _size(partial) else ""
     return (
         f"{url}: {reason}. Check the network connection and run the same command again.{kept} "

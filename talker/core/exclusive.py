@@ -76,8 +76,8 @@ def _refuse_foreign(outputs: Sequence[Path]) -> None:
     for path in outputs:
         if path.is_dir() and any(path.iterdir()):
             raise UserError(
-                f"{path} is a folder that contains files, which would be lost. Choose another "
-                "folder, or remove this one."
+                f"{path} is a folder with files, and writing this output would delete them. "
+                "Choose another folder, or remove this one."
             )
         if path.is_file() and not path.suffix:
             raise UserError(

@@ -73,10 +73,9 @@ def require_usable_gpu() -> None:
         )
         remedy = "Update the NVIDIA driver"
     raise UserError(
-        f"This machine has {len(gpus)} NVIDIA GPU{'s' if len(gpus) > 1 else ''}, but "
-        f"torch cannot use {'them' if len(gpus) > 1 else 'it'}. {reason} {remedy}. To "
-        f"compute on the CPU instead, set the environment variable `{VISIBLE}=` (empty), "
-        "and use preset=draft in the workflow."
+        f"This machine has {len(gpus)} NVIDIA GPU{'s' if len(gpus) > 1 else ''}, but torch cannot "
+        f"use {'them' if len(gpus) > 1 else 'it'}. {reason} {remedy}. To compute on the CPU "
+        f"instead, set the environment variable `{VISIBLE}=` (empty), and use the preset `draft`."
     )
 
 
@@ -114,7 +113,9 @@ def gpu_slot(folder: Path | None = None) -> Iterator[str | None]:
     gpus = visible_gpus()
     if not gpus or (VISIBLE in os.environ and len(gpus) == 1):
         if gpus:
-            logger.info("Using the assigned GPU %s on %s.", gpus[0], socket.gethostname())
+            logger.info(
+                "Using GPU %s on %s, as set by CUDA_VISIBLE_DEVICES.", gpus[0], socket.gethostname()
+            )
         yield None
         return
     folder = folder or Path(tempfile.gettempdir(), "talker-gpus")
@@ -125,7 +126,11 @@ def gpu_slot(folder: Path | None = None) -> Iterator[str | None]:
     with ExitStack() as stack:
         gpu = _take(folder, slots, stack)
         if gpu is None:
-            logger.info("Waiting, because all %d GPU slots are taken.", len(slots))
+            logger.info(
+                "Waiting for a GPU: %d jobs are already running on the available GPUs, which is "
+                "the limit.",
+                len(slots),
+            )
         while gpu is None:
             time.sleep(SECONDS_BETWEEN_TRIES)
             gpu = _take(folder, slots, stack)

@@ -35,7 +35,10 @@ def merge_options(preset: Mapping[str, Any], config: Mapping[str, Any]) -> dict[
     """
     given = config.get("options") or {}
     if not isinstance(given, Mapping):
-        raise UserError(f"options: expected a section for each stage, found {type(given).__name__}")
+        raise UserError(
+            "options: The value must contain a section for each stage, but it is a "
+            f"{type(given).__name__}."
+        )
     for stage, section in given.items():
         if section is not None and not isinstance(section, Mapping):
             raise UserError(

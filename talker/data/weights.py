@@ -426,7 +426,7 @@ def fault_of(file: Download, path: Path) -> str | None:
         return None if found == expected else f"has the {kind} checksum {found}, not {expected}"
     with path.open("rb") as content:
         begins = content.read(len(file.begins))
-    return None if begins == file.begins else "has other first bytes than the published file"
+    return None if begins == file.begins else "starts with other bytes than the published file"
 
 
 def checksum(path: Path, kind: str) -> str:

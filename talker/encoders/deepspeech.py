@@ -33,7 +33,7 @@ def load(choice: Choice, wav: Path | None) -> Encoder:
     """
     if wav is None:
         raise UserError(
-            "The encoder deepspeech needs the whole sound at once, so it cannot encode live "
+            "The encoder deepspeech needs the whole audio at once, so it cannot encode live "
             "speech. Choose another encoder."
         )
     path = wav.with_name(DEEPSPEECH_FEATURES)
@@ -48,8 +48,8 @@ def load(choice: Choice, wav: Path | None) -> Encoder:
     slots = len(WavFile(wav)) // SLOT
     if abs(len(logits) - slots) > SPARE:
         raise UserError(
-            f"{path} has {len(logits)} scores, but {wav} lasts {slots / SLOT_RATE:.1f} s "
-            f"and needs {slots} scores, at 50 per second. Compute them again from that sound."
+            f"{path} has {len(logits)} scores, but {wav} lasts {slots / SLOT_RATE:.1f} s and "
+            f"needs {slots} scores, at 50 per second. Compute them again from that file."
         )
 
     def extract(sound: np.ndarray, start: int) -> np.ndarray:
@@ -88,9 +88,9 @@ def read(path: Path) -> np.ndarray:
         )
     if not np.array_equal(stored[1:, :-2], stored[:-1, 2:]):
         raise UserError(
-            f"{path} contains windows that do not overlap as expected: at 25 fps, a "
-            "window starts 2 slots after the previous one, and the slots that two "
-            "neighboring windows share must have equal values. Compute the windows again."
+            f"{path} contains windows that do not overlap as expected: at 25 fps, a window starts "
+            "2 steps of 20 ms after the previous one, and the steps that two neighboring windows "
+            "share must have equal values. Compute the windows again."
         )
     middle = WINDOW // 2
     return stored[:, middle : middle + 2].reshape(-1, DIMS).astype(np.float32)

@@ -237,8 +237,8 @@ def fit_stats(
     most = min(encoder.dims, len(slots) - 1)
     if not 0 < components <= most:
         raise UserError(
-            f"The option `components` is {components}. For the encoder {encoder.name} with "
-            f"{len(slots)} training slots, it must be from 1 to {most}."
+            f"The option `components` is {components}. For the encoder {encoder.name} and "
+            f"training audio of {len(slots)} steps of 20 ms, it must be from 1 to {most}."
         )
     exact = slots.astype(np.float64)
     mean = exact.mean(axis=0)
@@ -340,7 +340,7 @@ def save_windows(path: Path, blocks: Iterable[np.ndarray], frames: int) -> None:
             file.write(np.ascontiguousarray(block, "<f4").tobytes())
             written += len(block)
     if written != frames:
-        raise RuntimeError(f"The sound has {frames} frames, but {written} windows were written.")
+        raise RuntimeError(f"The audio has {frames} frames, but {written} windows were written.")
 
 
 class WindowsFile:

@@ -89,8 +89,9 @@ def edited_files(folder: FolderSpec) -> Iterator[str]:
             inside = f": {', '.join(sorted(changed)[:5])}" if path.is_dir() else ""
             more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
             yield (
-                f"{path}{inside}{more}: changed after talker wrote it. Training uses the changed "
-                "file; delete it and run the workflow again to restore it."
+                f"{path}{inside}{more} was changed after talker wrote it. Training uses the "
+                "changed file. To restore the original, delete the file and run the workflow "
+                "again."
             )
 
 
@@ -125,9 +126,9 @@ def image_faults(folder: FolderSpec) -> Iterator[str]:
     for wrong, images, other, stage in findings:
         if wrong.size:
             yield (
-                f"{folder.path / images}: {folder.list_frames(wrong.tolist())} does not match the "
-                f"{other}. One of them belongs to another frame or clip. Run `talker {stage}` "
-                "again."
+                f"{folder.path / images} has images that do not match the {other}, in "
+                f"{folder.list_frames(wrong.tolist())}. One of the files belongs to another frame "
+                f"or clip. Run `talker {stage}` again."
             )
 
 
@@ -185,8 +186,8 @@ def landmark_faults(folder: FolderSpec) -> Iterator[str]:
     if (wrong := np.flatnonzero(~(difference <= MESH_TOLERANCE) & arrays["valid"])).size:
         ids = folder.list_frames(wrong.tolist())
         yield (
-            f"{folder.path / layout.FRAME_LANDMARKS.folder}: The .lms files of {ids} "
-            f"differ from {layout.LANDMARKS}. Run `talker landmarks` again."
+            f"{folder.path / layout.FRAME_LANDMARKS.folder} has .lms files that differ from "
+            f"{layout.LANDMARKS}, in {ids}. Run `talker landmarks` again."
         )
 
 
@@ -199,21 +200,21 @@ def pose_faults(folder: FolderSpec) -> Iterator[str]:
     path = folder.path / layout.TRACK_PARAMS
     params = read_track_params(path)
     if len(params.expression) > 1 and not np.ptp(params.expression, axis=0).any():
-        yield f"{path}: the expression is the same in all frames. Run `talker track` again."
+        yield f"{path} has the same expression in all frames. Run `talker track` again."
     valid = np.flatnonzero(params.valid)
     if len(valid) < 2:
         return
     errors = reprojection_errors(params, all_landmarks(folder), (folder.height, folder.width))
     if not np.median(errors) <= POSE_LIMITS[2]:
         yield (
-            f"{path}: the poses differ from the landmarks by {100 * np.median(errors):.0f} % of "
-            "the width of the face. They belong to another clip. Run `talker track` again."
+            f"{path} has poses that differ from the landmarks by {100 * np.median(errors):.0f} % "
+            "of the face width. The poses belong to another clip. Run `talker track` again."
         )
     elif (wrong := valid[_outliers(errors, *POSE_LIMITS)]).size:
         ids = folder.list_frames(wrong.tolist())
         yield (
-            f"{path}: the poses of {ids} differ from the landmarks. They "
-            "belong to other frames. Run `talker track` again."
+            f"{path} has poses that differ from the landmarks, in {ids}. The poses belong to "
+            "other frames. Run `talker track` again."
         )
 
 
@@ -276,9 +277,9 @@ def report_faults(folder: FolderSpec) -> Iterator[str]:
     expected = folder.frames, int(params.valid.sum()), params.focal
     if not np.allclose(found, expected, rtol=1e-4):
         yield (
-            f"{path}: describes {found[0]} frames, {found[1]} tracked, focal length {found[2]:.1f} "
-            f"px; {layout.TRACK_PARAMS} has {expected[0]}, {expected[1]} and {expected[2]:.1f} px. "
-            "Run `talker track` again."
+            f"{path} describes {found[0]} frames, of which {found[1]} are tracked, with a focal "
+            f"length of {found[2]:.1f} px, but {layout.TRACK_PARAMS} has {expected[0]}, "
+            f"{expected[1]} and {expected[2]:.1f} px. Run `talker track` again."
         )
 
 
@@ -309,9 +310,9 @@ def blink_faults(folder: FolderSpec) -> Iterator[str]:
     correlation = -float(np.corrcoef(closure, opening)[0, 1])
     if not correlation >= MIN_BLINK_CORRELATION:
         yield (
-            f"{path}: the correlation of AU45 with the closure of the eyelids is "
-            f"{correlation:.2f}, expected at least {MIN_BLINK_CORRELATION}. The blinks belong to "
-            "another clip. Run `talker blink` again."
+            f"{path} has blinks whose correlation with the landmarks of the eyes is "
+            f"{correlation:.2f}, but must be at least {MIN_BLINK_CORRELATION}. The blinks belong "
+            "to another clip. Run `talker blink` again."
         )
 
 

@@ -2,13 +2,13 @@
 
 DEFINITIONS = {
     "psnr": (
-        "Peak signal-to-noise ratio of the whole frame in dB, mean over frames. Two pictures "
-        "are compared: the rendered head and the real head, both over the torso and background "
-        "of the real frame."
+        "Peak signal-to-noise ratio of the whole frame in dB, mean over frames. Two images are "
+        "compared: the rendered head and the real head, both over the torso and background of the "
+        "real frame."
     ),
     "ssim": (
-        "Structural similarity (SSIM) of the same two pictures, with an 11 x 11 Gaussian "
-        "window of sigma 1.5."
+        "Structural similarity (SSIM) of the same two images, with an 11 x 11 Gaussian window of "
+        "sigma 1.5."
     ),
     "psnr_head": (
         "PSNR in dB between the rendered frame and the unmodified real frame, inside the box "

@@ -187,9 +187,9 @@ def color_faults(folder: FolderSpec) -> Iterator[str]:
         codes = set(np.unique(_code(read_image(path)[..., :3])).tolist())
         if foreign := codes - set(known):
             yield (
-                f"{path} contains {len(foreign)} colors, such as #{min(foreign):06x}, that "
-                "are not one of the four mask colors. Masks must not be resized or "
-                "compressed."
+                f"{path} contains {len(foreign)} colors, such as #{min(foreign):06x}, that are "
+                "not one of the four mask colors. Masks must not be resized or compressed. Run "
+                "`talker parsing` again."
             )
         elif known[HEAD] not in codes:
             yield f"{path} shows no head. Run `talker parsing` again."
@@ -212,7 +212,10 @@ def landmark_faults(folder: FolderSpec) -> Iterator[str]:
 
     for text, ids in folder.check_frames(check).items():
         images = folder.path / layout.FRAME_LANDMARKS.folder
-        yield f"{images}: {folder.list_frames(ids)}: The .lms file {text}."
+        yield (
+            f"{images}: {folder.list_frames(ids)}: The .lms file {text}. Run `talker landmarks` "
+            "again."
+        )
 
 
 def mesh_faults(folder: FolderSpec) -> Iterator[str]:
@@ -226,7 +229,10 @@ def mesh_faults(folder: FolderSpec) -> Iterator[str]:
                 f"[{folder.frames}, 478, 3]. Run `talker landmarks` again."
             )
         elif not np.isfinite(points).all():
-            yield f"{path} has points that are not finite in {_bad_rows(folder, points)}."
+            yield (
+                f"{path} has points that are not finite in {_bad_rows(folder, points)}. Run "
+                "`talker landmarks` again."
+            )
 
 
 def _bad_rows(folder: FolderSpec, values: np.ndarray) -> str:
@@ -274,7 +280,10 @@ def sound_faults(folder: FolderSpec) -> Iterator[str]:
                 "Run `talker audio` again."
             )
         elif not folder.own and abs(samples / rate - frames / FPS) > SOUND_TOLERANCE:
-            yield f"{path} lasts {samples / rate:.2f} s, but its frames last {frames / FPS:.2f} s."
+            yield (
+                f"{path} lasts {samples / rate:.2f} s, but its frames last {frames / FPS:.2f} s. "
+                "Cut the audio to the length of the frames."
+            )
 
 
 def speech_faults(folder: FolderSpec) -> Iterator[str]:
@@ -291,11 +300,14 @@ def speech_faults(folder: FolderSpec) -> Iterator[str]:
             features = features[: folder.frames]
         if features.ndim != 3 or features.shape[:2] != (folder.frames, 16):
             yield (
-                f"{path} has the shape {list(features.shape)}, but it must be "
-                f"[{folder.frames}, 16, C]."
+                f"{path} has the shape {list(features.shape)}, but it must be [{folder.frames}, "
+                "16, C]. Run `talker speech` again."
             )
         elif not np.isfinite(features).all():
-            yield f"{path} has values that are not finite in {_bad_rows(folder, features)}."
+            yield (
+                f"{path} has values that are not finite in {_bad_rows(folder, features)}. Run "
+                "`talker speech` again."
+            )
 
 
 def blink_faults(folder: FolderSpec) -> Iterator[str]:
@@ -303,9 +315,15 @@ def blink_faults(folder: FolderSpec) -> Iterator[str]:
     path = folder.path / layout.ACTION_UNITS
     au45 = read_au45(path)
     if len(au45) != folder.frames and not folder.allows_rows(len(au45)):
-        yield f"{path} has {len(au45)} rows, but there are {folder.frames} frames."
+        yield (
+            f"{path} has {len(au45)} rows, but there are {folder.frames} frames. Run `talker "
+            "blink` again."
+        )
     elif not np.isfinite(au45).all():
-        yield f"{path} has values of AU45 that are not finite in {_bad_rows(folder, au45)}."
+        yield (
+            f"{path} has values of AU45 that are not finite in {_bad_rows(folder, au45)}. Run "
+            "`talker blink` again."
+        )
 
 
 def pose_faults(folder: FolderSpec) -> Iterator[str]:
@@ -313,10 +331,13 @@ def pose_faults(folder: FolderSpec) -> Iterator[str]:
     path = folder.path / layout.TRACK_PARAMS
     params = read_track_params(path)
     if len(params.euler) != folder.frames:
-        yield f"{path} has {len(params.euler)} rows in euler, but there are {folder.frames} frames."
+        yield (
+            f"{path} has {len(params.euler)} rows in euler, but there are {folder.frames} frames. "
+            "Run `talker track` again."
+        )
         return
     if params.vertices is None:
-        yield f"{path} has no vertices."
+        yield f"{path} has no head mesh (`vertices`). Run `talker track` again."
     matrices = transform_matrices(params.euler.astype(float), params.trans.astype(float))
     split = folder.train_frames
     parts = (
@@ -342,19 +363,19 @@ def transforms_faults(
     if not np.allclose(camera, (focal, folder.width / 2, folder.height / 2), rtol=1e-4):
         yield (
             f"{path} has {camera} as focal_len, cx and cy. They must be the focal length of "
-            f"track_params.pt ({focal:.2f}) and the center of the image."
+            f"track_params.pt ({focal:.2f}) and the center of the image. Run `talker track` again."
         )
     if ids != content.audio_ids.tolist():
-        yield f"{path} has frames whose img_id and aud_id differ."
+        yield f"{path} has frames whose img_id and aud_id differ. Run `talker track` again."
     if foreign := set(ids) - expected:
         yield (
             f"{path} lists {folder.list_frames(foreign)}, which are invalid or "
             "belong to the other file of transforms. Run `talker track` again."
         )
     if missing := expected - set(ids):
-        yield f"{path} does not list {folder.list_frames(missing)}."
+        yield f"{path} does not list {folder.list_frames(missing)}. Run `talker track` again."
     if len(set(ids)) < len(ids):
-        yield f"{path} lists a frame more than once."
+        yield f"{path} lists a frame more than once. Run `talker track` again."
     rows = [row for row, i in enumerate(ids) if i in expected]
     known = np.array([ids[row] for row in rows], int)
     error = _pose_errors(poses[rows], matrices[known])
@@ -365,7 +386,7 @@ def transforms_faults(
     if (wrong := ~(error <= POSE_TOLERANCE)).any():
         yield (
             f"{path} has poses that differ from track_params.pt by up to {error.max():.2g}, in "
-            f"{folder.list_frames(known[wrong].tolist())}."
+            f"{folder.list_frames(known[wrong].tolist())}. Run `talker track` again."
         )
 
 

@@ -70,7 +70,7 @@ class Limits:
     min_seconds: NonNegative = 10.0
     """Minimum duration of the tracked frames in seconds."""
     min_held_out: AtLeast0 = 5
-    """Minimum number of tracked frames in the held-out part."""
+    """Minimum number of tracked held-out frames."""
     max_residual: Positive = 0.8
     """Maximum distance between the tracked head and the landmarks, in percent of the face width
     (median over frames)."""
@@ -315,13 +315,13 @@ def _tracking_failures(facts: dict[str, Any], limits: Limits) -> Iterator[str]:
         *("worst_shot_ratio", limits.max_person),
         "In one shot, the tracked head deviates {:.1f} times more from the landmarks than "
         "in the best shot, so it may show a different person",
-        "Use a single shot, or a video of one person.",
+        "Cut the clip to a single shot, or use a video of one person.",
     )
     yield from _beyond(
         facts,
         *("rival_percent", limits.max_rival),
         "Another face of at least half the size is visible in {:.0f} % of the frames",
-        "Crop the video to one person.",
+        "Crop the video so that it shows only one person.",
     )
     yield from _beyond(
         facts,
@@ -335,8 +335,8 @@ def _sound_failures(facts: dict[str, Any], limits: Limits) -> Iterator[str]:
     yield from _beyond(
         facts,
         *("mouth_range", limits.min_mouth),
-        "The mouth hardly moves. Its opening changes by only {:.3f} times the distance "
-        "between the eyes",
+        "The mouth hardly moves. Its opening changes by only {:.3f} times the distance between "
+        "the outer eye corners",
         "Use a clip in which the person speaks.",
     )
     yield from _beyond(
@@ -351,10 +351,10 @@ def _sound_failures(facts: dict[str, Any], limits: Limits) -> Iterator[str]:
     unrelated = z < SURE_Z or correlation < limits.min_sync
     if unrelated and facts["sync_frames"] >= MIN_REFUSAL_FRAMES:
         yield (
-            f"The audio does not predict the mouth. The correlation is {correlation:.2f}, "
-            f"which is {z:.1f} standard deviations above chance (limits: at least "
-            f"{limits.min_sync:g} and {SURE_Z:g}). Use a clip without music, in which the "
-            "speaker is visible."
+            "The mouth does not move with the audio. The correlation between the mouth opening "
+            f"and its prediction from the audio is {correlation:.2f}, which is {z:.1f} standard "
+            f"deviations above chance (limits: at least {limits.min_sync:g} and {SURE_Z:g}). Use "
+            "a clip without music, in which the speaker is visible."
         )
     elif _lag_is_sure(facts) and abs(facts["sync_lag_frames"]) > limits.max_lag:
         lag = facts["sync_lag_frames"]
@@ -386,12 +386,15 @@ def _warnings(facts: dict[str, Any], limits: Limits) -> Iterator[str]:
     correlation, z = facts.get("sync_correlation"), facts.get("sync_z")
     if correlation is None:
         if "sync_correlation" in facts:
-            yield "The clip is too short to verify that the audio belongs to the mouth."
+            yield (
+                "The clip is too short to verify that the mouth moves with the audio. Watch the "
+                "clip with sound."
+            )
         return
     if z is None or (z < SURE_Z and facts["sync_frames"] < MIN_REFUSAL_FRAMES):
         yield (
-            "The clip is too short to verify that the audio belongs to the mouth "
-            f"(correlation: {correlation:.2f}). Watch the clip with sound."
+            "The clip is too short to verify that the mouth moves with the audio (correlation: "
+            f"{correlation:.2f}). Watch the clip with sound."
         )
         return
     lag = facts["sync_lag_frames"]

@@ -17,7 +17,10 @@ import numpy as np
 from talker.clip import FPS, MIN_HELD_OUT_CLIP
 from talker.measure.metrics import correlation
 
-LONGER = "Use a longer clip (a minute or more) with clear sound, and check the clip's warnings."
+LONGER = (
+    "Use a longer clip (a minute or more) with clear audio, and read the warnings about the clip "
+    "in the report."
+)
 Grade = Literal["good", "usable", "failed", "too short to tell"]
 
 MIN_FRAMES = 2 * FPS
@@ -162,8 +165,8 @@ def _grade(
     if abs(lag) > MAX_LAG:
         flaws.append(f"The mouth is {abs(lag):.0f} frames {'late' if lag > 0 else 'early'}.")
         advice.append(
-            "Check whether the sound of the source video is in sync, and correct it with "
-            "`audio: {lag_frames: ...}`."
+            "Check whether the audio of the source video is in sync, and correct it with `audio: "
+            "{lag_frames: ...}`."
         )
     return Verdict("usable" if flaws else "good", reasons + flaws, advice, intervals)
 

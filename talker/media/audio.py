@@ -128,14 +128,14 @@ def decode_audio_blocks(
     """
     channels = cancelling_channels(path, track)
     samples = 0
-    with open_media(path, "sound") as container:
+    with open_media(path, "audio") as container:
         stream = audio_stream(container, path, track)
         frames = _decode_frames(container, stream, path)
         for block in _resample(frames, SPEECH, path, start, limit, channels):
             samples += block.shape[1]
             yield block[0]
     if not samples:
-        raise UserError(f"{path} contains no sound that can be decoded.")
+        raise UserError(f"{path} contains no audio that can be decoded.")
 
 
 def audio_stream(
@@ -149,7 +149,7 @@ def audio_stream(
     streams = container.streams.audio
     stream = default_audio(container)
     if stream is None:
-        raise UserError(f"{path} has no audio track, but sound is needed.")
+        raise UserError(f"{path} has no audio track, but audio is needed. Use a file with audio.")
     if track is not None:
         if not 1 <= track <= len(streams):
             raise UserError(
@@ -157,13 +157,16 @@ def audio_stream(
             )
         stream = streams[track - 1]
     if stream.codec_context is None:
-        raise UserError(f"{path} cannot be read as sound, because its codec is unknown.")
+        raise UserError(
+            f"{path} has audio that cannot be decoded, because its codec is unknown. Convert it "
+            "to wav."
+        )
     return stream
 
 
 def audio_tracks(path: Path | zipfile.Path, track: int | None = None) -> tuple[int, int]:
     """Return the number, counted from 1, of the track that would be decoded, and of all tracks."""
-    with open_media(path, "sound") as container:
+    with open_media(path, "audio") as container:
         stream = audio_stream(container, path, track)
         return container.streams.audio.index(stream) + 1, len(container.streams.audio)
 
@@ -176,7 +179,7 @@ def cancelling_channels(path: Path | zipfile.Path, track: int | None = None) -> 
     """
     energies: dict[int, np.ndarray] = {}
     means: dict[int, float] = {}
-    with open_media(path, "sound") as container:
+    with open_media(path, "audio") as container:
         stream = audio_stream(container, path, track)
         if stream.channels == 1:
             return {}
@@ -208,7 +211,7 @@ def native_format(path: Path, track: int | None = None) -> AudioFormat:
     Raises:
         UserError: the file cannot be read or contains no sound.
     """
-    with open_media(path, "sound") as container:
+    with open_media(path, "audio") as container:
         stream = audio_stream(container, path, track)
         _check_rate(stream.sample_rate, path)
         layout = "mono" if stream.channels == 1 else "stereo"
@@ -223,7 +226,7 @@ def decode_native(
     Yields:
         [C, n] in a planar sample format, [1, C n] in a packed one.
     """
-    with open_media(path, "sound") as container:
+    with open_media(path, "audio") as container:
         stream = audio_stream(container, path, track)
         yield from _resample(_decode_frames(container, stream, path), target, path, start)
 
@@ -375,19 +378,19 @@ class _Clock:
         self.idle += max(time - self.end - 1, Fraction(0))
         if self.idle > MAX_IDLE_SECONDS:
             raise UserError(
-                f"{self.path} has a gap of {float(time - self.end):.0f} s in its sound, "
-                f"after {float(self.end):.2f} s. Cut the file there, or convert it to wav."
+                f"{self.path} has a gap of {float(time - self.end):.0f} s in its audio, after "
+                f"{float(self.end):.2f} s. Cut the file there, or convert it to wav."
             )
         if self.end > 0 and time < self.end - MAX_JUMP_SECONDS:
             raise UserError(
-                f"{self.path} has sound whose timestamps jump back by "
-                f"{float(self.end - time):.1f} s after {float(self.end):.2f} s. Cut the "
-                "file there, or convert it to wav."
+                f"{self.path} has audio whose timestamps jump back by "
+                f"{float(self.end - time):.1f} s after {float(self.end):.2f} s. Cut the file "
+                "there, or convert it to wav."
             )
         if time > MAX_SECONDS:
             raise UserError(
-                f"{self.path} has more than {MAX_SECONDS // 3600} hours of sound, which is "
-                "the limit. Cut the file."
+                f"{self.path} has more than {MAX_SECONDS // 3600} hours of audio, which is the "
+                "limit. Cut the file."
             )
         self.end = max(self.end, time + Fraction(frame.samples, frame.sample_rate))
         return time

@@ -22,7 +22,7 @@ def backdrop(path: Path, height: int, width: int) -> Iterator[np.ndarray]:
         UserError: the file is missing or cannot be read.
     """
     if not path.exists():
-        raise UserError(f"{path} does not exist. Give the path of a picture or a video.")
+        raise UserError(f"{path} does not exist. Give the path of an image or a video.")
     if path.suffix.lower() in IMAGE_SUFFIXES:
         yield from repeat(resize_to_cover(read_image(path)[..., :3], height, width))
     source = probe(path)

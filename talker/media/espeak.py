@@ -14,8 +14,8 @@ from talker.errors import UserError
 from talker.media.audio import write_wav
 
 MISSING = (
-    "speaking a text requires espeak-ng, which is not installed. Install it with "
-    "`apt install espeak-ng` or `pip install espeakng-loader`, or pass a sound file"
+    "speaking a text requires espeak-ng, which is not installed. Install it with `apt install "
+    "espeak-ng` or `pip install espeakng-loader`, or give an audio file"
 )
 WORDS_PER_MINUTE, PITCH = 163, 35
 """Speed, and pitch from 0 to 100, of spoken texts."""
@@ -117,7 +117,7 @@ def synthesize(text: str, voice: str, words_per_minute: int, pitch: int) -> Spee
     encoded = text.encode()
     library.espeak_Synth(encoded, len(encoded) + 1, 0, 1, 0, UTF8, None, None)
     if not samples:
-        raise UserError(f"espeak-ng spoke nothing for the text '{text}'; pass other text")
+        raise UserError(f"espeak-ng produced no audio for the text '{text}'; give another text")
     return Speech(np.concatenate(samples), rate, phonemes)
 
 

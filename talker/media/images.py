@@ -64,7 +64,7 @@ def _decode(encoded: np.ndarray, path: Path | zipfile.Path) -> np.ndarray | None
         return None
     if abs(size[0] * size[1]) > MAX_PIXELS:
         raise UserError(
-            f"{path} claims {size[1]}x{size[0]} pixels; expected at most {MAX_PIXELS / 1e6:.0f} "
+            f"{path} declares {size[1]}x{size[0]} pixels; expected at most {MAX_PIXELS / 1e6:.0f} "
             "million pixels."
         )
     return cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)

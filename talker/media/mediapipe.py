@@ -98,7 +98,7 @@ def _run_graph(make_graph: Any, images: Iterable[np.ndarray]) -> Iterator[tuple[
             except RuntimeError as error:
                 reason = (str(error).splitlines() or ["no reason given"])[0]
                 raise UserError(
-                    f"MediaPipe stopped: {reason}. Usually, there is too little memory."
+                    f"MediaPipe stopped: {reason}. The usual cause is too little memory."
                 ) from error
             yield image, result
     finally:

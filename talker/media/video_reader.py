@@ -310,7 +310,7 @@ def _square_size(frame: av.VideoFrame, stream: av.VideoStream, path: Path) -> tu
     height, width = frame.height, max(1, round(frame.width * aspect))
     if height * width > MAX_PIXELS:
         raise UserError(
-            f"{path} has pictures of {width} x {height} pixels. At most 8192 x 4320 are allowed."
+            f"{path} has frames of {width} x {height} pixels. At most 8192 x 4320 are allowed."
         )
     return height, width
 
@@ -363,13 +363,12 @@ def _same_aspect(timed: Iterator[Timed], source: Source, path: Path) -> Iterator
             change = size[0] * first[1] / (size[1] * first[0])
             if not 1 - MAX_ASPECT_CHANGE <= change <= 1 + MAX_ASPECT_CHANGE:
                 raise UserError(
-                    f"{path} has a picture size that changes from {first[0]} x {first[1]} "
-                    f"to {size[0]} x {size[1]} pixels after {float(time):.2f} s. Cut the "
-                    "video there."
+                    f"{path} has a frame size that changes from {first[0]} x {first[1]} to "
+                    f"{size[0]} x {size[1]} pixels after {float(time):.2f} s. Cut the video there."
                 )
             logger.warning(
-                "The picture size of %s changes from %d x %d to %d x %d pixels after %.2f "
-                "s. All frames are scaled to the first size.",
+                "The frame size of %s changes from %d x %d to %d x %d pixels after %.2f s. All "
+                "frames are scaled to the first size.",
                 *(path, *last, *size, float(time)),
             )
         last = size

@@ -316,10 +316,9 @@ def time_speaking(
     list(StreamingAvatar(*parts).push_audio(audio))  # compiles
     result = measure_latency(StreamingAvatar(*parts), audio)
     logger.info(
-        "  live speech: the delay after the sound is at most %.0f ms for 95 %% of the frames "
-        "(%.0f ms of it is waiting for sound; the median computation time of a hop is %.1f ms). "
-        "The computation takes %.2f s per second of "
-        "speech",
+        "  live speech: the delay after the audio is at most %.0f ms for 95 %% of the frames "
+        "(%.0f ms of it is waiting for audio; the median computation time of a hop is %.1f ms). "
+        "The computation takes %.2f s per second of speech",
         *(result["latency_ms_p95"], result["waits_ms"], result["hop_ms_median"]),
         result["real_time_factor"],
     )

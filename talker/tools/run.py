@@ -197,7 +197,7 @@ def _speeches(config: Config, folder: Path) -> Iterator[tuple[str, str]]:
     names = set()
     for speech in config.say:
         if not speech.strip():
-            raise UserError("--say: The value is empty. Give a sound file or a text.")
+            raise UserError("--say: The value is empty. Give an audio file or a text.")
         if is_file := Path(speech).suffix.lower() in MEDIA:
             name, file = name_of(speech), _seen_from(config.out, speech)
             if not Path(speech).is_file():
@@ -206,7 +206,7 @@ def _speeches(config: Config, folder: Path) -> Iterator[tuple[str, str]]:
             name = _name_of_text(speech)
             file = _seen_from(config.out, str(folder / f"{name}.wav"))
         if name in names:
-            raise UserError(f"--say: Two speeches have the name '{name}'. Rename one of the files.")
+            raise UserError(f"--say: Two values have the name '{name}'. Rename one of the files.")
         names.add(name)
         if not is_file:
             _speak(speech, config.voice, folder / f"{name}.wav")
@@ -238,7 +238,7 @@ def _speak(text: str, voice: str, file: Path) -> None:
         file.write_bytes(sound)
     elif file.read_bytes() != sound:
         raise UserError(
-            f"--say: The file {file} already exists and contains other sound. Rename or delete it."
+            f"--say: The file {file} already exists and contains other audio. Rename or delete it."
         )
 
 

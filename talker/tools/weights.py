@@ -100,7 +100,7 @@ def describe(weights: Weights) -> dict[str, str]:
         "source": weights.source,
         "size": "unknown" if weights.size is None else f"{weights.size:,} bytes",
         "checksum": "\n".join(sums) or "unknown",
-        "path": f"{location(weights)}" if weights.files else "set by the option",
+        "path": f"{location(weights)}" if weights.files else "given with the option",
         "get it": f"talker weights fetch {weights.key}" if weights.files else weights.hint(),
     }
 
@@ -183,8 +183,8 @@ def _is_there(file: Download, path: Path) -> bool:
         )
     if fault := fault_of(file, path):
         raise UserError(
-            f"{path} is not the published file, because it {fault}. Move or delete it, and "
-            "run the same command again."
+            f"{path} is not the published file: it {fault}. Move or delete it, and run the same "
+            "command again."
         )
     return True
 
