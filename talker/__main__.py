@@ -30,7 +30,7 @@ COMMANDS = {
     "parsing": "segment head, neck, torso and background",
     "blink": "estimate the eye closure (AU45) of every frame",
     "track": "estimate head poses, focal length and head shape",
-    "overlay": "draw the tracked head over the frames, as a video to check by eye",
+    "overlay": "draw the tracked head over the frames, as a video for visual inspection",
     "background": "reconstruct the background behind the person",
     "layers": "extract the torso, and composite the person over the reconstructed background",
     "check": "check a dataset folder, and refuse clips that are unlikely to give a good avatar",
@@ -45,7 +45,7 @@ COMMANDS = {
     "report": "write an HTML page with all results of a subject",
     "bench": "measure how fast this machine renders and trains",
     "synthesize": "render the demo's synthetic person, with exact ground truth",
-    "view": "look at an avatar in the browser, move its face and let it speak",
+    "view": "show an avatar in the browser, move its face and let it speak",
     "weights": "list the optional models, or download some of them",
     "info": "print what a bug report needs: versions, GPU, memory, disk",
 }

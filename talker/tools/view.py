@@ -85,7 +85,7 @@ SOUND_PANEL = """
   audio { width: 100%; height: 40px; margin-top: 8px }
 </style>
 <label><input type="file" accept="audio/*,video/*"><span id="text">
-  Choose a sound file, or drop one here</span></label>
+  Choose an audio file, or drop one here</span></label>
 <audio controls></audio>
 <script>
   const audio = document.querySelector("audio"), text = document.getElementById("text");
@@ -97,7 +97,7 @@ SOUND_PANEL = """
     else audio.src = URL.createObjectURL(data);
   };
   socket.onclose = () => text.textContent = "The connection is closed. Reload the page.";
-  const send = (file) => { if (file) { audio.pause(); text.textContent = "Reading the sound";
+  const send = (file) => { if (file) { audio.pause(); text.textContent = "Reading the audio";
                                        socket.send(file); } };
   input.onchange = () => { send(input.files[0]); input.value = ""; };
   ondragover = (event) => { event.preventDefault(); label.className = "over"; };
@@ -125,8 +125,8 @@ class Config:
     """Address to listen on. The default accepts connections from this machine only. The page has no
     password, so choose another address only in a network that you trust."""
     port: Annotated[int, Field(ge=1, le=65534)] = 8080
-    """Port of the page; the next one carries the sound. If it is in use, the next free one is
-    chosen."""
+    """Port of the page; the next port is used for the audio. If the port is in use, the next free
+    one is chosen."""
     size: AtLeast0 = 0
     """Longer side of the rendered images in pixels. The default of 0 selects the image size of the
     training. It can be changed in the page."""
@@ -291,7 +291,7 @@ class Viewer:
             self.sounds = serve(self.attend, config.host, port + 1, max_size=MAX_UPLOAD)
         except OSError as error:
             raise UserError(
-                f"The port {port + 1} cannot be used for the sound ({error}). Choose another "
+                f"The port {port + 1} cannot be used for the audio ({error}). Choose another "
                 "`--port`."
             ) from error
         threading.Thread(target=self.sounds.serve_forever, daemon=True).start()
@@ -535,14 +535,14 @@ def main(
 ) -> None:
     """Open an avatar in the browser, to turn it, move its face and let it speak.
 
-    The page is updated whenever the file of the avatar changes, so a checkpoint can be viewed while
-    it trains.
+    The page is updated whenever the file of the avatar changes, so you can watch an avatar while it
+    trains.
 
     Args:
-        avatar: file that `talker bundle` wrote, folder that `talker train` wrote, or checkpoint of
-            a training (latest.pt).
-        data: dataset folder; not needed with a file that `talker bundle` wrote.
-        config: options.
+        avatar: File written by `talker bundle`, avatar folder written by `talker train`, or
+            checkpoint of a training (latest.pt).
+        data: Dataset folder. It is not needed if `avatar` is a file written by `talker bundle`.
+        config: Options.
     """
     if not avatar.exists():
         raise UserError(f"{avatar} does not exist.")
