@@ -29,7 +29,7 @@ from talker.measure.metrics import correlation
 
 def compare(data: Dataset, name: str, model: str) -> tuple[float, float]:
     """Return the correlations on left-out training stretches and on the held-out frames."""
-    assert isinstance(data.folder, Path), "expected a dataset folder, not a packed file"
+    assert isinstance(data.folder, Path), "The dataset is a packed file. Give a dataset folder."
     with tempfile.TemporaryDirectory() as folder:
         features, statistics = Path(folder, "aud.npy"), Path(folder, "aud.npz")
         speech.main(
@@ -68,4 +68,7 @@ if __name__ == "__main__":
     for given in encoders:
         name, _, model = given.partition(":")
         left_out, held_out = compare(dataset, name, model)
-        print(f"{given}: left-out stretches {left_out:.3f}, held-out opening {held_out:.3f}")
+        print(
+            f"{given}: correlation on left-out training frames {left_out:.3f}, on held-out frames "
+            f"{held_out:.3f}"
+        )

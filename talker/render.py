@@ -101,8 +101,8 @@ def split_drive(dataset: Dataset, split: Literal["train", "val"]) -> Drive:
     ids = dataset.train_ids if split == "train" else dataset.val_ids
     if len(ids) == 0:
         raise UserError(
-            f"{dataset.folder / f'transforms_{split}.json'} lists no valid frame to render. "
-            "Run `talker check` to see why the frames are invalid."
+            f"{dataset.folder / f'transforms_{split}.json'} lists no tracked frame to render. Run "
+            "`talker check` to see why the frames were rejected."
         )
     window_ids = np.arange(ids[0], ids[-1] + 1)
     return Drive(nearest_valid(window_ids, dataset.valid), dataset.speech, window_ids)

@@ -351,8 +351,8 @@ def fuse_with_flow(
     selection.reject(covered, "something covers the face")
     if not len(selection.accepted_frames):
         raise UserError(
-            f"{images} has no usable frame: in every frame, the image is frozen or something "
-            "covers the face. Use a video of a talking head."
+            f"{images} has no frame that can be tracked: in every frame, the image is frozen or "
+            "something covers the face. Use a video of a talking head."
         )
     return FusedPoses(from_landmarks, final, stable[followed], flows)
 

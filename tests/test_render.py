@@ -252,7 +252,7 @@ def test_no_valid_frame_is_refused(data: Dataset) -> None:
     blind = dataclasses.replace(
         data, valid=np.zeros(data.frames, bool), val_ids=np.empty(0, np.int64)
     )
-    with pytest.raises(UserError, match="no valid frame"):
+    with pytest.raises(UserError, match="no tracked frame"):
         speech_drive(blind, data.speech)
     with pytest.raises(UserError, match=r"transforms_val\.json"):
         split_drive(blind, "val")

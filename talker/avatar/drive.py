@@ -113,8 +113,8 @@ def longest_stretch(dataset: Dataset) -> Int64[np.ndarray, "N"]:
     )
     if len(ids) == 0:
         raise UserError(
-            f"{dataset.folder} has no valid frame, so there is no pose to render. Run "
-            "`talker check` to see why the frames are invalid."
+            f"{dataset.folder} has no tracked frame, so there is no pose to render. Run `talker "
+            "check` to see why the frames were rejected."
         )
     if len(ids) > SHORT_STRETCH:
         speed = head_speed(dataset.viewmats[ids]) + dataset.eye[ids]

@@ -369,8 +369,8 @@ def transforms_faults(
         yield f"{path} has frames whose img_id and aud_id differ. Run `talker track` again."
     if foreign := set(ids) - expected:
         yield (
-            f"{path} lists {folder.list_frames(foreign)}, which are invalid or "
-            "belong to the other file of transforms. Run `talker track` again."
+            f"{path} lists {folder.list_frames(foreign)}, which are not tracked or belong to the "
+            "other transforms file. Run `talker track` again."
         )
     if missing := expected - set(ids):
         yield f"{path} does not list {folder.list_frames(missing)}. Run `talker track` again."

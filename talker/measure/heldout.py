@@ -182,7 +182,7 @@ def evaluate_held_out(
     ids = evaluated_ids(dataset)
     if len(ids) == 0:
         raise UserError(
-            f"{dataset.folder / layout.TRANSFORMS_VAL} lists no usable frame, so the avatar "
+            f"{dataset.folder / layout.TRANSFORMS_VAL} lists no tracked frame, so the avatar "
             "cannot be evaluated. Use a longer clip."
         )
     real = RealFrames.load(dataset, ids)
