@@ -28,7 +28,6 @@ from talker.data.formats import (
     read_transforms,
 )
 from talker.data.layout import FrameFiles
-from talker.dataset import SPARE_ROWS
 from talker.errors import UserError
 from talker.head.camera import transform_matrices
 from talker.media.audio import SOUND_TOLERANCE, decode_audio
@@ -146,7 +145,7 @@ def frame_rows(folder: Folder) -> Iterator[Row]:
             f"+ {first}. Rename the images so that they start at 0",
         )
     elif beyond := set(folder.images - expected):
-        spare = len(beyond) <= SPARE_ROWS
+        spare = len(beyond) <= layout.SPARE_ROWS
         yield Row(
             "frame numbers",
             "present" if spare else "inconsistent",
@@ -277,7 +276,7 @@ def blink_rows(folder: Folder) -> Iterator[Row]:
 
 def _blinks(path: Path, frames: int) -> str:
     count = len(read_au45(path))
-    if frames <= count <= frames + SPARE_ROWS:
+    if frames <= count <= frames + layout.SPARE_ROWS:
         return f"{count} rows"
     rate = _rate(read_table(path).get("timestamp", []))
     if rate is not None and abs(rate - FPS) > 0.1:
@@ -334,7 +333,7 @@ def _duration(path: Path, frames: int) -> str:
 
 def _features(path: Path, frames: int) -> str:
     shape = load_array(path).shape
-    if not frames <= shape[0] <= frames + SPARE_ROWS:
+    if not frames <= shape[0] <= frames + layout.SPARE_ROWS:
         raise UserError(
             f"it has {shape[0]} windows for {frames} frames. Extract them from {layout.SOUND} "
             "again, or move the file to another folder, so that talker extracts the "

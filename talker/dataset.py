@@ -24,14 +24,11 @@ from talker.core.config import DEFAULT_ENCODER
 from talker.core.progress import progress
 from talker.data import layout
 from talker.data.formats import eye_closure, read_au45, read_track_params, read_transforms
-from talker.data.layout import HEAD, Folder, FrameFiles, class_mask
+from talker.data.layout import HEAD, SPARE_ROWS, Folder, FrameFiles, class_mask, speech_file
 from talker.errors import UserError
 from talker.head.camera import intrinsics, viewmats_from_pose
 from talker.head.landmarks68 import read_lms
 from talker.media.images import read_image
-
-SPARE_ROWS = 1
-"""Number of extra rows that a published per-frame file may have; its readers ignore them too."""
 
 
 @dataclass(frozen=True)
@@ -239,19 +236,6 @@ class Dataset:
         shrinks = self.height < image.shape[0]
         mode = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
         return cv2.resize(image, (self.width, self.height), interpolation=mode)
-
-
-def speech_file(folder: Folder, encoder: str) -> Folder:
-    """Return the path of the speech features of an encoder, whether or not they exist.
-
-    Published DeepSpeech features are used where talker's own do not exist.
-    """
-    own, published = (
-        folder / layout.speech_features(encoder),
-        folder / layout.DEEPSPEECH_FEATURES,
-    )
-    use_published = encoder == "deepspeech" and published.exists() and not own.exists()
-    return published if use_published else own
 
 
 def read_speech(path: Folder, frames: int) -> np.ndarray:

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
@@ -21,13 +21,13 @@ from talker.core.config import AtLeast0, AtLeast1, NonNegative, Positive, valida
 from talker.core.files import Output, atomic_write
 from talker.core.pca import pca
 from talker.core.progress import progress
-from talker.data.formats import write_track_params, write_transforms
+from talker.data.formats import write_transforms
 from talker.errors import UserError
 from talker.head.camera import pose_from_viewmats, project, transform_matrices
 from talker.head.dense import fit_head, head_surface, with_hair
 from talker.head.fitting import RigidFit, fit_rigid, outliers
 from talker.head.flow import Flow, follow_points
-from talker.head.fusion import fuse, motion_errors
+from talker.head.fusion import common_motion, fuse
 from talker.head.morphable import MorphableHead
 from talker.head.poses import HUBER, fill_poses, move_origin, unproject
 from talker.head.shots import (
@@ -38,16 +38,10 @@ from talker.head.shots import (
     find_jump_cuts,
     still_frames,
 )
-from talker.head.track_result import Track, summarize
+from talker.head.track_result import EXPRESSIONS, FocalPrior, Track, save_params, summarize
 from talker.media.images import read_numbered
 
 logger = logging.getLogger(__name__)
-
-IDENTITIES = 100
-"""Number of columns of `id` in published track_params.pt files."""
-
-EXPRESSIONS = 79
-"""Number of columns of `exp` in published track_params.pt files."""
 
 FLOW_PLACES = 160
 """Number of rigid points that optical flow follows; the points with the largest weights."""
@@ -379,69 +373,6 @@ def compute_flow(
     return follow_points(frames(), expected, STEPS), patches
 
 
-def common_motion(
-    viewmats: np.ndarray,
-    points: np.ndarray,
-    K: np.ndarray,
-    flow: Flow,
-    step: int,
-    usable: np.ndarray,
-    shot: np.ndarray,
-) -> float:
-    """Return the RMS difference in pixels between head motion and flow within shots."""
-    error = motion_errors(viewmats, points, K, flow, step)
-    measured = usable[step:] & usable[:-step] & (shot[step:] == shot[:-step]) & np.isfinite(error)
-    return float(np.sqrt((error[measured] ** 2).mean())) if measured.any() else float("nan")
-
-
-def describe_focal(clip: Clip, tracked: Track, config: Config) -> dict[str, Any]:
-    """Return the facts about the focal length for track_report.json."""
-    per_side = tracked.focal / max(clip.width, clip.height)
-    _, trans = pose_from_viewmats(tracked.viewmats[tracked.valid])
-    return {
-        "px": tracked.focal,
-        "per_longer_side": per_side,
-        "given": config.focal_px is not None,
-        "at_bound": config.focal_px is None
-        and bool(np.isclose(per_side, config.focal_range).any()),
-        "distance_dm": float(-trans[:, 2].mean()),
-        "prior_distance_dm": config.distance,
-        "prior_sigma": config.distance_sigma,
-        "residual_px": {f"x{factor:g}": rms for factor, rms in tracked.focal_curve.items()},
-    }
-
-
-def save_params(path: Path, tracked: Track, model: str) -> None:
-    """Write track_params.pt: the published keys with one row per frame, and talker's own keys.
-
-    `id` stays 0 where the model has more identities than the published 100; `identity` has all.
-    """
-
-    euler, trans = pose_from_viewmats(tracked.viewmats)
-    rank = len(tracked.basis)
-    exp = np.zeros((len(euler), EXPRESSIONS))
-    exp[:, :rank] = tracked.expression
-    published = np.zeros(IDENTITIES)
-    if len(tracked.identity) <= IDENTITIES:
-        published[: len(tracked.identity)] = tracked.identity
-    exp_basis = np.zeros((EXPRESSIONS, *tracked.mesh.shape))
-    exp_basis[:rank] = tracked.basis
-    arrays = {
-        "id": published[None],
-        "identity": tracked.identity,
-        "exp": exp,
-        "euler": euler,
-        "trans": trans,
-        "focal": np.array([tracked.focal]),
-        "vertices": tracked.vertices[None],
-        "exp_basis": exp_basis,
-        "mesh478": tracked.mesh,
-        "valid": tracked.valid,
-        "faces": tracked.faces,
-    }
-    write_track_params(path, arrays, model)
-
-
 def main(
     *,
     clip: Path,
@@ -471,7 +402,8 @@ def main(
     head = load_backend("head", config.model).load(files)
     faces = load_per_frame(landmarks, described.frames, "points")
     tracked = track(described, images, faces["points"], faces["valid"], head, config)
-    facts = summarize(described, tracked, describe_focal(described, tracked, config))
+    prior = FocalPrior(config.focal_px, config.focal_range, config.distance, config.distance_sigma)
+    facts = summarize(described, tracked, prior)
     cut_off = int(((outside_fraction(described, faces["points"]) > 0) & tracked.valid).sum())
     facts["cut_by_border"] = cut_off
     if cut_off:

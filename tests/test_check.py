@@ -187,6 +187,10 @@ FAULTS = {
         edit_array("aud_hama.npy", lambda x: x[:-1]),
         ["aud_hama.npy", "[99, 16, 32]"],
     ),
+    "whole speech": (
+        edit_array("aud_hama.npy", lambda x: x.astype(np.int32)),
+        ["aud_hama.npy", "int32", "must be floating-point"],
+    ),
     "empty speech": (
         lambda folder: (folder / "aud_hama.npy").write_bytes(b""),
         ["aud_hama.npy", "cannot be read as .npy"],

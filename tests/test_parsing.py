@@ -6,15 +6,8 @@ import numpy as np
 import pytest
 from conftest import read_mask
 
-from talker.backends.parsing_color import (
-    Pose,
-    align_heads,
-    label,
-    learn,
-    parse,
-    posterior,
-    smooth_in_time,
-)
+from talker.backends.color_model import Pose, align_heads, learn, posterior
+from talker.backends.parsing_color import label, parse, smooth_in_time
 from talker.clip import Clip, Source, load_per_frame
 from talker.data.layout import BACKGROUND, HEAD, NECK, TORSO, write_mask
 from talker.errors import UserError

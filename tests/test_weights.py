@@ -20,9 +20,10 @@ import pytest
 from talker.backends import BACKENDS
 from talker.backends.weights import FILES
 from talker.core import download as download_module
+from talker.core.checksum import checksum
 from talker.core.download import download
 from talker.core.ownership import foreign_outputs
-from talker.data.weights import WEIGHTS, Download, Weights, checksum, fault_of, location
+from talker.data.weights import WEIGHTS, Download, Weights, fault_of, location
 from talker.errors import UserError
 from talker.tools import weights as tool
 from talker.tools.weights import fetch, main, state_of

@@ -1,4 +1,4 @@
-"""Read files whose content is pinned by a SHA-256 checksum."""
+"""Compute checksums of files, and read files whose content is pinned by one."""
 
 import hashlib
 from io import BytesIO
@@ -9,6 +9,20 @@ from talker.errors import UserError
 
 if TYPE_CHECKING:
     from torch.jit import ScriptModule
+
+CHUNK = 1 << 20
+"""Number of bytes that are read at once."""
+
+
+def checksum(path: Path, kind: str) -> str:
+    """Return a checksum of a file as hexadecimal digits; `kind` is sha256, sha1 or git."""
+    digest = hashlib.new("sha1" if kind == "git" else kind, usedforsecurity=False)
+    if kind == "git":
+        digest.update(b"blob %d\0" % path.stat().st_size)
+    with path.open("rb") as content:
+        while chunk := content.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def read_verified(path: Path, sha256: str) -> bytes:

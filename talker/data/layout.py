@@ -100,10 +100,23 @@ def speech_statistics(encoder: str) -> str:
     return f"aud_{encoder}.npz"
 
 
+def speech_file(folder: Folder, encoder: str) -> Folder:
+    """Return the path of the speech features of an encoder, whether or not they exist.
+
+    Published DeepSpeech features are used where talker's own do not exist.
+    """
+    own, published = folder / speech_features(encoder), folder / DEEPSPEECH_FEATURES
+    use_published = encoder == "deepspeech" and published.exists() and not own.exists()
+    return published if use_published else own
+
+
 def novel_folder(speech: str) -> str:
     """Return the name of the folder of a new speech, such as `novel/hello`."""
     return f"{NOVEL}/{speech}"
 
+
+SPARE_ROWS = 1
+"""Number of extra rows that a published per-frame file may have; its readers ignore them too."""
 
 BACKGROUND, HEAD, NECK, TORSO = range(4)
 """Classes of a parsing mask."""

@@ -5,16 +5,14 @@ and metrics and the command `talker weights` read it. Checksums were published b
 with the files; where none is known, only the size or the beginning of a file can be verified.
 """
 
-import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from talker.core.checksum import checksum
 from talker.errors import UserError
 
-CHUNK = 1 << 20
-"""Number of bytes that are read at once."""
 METRIC_NETWORKS = ("lpips", "stlpips", "inception", "identity", "syncnet")
 """Entries of `WEIGHTS` that are also options of `talker evaluate`, each of which names a file."""
 
@@ -427,17 +425,6 @@ def fault_of(file: Download, path: Path) -> str | None:
     with path.open("rb") as content:
         begins = content.read(len(file.begins))
     return None if begins == file.begins else "starts with other bytes than the published file"
-
-
-def checksum(path: Path, kind: str) -> str:
-    """Return a checksum of a file as hexadecimal digits; `kind` is sha256, sha1 or git."""
-    digest = hashlib.new("sha1" if kind == "git" else kind, usedforsecurity=False)
-    if kind == "git":
-        digest.update(b"blob %d\0" % path.stat().st_size)
-    with path.open("rb") as content:
-        while chunk := content.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def published(name: str) -> tuple[Path, str]:

@@ -120,6 +120,34 @@ def motion_errors(
     return np.where(reliable, np.linalg.norm(mean, axis=1), np.nan)
 
 
+def common_motion(
+    viewmats: Float[np.ndarray, "T 4 4"],
+    points: Float[np.ndarray, "Q 3"],
+    K: Float[np.ndarray, "3 3"],
+    flow: Flow,
+    step: int,
+    usable: Bool[np.ndarray, "T"],
+    shot: Integer[np.ndarray, "T"],
+) -> float:
+    """Return the RMS of `motion_errors` between usable frames of the same shot, in pixels.
+
+    Args:
+        viewmats: [T, 4, 4].
+        points: [Q, 3] dm, the points of the flow.
+        K: [3, 3], pixels.
+        flow: displacements over `step` frames.
+        step: frame distance.
+        usable: bool [T].
+        shot: int [T], index of each frame's shot.
+
+    Returns:
+        Pixels; nan if there is no such pair of frames.
+    """
+    error = motion_errors(viewmats, points, K, flow, step)
+    measured = usable[step:] & usable[:-step] & (shot[step:] == shot[:-step]) & np.isfinite(error)
+    return float(np.sqrt((error[measured] ** 2).mean())) if measured.any() else float("nan")
+
+
 def _add_flow(
     blocks: np.ndarray,
     gradient: np.ndarray,

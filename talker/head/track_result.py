@@ -1,6 +1,7 @@
-"""The result of tracking a clip and its summary for track_report.json."""
+"""The result of tracking a clip, and the content of track_params.pt and track_report.json."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -9,7 +10,28 @@ import scipy
 
 from talker import __version__
 from talker.clip import Clip
+from talker.data.formats import write_track_params
 from talker.head.camera import intrinsics, pose_from_viewmats, project
+
+IDENTITIES = 100
+"""Number of columns of `id` in published track_params.pt files."""
+
+EXPRESSIONS = 79
+"""Number of columns of `exp` in published track_params.pt files."""
+
+
+@dataclass(frozen=True)
+class FocalPrior:
+    """What was known about the focal length before it was estimated."""
+
+    given: float | None
+    """Focal length in pixels that the user specified, or None."""
+    bounds: tuple[float, float]
+    """Bounds of an estimated focal length, in multiples of the longer image side."""
+    distance: float
+    """Expected distance from camera to head in dm."""
+    distance_sigma: float
+    """Standard deviation of the logarithm of the distance."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +74,43 @@ class Track:
         return ~np.isin(np.arange(len(self.viewmats)), list(self.rejected))
 
 
-def summarize(clip: Clip, track: Track, focal: dict[str, Any]) -> dict[str, Any]:
-    """Return the content of track_report.json.
+def save_params(path: Path, track: Track, model: str) -> None:
+    """Write track_params.pt: the published keys with one row per frame, and talker's own keys.
+
+    `id` stays 0 where the model has more identities than the published 100; `identity` has all.
 
     Args:
-        focal: facts about the focal length, which the report repeats.
+        path: the file.
+        track: the tracked clip.
+        model: name of the head model.
     """
+    euler, trans = pose_from_viewmats(track.viewmats)
+    rank = len(track.basis)
+    exp = np.zeros((len(euler), EXPRESSIONS))
+    exp[:, :rank] = track.expression
+    published = np.zeros(IDENTITIES)
+    if len(track.identity) <= IDENTITIES:
+        published[: len(track.identity)] = track.identity
+    exp_basis = np.zeros((EXPRESSIONS, *track.mesh.shape))
+    exp_basis[:rank] = track.basis
+    arrays = {
+        "id": published[None],
+        "identity": track.identity,
+        "exp": exp,
+        "euler": euler,
+        "trans": trans,
+        "focal": np.array([track.focal]),
+        "vertices": track.vertices[None],
+        "exp_basis": exp_basis,
+        "mesh478": track.mesh,
+        "valid": track.valid,
+        "faces": track.faces,
+    }
+    write_track_params(path, arrays, model)
+
+
+def summarize(clip: Clip, track: Track, prior: FocalPrior) -> dict[str, Any]:
+    """Return the content of track_report.json."""
     valid = track.valid
     pixels = project(track.mesh, track.viewmats, intrinsics(track.focal, clip.width, clip.height))
     face = float(np.median(np.ptp(pixels[valid, :, 0], axis=1)))
@@ -70,7 +123,7 @@ def summarize(clip: Clip, track: Track, focal: dict[str, Any]) -> dict[str, Any]
         "frames": clip.frames,
         "valid": int(valid.sum()),
         "face_width_px": face,
-        "focal": focal,
+        "focal": describe_focal(clip, track, prior),
         "residual": {"px": middle, "percent_of_face": 100 * middle / face},
         "motion_px": {
             name: {f"c{step}": _none_if_nan(value) for step, value in errors.items()}
@@ -91,6 +144,22 @@ def summarize(clip: Clip, track: Track, focal: dict[str, Any]) -> dict[str, Any]
             "scipy": scipy.__version__,
             "opencv": cv2.__version__,
         },
+    }
+
+
+def describe_focal(clip: Clip, track: Track, prior: FocalPrior) -> dict[str, Any]:
+    """Return the facts about the focal length for track_report.json."""
+    per_side = track.focal / max(clip.width, clip.height)
+    _, trans = pose_from_viewmats(track.viewmats[track.valid])
+    return {
+        "px": track.focal,
+        "per_longer_side": per_side,
+        "given": prior.given is not None,
+        "at_bound": prior.given is None and bool(np.isclose(per_side, prior.bounds).any()),
+        "distance_dm": float(-trans[:, 2].mean()),
+        "prior_distance_dm": prior.distance,
+        "prior_sigma": prior.distance_sigma,
+        "residual_px": {f"x{factor:g}": rms for factor, rms in track.focal_curve.items()},
     }
 
 

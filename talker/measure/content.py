@@ -13,11 +13,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from talker.clip import load_json, load_per_frame
+from talker.clip import load_array, load_json, load_per_frame
 from talker.core.ownership import differing_files
 from talker.data import layout
 from talker.data.formats import TrackParams, read_au45, read_track_params
-from talker.dataset import read_speech, speech_file
 from talker.encoders import ENCODERS, load_encoder
 from talker.encoders.features import FeatureStats, extract, mute, windows
 from talker.encoders.loudness import pauses, slot_levels
@@ -319,7 +318,7 @@ def blink_faults(folder: FolderSpec) -> Iterator[str]:
 def speech_faults(folder: FolderSpec) -> Iterator[str]:
     """Compute speech features again, where the encoder is fast, and compare them."""
     for encoder in QUICK_ENCODERS:
-        path = speech_file(folder.path, encoder)
+        path = layout.speech_file(folder.path, encoder)
         statistics = folder.path / layout.speech_statistics(encoder)
         if not folder.own or not path.exists() or not statistics.exists():
             continue
@@ -328,7 +327,7 @@ def speech_faults(folder: FolderSpec) -> Iterator[str]:
         slots = stats.reduce(np.concatenate(list(extract(load_encoder(stats.choice), sound))))
         slots = mute(slots, pauses(slot_levels(sound), stats.pause), stats)
         expected = np.concatenate(list(windows([slots], stats.look_ahead)))
-        found = read_speech(path, folder.frames)
+        found = load_array(path)
         if found.shape != expected.shape or not (
             np.median(np.abs(found - expected)) <= SPEECH_TOLERANCE
         ):

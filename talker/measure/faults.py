@@ -26,8 +26,7 @@ from talker.clip import (
 from talker.core.parallel import ordered_map
 from talker.data import layout
 from talker.data.formats import read_au45, read_track_params, read_transforms
-from talker.data.layout import COLORS, HEAD
-from talker.dataset import SPARE_ROWS, speech_file
+from talker.data.layout import COLORS, HEAD, SPARE_ROWS, speech_file
 from talker.encoders import ENCODERS
 from talker.errors import UserError
 from talker.head.camera import transform_matrices
@@ -298,7 +297,9 @@ def speech_faults(folder: FolderSpec) -> Iterator[str]:
             continue
         if features.ndim == 3 and folder.allows_rows(len(features)):
             features = features[: folder.frames]
-        if features.ndim != 3 or features.shape[:2] != (folder.frames, 16):
+        if features.dtype.kind != "f":
+            yield f"{path} has the type {features.dtype}, but it must be floating-point."
+        elif features.ndim != 3 or features.shape[:2] != (folder.frames, 16):
             yield (
                 f"{path} has the shape {list(features.shape)}, but it must be [{folder.frames}, "
                 "16, C]. Run `talker speech` again."

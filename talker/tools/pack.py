@@ -22,7 +22,7 @@ from talker.core.config import DEFAULT_ENCODER, validated
 from talker.core.files import Output, atomic_write
 from talker.core.progress import progress
 from talker.data import layout
-from talker.dataset import Dataset, speech_file
+from talker.dataset import Dataset
 from talker.encoders import ENCODERS
 from talker.errors import UserError
 from talker.measure.metrics import psnr
@@ -66,7 +66,9 @@ def main(*, data: Path, pack: Output, config: Config = Config()) -> None:
     """
     if data.is_file():
         raise UserError(f"{data} is a file. Only a dataset folder can be packed.")
-    encoders = [name for name in ENCODERS if speech_file(data, name).exists()] or [DEFAULT_ENCODER]
+    encoders = [name for name in ENCODERS if layout.speech_file(data, name).exists()] or [
+        DEFAULT_ENCODER
+    ]
     for encoder in encoders:
         frames = Dataset.load(data, 64, encoder).frames  # raises if the folder is incomplete
     read_image(data / layout.PLATE)  # raises if it is damaged
