@@ -18,7 +18,9 @@ from talker.measure import figures
 from talker.measure.definitions import CONTROLS, DEFINITIONS, DETECTOR_FLOOR
 from talker.measure.figures import Curve, chart, draw_mesh, draw_points, picture
 from talker.measure.heldout import not_computed
+from talker.measure.page_facts import timings
 from talker.measure.pictures import _worst, rejected_frames
+from talker.measure.result_tables import tiles
 from talker.media.video_writer import video_writer
 from talker.report import Config
 
@@ -185,11 +187,11 @@ def test_a_large_video_is_linked(inputs: dict) -> None:
 
 def test_few_frames_give_no_number_about_the_mouth() -> None:
     results = measured()
-    for tile in stage.tiles(results)[:3]:
+    for tile in tiles(results)[:3]:
         assert (tile["value"], tile["note"]) == ("-", "only 10 frames")
     results["held_out"]["frames"] = 59
     results["verdict"] = {"intervals": {"correlation": [0.512, 0.87]}}
-    first = stage.tiles(results)[0]
+    first = tiles(results)[0]
     assert first["value"] == "0.79"
     assert first["note"] == "between 0.5 and 0.9 (90 %); 0.25 with shuffled audio"
 
@@ -224,7 +226,7 @@ def test_names_are_escaped(inputs: dict, tmp_path: Path) -> None:
 
 
 def test_timings_follow_the_pipeline(inputs: dict) -> None:
-    rows = stage.timings(inputs["benchmarks"])["rows"]
+    rows = timings(inputs["benchmarks"])["rows"]
     assert [row["name"] for row in rows] == ["frames", "train", "novel/hello/render"]
     assert rows[0]["memory"] is None
     assert rows[1]["share"] == 100
