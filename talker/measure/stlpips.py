@@ -6,7 +6,9 @@ published weights are read from the file alex_shift_tolerant.pth; its values are
 with those of LPIPS.
 """
 
+from collections import OrderedDict
 from io import BytesIO
+from itertools import count
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -44,44 +46,56 @@ class BlurredDownsampling(nn.Module):
 
 
 class ShiftTolerantLpips(nn.Module):
-    """Maps two batches of images [B, 3, H, W] in -1..1 to distances [B]."""
+    """Maps two batches of images [B, 3, H, W] in -1..1 to distances [B].
+
+    Its parameters have the names of the published ones. The layers of the five slices are numbered
+    consecutively.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         a, b, c, d, e = CHANNELS
-        self.layers = nn.ModuleList(
-            [
-                nn.Sequential(nn.Conv2d(3, a, 11, padding=2), BlurredDownsampling(a), nn.ReLU()),
-                _downsampled(a, nn.Conv2d(a, b, 5, padding=2)),
-                _downsampled(b, nn.Conv2d(b, c, 3, padding=1)),
-                nn.Sequential(nn.Conv2d(c, d, 3, padding=1), nn.ReLU()),
-                nn.Sequential(nn.Conv2d(d, e, 3, padding=1), nn.ReLU()),
-            ]
+        slices = (
+            (nn.Conv2d(3, a, 11, padding=2), BlurredDownsampling(a), nn.ReLU()),
+            (*_downsampling(a), nn.Conv2d(a, b, 5, padding=2), nn.ReLU()),
+            (*_downsampling(b), nn.Conv2d(b, c, 3, padding=1), nn.ReLU()),
+            (nn.Conv2d(c, d, 3, padding=1), nn.ReLU()),
+            (nn.Conv2d(d, e, 3, padding=1), nn.ReLU()),
         )
-        self.weights = nn.ModuleList(nn.Conv2d(size, 1, 1, bias=False) for size in CHANNELS)
+        number = count()
+        self.net = nn.ModuleDict(
+            {
+                f"slice{k}": nn.Sequential(OrderedDict((str(next(number)), m) for m in modules))
+                for k, modules in enumerate(slices, 1)
+            }
+        )
+        for k, size in enumerate(CHANNELS):
+            weights = nn.Sequential(nn.Identity(), nn.Conv2d(size, 1, 1, bias=False))
+            self.add_module(f"lin{k}", nn.ModuleDict({"model": weights}))
 
     def features(self, images: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
-        """Return the features of the five layers, normalized over their channels."""
-        x = (images - images.new_tensor(MEAN)[:, None, None]) / images.new_tensor(STD)[
-            :, None, None
-        ]
+        """Return the features of the five slices, normalized over their channels."""
+        mean, std = (images.new_tensor(values)[:, None, None] for values in (MEAN, STD))
+        x = (images - mean) / std
         features = []
-        for layer in self.layers:
-            x = layer(x)
+        for layers in self.net.values():
+            x = layers(x)
             features.append(F.normalize(x, dim=1, eps=1e-10))
         return features
 
     def forward(
         self, images: Float[Tensor, "B 3 H W"], targets: Float[Tensor, "B 3 H W"]
     ) -> Float[Tensor, "B"]:
-        pairs = zip(self.weights, self.features(images), self.features(targets), strict=True)
-        return torch.stack([w((x - y).square()).mean((1, 2, 3)) for w, x, y in pairs]).sum(0)
+        distances = []
+        pairs = zip(self.features(images), self.features(targets), strict=True)
+        for k, (x, y) in enumerate(pairs):
+            weighted = self.get_submodule(f"lin{k}.model")((x - y).square())
+            distances.append(weighted.mean((1, 2, 3)))
+        return torch.stack(distances).sum(0)
 
 
-def _downsampled(channels: int, convolution: nn.Conv2d) -> nn.Sequential:
-    return nn.Sequential(
-        nn.MaxPool2d(3, stride=1), BlurredDownsampling(channels), convolution, nn.ReLU()
-    )
+def _downsampling(channels: int) -> tuple[nn.Module, nn.Module]:
+    return nn.MaxPool2d(3, stride=1), BlurredDownsampling(channels)
 
 
 def load_stlpips(path: Path, sha256: str) -> ShiftTolerantLpips:
@@ -94,24 +108,10 @@ def load_stlpips(path: Path, sha256: str) -> ShiftTolerantLpips:
     network = ShiftTolerantLpips().requires_grad_(False).eval()
     try:
         published = torch.load(content, map_location="cpu", weights_only=True)
-        network.load_state_dict(_renamed(published), strict=True)
+        network.load_state_dict({name: published[name] for name in network.state_dict()})
     except (RuntimeError, UnpicklingError, EOFError, AttributeError, KeyError) as error:
         raise UserError(
             f"{path} is not the file alex_shift_tolerant.pth of ST-LPIPS ({error}). Download it "
             "with `talker weights fetch stlpips`."
         ) from error
     return network
-
-
-def _renamed(published: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the published parameters under the names of `ShiftTolerantLpips`."""
-    places = {(1, 0): 0, (1, 1): 1, (2, 4): 1, (2, 5): 2, (3, 8): 1, (3, 9): 2, (4, 11): 0}
-    places[5, 13] = 0
-    state = {
-        f"layers.{part - 1}.{place}.{name}": published[key]
-        for (part, number), place in places.items()
-        for name in ("weight", "bias", "filt")
-        if (key := f"net.slice{part}.{number}.{name}") in published
-    }
-    state |= {f"weights.{k}.weight": published[f"lin{k}.model.1.weight"] for k in range(5)}
-    return state
