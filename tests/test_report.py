@@ -134,7 +134,7 @@ def test_a_finished_run_misses_nothing(inputs: dict) -> None:
         assert page.count(f'alt="{kind}') == 2
     assert page.count("<video") == 2
     assert page.index("new speech hello") < page.index("real and avatar")
-    assert "is 0.5, and 0.0 ± 0.1 with shifted sound. In the real video, it is 0.5." in page
+    assert "is 0.5, and 0.0 ± 0.1 with shifted audio. In the real video, it is 0.5." in page
     assert page.count('alt="avatar worst mouth') >= 1
 
 
