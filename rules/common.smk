@@ -69,13 +69,13 @@ def read_schema(name):
     return read_yaml(f"../workflow/schemas/{name}.schema.yaml")
 
 
-def named_videos(pattern):
-    """Return {subject: file}: one video, or all that match a pattern such as `videos/*.mp4`."""
-    files = [pattern]
-    if glob.has_magic(pattern) and not Path(pattern).exists():
-        files = sorted(glob.glob(pattern))
+def named_videos(names):
+    """Return {subject: file} for one video, a list, or a pattern such as `videos/*.mp4`."""
+    files = [names] if isinstance(names, str) else names
+    if isinstance(names, str) and glob.has_magic(names) and not Path(names).exists():
+        files = sorted(glob.glob(names))
     if not files:
-        raise UserError(f"video: No file matches '{pattern}'. Check the pattern.")
+        raise UserError(f"video: No file matches '{names}'. Check the pattern.")
     videos = {}
     for file in files:
         if (other := videos.setdefault(name_of(file), file)) != file:

@@ -86,11 +86,12 @@ def config_schema() -> dict[str, Any]:
                 ),
             },
             "video": {
-                "type": "string",
+                "type": ["string", "array"],
                 "pattern": FILE,
+                "items": {"type": "string", "pattern": FILE},
                 "description": (
-                    "Video, or a pattern such as videos/*.mp4, to use instead of the table of "
-                    "subjects."
+                    "Video, list of videos, or a pattern such as videos/*.mp4, to use instead of "
+                    "the table of subjects."
                 ),
             },
             "example": {

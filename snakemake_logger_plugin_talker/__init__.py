@@ -5,7 +5,7 @@ from logging import LogRecord
 
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 
-FIELDS = ("event", "jobid", "job_id", "rule_name", "rule_msg", "log", "benchmark", "stats")
+FIELDS = ("event", "jobid", "job_id", "rule_name", "rule_msg", "wildcards", "log", "stats")
 """Attributes of a log record that are printed if the record has them."""
 
 

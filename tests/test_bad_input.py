@@ -15,7 +15,7 @@ from talker.errors import UserError
 from talker.measure.gate import Limits
 from talker.media.images import write_image
 
-SHORT = Limits(min_seconds=3.0, max_background=100.0)
+SHORT = Limits(max_background=100.0)
 """Limits for the synthetic clip, which lasts 4 s. The cases change its frames but not its plate."""
 
 

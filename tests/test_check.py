@@ -13,11 +13,9 @@ from published import scale_transforms
 
 from talker.check import Config, check, main
 from talker.errors import UserError
-from talker.measure.gate import Limits
 from talker.media.images import read_image, write_image
 
 FRAMES = 100
-SHORT = Limits(min_seconds=3.0)
 
 
 @pytest.fixture
@@ -33,7 +31,7 @@ def faults_of(folder: Path) -> list[str]:
 
 
 def test_whole_folder_passes(dataset: Path, tmp_path: Path):
-    main(data=dataset, quality=tmp_path / "quality.json", config=Config(limits=SHORT))
+    main(data=dataset, quality=tmp_path / "quality.json", config=Config())
     facts = json.loads((tmp_path / "quality.json").read_text())
     assert facts["frames"] == FRAMES and facts["seconds"] == FRAMES / 25
     assert facts["valid_percent"] == 100.0 and facts["longest_valid_seconds"] == FRAMES / 25

@@ -15,7 +15,6 @@ from talker.data import layout
 from talker.errors import UserError
 from talker.measure.content import edited_files, reprojection_errors
 from talker.measure.faults import FolderSpec
-from talker.measure.gate import Limits
 from talker.media.audio import read_wav, write_wav
 from talker.media.images import read_image, write_image
 
@@ -194,7 +193,7 @@ def test_a_file_that_was_changed_by_hand_is_a_warning(folder: Path, tmp_path: Pa
         scratch.write_text((folder / "au.csv").read_text())
     (folder / "au.csv").write_text((folder / "au.csv").read_text().replace("1.00", "0.99"))
     quality = tmp_path / "quality.json"
-    check.main(data=folder, quality=quality, config=check.Config(limits=Limits(min_seconds=3.0)))
+    check.main(data=folder, quality=quality, config=check.Config())
     warnings = json.loads(quality.read_text())["warnings"]
     assert any("au.csv was changed after talker wrote it" in text for text in warnings)
     assert any("torso_imgs: 3.png was changed after" in text for text in warnings)

@@ -105,7 +105,7 @@ def test_what_was_not_measured_is_not_judged():
 
 FAILURES = {
     "valid_percent": ({"valid_percent": 70.0}, ["70 %", "no face (12 frames)", "at least 80"]),
-    "usable_seconds": ({"usable_seconds": 7.0}, ["7.0 s", "at least 10", "longer clip"]),
+    "usable_seconds": ({"usable_seconds": 2.0}, ["2.0 s", "at least 3", "longer clip"]),
     "held_out_frames": ({"held_out_frames": 2}, ["held-out", "up to its end"]),
     "residual": ({"residual_percent_of_face": 1.0}, ["1.00 %", "track_overlay.mp4"]),
     "c1": ({"c1_px_at_250": 0.3}, ["jitters", "0.30 px"]),
@@ -135,6 +135,7 @@ WARNINGS = {
     "yaw_range_degrees": (2.0, "turns by only 2.0 degrees"),
     "focal_at_bound": (True, "focal_px"),
     "blinks": (0, "No blink"),
+    "usable_seconds": (7.0, "Only 7.0 s of the clip are tracked"),
     "cut_by_border": (3, "cuts off the face in 3 frames"),
 }
 

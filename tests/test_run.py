@@ -19,12 +19,13 @@ from talker.core.boundary import explain
 from talker.core.progress import read_progress
 from talker.errors import UserError
 from talker.media import espeak
-from talker.tools import run
+from talker.tools import run, summary
 from talker.tools.run import Config
 from talker.tools.screen import Screen, duration, earlier_times, plain_error
 
 VERDICT = (
-    '{"verdict": {"grade": "usable", "reasons": ["The mouth is late."], "advice": ["Shift."]}}'
+    '{"verdict": {"grade": "usable", "reasons": ["The mouth is late."], "advice": ["Shift."]},'
+    ' "held_out": {}}'
 )
 WITH_VERDICT = (
     TALKER
@@ -101,6 +102,26 @@ def test_a_failed_stage_is_one_sentence_and_its_log(folder: Path):
     assert "Error in rule" not in out + err
 
 
+def test_several_videos_are_run_and_a_failure_stops_only_its_own(folder: Path):
+    names = [f"p{number}" for number in range(30)]
+    for name in ("good", "bad", *names):
+        (folder / f"{name}.mp4").touch()
+    # the shell expands a pattern only if it is not quoted
+    out, _ = start(folder, "run", "*.mp4", "--dry-run").communicate(timeout=120)
+    assert f"would run: train ({len(names) + 2} jobs)\n" in out
+    assert out.count("\n") <= 20
+    (folder / "broken").write_text("landmarks --clip data/bad/clip.json")
+    process = start(folder, "run", "good.mp4", "bad.mp4", "--snakemake=--retries 0")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "warning: good: few blinks" in out
+    assert "good  usable              results/good/report.html\n" in out
+    assert "bad   failed              landmarks: talker landmarks: error: no face in any" in out
+    assert out.endswith("All subjects: results/index.html\n")
+    assert "logs/bad/landmarks.log: talker landmarks: error: no face in any frame" in err
+    assert out.count("\n") < 20
+
+
 def test_ctrl_c_says_how_to_go_on(folder: Path):
     (folder / "me.mp4").touch()
     job = folder / "bin" / "talker"
@@ -149,7 +170,7 @@ def test_a_text_without_espeak_names_the_package(folder: Path, monkeypatch: pyte
     with pytest.raises(
         UserError, match=r"`apt install espeak-ng` or `pip install espeakng-loader`"
     ):
-        run.main("me.mp4", config=Config(say=("Good morning",)))
+        run.main(("me.mp4",), config=Config(say=("Good morning",)))
     assert not Path("data").exists()
 
 
@@ -158,7 +179,7 @@ def test_a_missing_package_is_named(folder: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(folder)
     Path("me.mp4").touch()
     with pytest.raises(ImportError) as refused:
-        run.main("me.mp4", config=Config())
+        run.main(("me.mp4",), config=Config())
     assert "`pip install '.[workflow]'`" in str(explain(refused.value))
 
 
@@ -171,24 +192,26 @@ def test_a_spoken_text_is_written_once(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(espeak, "write_speech", write)
     config = Config(say=("Good morning!", "a" * 100, "a" * 101, "?"), out=tmp_path)
-    first = dict(run._speeches(config, tmp_path / "novel"))
-    assert len(first) == 4, "different texts have different names"
-    assert Path(first["Good_morning"]).read_bytes() == b"Good morning!"
-    assert spoken[0] == ("Good morning!", "en-us")
-    assert dict(run._speeches(config, tmp_path / "novel")) == first
-    Path(first["Good_morning"]).write_bytes(b"the user's own recording")
+    folders = [tmp_path / "me" / "novel", tmp_path / "you" / "novel"]
+    for _ in range(2):
+        assert not list(run._speeches(config, folders)), "the workflow finds the files itself"
+        for folder in folders:
+            assert len(list(folder.iterdir())) == 4, "different texts have different names"
+            assert (folder / "Good_morning.wav").read_bytes() == b"Good morning!"
+        assert spoken[0] == ("Good morning!", "en-us")
+    (folders[1] / "Good_morning.wav").write_bytes(b"the user's own recording")
     with pytest.raises(
         UserError, match=r"Good_morning\.wav already exists and contains other audio"
     ):
-        dict(run._speeches(config, tmp_path / "novel"))
+        list(run._speeches(config, folders))
 
 
 def test_the_next_command_fits_the_verdict():
     video, config = "my clip.mp4", Config()
-    say = run._next_command(video, "my_clip", config, "good")
+    say = summary._next_command(video, "my_clip", config, "good")
     assert say == "talker run 'my clip.mp4' --say \"Good morning\""
-    assert "longer.mp4" in run._next_command(video, "my_clip", config, "failed")
-    bundle = run._next_command(video, "my_clip", Config(say=("hello.wav",)), "usable")
+    assert "longer.mp4" in summary._next_command(video, "my_clip", config, "failed")
+    bundle = summary._next_command(video, "my_clip", Config(say=("hello.wav",)), "usable")
     assert bundle.startswith("talker bundle --data data/my_clip --avatar results/my_clip/avatar ")
 
 
@@ -205,7 +228,7 @@ def event(**fields: object) -> str:
 
 
 def test_a_running_stage_has_a_line_with_the_time_left(tmp_path: Path):
-    screen = Screen(tmp_path, "me")
+    screen = Screen(tmp_path, ["me"])
     screen.console = screen.bars.live.console = Console(
         file=io.StringIO(), force_terminal=True, width=100, color_system=None
     )
@@ -246,7 +269,7 @@ def test_the_time_left_comes_from_earlier_runs(tmp_path: Path):
         "render_novel": 8,
         "check": 7,
     }
-    screen = Screen(tmp_path, "me")
+    screen = Screen(tmp_path, ["me"])
     stats = {"frames": 1, "train": 1, "check": 1, "total": 3}
     screen.show(event(event="run_info", stats=stats))
     assert screen.seconds_left() == 87

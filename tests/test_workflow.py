@@ -376,7 +376,8 @@ def test_an_unknown_subject_or_speech_is_one_sentence(finished, target, message)
 
 
 def test_a_useless_video_is_refused_before_the_first_job(finished, synthetic):
-    output = finished.refuse("--config", f"video={synthetic.video}", "preset=full")
+    options = "options={check: {limits: {min_seconds: 10}}}"
+    output = finished.refuse("--config", f"video={synthetic.video}", options)
     assert "it is 4.0 s long, but at least 10 s are required" in output
     assert not (finished.folder / "logs/synthetic").exists()
 

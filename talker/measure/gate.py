@@ -57,6 +57,8 @@ CHANGED_LEVELS = 24
 """Difference in gray levels from which a background pixel counts as changed."""
 CLEARANCE = 8
 """Distance around the person in pixels of a 512-pixel image that is not compared."""
+SHORT_SECONDS = 10.0
+"""Duration of the tracked frames in seconds below which a clip gets a warning."""
 AT_LEAST = {"valid_percent", "usable_seconds", "held_out_frames", "mouth_range", "level_range_db"}
 """Facts whose limit is a lower bound."""
 
@@ -67,7 +69,7 @@ class Limits:
 
     min_valid: NonNegative = 80.0
     """Minimum percentage of frames in which the head is tracked, within the shots that are used."""
-    min_seconds: NonNegative = 10.0
+    min_seconds: NonNegative = 3.0
     """Minimum duration of the tracked frames in seconds."""
     min_held_out: AtLeast0 = 5
     """Minimum number of tracked held-out frames."""
@@ -189,7 +191,8 @@ def peak_lag(curve: Float[np.ndarray, "L"]) -> tuple[float, float]:
     last = best + int(np.argmin(np.append(above[best:], False)))
     peak = slice(first, last)
     height = curve[peak] - floor
-    return float((height * LAGS[peak]).sum() / height.sum() - LEAD), float(curve[best])
+    center = (height * LAGS[peak]).sum() / height.sum() if height.any() else LAGS[best]
+    return float(center - LEAD), float(curve[best])
 
 
 def assess(facts: dict[str, Any], limits: Limits) -> Assessment:
@@ -375,6 +378,12 @@ def _warnings(facts: dict[str, Any], limits: Limits) -> Iterator[str]:
         yield (
             "The estimated focal length is at a bound of the allowed range. If you know "
             "the focal length, set `track: {focal_px: ...}`."
+        )
+    seconds = facts.get("usable_seconds", SHORT_SECONDS)
+    if seconds < SHORT_SECONDS:
+        yield (
+            f"Only {seconds:.1f} s of the clip are tracked. The mouth of the avatar will hardly "
+            "follow the speech; use a clip of at least one minute if you can."
         )
     if facts.get("cut_by_border"):
         yield (

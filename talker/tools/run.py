@@ -1,6 +1,7 @@
-"""Turn a video into an avatar in one command, from any folder.
+"""Turn videos into avatars in one command, from any folder.
 
     talker run me.mp4
+    talker run videos/*.mp4
     talker run me.mp4 --say hello.wav --say "Good morning"
     talker run example:obama
     talker run old/project/data/me
@@ -10,8 +11,8 @@ videos and the report are, and whether the avatar is good. The files are written
 data, results, logs and benchmarks of the current folder.
 """
 
+import glob
 import importlib.util
-import json
 import os
 import queue
 import re
@@ -23,8 +24,8 @@ import tempfile
 import threading
 import zlib
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -39,6 +40,7 @@ from talker.core.files import file_lock
 from talker.data import layout
 from talker.errors import UserError
 from talker.tools.screen import Screen
+from talker.tools.summary import summary, summary_of_many
 
 MEDIA = {".wav", ".mp3", ".flac", ".m4a", ".aac", ".ogg", ".opus", ".mp4", ".mov", ".mkv", ".webm"}
 """Suffixes of sound files. `--say` treats any other value as a text."""
@@ -84,7 +86,7 @@ class Config:
 
 
 def main(
-    video: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="VIDEO")],
+    videos: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="VIDEO ...")],
     *,
     config: Config = Config(),
 ) -> None:
@@ -93,27 +95,40 @@ def main(
     If you repeat the command, it only computes what is missing or affected by a change.
 
     Args:
-        video: Video of a person talking, or a dataset folder. A dataset folder of another project
+        videos: Videos of a person talking, or dataset folders. A dataset folder of another project
             also works (see `talker adopt`). `example:obama` downloads and uses an example video.
+            An avatar is trained for each of them.
         config: Options.
     """
-    path = Path(video)
-    if path.is_dir():
-        if not any((path / name).exists() for name in (layout.FRAMES.folder, layout.CLIP)):
-            raise UserError(
-                f"{video} is a folder, but must be a video or a dataset folder, which contains "
-                f"{layout.FRAMES.folder}/ or {layout.CLIP}."
-            )
-    elif not video.startswith(EXAMPLE) and not path.exists():
-        raise UserError(f"{video} does not exist.")
-    run_workflow(video, config)
+    names = [name for video in videos for name in _matching(video)]
+    if not names:
+        raise UserError("Name at least one video, for example: talker run me.mp4")
+    for name in names:
+        if Path(name).is_dir():
+            if not any(
+                (Path(name) / file).exists() for file in (layout.FRAMES.folder, layout.CLIP)
+            ):
+                raise UserError(
+                    f"{name} is a folder, but must be a video or a dataset folder, which contains "
+                    f"{layout.FRAMES.folder}/ or {layout.CLIP}."
+                )
+        elif not Path(name).exists() and (not name.startswith(EXAMPLE) or len(names) > 1):
+            raise UserError(f"{name} does not exist.")
+    run_workflow(names, config)
 
 
-def run_workflow(video: str, config: Config) -> None:
-    """Run the workflow for one video, and print its results.
+def _matching(video: str) -> Sequence[str]:
+    """Return the files that match a pattern which the shell did not expand, or else the name."""
+    if glob.has_magic(video) and not Path(video).exists():
+        return sorted(glob.glob(video)) or [video]
+    return [video]
+
+
+def run_workflow(videos: Sequence[str], config: Config) -> None:
+    """Run the workflow, and print the results.
 
     Args:
-        video: path of the video, relative to the current folder, or an example.
+        videos: paths of the videos, relative to the current folder, or one example.
         config: options.
 
     Raises:
@@ -124,26 +139,35 @@ def run_workflow(video: str, config: Config) -> None:
     for package in ("snakemake", "mediapipe"):
         if importlib.util.find_spec(package) is None:
             raise ImportError(f"No module named '{package}'", name=package)
-    out, overrides = config.out, _source(video, config.out)
-    subject = overrides.get("example") or name_of(overrides["video"])
+    out, overrides = config.out, _source(videos, config.out)
+    subjects = [name_of(path) for path in overrides.get("video", ())] or [overrides["example"]]
     if config.configfile is not None and not config.configfile.is_file():
         raise UserError(f"--configfile: The file {config.configfile} does not exist.")
     if config.preset:
         overrides["preset"] = config.preset
-    if speeches := dict(_speeches(config, out / "data" / subject / layout.NOVEL)):
+    novel = [out / "data" / subject / layout.NOVEL for subject in subjects]
+    if speeches := dict(_speeches(config, novel)):
         overrides["speech"] = speeches
     out.mkdir(parents=True, exist_ok=True)
-    with (
-        file_lock(out / "results" / subject),
-        tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file,
-    ):
+    with ExitStack() as stack:
+        for subject in sorted(set(subjects)):
+            stack.enter_context(file_lock(out / "results" / subject))
+        file = stack.enter_context(
+            tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8")
+        )
         yaml.safe_dump(overrides, file, allow_unicode=True)
         file.flush()
-        status, errors = _run_snakemake(_command(config, file.name), config, subject)
+        table = out / "results" / "batch.tsv"
+        before = table.stat().st_mtime_ns if table.exists() else None
+        command = _command(config, file.name, several=len(subjects) > 1)
+        status, errors = _run_snakemake(command, config, subjects)
+        finished = table.exists() and table.stat().st_mtime_ns != before
+    if len(subjects) > 1 and finished:
+        print(summary_of_many(subjects, out))
     if status:
         raise UserError("\n".join(errors) or "The run failed.")
-    if not config.dry_run:
-        print(summary(video, subject, config))
+    if len(subjects) == 1 and not config.dry_run:
+        print(summary(videos[0], subjects[0], config))
 
 
 def workflow_folder() -> Path:
@@ -153,13 +177,12 @@ def workflow_folder() -> Path:
     return packaged if packaged.is_dir() else package.parent
 
 
-def _source(video: str, out: Path) -> dict[str, Any]:
-    """Return the keys of the configuration that name the video."""
-    if video.startswith(EXAMPLE):
-        return {"example": video.removeprefix(EXAMPLE)}
-    if Path(video).is_dir():
-        return {"video": _seen_from(out, str(_dataset_folder(Path(video), out)))}
-    return {"video": _seen_from(out, video)}
+def _source(videos: Sequence[str], out: Path) -> dict[str, Any]:
+    """Return the keys of the configuration that name the videos."""
+    if len(videos) == 1 and videos[0].startswith(EXAMPLE):
+        return {"example": videos[0].removeprefix(EXAMPLE)}
+    paths = [_dataset_folder(Path(name), out) if Path(name).is_dir() else name for name in videos]
+    return {"video": [_seen_from(out, str(path)) for path in paths]}
 
 
 def _dataset_folder(folder: Path, out: Path) -> Path:
@@ -192,25 +215,27 @@ def _seen_from(out: Path, file: str) -> str:
     return file if out.resolve() == Path.cwd() else os.path.abspath(file)
 
 
-def _speeches(config: Config, folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield the name and the file of each speech; texts are spoken into a file in `folder`."""
+def _speeches(config: Config, folders: Sequence[Path]) -> Iterator[tuple[str, str]]:
+    """Yield the name and path of each sound file, and speak each text into a file in all folders.
+
+    Args:
+        folders: the folder of each subject in which the workflow finds new speech.
+    """
     names = set()
     for speech in config.say:
         if not speech.strip():
             raise UserError("--say: The value is empty. Give an audio file or a text.")
-        if is_file := Path(speech).suffix.lower() in MEDIA:
-            name, file = name_of(speech), _seen_from(config.out, speech)
-            if not Path(speech).is_file():
-                raise UserError(f"--say: The file {speech} does not exist.")
-        else:
-            name = _name_of_text(speech)
-            file = _seen_from(config.out, str(folder / f"{name}.wav"))
+        is_file = Path(speech).suffix.lower() in MEDIA
+        if is_file and not Path(speech).is_file():
+            raise UserError(f"--say: The file {speech} does not exist.")
+        name = name_of(speech) if is_file else _name_of_text(speech)
         if name in names:
             raise UserError(f"--say: Two values have the name '{name}'. Rename one of the files.")
         names.add(name)
-        if not is_file:
-            _speak(speech, config.voice, folder / f"{name}.wav")
-        yield name, file
+        if is_file:
+            yield name, _seen_from(config.out, speech)
+        else:
+            _speak(speech, config.voice, [folder / f"{name}.wav" for folder in folders])
 
 
 def _name_of_text(text: str) -> str:
@@ -221,11 +246,11 @@ def _name_of_text(text: str) -> str:
     return f"{name[:NAME_LENGTH]}_{zlib.crc32(text.encode()):08x}".lstrip("_")
 
 
-def _speak(text: str, voice: str, file: Path) -> None:
-    """Speak a text into a file, unless the file exists.
+def _speak(text: str, voice: str, files: Sequence[Path]) -> None:
+    """Speak a text into those of the files that do not exist.
 
     Raises:
-        UserError: espeak-ng is not installed, or the file exists with other sound.
+        UserError: espeak-ng is not installed, or one of the files exists with other sound.
     """
     from talker.media.espeak import write_speech
 
@@ -233,17 +258,24 @@ def _speak(text: str, voice: str, file: Path) -> None:
         spoken = Path(folder, "speech.wav")
         write_speech(text, voice, spoken)
         sound = spoken.read_bytes()
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(sound)
-    elif file.read_bytes() != sound:
-        raise UserError(
-            f"--say: The file {file} already exists and contains other audio. Rename or delete it."
-        )
+    for file in files:
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(sound)
+        elif file.read_bytes() != sound:
+            raise UserError(
+                f"--say: The file {file} already exists and contains other audio. Rename or delete "
+                "it."
+            )
 
 
-def _command(config: Config, overrides: str) -> list[str]:
-    """Return the command line of Snakemake, which is run in the folder to write to."""
+def _command(config: Config, overrides: str, several: bool) -> list[str]:
+    """Return the command line of Snakemake, which is run in the folder to write to.
+
+    Args:
+        overrides: YAML file of the configuration.
+        several: whether there are several videos; then a failure stops only its own video.
+    """
     workflow = workflow_folder()
     files = [overrides]  # later files have precedence, and all have it over config/config.yaml
     if config.configfile is not None:
@@ -252,6 +284,8 @@ def _command(config: Config, overrides: str) -> list[str]:
         files.insert(0, str(workflow / "config" / "config.yaml"))
     # The lock of Snakemake would have to be removed by hand after a crash.
     options = ["--nolock", "--cores", config.cores, "--configfile", *files]
+    if several:
+        options += ["--workflow-profile", str(workflow / "profiles" / "batch")]
     if config.dry_run:
         options.append("--dry-run")
     if not config.verbose:
@@ -261,7 +295,7 @@ def _command(config: Config, overrides: str) -> list[str]:
 
 
 def _run_snakemake(
-    command: Sequence[str], config: Config, subject: str
+    command: Sequence[str], config: Config, subjects: Sequence[str]
 ) -> tuple[int, Sequence[str]]:
     """Run Snakemake and show its progress; return its exit status and its error messages."""
     pipe = None if config.verbose else subprocess.PIPE
@@ -279,7 +313,7 @@ def _run_snakemake(
     with _interruptible(process):
         if config.verbose:
             return process.wait(), ["The run failed. The reason is in the output above."]
-        return _watch(process, Screen(config.out, subject, config.dry_run))
+        return _watch(process, Screen(config.out, subjects, config.dry_run))
 
 
 def _watch(process: subprocess.Popen[str], screen: Screen) -> tuple[int, Sequence[str]]:
@@ -337,42 +371,3 @@ def _interruptible(process: subprocess.Popen[str]) -> Iterator[None]:
         raise
     finally:
         signal.signal(signal.SIGHUP, before)
-
-
-def summary(video: str, subject: str, config: Config) -> str:
-    """Return where the results are, the verdict with its reasons, and what to do next."""
-    results = config.out / "results" / subject
-    speeches = sorted((results / layout.NOVEL).glob("*.mp4"))
-    rows = [("New speech", str(path)) for path in speeches]
-    rows += [
-        ("Held-out part", str(results / "val.mp4")),
-        ("Report", str(results / "report.html")),
-    ]
-    verdict = _verdict(results / "metrics.json")
-    if verdict:
-        rows.append(("Verdict", " ".join([f"{verdict['grade']}.", *verdict.get("reasons", [])])))
-        rows += [("Advice", text) for text in verdict.get("advice", [])]
-    rows.append(("Next", _next_command(video, subject, config, verdict.get("grade"))))
-    return "\n" + "\n".join(f"{name + ':':<15}{text}" for name, text in rows)
-
-
-def _verdict(metrics: Path) -> Mapping[str, Any]:
-    """Return the verdict in a file of metrics; it is empty if there is none."""
-    try:
-        return json.loads(metrics.read_text(encoding="utf-8")).get("verdict", {})
-    except (OSError, ValueError, AttributeError):
-        return {}
-
-
-def _next_command(video: str, subject: str, config: Config, grade: str | None) -> str:
-    """Return the command that is useful after a run."""
-    if subject == "demo":
-        return 'talker run me.mp4 --say "Good morning"'
-    out = [] if config.out == Path() else ["--out", str(config.out)]
-    if grade in ("failed", "too short to tell"):
-        return f"{shlex.join(['talker', 'run', 'longer.mp4', *out])}, with a longer or better video"
-    if not config.say:
-        return f'{shlex.join(["talker", "run", video, *out])} --say "Good morning"'
-    data, avatar = config.out / "data" / subject, config.out / "results" / subject / "avatar"
-    files = ["--data", str(data), "--avatar", str(avatar), "--file", f"{subject}.avatar"]
-    return f"{shlex.join(['talker', 'bundle', *files])}, to use the avatar from Python"

@@ -9,7 +9,7 @@ import os
 import re
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,8 @@ FIXED_STAGES = {"train", "synthesize"}
 """Stages whose time does not depend on the length of the video."""
 REPORTED_PARTS = 2
 """Number of parts of a long loop; a line is written to a log after each, except the last."""
+LAST_STAGE = "report"
+"""Stage that completes a subject. With several subjects, only this stage has a line in the log."""
 LONG_SECONDS = 60.0
 """Duration of a stage in seconds from which its progress is written to a log."""
 
@@ -39,6 +41,8 @@ class Job:
     """Name of its rule."""
     message: str
     """What it does, for example `me: training the avatar`."""
+    subject: str
+    """Name of its subject."""
     log: Path | None
     """Its log."""
     task: TaskID
@@ -54,12 +58,12 @@ class Screen:
 
     Args:
         out: folder of the run, with the folders data and benchmarks.
-        subject: name of the subject.
+        subjects: names of the subjects.
         dry_run: whether the run only lists the stages that would run.
     """
 
-    def __init__(self, out: Path, subject: str, dry_run: bool = False):
-        self.out, self.subject, self.dry_run = out, subject, dry_run
+    def __init__(self, out: Path, subjects: Sequence[str], dry_run: bool = False):
+        self.out, self.subjects, self.dry_run = out, subjects, dry_run
         self.console = Console(highlight=False, soft_wrap=True, markup=False)
         self.bars = Progress(
             SpinnerColumn(),
@@ -71,7 +75,7 @@ class Screen:
             transient=True,
         )
         self.total_line = self.bars.add_task("", total=None, detail="", visible=False)
-        self.times = dict(earlier_times(out, subject))
+        self.times = mean_times(out, subjects)
         self.jobs: dict[int, Job] = {}
         self.left: dict[str, int] = {}
         self.total = self.done = 0
@@ -85,6 +89,9 @@ class Screen:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self.dry_run and len(self.subjects) > 1:
+            for rule, count in self.left.items():
+                self.print(f"would run: {rule} ({count} jobs)")
         if self.console.is_terminal:
             self.bars.stop()
 
@@ -103,10 +110,10 @@ class Screen:
             self.left = {k: n for k, n in event["stats"].items() if k not in ("all", "total")}
             self.total = sum(self.left.values())
         elif kind == "job_info" and event["rule_name"] != "all":
-            if self.dry_run:
-                self.print(f"would run: {event['rule_msg']}")
-            else:
+            if not self.dry_run:
                 self._start(event)
+            elif len(self.subjects) == 1:
+                self.print(f"would run: {event['rule_msg']}")
         elif kind == "job_finished" and event["job_id"] in self.jobs:
             self._finish(self.jobs.pop(event["job_id"]))
         elif kind == "job_error" and event["jobid"] in self.jobs:
@@ -125,7 +132,8 @@ class Screen:
         log = self.out / event["log"][0] if event.get("log") else None
         message = event.get("rule_msg") or event["rule_name"]
         task = self.bars.add_task(event["rule_name"], total=None, detail="")
-        self.jobs[event["jobid"]] = Job(event["rule_name"], message, log, task)
+        subject = (event.get("wildcards") or {}).get("subject", self.subjects[0])
+        self.jobs[event["jobid"]] = Job(event["rule_name"], message, subject, log, task)
 
     def _finish(self, job: Job) -> None:
         self.bars.remove_task(job.task)
@@ -134,11 +142,12 @@ class Screen:
         self.done += 1
         self.left[job.rule] = self.left.get(job.rule, 1) - 1
         if job.rule == "frames":  # now the length of the video is known
-            self.times = dict(earlier_times(self.out, self.subject))
+            self.times = mean_times(self.out, self.subjects)
         width = len(str(self.total))
-        self.print(f"[{self.done:>{width}}/{self.total}] {job.message} ({duration(seconds)})")
+        if len(self.subjects) == 1 or job.rule == LAST_STAGE:
+            self.print(f"[{self.done:>{width}}/{self.total}] {job.message} ({duration(seconds)})")
         for warning in warnings_of(job.log):
-            self.print(f"warning: {self.subject}: {warning}")
+            self.print(f"warning: {job.subject}: {warning}")
 
     def update(self) -> None:
         """Read the logs of the running jobs, and draw their lines."""
@@ -220,6 +229,15 @@ def plain_error(message: str) -> str:
     """Return an error message of Snakemake without the places in the rule files."""
     message = re.sub(r"\A\w*(?:Error|Exception)(?: in .*, line \d+)?:\n?", "", message.strip())
     return re.sub(r'\n  File ".*"(?:, line .*)?', "", message).strip()
+
+
+def mean_times(out: Path, subjects: Sequence[str]) -> dict[str, float]:
+    """Return the expected time of each rule in seconds, as the mean over the subjects."""
+    times: dict[str, list[float]] = {}
+    for subject in subjects:
+        for rule, seconds in earlier_times(out, subject):
+            times.setdefault(rule, []).append(seconds)
+    return {rule: statistics.fmean(values) for rule, values in times.items()}
 
 
 def earlier_times(out: Path, subject: str) -> Iterator[tuple[str, float]]:
