@@ -127,9 +127,9 @@ def test_ctrl_c_says_how_to_go_on(folder: Path):
     job = folder / "bin" / "talker"
     job.write_text(TALKER.replace("import sys", "import sys, time; time.sleep(60)", 1))
     process = start(folder, "run", "me.mp4")
-    log = folder / "logs" / "me" / "frames.log"
+    logs = folder / "logs" / "me"
     deadline = time.monotonic() + 60
-    while not log.exists() and time.monotonic() < deadline:
+    while not list(logs.rglob("*.log")) and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
