@@ -80,4 +80,5 @@ rule train:
         "talker train --data {params.data:q} --avatar {output.avatar:q}"
         " --checkpoints {params.checkpoints:q}"
         " {params.options} > {log:q} 2>&1"
-        " && {{ [ ! -e {params.source:q} ] || cp {params.source:q} {params.record:q}; }}"
+        " && {{ [ ! -e {params.source:q} ]"
+        " || {{ cp {params.source:q} {params.record:q} && sync {params.record:q}; }}; }}"

@@ -79,6 +79,7 @@ rule frames:
         "talker frames --video {input.video:q} --clip {output.clip:q} --images {output.images:q}"
         " {params.options} > {log:q} 2>&1"
         ' && printf "%s\\n" {input.video:q} "$(cksum < {input.video:q})" > {params.source:q}'
+        " && sync {params.source:q}"
 
 
 # given.smk does not constrain the wildcards of files in a bucket, where users provide no frames.

@@ -824,7 +824,7 @@ def _zip_type(rng: random.Random, path: Path, subject: Path) -> None:
 def _zip_name(rng: random.Random, path: Path, subject: Path) -> None:
     members = _zip_members(path)
     at = rng.randrange(len(members))
-    names = ["../../etc/passwd", "/etc/passwd", "a\0b", "ori_imgs/../x", "", "x" * 60_000, "a/"]
+    names = ["../../etc/passwd", "/etc/passwd", "a\0b", "ori_imgs/../x", " ", "x" * 60_000, "a/"]
     members[at] = rng.choice(names), members[at][1]
     _write_zip(path, members)
 

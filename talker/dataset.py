@@ -117,7 +117,8 @@ class Dataset:
         landmarks = np.stack(
             [read_lms(folder / layout.FRAME_LANDMARKS.relative(i)) for i in range(frames)]
         )
-        silence, speech_scale = _load_statistics(statistics)
+        speech = read_speech(speech_path, frames)
+        silence, speech_scale = _load_statistics(statistics, speech.shape[2])
         return cls(
             folder=folder,
             height=height,
@@ -126,7 +127,7 @@ class Dataset:
             valid=params.valid,
             viewmats=viewmats_from_pose(params.euler, params.trans).astype(np.float32),
             K=K.astype(np.float32),
-            speech=read_speech(speech_path, frames),
+            speech=speech,
             silence=silence,
             speech_scale=speech_scale,
             eye=eye_closure(rows(read_au45(au_path), frames, au_path)),
@@ -257,13 +258,19 @@ def read_speech(path: Folder, frames: int) -> np.ndarray:
     return windows
 
 
-def _load_statistics(statistics: Folder) -> tuple[np.ndarray | None, np.ndarray | None]:
+def _load_statistics(
+    statistics: Folder, components: int
+) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Read the features of silence and the scale of the components, float32 [C] each.
 
     Both are None if there are no statistics, as for windows of the published scripts.
 
+    Args:
+        statistics: file that `talker speech` writes next to the windows.
+        components: number C of components of the windows.
+
     Raises:
-        UserError: the file lacks one of them.
+        UserError: the file lacks one of them, or does not fit the windows.
     """
     if not statistics.exists():
         return None, None
@@ -273,6 +280,13 @@ def _load_statistics(statistics: Folder) -> tuple[np.ndarray | None, np.ndarray 
             raise UserError(
                 f"{statistics} has no array '{name}'. Its arrays are: "
                 f"{', '.join(arrays) or 'none'}. Run `talker speech` again."
+            )
+        array = arrays[name]
+        if array.shape != (components,) or array.dtype.kind != "f" or not np.isfinite(array).all():
+            raise UserError(
+                f"{statistics} has an array '{name}' of type {array.dtype} and shape "
+                f"{list(array.shape)}. It must contain {components} finite numbers, one for each "
+                "component of the speech features. Run `talker speech` again."
             )
     return arrays["silence"], arrays["scale"]
 

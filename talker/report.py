@@ -4,6 +4,7 @@
         --video results/me/val.mp4 --benchmarks benchmarks/me --html results/me/report.html
 """
 
+import functools
 import logging
 import os
 import re
@@ -39,6 +40,7 @@ from talker.measure.result_tables import (
     sync_note,
     tiles,
     training,
+    verdict,
 )
 from talker.media.video_reader import frame_count, probe, read_frames
 
@@ -136,7 +138,7 @@ def main(
         "comparison", lambda: comparison(_given(video, "video"), dataset, config.worst)
     )
     sections = {
-        "verdict": _section("verdict", lambda: measured()["verdict"]),
+        "verdict": _section("verdict", lambda: verdict(measured())),
         "warnings": warnings_of(data / layout.QUALITY),
         "novel": _section(
             "new speech", lambda: new_speech(_given(novel, "novel"), html, config.embed_mb)
@@ -169,12 +171,19 @@ def main(
     }
     with atomic_write(html) as (scratch,):
         scratch.write_text(
-            page(subject=data.resolve().name, dataset=dataset, **sections), encoding="utf-8"
+            page(subject=data.resolve().name, dataset=dataset, **sections),
+            encoding="utf-8",
+            errors="xmlcharrefreplace",  # JSON can contain half of a surrogate pair
         )
 
 
 def page(**content: Any) -> str:
     """Render the template `report.html.jinja`."""
+    return _template().render(**content)
+
+
+@functools.cache
+def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("talker", "."),
         autoescape=True,
@@ -183,7 +192,7 @@ def page(**content: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["code"] = _code
-    return environment.get_template("report.html.jinja").render(**content)
+    return environment.get_template("report.html.jinja")
 
 
 def _code(text: str) -> Markup:
@@ -198,9 +207,11 @@ def _section(name: str, make: Callable[[], Section]) -> Section:
         if not isinstance(section, dict):
             raise TypeError(f"expected an object, found {type(section).__name__}")
         return section
-    except (OSError, LookupError, ValueError, TypeError, AttributeError, UserError) as error:
+    except (
+        *(OSError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, UserError),
+    ) as error:
         reason = str(error)
-        if isinstance(error, TypeError | AttributeError | IndexError):
+        if isinstance(error, TypeError | AttributeError | IndexError | ArithmeticError):
             reason = f"the file contains a value of an unexpected type ({error})"
         elif isinstance(error, KeyError):
             reason = f"the file lacks the key {error}"

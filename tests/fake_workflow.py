@@ -38,7 +38,16 @@ import hashlib, os, sys, time
 from pathlib import Path
 from talker.core.exclusive import exclusive
 from talker.core.files import atomic_write
+from talker.core import files as core_files, ownership
 from talker.core.ownership import adding_to
+
+def flush_and_list(path, flush=core_files.flush):
+    flush(path)
+    inodes = [file.stat().st_ino for file in [path, *path.rglob("*")]]
+    with open("flushed", "a") as log:
+        log.writelines(f"{{inode}}\\n" for inode in inodes)
+
+core_files.flush = ownership.flush = flush_and_list
 OUTPUTS = {{
     "synthesize": "video truth", "frames": "clip images", "audio": "wav train novel",
     "speech": "features statistics", "landmarks": "landmarks", "parsing": "masks", "blink": "au",
@@ -73,7 +82,8 @@ with exclusive(targets, stage) as needed:
             with adding_to(given["--images"]) as folder:
                 (folder / "0.lms").write_text(digest.hexdigest())
 """
-"""A stage that writes slowly, with the locks of the real stages."""
+"""A stage that writes slowly, with the locks of the real stages. It lists the inode numbers of the
+files that it has flushed to the disk in the file `flushed`."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ def write_media(
     sound_start: Fraction = Fraction(0),
     aspect: Fraction | None = None,
     codecs: tuple[str, str] = ("libx264", "aac"),
+    pixels: str = "yuv420p",
 ) -> Path:
     """Write pictures uint8 [H, W, 3] shown from `times`, and sound float32 [C, S] at 44.1 kHz.
 
@@ -28,13 +29,16 @@ def write_media(
     """
     options = {"movflags": "faststart"} if path.suffix == ".mp4" else {}
     with av.open(str(path), "w", options=options) as container:
-        video = container.add_stream(codecs[0], rate=TICKS) if len(times) else None
+        rate = 25 if codecs[0] == "libsvtav1" else TICKS  # it refuses high rates
+        video = container.add_stream(codecs[0], rate=rate) if len(times) else None
         audio = None
         if sound is not None:
             layout = "mono" if len(sound) == 1 else "stereo"
-            audio = container.add_stream(codecs[1], rate=RATE, layout=layout)
+            audio = container.add_stream(
+                codecs[1], rate=48_000 if codecs[1] == "libopus" else RATE, layout=layout
+            )
         if video is not None:
-            video.pix_fmt = "yuv420p"
+            video.pix_fmt = pixels
             video.codec_context.time_base = Fraction(1, TICKS)
             if aspect:
                 video.codec_context.sample_aspect_ratio = aspect

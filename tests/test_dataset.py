@@ -95,6 +95,17 @@ def test_wrong_row_count_is_named(folder: Path) -> None:
         Dataset.load(folder, 64)
 
 
+@pytest.mark.parametrize(
+    "silence", [np.zeros(31, np.float32), np.full(32, np.nan), np.zeros(32, int)]
+)
+def test_statistics_that_do_not_fit_the_windows_are_named(
+    folder: Path, silence: np.ndarray
+) -> None:
+    np.savez(folder / "aud_hama.npz", silence=silence, scale=np.ones(32))
+    with pytest.raises(UserError, match=r"aud_hama\.npz has an array 'silence' .* 32 finite"):
+        Dataset.load(folder, 64)
+
+
 def test_missing_pose_file_says_who_writes_it(folder: Path) -> None:
     (folder / "track_params.pt").unlink()
     with pytest.raises(UserError, match="talker track"):

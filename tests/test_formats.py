@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from talker.avatar.ply import load_ply
-from talker.clip import Clip, load_array, load_arrays, load_json
+from talker.clip import Clip, Source, load_array, load_arrays, load_json
 from talker.data.formats import (
     eye_closure,
     read_au45,
@@ -23,7 +23,7 @@ from talker.data.formats import (
 )
 from talker.errors import UserError
 from talker.head.landmarks68 import read_lms, write_lms
-from talker.media.images import read_image
+from talker.media.images import read_image, read_numbered, write_image
 
 FRAMES = 12
 
@@ -195,6 +195,13 @@ def test_a_zip_bomb_is_refused(tmp_path: Path):
         archive.writestr("points.npy", header("(25000000,)") + bytes(100_000_000))
     with pytest.raises(UserError, match=r"a\.npz .*points\.npy would expand .* to 95 MiB"):
         load_arrays(tmp_path / "a.npz")
+
+
+def test_frames_with_an_alpha_channel_are_refused(tmp_path: Path):
+    clip = Clip(1, 8, 8, Source("a", 8, 8, 25.0, False, 0, 1.0, 0.0, 0.0, "h264"))
+    write_image(tmp_path / "0.png", np.zeros((8, 8, 4), np.uint8))
+    with pytest.raises(UserError, match=r"0\.png has an alpha channel"):
+        list(read_numbered(tmp_path, clip, ".png"))
 
 
 @pytest.mark.parametrize(

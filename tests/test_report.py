@@ -1,10 +1,18 @@
 """The report is self-contained and complete, and says what is missing."""
 
+import copy
 import dataclasses
+import functools
+import itertools
 import json
+import math
+import operator
 import re
 import shutil
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import cv2
@@ -94,6 +102,50 @@ def measured() -> dict:
             "eye_opening": {"real": wave, "avatar": wave},
         },
     }
+
+
+ODD = [math.nan, 10**400, True, None, "", "text", "\ud800", [], [1, "a"], [[]], {}, {"a": []}]
+
+
+def places(tree: dict | list, path: tuple = ()) -> Iterator[tuple]:
+    """Yield the keys that lead to each value of nested JSON, of lists the first two values only."""
+    for key in tree if isinstance(tree, dict) else range(min(2, len(tree))):
+        yield (*path, key)
+        if isinstance(tree[key], dict | list):
+            yield from places(tree[key], (*path, key))
+
+
+def test_odd_values_in_the_metrics_are_named_on_the_page() -> None:
+    """Each section is either complete or says what is wrong; there is no exception."""
+    whole = measured() | {
+        "verdict": {"grade": "good", "reasons": ["a"], "advice": [], "intervals": {}}
+    }
+    left_out = {"missing": "not part of this test"}
+    names = ("novel", "comparison", "stills", "overlays", "tracked", "rejected", "poses")
+    names += ("training", "clip", "tracking", "quality", "options", "timings")
+    rest = dict.fromkeys(names, left_out) | {"warnings": [], "versions": [], "commit": None}
+    shape = SimpleNamespace(frames=1, width=1, height=1, train_ids=[0], val_ids=[0])
+    sections = {
+        "verdict": stage.verdict,
+        "tiles": lambda metrics: {"tiles": stage.tiles(metrics)},
+        "curves": stage.mouth_curves,
+        "numbers": stage.numbers,
+    }
+    odd = itertools.cycle(ODD)
+    complete = Counter()
+    for _ in range(2):
+        for path in places(whole):
+            metrics = copy.deepcopy(whole)
+            inner = functools.reduce(operator.getitem, path[:-1], metrics)
+            inner[path[-1]] = next(odd)
+            made = {
+                name: stage._section(name, functools.partial(make, metrics))
+                for name, make in sections.items()
+            }
+            complete.update(name for name, section in made.items() if "missing" not in section)
+            assert stage.page(subject="me", dataset=shape, **made, **rest).endswith("</html>")
+        next(odd)  # so that the next turn puts other values into each place
+    assert min(complete[name] for name in sections) > 20
 
 
 def written(inputs: dict) -> str:

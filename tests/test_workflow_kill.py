@@ -1,4 +1,5 @@
-"""A kill of a job, of Snakemake or of the session at any moment leads to the same outputs."""
+"""A kill of a job, of Snakemake or of the session, or a power failure, at any moment leads to the
+same outputs."""
 
 import os
 import random
@@ -13,7 +14,8 @@ from pathlib import Path
 import pytest
 from fake_workflow import WRITING_TALKER, Workflow
 
-MOMENTS = int(os.environ.get("TALKER_KILL_MOMENTS", "4"))
+MOMENTS = int(os.environ.get("TALKER_KILL_MOMENTS", "5"))
+WAYS = "job", "snakemake", "session", "terminal", "power"
 
 
 def start(workflow: Workflow) -> subprocess.Popen[bytes]:
@@ -53,6 +55,16 @@ def contents(workflow: Workflow) -> dict[str, bytes]:
     }
 
 
+def lose_unflushed_files(workflow: Workflow) -> None:
+    """Empty the files that a power failure would empty: those that were not flushed to the disk."""
+    log = workflow.folder / "flushed"
+    flushed = {int(line) for line in log.read_text().splitlines()} if log.exists() else set()
+    for outer in ("data", "results", "logs", ".snakemake"):
+        for path in (workflow.folder / outer).rglob("*"):
+            if path.is_file() and path.stat().st_ino not in flushed:
+                path.write_bytes(b"")
+
+
 def recover(workflow: Workflow) -> None:
     """Do only what the messages tell the user to do."""
     again = workflow.snakemake()
@@ -74,7 +86,11 @@ def journal_is_sane(workflow: Workflow) -> None:
 
 @pytest.fixture(scope="module")
 def workflow(tmp_path_factory: pytest.TempPathFactory) -> Workflow:
-    return Workflow(tmp_path_factory.mktemp("kill"), WRITING_TALKER)
+    workflow = Workflow(tmp_path_factory.mktemp("kill"), WRITING_TALKER)
+    sync = workflow.folder / "bin/sync"
+    sync.write_text('#!/bin/sh\nstat -c %i "$@" >> flushed\n')
+    sync.chmod(0o755)
+    return workflow
 
 
 @pytest.fixture(scope="module")
@@ -92,12 +108,13 @@ def test_any_moment(workflow: Workflow, whole: dict[str, bytes]) -> None:
     for moment in range(MOMENTS):
         for outer in ("data", "results", "logs", ".snakemake"):
             shutil.rmtree(workflow.folder / outer, ignore_errors=True)
+        (workflow.folder / "flushed").unlink(missing_ok=True)
         driver = start(workflow)
         while not jobs(workflow):
             assert driver.poll() is None
             time.sleep(0.02)
         time.sleep(chance.uniform(0, 1.2))
-        way = ("job", "snakemake", "session", "terminal")[moment % 4]
+        way = WAYS[moment % len(WAYS)]
         while not (running := jobs(workflow)) and driver.poll() is None:
             time.sleep(0.005)
         ways[way, bool(running)] += 1
@@ -107,8 +124,10 @@ def test_any_moment(workflow: Workflow, whole: dict[str, bytes]) -> None:
         elif way == "snakemake":
             driver.kill()
         else:
-            os.killpg(driver.pid, signal.SIGKILL if way == "session" else signal.SIGHUP)
+            os.killpg(driver.pid, signal.SIGHUP if way == "terminal" else signal.SIGKILL)
         driver.wait()
+        if way == "power":
+            lose_unflushed_files(workflow)
         recover(workflow)
         assert contents(workflow) == whole, (moment, way)
         assert not list(workflow.folder.rglob(".*.talker-*")), "scratch was left behind"

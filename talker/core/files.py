@@ -1,14 +1,15 @@
 """Write outputs atomically, and record in a manifest what was written.
 
-An output is written to a temporary path next to its target and renamed when it is complete. A lock
-on a file next to the target keeps other processes out. The kernel releases the lock of a process
-that dies, so no stale lock ever has to be removed by hand.
+An output is written to a temporary path next to its target, flushed to the disk, and renamed when
+it is complete. A lock on a file next to the target keeps other processes out. The kernel releases
+the lock of a process that dies, so no stale lock ever has to be removed by hand.
 
 Every output has a manifest next to it, `.NAME.made`, with a line for each file: the hash of its
 content, its size in bytes, its modification time in nanoseconds and its name.
 `talker.core.ownership` reads the manifests to protect the files of the user.
 """
 
+import ctypes
 import errno
 import fcntl
 import glob
@@ -38,6 +39,8 @@ Its modification time does not show whether the outputs are up to date.
 
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 """Error numbers of `flock` on a file system that does not support locks."""
+LIBC = ctypes.CDLL(None, use_errno=True)
+"""The C library of Linux; Python's `os` has no `syncfs`."""
 FULL_DISK_BYTES = 1 << 20
 """Free space in bytes below which a failed write is attributed to a full disk."""
 
@@ -138,6 +141,7 @@ def _scratch(targets: Sequence[Path]) -> Iterator[tuple[Path, ...]]:
         yield scratch
         for path in scratch:
             _apply_umask(path)  # raises if the path was not written
+            flush(path)
         for path, target in zip(scratch, targets, strict=True):
             record(path, target)
         for path, target in zip(scratch, targets, strict=True):
@@ -156,6 +160,24 @@ def _scratch(targets: Sequence[Path]) -> Iterator[tuple[Path, ...]]:
     finally:
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or a folder and its files, are on the disk.
+
+    Without this, a power failure can leave an empty file under the name of a finished output.
+
+    Raises:
+        OSError: the disk is full or damaged.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        if not path.is_dir():
+            os.fsync(descriptor)
+        elif LIBC.syncfs(descriptor):  # one call, because fsync of thousands of files is slow
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(path))
+    finally:
+        os.close(descriptor)
 
 
 def _apply_umask(path: Path) -> None:
@@ -214,6 +236,7 @@ def write_manifest(manifest: Path, text: str) -> None:
     """Write a manifest, which replaces an earlier one."""
     manifest.unlink(missing_ok=True)  # it may belong to another user of a shared folder
     manifest.write_text(text, encoding="utf-8", errors="surrogateescape")
+    flush(manifest)
 
 
 def content_hash(path: Path) -> str:

@@ -17,6 +17,7 @@ from talker.core.files import (
     changed_mark,
     content_hash,
     files_of,
+    flush,
     manifest_lines,
     manifest_of,
     pending_manifest,
@@ -49,6 +50,7 @@ def adding_to(folder: Path) -> Iterator[Path]:
             and not earlier_version
             and not _matches(folder / name, known[name])
         }
+        flush(Path(scratch))
         write_manifest(_added(folder), manifest_lines(files.items()))
         for name in files.keys() - kept:
             os.replace(files[name], folder / name)

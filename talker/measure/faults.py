@@ -304,6 +304,8 @@ def speech_faults(folder: FolderSpec) -> Iterator[str]:
                 f"{path} has the shape {list(features.shape)}, but it must be [{folder.frames}, "
                 "16, C]. Run `talker speech` again."
             )
+        elif features.dtype.kind != "f":
+            yield f"{path} has the type {features.dtype}, but it must have floating-point numbers."
         elif not np.isfinite(features).all():
             yield (
                 f"{path} has values that are not finite in {_bad_rows(folder, features)}. Run "

@@ -21,6 +21,18 @@ HALF = 500, 240
 """Width and height of charts shown side by side."""
 
 
+def verdict(metrics: Section) -> Section:
+    """Return grade, reasons and advice of the verdict on the avatar."""
+    found = metrics["verdict"]
+    if not str(found["grade"]).strip():
+        raise ValueError("the grade is empty")
+    return {
+        "grade": str(found["grade"]),
+        "reasons": list(found["reasons"]),
+        "advice": list(found["advice"]),
+    }
+
+
 def numbers(metrics: Section) -> Section:
     """Return the table of metrics: one row for each metric, one column for each rendering."""
     settings, networks = metrics["settings"], metrics.get("network_metrics", {})
@@ -42,11 +54,11 @@ def numbers(metrics: Section) -> Section:
             "detector floor": settings["detector_floor"],
         },
         "networks": [
-            {"name": name, "avatar": value, "real": networks["real"].get(name)}
+            {"name": name, "avatar": _number(value), "real": _number(networks["real"].get(name))}
             for name, value in networks.get("avatar", {}).items()
         ],
-        "not_computed": metrics["not_computed"],
-        "spread": metrics["controls"]["shuffled_audio"].get("mouth_correlation_sd"),
+        "not_computed": dict(metrics["not_computed"].items()),
+        "spread": _number(metrics["controls"]["shuffled_audio"].get("mouth_correlation_sd")),
         "frames": metrics["held_out"]["frames"],
         "gap": settings.get("gap"),
     }
@@ -197,9 +209,18 @@ def training(log: Path) -> Section:
         raise ValueError(f"{log} is empty")
     return {
         "charts": charts,
-        "gaussians": entries[-1].get("gaussians"),
-        "minutes": entries[-1].get("seconds", 0) / 60,
+        "gaussians": int(entries[-1]["gaussians"]),
+        "minutes": float(entries[-1].get("seconds", 0)) / 60,
     }
+
+
+def _number(value: Any) -> float | None:
+    """Return a JSON number or null; the template formats it.
+
+    Raises:
+        TypeError, ValueError, OverflowError: it is something else, or too large for a float.
+    """
+    return None if value is None else float(value)
 
 
 def _series(values: list[Any]) -> np.ndarray:

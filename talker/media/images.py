@@ -102,7 +102,7 @@ def read_numbered(
     """Yield the images of the frames `ids` of a clip in order; all frames if `ids` is None.
 
     Raises:
-        UserError: an image is missing, unreadable or not of the clip's size.
+        UserError: an image is missing, unreadable, not of the clip's size, or has an alpha channel.
     """
 
     def read(i: int) -> np.ndarray:
@@ -113,6 +113,8 @@ def read_numbered(
                 f"{path} has {image.shape[1]}x{image.shape[0]} pixels, but clip.json "
                 f"declares {clip.width}x{clip.height}. Run `talker frames` again."
             )
+        if image.shape[2] != 3:
+            raise UserError(f"{path} has an alpha channel; expected an image without one.")
         return image
 
     return ordered_map(read, range(clip.frames) if ids is None else ids)
