@@ -206,6 +206,16 @@ def test_a_wav_that_is_cut_off_is_refused(tmp_path, lost):
         read_wav(tmp_path / "a.wav")
 
 
+def test_a_wav_whose_parts_do_not_fit_into_it_is_refused(tmp_path):
+    write_wav(tmp_path / "a.wav", np.ones(32_000, np.int16))
+    content = bytearray((tmp_path / "a.wav").read_bytes())
+    content[16] = 18  # the length of the format: the data begin in the middle of a number
+    content[40:46] = b"data\xff\xff"
+    (tmp_path / "a.wav").write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.wav"):
+        read_wav(tmp_path / "a.wav")
+
+
 @pytest.mark.clips
 @pytest.mark.parametrize(
     ("name", "seconds"),

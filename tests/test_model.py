@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from talker.avatar.gaussians import initial_gaussians, mean_colors, sample_surface, to_view
 from talker.avatar.model import FORMAT_VERSION, Avatar, AvatarConfig
@@ -130,6 +130,10 @@ def test_files_of_different_networks_are_refused(avatar: Avatar, tmp_path: Path)
     with pytest.raises(UserError, match=r"config\.json: wings: unknown option"):
         Avatar.load(tmp_path)
     shape.write_text(json.dumps(stored))
+    state = load_file(tmp_path / "weights.safetensors")
+    save_file(state | {"planes.bounds": torch.zeros(2, 2)}, tmp_path / "weights.safetensors")
+    with pytest.raises(UserError, match=r"planes\.bounds has the shape \[2, 2\], not \[2, 3\]"):
+        Avatar.load(tmp_path)
     save_file({"a": torch.zeros(1)}, tmp_path / "weights.safetensors")
     with pytest.raises(UserError, match="does not belong to its config"):
         Avatar.load(tmp_path)

@@ -324,9 +324,12 @@ class Avatar(nn.Module):
             KeyError: a tensor is missing.
             RuntimeError: the tensors belong to a network of another shape.
         """
+        bounds = state["planes.bounds"]
+        if bounds.shape != (2, 3):
+            raise RuntimeError(f"planes.bounds has the shape {list(bounds.shape)}, not [2, 3]")
         names = (item.name for item in dataclasses.fields(Gaussians))
         canonical = Gaussians(**{name: state[f"canonical.{name}"] for name in names})
-        avatar = cls(config, canonical, state["planes.bounds"], torch.eye(4).expand(2, 4, 4))
+        avatar = cls(config, canonical, bounds, torch.eye(4).expand(2, 4, 4))
         avatar.load_state_dict(state)
         return avatar.eval()
 

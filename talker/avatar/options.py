@@ -20,7 +20,9 @@ from talker.core.config import (
 
 MIN_SIZE = 16
 """Smallest size of the training images in pixels; the crop around the head is a multiple of it."""
-ImageSize = Annotated[int, Field(ge=MIN_SIZE)]
+MAX_SIZE = 8192
+"""Largest size of the training images in pixels, the width of 8K video."""
+ImageSize = Annotated[int, Field(ge=MIN_SIZE, le=MAX_SIZE)]
 
 
 @validated

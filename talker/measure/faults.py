@@ -258,7 +258,7 @@ def sound_faults(folder: FolderSpec) -> Iterator[str]:
             with wave.open(str(path)) as file:
                 rate, samples = file.getframerate(), file.getnframes()
                 kind = rate, file.getnchannels(), 8 * file.getsampwidth()
-        except (wave.Error, EOFError, OSError) as error:
+        except (wave.Error, EOFError, OSError, RuntimeError) as error:
             yield (
                 f"{path} cannot be read as a wav file ({error}). Delete it and run "
                 "`talker audio` again."

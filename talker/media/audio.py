@@ -248,7 +248,7 @@ class WavFile:
                 file.setpos(max(0, self.samples - 1))
                 if self.samples and len(file.readframes(1)) < width:
                     raise EOFError(f"it is truncated: its header declares {self.samples} samples")
-        except (OSError, EOFError, wave.Error) as error:
+        except (OSError, EOFError, RuntimeError, wave.Error) as error:
             raise UserError(
                 f"{path} cannot be read as wav ({error or 'it is truncated'})."
             ) from error
