@@ -13,7 +13,7 @@ from talker.backends import load_backend
 from talker.clip import FPS, Clip, load_per_frame
 from talker.core.config import Fraction, validated
 from talker.core.files import Output, atomic_write
-from talker.data.formats import AU45_CLOSED, write_au45
+from talker.data.formats import AU45_BLINK, write_au45
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def main(
     Args:
         clip: clip.json of the dataset.
         landmarks: landmarks.npz, the face mesh of every frame.
-        au: au.csv to write, with the column " AU45_r" (0 open to 5 closed).
+        au: au.csv to write, with the column " AU45_r": 0 is open, 2 or more is closed.
         images: Folder of the frames, %d.jpg; only `blendshapes` needs it.
         config: Options.
     """
@@ -64,6 +64,6 @@ def main(
     au45 = backend.measure(described, images, meshes["points"], meshes["valid"], config)
     with atomic_write(au) as (scratch,):
         write_au45(scratch, au45, meshes["valid"])
-    closed = au45 > AU45_CLOSED / 2
+    closed = au45 > AU45_BLINK
     blinks = (closed[1:] > closed[:-1]).sum()
     logger.info("Detected %d blinks in %.1f s.", blinks, len(closed) / FPS)

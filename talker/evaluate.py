@@ -103,6 +103,8 @@ def main(
         )
         results = {"verdict": grade_avatar(results).as_dict()} | results
         logger.info("%s\n%s", table(results), sync_text(results["sync"]))
+        for name, value in results["responses"].items():
+            logger.info("%s: %s", name, _shown(value))
     for name, reason in results["not_computed"].items():
         logger.info("%s was not computed, because it %s.", name, reason)
     for subject, row in results["network_metrics"].items():

@@ -20,15 +20,16 @@ from talker.errors import UserError
 from talker.evaluate import Config, table
 from talker.head.landmarks68 import eye_aspect_ratio
 from talker.measure.definitions import DEFINITIONS
+from talker.measure.detection import detect_landmarks
 from talker.measure.heldout import (
     RealFrames,
     compare,
-    detect_landmarks,
     evaluate_held_out,
     evaluated_ids,
 )
 from talker.measure.networks import load_networks
 from talker.measure.new_speech import silence_row
+from talker.measure.responses import measure_responses
 from talker.media.audio import read_wav, write_wav
 from talker.media.video_writer import video_writer
 
@@ -199,7 +200,8 @@ def test_the_file_is_plain_json_and_repeatable(
 
     content = json.loads(paths[0].read_text(), parse_constant=refuse)
     parts = {"held_out", "controls", "detector_floor", "sync", "network_metrics", "not_computed"}
-    assert parts | {"verdict", "settings", "curves"} == set(content)
+    parts |= {"verdict", "settings", "curves", "responses"}
+    assert parts == set(content)
     assert content["sync"]["features"] == "mel"
     assert set(content["controls"]) == {"frozen_mouth", "shuffled_audio"}
     second = {"lmd_mouth_second", "mouth_correlation_second"}
@@ -283,3 +285,36 @@ def test_a_video_of_new_speech_is_judged(
             metrics=tmp_path / "m.json",
             video=tmp_path / "nowhere.mp4",
         )
+
+
+class Blinker(FakeAvatar):
+    """Shows the real head whose eyes are closed as far as they are told to be."""
+
+    def render_from_expression(
+        self,
+        expression: torch.Tensor,
+        eye: torch.Tensor,
+        viewmats: torch.Tensor,
+        Ks: torch.Tensor,
+        height: int,
+        width: int,
+        shared: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        recorded = torch.from_numpy(self.dataset.eye)
+        nearest = (recorded - eye[:, None]).abs().argmin(1, keepdim=True).float()
+        return super().render_from_expression(nearest, eye, viewmats, Ks, height, width, shared)
+
+
+def test_eyes_that_follow_the_closure(data: Dataset, truth: RealFrames) -> None:
+    row = measure_responses(Blinker(data), data, data.val_ids, truth.detected, truth.detected)
+    assert row["blink_rank_correlation"] > 0.9
+    assert 0.7 < row["blink_closing"] < 1.3
+    assert abs(row["pose_mouth_correlation"]) < 0.9
+
+
+def test_eyes_that_do_not_blink(results: dict[str, Any]) -> None:
+    """This avatar shows the real head of the speech, so neither eyes nor poses have an effect."""
+    row = results["responses"]
+    assert row["pose_mouth_correlation"] > 0.9
+    assert 0.8 < row["pose_mouth_std_ratio"] < 1.2
+    assert not abs(row["blink_closing"]) > 0.2

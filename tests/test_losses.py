@@ -121,8 +121,13 @@ def test_the_kernel_of_pixels_is_the_plain_one(size):
         return torch.rand(2, *size, *shape, generator=generator)
 
     frame, background, mask = ((255 * made(*n)).byte() for n in ((3,), (3,), ()))
-    lips = torch.tensor([[1, 1, size[1] - 1, 2], [0, 2, 3, 3]])
-    weights, pull = torch.rand(3, generator=generator), made(3)
+    regions = torch.tensor(
+        [
+            [[1, 1, size[1] - 1, 2], [0, 0, 2, 2], [1, 0, 4, 3]],
+            [[0, 2, 3, 3], [2, 1, 3, 3], [0, 0, 1, 1]],
+        ]
+    )
+    weights, pull = torch.rand(5, generator=generator), made(3)
     outcomes = []
     given = made(3), made(1)
     for device, kind, terms in (
@@ -130,7 +135,7 @@ def test_the_kernel_of_pixels_is_the_plain_one(size):
         (DEVICE, torch.float32, lambda *x: PixelTerms.apply(*x[:2], *x[2])),
     ):
         rgb, alpha = (x.to(device, kind).requires_grad_() for x in given)
-        targets = Targets(*(x.to(device) for x in (frame, background, mask, lips)))
+        targets = Targets(*(x.to(device) for x in (frame, background, mask, regions)))
         image, target, values = terms(rgb, alpha, targets)
         loss = (values * weights.to(values)).sum() + (image * pull.to(image)).mean()
         gradients = torch.autograd.grad(loss, [rgb, alpha])

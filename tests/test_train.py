@@ -25,7 +25,15 @@ from talker.avatar.losses import LossWeights, compute_loss
 from talker.avatar.model import Avatar
 from talker.avatar.options import Config
 from talker.avatar.trainer import Trainer, batch_rows, fit
-from talker.avatar.training_set import TrainingSet, crop_box, mouth_rows, training_set
+from talker.avatar.training_set import (
+    EYES,
+    MOUTH,
+    REGIONS,
+    TrainingSet,
+    crop_box,
+    region_rows,
+    training_set,
+)
 from talker.core.checksum import load_torchscript
 from talker.core.config import from_mapping
 from talker.dataset import Dataset
@@ -89,7 +97,7 @@ def test_alpha_is_supervised_with_a_gradient(subset: TrainingSet) -> None:
     height, width = subset.size
     rgb = torch.rand(2, height, width, 3)
     alpha = torch.full((2, height, width, 1), 0.5, requires_grad=True)
-    only_alpha = LossWeights(l1=0, ssim=0, lips=0, alpha=1, perceptual=0)
+    only_alpha = LossWeights(l1=0, ssim=0, lips=0, eyes=0, alpha=1, perceptual=0)
     loss, _ = compute_loss(rgb, alpha, subset.targets(rows), only_alpha)
     loss.backward()
     head = subset.mask[rows, ..., None] == 255
@@ -160,15 +168,19 @@ def test_a_batch_need_not_divide_among_the_threads(data: Dataset, subset: Traini
     assert not torch.equal(before, weights_of(trainer)["canonical.means"])
 
 
-def test_the_gaussians_of_the_mouth_lie_around_the_lips(data: Dataset, subset: TrainingSet) -> None:
+@pytest.mark.parametrize("region", range(len(REGIONS)))
+def test_the_gaussians_of_a_region_lie_inside_it(
+    data: Dataset, subset: TrainingSet, region: int
+) -> None:
     surface = torch.from_numpy(data.vertices).float()
     behind = surface + 1.5 * subset.viewmats[0, 2, :3]
-    rows = mouth_rows(subset, torch.cat([surface, behind]), torch.ones(2 * len(surface)))
+    both = torch.cat([surface, behind])
+    rows = region_rows(subset, region, both, torch.ones(len(both)))
     assert 0 < len(rows) < len(surface) / 3
     assert rows.max() < len(surface)
     camera = surface @ subset.viewmats[0, :3, :3].T + subset.viewmats[0, :3, 3]
     pixels = (camera @ subset.K.T)[:, :2] / camera[:, 2:]
-    x0, y0, x1, y1 = subset.lips[0].tolist()
+    x0, y0, x1, y1 = subset.regions[0, region].tolist()
     center = pixels.new_tensor([(x0 + x1) / 2, (y0 + y1) / 2])
     distance = (pixels - center).abs().amax(1)
     assert distance[rows].max() < max(x1 - x0, y1 - y0)
@@ -176,13 +188,19 @@ def test_the_gaussians_of_the_mouth_lie_around_the_lips(data: Dataset, subset: T
     assert set(front.nonzero()[:, 0].tolist()) <= set(rows.tolist())
 
 
-def test_the_mouth_is_refined_before_the_deformation_stage(
-    data: Dataset, subset: TrainingSet
+@pytest.mark.parametrize(
+    ("options", "regions"),
+    [({"mouth_split": 3, "eye_split": 1}, [MOUTH]), ({"mouth_split": 1, "eye_split": 3}, EYES)],
+)
+def test_mouth_and_eyes_are_refined_before_the_deformation_stage(
+    data: Dataset, subset: TrainingSet, options: dict[str, int], regions: list[int] | slice
 ) -> None:
-    trainer = Trainer(data, subset, dataclasses.replace(TINY, mouth_split=3))
+    trainer = Trainer(data, subset, dataclasses.replace(TINY, **options))
     canonical = trainer.avatar.canonical
-    rows = mouth_rows(subset, canonical["means"], canonical["opacities"])
-    before = len(canonical["means"])
+    means, opacities = canonical["means"], canonical["opacities"]
+    indices = range(len(REGIONS))[regions] if isinstance(regions, slice) else regions
+    rows = {int(row) for r in indices for row in region_rows(subset, r, means, opacities)}
+    before = len(means)
     trainer.next_stage()
     assert len(rows) > 0
     assert len(canonical["means"]) == before + 2 * len(rows)

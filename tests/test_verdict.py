@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter1d
 
-from talker.measure.verdict import effective_frames, grade_avatar
+from talker.measure.verdict import blink_closing, effective_frames, grade_avatar
 
 
 def signal(frames: int, seed: int) -> np.ndarray:
@@ -98,3 +98,37 @@ def test_the_interval_holds_the_correlation_and_shrinks_with_length() -> None:
         assert low < 0.7 < high
         widths.append(high - low)
     assert widths[1] < 0.7 * widths[0]
+
+
+def eye_opening(frames: int, blinks: int, closing: float, seed: int = 0) -> np.ndarray:
+    """Return the eye aspect ratio of open eyes with noise and evenly spaced blinks."""
+    opening = 0.3 + np.random.default_rng(seed).normal(0, 0.01, frames)
+    for middle in np.linspace(0, frames, blinks + 2)[1:-1].astype(int):
+        opening[middle - 1 : middle + 2] -= 0.24 * closing * np.array([0.8, 1, 0.8])
+    return opening
+
+
+@pytest.mark.parametrize(("blinks", "closing"), [(1, 0.1), (4, 0.35)])
+def test_eyes_that_do_not_close_are_a_flaw(blinks: int, closing: float) -> None:
+    still = results(300, 0.8)
+    eyes = still["curves"]["eye_opening"] = {
+        "real": eye_opening(300, blinks, 1.0),
+        "avatar": eye_opening(300, blinks, closing, seed=1),
+    }
+    verdict = grade_avatar(still)
+    assert verdict.grade == "usable"
+    assert "The eyes hardly close in blinks" in verdict.text
+    low, high = verdict.intervals["eye_closing"]
+    assert low < closing + 0.05 and closing < high
+    eyes["avatar"] = eye_opening(300, blinks, 0.9, seed=1)
+    assert grade_avatar(still).grade == "good"
+
+
+def test_eyes_are_not_graded_without_blinks_or_certainty() -> None:
+    open_eyes = eye_opening(300, 0, 0.0)
+    assert blink_closing(open_eyes, eye_opening(300, 0, 0.0, seed=1)) is None
+    noisy = eye_opening(300, 1, 0.3) + np.random.default_rng(2).normal(0, 0.05, 300)
+    interval = blink_closing(eye_opening(300, 1, 1.0), noisy)
+    assert interval is not None and interval[1] > 0.5
+    missing = np.full(300, np.nan)
+    assert blink_closing(eye_opening(300, 1, 1.0), missing) is None

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from talker.avatar.kernels import C1, C2, SIGMA, TAPS
-from talker.avatar.training_set import Targets
+from talker.avatar.training_set import EYES, MOUTH, Targets
 from talker.core.config import NonNegative, validated
 
 PerceptualNetwork = Callable[[Tensor, Tensor], Tensor]
@@ -25,6 +25,8 @@ class LossWeights:
     """Weight of 1 - SSIM of the two images."""
     lips: NonNegative = 0.4
     """Weight of the mean absolute difference inside the bounding box of the lips."""
+    eyes: NonNegative = 0.4
+    """Weight of the mean absolute difference inside the squares around the eyes."""
     alpha: NonNegative = 0.4
     """Weight of the mean absolute difference between the rendered alpha and the head mask."""
     perceptual: NonNegative = 0.2
@@ -54,8 +56,14 @@ def compute_loss(
         image, target, terms = PixelTerms.apply(rgb, alpha, *targets)
     else:
         image, target, terms = pixel_terms(rgb, alpha, targets)
-    l1, lips, alpha_l1 = terms.unbind()
-    parts = {"l1": l1, "ssim": 1 - ssim(image, target), "lips": lips, "alpha": alpha_l1}
+    l1, alpha_l1, regions = terms[0], terms[1], terms[2:]
+    parts = {
+        "l1": l1,
+        "ssim": 1 - ssim(image, target),
+        "lips": regions[MOUTH],
+        "eyes": regions[EYES].mean(),
+        "alpha": alpha_l1,
+    }
     if weights.perceptual and perceptual is not None:
         pair = (2 * x.permute(0, 3, 1, 2) - 1 for x in (image, target))
         parts["perceptual"] = perceptual(*pair).mean()
@@ -65,7 +73,7 @@ def compute_loss(
 
 def pixel_terms(
     rgb: Float[Tensor, "B H W 3"], alpha: Float[Tensor, "B H W 1"], targets: Targets
-) -> tuple[Float[Tensor, "B H W 3"], Float[Tensor, "B H W 3"], Float[Tensor, "3"]]:
+) -> tuple[Float[Tensor, "B H W 3"], Float[Tensor, "B H W 3"], Float[Tensor, "5"]]:
     """Compose a rendered batch with its background and compare it with its target, pixel by pixel.
 
     This is the plain torch version of `losses_triton.PixelTerms`.
@@ -75,8 +83,8 @@ def pixel_terms(
         alpha: [B, H, W, 1].
 
     Returns:
-        Composed image and target [B, H, W, 3], and [3]: the mean absolute differences of all
-        pixels, of the pixels in the lip boxes, and between alpha and mask.
+        Composed image and target [B, H, W, 3], and [5]: the mean absolute differences of all
+        pixels, between alpha and mask, and of the pixels in the boxes of each region.
     """
     mask = targets.mask[..., None].to(rgb) / 255
     background = targets.background.to(rgb) / 255
@@ -84,16 +92,14 @@ def pixel_terms(
     image = rgb + (1 - alpha) * background
     abs_diff = (image - target).abs().mean(-1)
     height, width = mask.shape[1:3]
-    x0, y0, x1, y1 = targets.lips[:, :, None].unbind(1)
     columns = torch.arange(width, device=mask.device)
     rows = torch.arange(height, device=mask.device)
-    in_rows, in_columns = (rows >= y0) & (rows < y1), (columns >= x0) & (columns < x1)
-    in_lips = (in_rows[:, :, None] & in_columns[:, None]).to(rgb)
-    terms = (
-        abs_diff.mean(),
-        (abs_diff * in_lips).sum() / in_lips.sum().clamp_min(1),
-        (alpha - mask).abs().mean(),
-    )
+    terms = [abs_diff.mean(), (alpha - mask).abs().mean()]
+    for boxes in targets.regions.unbind(1):
+        x0, y0, x1, y1 = boxes[:, :, None].unbind(1)
+        in_rows, in_columns = (rows >= y0) & (rows < y1), (columns >= x0) & (columns < x1)
+        inside = (in_rows[:, :, None] & in_columns[:, None]).to(rgb)
+        terms.append((abs_diff * inside).sum() / inside.sum().clamp_min(1))
     return image, target, torch.stack(terms)
 
 

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
@@ -32,7 +33,15 @@ from talker.avatar.losses import PerceptualNetwork, compute_loss
 from talker.avatar.model import Avatar, AvatarConfig
 from talker.avatar.options import Config
 from talker.avatar.rasterize import Rasterized, Splats, rasterize
-from talker.avatar.training_set import Prefetch, Targets, TrainingSet, mouth_rows
+from talker.avatar.training_set import (
+    EYES,
+    MOUTH,
+    REGIONS,
+    Prefetch,
+    Targets,
+    TrainingSet,
+    region_rows,
+)
 from talker.core.files import atomic_write
 from talker.core.parallel import one_thread
 from talker.core.progress import progress
@@ -49,6 +58,8 @@ COLOR_FRAMES = 16
 """Number of training frames from which the initial colors of the Gaussians are computed."""
 LOG_EVERY = 20
 """Steps between two entries of the training log."""
+EYE_LEVELS = 10
+"""Number of degrees of eye closure that `blink_share` makes equally frequent."""
 CPU_CHUNK = 2
 """Images of a batch that one thread computes on the CPU. The batch is split among Python threads
 because torch's own threads wait for each other at each of the many small operations. Results do
@@ -118,6 +129,7 @@ class Trainer:
         self.density = DensityControl(config.density)
         self.optimizer = self._new_optimizer()
         self.diverged = torch.zeros((), device=device)
+        self.eye_odds = eye_odds(subset.eye.cpu())
         self.targets = Prefetch(subset, self.batch_rows)
         self.deform: Callable[..., tuple[Tensor, ...]] = DeformationModule(self.avatar)
         self.graph_captured = False
@@ -172,10 +184,13 @@ class Trainer:
 
         For a GPU they are in pinned memory, because copying other memory waits for the GPU.
         """
-        config = self.config
-        canonical = self.stage == "canonical"
-        batch = config.canonical_batch if canonical else config.deformation_batch
-        rows = batch_rows(len(self.subset.ids), batch, step, config.seed)
+        config, count = self.config, len(self.subset.ids)
+        if self.stage == "canonical":
+            rows = batch_rows(count, config.canonical_batch, step, config.seed)
+        else:
+            rows = batch_rows(count, config.deformation_batch, step, config.seed)
+            generator = torch.Generator().manual_seed(config.seed * 1_000_033 + step)
+            rows = balance_eyes(rows, self.eye_odds, config.blink_share, generator)
         return rows.pin_memory() if self.subset.ids.is_cuda else rows
 
     def sample_conditions(self, rows: Tensor) -> Conditions:
@@ -359,12 +374,21 @@ class Trainer:
         self.density.load_state_dict(state["density"], self.subset.ids.device)
 
     def next_stage(self) -> None:
-        """Refine the Gaussians around the mouth, and switch to the deformation stage."""
-        canonical, count = self.avatar.canonical, self.config.mouth_split
-        if count > 1:
-            rows = mouth_rows(self.subset, canonical["means"], canonical["opacities"])
-            refine(canonical, self.optimizer, rows, count, self._generator())
-            logger.info("%d Gaussians around the mouth were split into %d each.", len(rows), count)
+        """Refine the Gaussians around mouth and eyes, and switch to the deformation stage."""
+        canonical, config = self.avatar.canonical, self.config
+        eyes = range(len(REGIONS))[EYES]
+        for name, regions, count in (
+            ("mouth", [MOUTH], config.mouth_split),
+            ("eyes", eyes, config.eye_split),
+        ):
+            if count == 1:
+                continue
+            means, opacities = canonical["means"], canonical["opacities"]
+            rows = torch.cat([region_rows(self.subset, r, means, opacities) for r in regions])
+            refine(canonical, self.optimizer, rows.unique(), count, self._generator())
+            logger.info(
+                "%d Gaussians around the %s were split into %d each.", len(rows), name, count
+            )
         self.stage, self.step = "deformation", 0
         self.part_size = self._full_part_size()
         self.optimizer = self._new_optimizer()
@@ -400,6 +424,26 @@ def batch_rows(count: int, batch: int, step: int, seed: int) -> Tensor:
     epoch, place = divmod(step, per_epoch)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 10_007 + epoch))
     return order[place * batch : (place + 1) * batch]
+
+
+def eye_odds(eye: Float[Tensor, "N"]) -> Float[Tensor, "N"]:
+    """Return probabilities of frames with which all degrees of eye closure are equally likely.
+
+    Args:
+        eye: eye closure of the frames [N], 0..1.
+    """
+    level = (eye * EYE_LEVELS).long().clamp(0, EYE_LEVELS - 1)
+    odds = 1 / torch.bincount(level, minlength=EYE_LEVELS)[level]
+    return odds / odds.sum()
+
+
+def balance_eyes(
+    rows: Int64[Tensor, "B"], odds: Float[Tensor, "N"], share: float, generator: torch.Generator
+) -> Int64[Tensor, "B"]:
+    """Replace a random `share` of the rows of a batch [B] by rows that are drawn with `odds`."""
+    chance = torch.rand(len(rows), generator=generator)
+    drawn = torch.multinomial(odds, len(rows), replacement=True, generator=generator)
+    return torch.where(chance < share, drawn, rows)
 
 
 def _initial_avatar(data: Dataset, subset: TrainingSet, config: Config) -> Avatar:

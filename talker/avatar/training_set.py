@@ -19,20 +19,26 @@ from talker.avatar.expression import expression_targets, rest_expression
 from talker.core.progress import progress
 from talker.dataset import Dataset
 from talker.errors import UserError
-from talker.head.landmarks68 import OUTER_LIPS, mouth_opening
+from talker.head.landmarks68 import LEFT_EYE, OUTER_LIPS, RIGHT_EYE, mouth_opening
 
 CROP_MARGIN = 0.08
 """Margin around the region of the head, relative to its width and height."""
 CROP_MULTIPLE = 16
 """Width and height of the crop are multiples of this many pixels."""
-MOUTH_FRAMES = 32
-"""Number of training frames from which the Gaussians around the lips are selected."""
-MOUTH_MARGIN = 1.15
-"""Size of the region around the lips in which Gaussians belong to the mouth, relative to the box of
-the lips."""
-MOUTH_DEPTH = 0.45
-"""Depth of that region behind the surface of the face in dm: it includes teeth and tongue, but not
-the back of the head."""
+REGIONS = (OUTER_LIPS, RIGHT_EYE, LEFT_EYE)
+"""Landmarks of the lips and of both eyes. These small parts of the face move most, so they have
+terms of the loss and Gaussians of their own."""
+MOUTH = REGIONS.index(OUTER_LIPS)
+"""Index of the lips in `REGIONS`."""
+EYES = slice(MOUTH + 1, len(REGIONS))
+"""Indices of the eyes in `REGIONS`."""
+REGION_FRAMES = 32
+"""Number of training frames from which the Gaussians of a region are selected."""
+REGION_MARGIN = 1.15
+"""Size of the area in which Gaussians belong to a region, relative to its box."""
+REGION_DEPTH = 0.45
+"""Depth of a region behind the surface of the face in dm: it includes teeth, tongue and eyeballs,
+but not the back of the head."""
 WORKING_MEMORY = 12 * 2**30
 """Bytes of GPU memory reserved for training; images are stored on the GPU if they fit the rest."""
 
@@ -46,8 +52,8 @@ class Targets(NamedTuple):
     """uint8 [B, H, W, 3]"""
     mask: Tensor
     """uint8 [B, H, W], coverage of each pixel by the head, 0..255"""
-    lips: Tensor
-    """int64 [B, 4], bounding box x0, y0, x1, y1 of the lips"""
+    regions: Tensor
+    """int64 [B, 3, 4], boxes x0, y0, x1, y1 around the lips and each eye (`REGIONS`)"""
 
 
 @dataclass(frozen=True)
@@ -60,8 +66,8 @@ class TrainingSet:
     """uint8 [N, H, W, 3]"""
     mask: UInt8[Tensor, "N H W"]
     """uint8 [N, H, W]"""
-    lips: Int64[Tensor, "N 4"]
-    """int64 [N, 4], bounding box x0, y0, x1, y1 of the lips in the crop"""
+    regions: Int64[Tensor, "N 3 4"]
+    """int64 [N, 3, 4], boxes x0, y0, x1, y1 around the lips and each eye in the crop"""
     viewmats: Float[Tensor, "N 4 4"]
     """[N, 4, 4], world to camera"""
     K: Float[Tensor, "3 3"]
@@ -98,7 +104,7 @@ class TrainingSet:
             torch.index_select(images, 0, rows.cpu(), out=batch)
             selected.append(batch.to(device, non_blocking=True))
         frame, background, mask = selected
-        return Targets(frame, background, mask, self.lips[on_device])
+        return Targets(frame, background, mask, self.regions[on_device])
 
 
 class Prefetch:
@@ -135,29 +141,31 @@ class Prefetch:
         return targets, copied
 
 
-def mouth_rows(
-    subset: TrainingSet, means: Float[Tensor, "G 3"], opacities: Float[Tensor, "G"]
+def region_rows(
+    subset: TrainingSet, region: int, means: Float[Tensor, "G 3"], opacities: Float[Tensor, "G"]
 ) -> Int64[Tensor, "N"]:
-    """Return the rows [N] of the Gaussians around the lips, on and behind the face.
+    """Return the rows [N] of the Gaussians of a region, on and behind the face.
 
-    They are inside the lip boxes of most frames, and less than `MOUTH_DEPTH` behind the frontmost
-    opaque Gaussians there.
+    They are inside the boxes of the region in most frames, and less than `REGION_DEPTH` behind the
+    frontmost opaque Gaussians there.
 
     Args:
+        region: index in `REGIONS`.
         means: centers [G, 3], dm.
         opacities: logits of the opacities [G].
     """
-    frames = torch.linspace(0, len(subset.ids) - 1, MOUTH_FRAMES, device=means.device).long()
+    frames = torch.linspace(0, len(subset.ids) - 1, REGION_FRAMES, device=means.device).long()
     votes = torch.zeros(len(means), device=means.device)
-    for viewmat, box in zip(subset.viewmats[frames], subset.lips[frames], strict=True):
+    boxes = subset.regions[frames, region]
+    for viewmat, box in zip(subset.viewmats[frames], boxes, strict=True):
         camera = means @ viewmat[:3, :3].T + viewmat[:3, 3]
         pixels = (camera @ subset.K.T)[:, :2] / camera[:, 2:]
-        center, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) / 2 * MOUTH_MARGIN
+        center, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) / 2 * REGION_MARGIN
         inside = ((pixels - center).abs() < half).all(dim=1)
         opaque = camera[inside & (opacities >= 0), 2]
         if len(opaque):
-            votes += inside & (camera[:, 2] < opaque.quantile(0.1) + MOUTH_DEPTH)
-    return (votes > MOUTH_FRAMES / 2).nonzero()[:, 0]
+            votes += inside & (camera[:, 2] < opaque.quantile(0.1) + REGION_DEPTH)
+    return (votes > REGION_FRAMES / 2).nonzero()[:, 0]
 
 
 def crop_box(covered: Bool[np.ndarray, "H W"]) -> tuple[int, int, int, int]:
@@ -174,16 +182,26 @@ def crop_box(covered: Bool[np.ndarray, "H W"]) -> tuple[int, int, int, int]:
     return spans[0][0], spans[1][0], spans[0][1], spans[1][1]
 
 
-def lip_boxes(
+def region_boxes(
     landmarks: Float[np.ndarray, "N 68 2"], height: int, width: int
-) -> Int64[np.ndarray, "N 4"]:
-    """Return the squares around the outer lips (GaussianTalker), int64 [N, 4].
+) -> Int64[np.ndarray, "N 3 4"]:
+    """Return the squares around the outer lips (GaussianTalker) and around each eye.
 
     Args:
         landmarks: [N, 68, 2], pixels of an image of `height` x `width`.
+
+    Returns:
+        int64 [N, 3, 4], in the order of `REGIONS`.
     """
-    lips = landmarks[:, OUTER_LIPS]
-    low, high = lips.min(1), lips.max(1)
+    boxes = [_square_boxes(landmarks[:, region], height, width) for region in REGIONS]
+    return np.stack(boxes, axis=1)
+
+
+def _square_boxes(
+    points: Float[np.ndarray, "N P 2"], height: int, width: int
+) -> Int64[np.ndarray, "N 4"]:
+    """Return squares around points [N, P, 2], int64 [N, 4], inside an image."""
+    low, high = points.min(1), points.max(1)
     center, half = (low + high) / 2, ((high - low).max(-1, keepdims=True) / 2)
     box = np.concatenate([center - half, center + half], axis=1).round().astype(np.int64)
     limit = np.array([width, height, width, height])
@@ -244,7 +262,7 @@ def training_set(data: Dataset, device: torch.device) -> TrainingSet:
         frame=frame,
         background=background,
         mask=torch.from_numpy(masks[:, y0:y1, x0:x1].copy()).to(home),
-        lips=put(lip_boxes(data.landmarks[ids] - (x0, y0), height, width)),
+        regions=put(region_boxes(data.landmarks[ids] - (x0, y0), height, width)),
         viewmats=put(data.viewmats[ids]),
         K=put(K),
         eye=put(data.eye[ids]),

@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     import torch
 
 AU45_CLOSED = 5.0
-"""AU45 intensity of a closed eye: the upper end of OpenFace's scale."""
+"""Largest AU45 intensity: the upper end of OpenFace's scale."""
 AU45_SATURATION = 2.0
 """AU45 intensity from which the AD-NeRF family and the avatar treat an eye as closed."""
+AU45_BLINK = 0.5 * AU45_SATURATION
+"""AU45 intensity above which a frame counts as part of a blink."""
 AU_HEADER = "frame, timestamp, confidence, success, AU45_r"
 """Columns of au.csv, with the blank before each name that most readers of the family expect."""
 MAX_DISTANCE = 1e4
@@ -93,7 +95,7 @@ def read_table(path: Path | zipfile.Path) -> dict[str, list[str]]:
 
 
 def read_au45(path: Path | zipfile.Path) -> np.ndarray:
-    """Read the AU45 intensities float32 [T], 0 (open) to 5 (closed), of an OpenFace csv.
+    """Read the AU45 intensities float32 [T], from 0 to 5, of an OpenFace csv.
 
     Raises:
         UserError: the file is missing or has no column AU45_r of numbers from 0 to 5.

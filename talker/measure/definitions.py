@@ -81,6 +81,32 @@ SYNC_DEFINITIONS = {
 }
 """Numbers of the sync score of a video."""
 
+RESPONSE_DEFINITIONS = {
+    "blink_rank_correlation": (
+        "Spearman correlation between six eye closures from 0 to 1 and the closing of the rendered "
+        "eyes, with everything else unchanged. It is 1 if the eyes close step by step."
+    ),
+    "blink_closing": (
+        "Difference between the rendered eye aspect ratios at the closures 0 and 1, divided by the "
+        "difference between open and closed eyes in the recording. It is missing if the training "
+        "frames contain no blink."
+    ),
+    "silence_opening": (
+        "Mean mouth opening of the avatar in silence. 0 is the mean of the 10 % of the real "
+        "held-out frames in which the mouth is least open, and 1 is the mean of all of them."
+    ),
+    "pose_mouth_correlation": (
+        "Correlation between the mouth openings of two renderings of the same speech, one with the "
+        "recorded head poses and one with these poses in reverse order. It is 1 if the mouth does "
+        "not depend on the pose."
+    ),
+    "pose_mouth_std_ratio": (
+        "Standard deviation of the mouth opening with the reversed poses, divided by that with the "
+        "recorded ones."
+    ),
+}
+"""How the avatar responds when one of its inputs changes alone."""
+
 SILENCE_DEFINITIONS = {
     "silent_frames": "Number of frames in pauses that are at least 0.2 s away from any speech.",
     "opening_silent": (

@@ -1,7 +1,7 @@
 """Measure renderings of the held-out frames against the real frames and against two controls."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,6 @@ from talker.errors import UserError
 from talker.head.flow import Flow, follow_points
 from talker.head.landmarks68 import (
     eye_aspect_ratio,
-    landmarks68,
     mouth_opening,
     outer_eye_distance,
 )
@@ -29,18 +28,17 @@ from talker.measure.definitions import (
     DEFINITIONS,
     DETECTOR_FLOOR,
     NETWORK_METRICS,
+    RESPONSE_DEFINITIONS,
     SYNC_DEFINITIONS,
 )
+from talker.measure.detection import detect_landmarks
 from talker.measure.networks import frame_metrics, stretch_metrics
+from talker.measure.responses import measure_responses
 from talker.measure.sync import fit_predictor, null_reason, sync_score
 from talker.media.audio import Waveform, clip_sound
-from talker.media.mediapipe import track_meshes
 
 SHAKE_STEPS = {"head_shake": 1, "head_shake_5": 5}
 """Metrics of the head's jitter, and the number of frames over which each compares the motion."""
-MIN_DETECTOR_SIZE = 384
-"""Longer side in pixels below which images are enlarged before landmarks are detected, because the
-detector is less accurate on small faces. Real and rendered frames are treated alike."""
 GAP = 16
 """Frames skipped between training and evaluation, so that their speech windows share no audio."""
 MIN_FRAMES_AFTER_GAP = 25
@@ -93,30 +91,6 @@ class Measurement:
     """float [last - first + 1], eye aspect ratio"""
     detected: np.ndarray
     """float32 [N, 68, 2], landmarks of the rendering, nan where no face was detected"""
-
-
-def detect_landmarks(images: Iterable[np.ndarray]) -> Float[np.ndarray, "N 68 2"]:
-    """Detect 68 landmarks in consecutive frames with MediaPipe.
-
-    Args:
-        images: RGB uint8 [H, W, 3] of any size.
-
-    Returns:
-        float32 [N, 68, 2] in pixels of the frames, nan where no face was detected.
-    """
-    scales: list[int] = []
-
-    def enlarged() -> Iterator[np.ndarray]:
-        for image in images:
-            scale = math.ceil(MIN_DETECTOR_SIZE / max(image.shape[:2]))
-            scales.append(scale)
-            yield cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
-
-    missing = np.full((68, 2), np.nan, np.float32)
-    detected = [
-        landmarks68(meshes[0]) if len(meshes) else missing for meshes in track_meshes(enlarged())
-    ]
-    return np.stack(detected) / np.array(scales, np.float32)[:, None, None]
 
 
 def head_flow(
@@ -210,6 +184,7 @@ def evaluate_held_out(
         "held_out": driven.row,
         "controls": {"frozen_mouth": frozen.row, "shuffled_audio": _mean_row(shuffled)},
         "detector_floor": floor.row,
+        "responses": measure_responses(avatar, dataset, ids, driven.detected, real.detected, batch),
         "sync": sync,
         "network_metrics": _network_rows(
             networks,
@@ -300,6 +275,7 @@ def _settings(dataset: Dataset, ids: np.ndarray, shuffles: int) -> dict[str, Any
         "definitions": DEFINITIONS,
         "controls": CONTROLS,
         "detector_floor": DETECTOR_FLOOR,
+        "responses": RESPONSE_DEFINITIONS,
         "sync": SYNC_DEFINITIONS,
         "network_metrics": {name: text for name, (_, text) in NETWORK_METRICS.items()},
     }

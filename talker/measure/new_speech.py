@@ -17,7 +17,8 @@ from talker.encoders.loudness import pauses, slot_levels
 from talker.head.landmarks68 import mouth_opening
 from talker.measure import metrics as m
 from talker.measure.definitions import SILENCE_DEFINITIONS, SYNC_DEFINITIONS
-from talker.measure.heldout import Row, detect_landmarks, evaluated_ids, on_time_axis
+from talker.measure.detection import detect_landmarks
+from talker.measure.heldout import Row, evaluated_ids, on_time_axis
 from talker.measure.sync import Predictor, null_reason, sync_score
 from talker.measure.syncnet import sync_distances
 from talker.media.audio import Waveform, clip_sound, decode_audio

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 
 from talker.clip import FPS, load_json, load_per_frame, runs
 from talker.data import layout
-from talker.data.formats import AU45_SATURATION, read_au45, read_track_params
+from talker.data.formats import AU45_BLINK, read_au45, read_track_params
 from talker.data.layout import to_classes
 from talker.encoders import load_encoder
 from talker.encoders.base import Choice
@@ -33,7 +33,7 @@ def dataset_facts(folder: FolderSpec) -> dict[str, Any]:
     au45 = read_au45(path / layout.ACTION_UNITS)[: folder.frames]
     landmarks = np.stack([read_lms(layout.FRAME_LANDMARKS.path(path, i)) for i in folder.ids])
     starts, ends = runs(valid)
-    closed = au45 > AU45_SATURATION
+    closed = au45 > AU45_BLINK
     tracking = tracking_facts(folder)
     other_shots = tracking["rejected"].get("another shot", 0)
     return {

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from talker.clip import FPS, MIN_HELD_OUT_CLIP
+from talker.clip import FPS, MIN_HELD_OUT_CLIP, runs
 from talker.measure.metrics import correlation
 
 LONGER = (
@@ -50,6 +50,12 @@ MIN_AMPLITUDE = 0.3
 """Amplitude below which the mouth hardly moves."""
 STILL_AMPLITUDE = 0.15
 """Amplitude below which the mouth counts as not moving, even in a short clip."""
+BLINK_DEPTH = 0.5
+"""Eye aspect ratio, relative to its median, below which the real eyes blink."""
+BLINK_REACH = 3
+"""Number of frames around a blink in which the eyes of the avatar may close."""
+MIN_CLOSING = 0.5
+"""Smallest acceptable closing of the avatar's eyes in a blink, relative to the real closing."""
 MAX_LAG = 2
 """Largest lag of the mouth in frames in a good avatar."""
 MAX_LOST = 0.1
@@ -64,7 +70,8 @@ class Verdict:
     reasons: list[str] = field(default_factory=list)
     advice: list[str] = field(default_factory=list)
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """confidence intervals of the correlation and of its margins over both controls"""
+    """confidence intervals of the correlation, of its margins over both controls, and, if the clip
+    has blinks, of the closing of the eyes in a blink relative to the real closing"""
 
     @property
     def text(self) -> str:
@@ -119,7 +126,45 @@ def grade_avatar(results: Mapping[str, Any]) -> Verdict:
     frozen = np.asarray(mouth["frozen_mouth"], float)
     shuffled = [np.asarray(curve, float) for curve in mouth["shuffled_audio"]]
     intervals = _intervals(real, avatar, frozen, shuffled)
+    eyes = results["curves"].get("eye_opening")
+    if eyes is not None:
+        closing = blink_closing(*(np.asarray(eyes[name], float) for name in ("real", "avatar")))
+        if closing is not None:
+            intervals["eye_closing"] = closing
     return _grade(row, frames, intervals)
+
+
+def blink_closing(real: np.ndarray, avatar: np.ndarray) -> tuple[float, float] | None:
+    """Return the interval of how far the avatar's eyes close in a blink.
+
+    1 is as far as the real eyes, and 0 means that the avatar does not blink. The uncertainty is
+    that of the eye aspect ratio outside of the blinks.
+
+    Args:
+        real: eye aspect ratios of the real frames [N], nan where unknown.
+        avatar: the same of the avatar.
+
+    Returns:
+        None if there are no real blinks.
+    """
+    if not np.isfinite(real).any() or not np.isfinite(avatar).any():
+        return None
+    blinking = np.nan_to_num(real, nan=np.inf) < BLINK_DEPTH * np.nanmedian(real)
+    starts, ends = runs(blinking)
+    drops, outside = [], np.ones(len(real), bool)
+    for start, end in zip(starts, ends, strict=True):
+        around = slice(max(start - BLINK_REACH, 0), end + BLINK_REACH)
+        outside[around] = False
+        if np.isfinite(avatar[around]).any():
+            drops.append([np.nanmin(curve[around]) for curve in (real, avatar)])
+    resting = avatar[outside & np.isfinite(avatar)]
+    if not drops or not len(resting):
+        return None
+    open_eyes = np.array([np.nanmedian(real), np.median(resting)])
+    depth, closing = (open_eyes - np.array(drops)).mean(0)
+    error = QUANTILE * resting.std() / math.sqrt(len(drops))
+    low, high = (closing + np.array([-error, error])) / depth
+    return round(float(low), 3), round(float(high), 3)
 
 
 def _grade(
@@ -162,6 +207,13 @@ def _grade(
     if not GOOD_AMPLITUDE[0] <= amplitude <= GOOD_AMPLITUDE[1]:
         flaws.append(f"The amplitude of the mouth is {100 * amplitude:.0f} % of the real one.")
         advice.append("Set `render: {expression_scale: ...}` to scale the mouth's motion.")
+    low, high = intervals.get("eye_closing", (1.0, 1.0))
+    if high < MIN_CLOSING:
+        flaws.append(
+            f"The eyes hardly close in blinks (between {100 * max(low, 0):.0f} and "
+            f"{100 * max(high, 0):.0f} % of the real closing)."
+        )
+        advice.append("Train longer, or use a clip with more blinks.")
     if abs(lag) > MAX_LAG:
         flaws.append(f"The mouth is {abs(lag):.0f} frames {'late' if lag > 0 else 'early'}.")
         advice.append(

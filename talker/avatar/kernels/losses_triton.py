@@ -30,23 +30,28 @@ def _l1(x):
 
 
 @triton.jit
-def _load_pixels(alpha, mask, lips, H, W, Y: tl.constexpr, X: tl.constexpr):
+def _load_pixels(alpha, mask, H, W, Y: tl.constexpr, X: tl.constexpr):
     """Load the alphas and masks of this block's pixels [Y, X].
 
-    Returns the offsets of the pixels, whether they are inside the image, whether they are inside
-    the lip box, their alphas and their masks.
+    Returns the rows, columns and offsets of the pixels, whether they are inside the image, their
+    alphas and their masks.
     """
     y = tl.program_id(1) * Y + tl.arange(0, Y)[:, None]
     x = tl.program_id(0) * X + tl.arange(0, X)[None, :]
     frame = tl.program_id(2).to(tl.int64)
     at = frame * H * W + y * W + x
     inside = (y < H) & (x < W)
-    box = lips + 4 * frame
-    in_lips = (x >= tl.load(box)) & (y >= tl.load(box + 1))
-    in_lips = in_lips & (x < tl.load(box + 2)) & (y < tl.load(box + 3))
     opacity = tl.load(alpha + at, inside, 0.0)
     covered = tl.load(mask + at, inside, 0).to(tl.float32) / 255
-    return at, inside, in_lips, opacity, covered
+    return y, x, at, inside, opacity, covered
+
+
+@triton.jit
+def _in_region(regions, region: tl.constexpr, y, x, REGIONS: tl.constexpr):
+    """Return which of the pixels at y [Y, 1] and x [1, X] are inside the box of a region."""
+    box = regions + 4 * (REGIONS * tl.program_id(2).to(tl.int64) + region)
+    columns = (x >= tl.load(box)) & (x < tl.load(box + 2))
+    return columns & (y >= tl.load(box + 1)) & (y < tl.load(box + 3))
 
 
 @triton.jit
@@ -60,15 +65,15 @@ def _compose(rgb, frame, background, at, inside, opacity, covered):
 
 @triton.jit
 def _pixels_forward(
-    rgb, alpha, frame, background, mask, lips, lip_pixels, image_out, target_out, sums, H, W, share,
-    Y: tl.constexpr, X: tl.constexpr,
+    rgb, alpha, frame, background, mask, regions, pixels, image_out, target_out, sums, H, W, share,
+    Y: tl.constexpr, X: tl.constexpr, REGIONS: tl.constexpr,
 ):  # fmt: skip
-    """Write images and targets, and this block's part of the terms to a row of `sums` [blocks, 3].
+    """Write images and targets, and this block's part of the terms to a row of `sums`.
 
-    `lip_pixels` [1] is the number of pixels in lip boxes, and `share` is 1 / (number of color
-    values).
+    `pixels` [REGIONS] are the numbers of pixels in the boxes of each region, and `share` is
+    1 / (number of color values). `sums` is [blocks, 2 + REGIONS].
     """
-    at, inside, in_lips, opacity, covered = _load_pixels(alpha, mask, lips, H, W, Y, X)
+    y, x, at, inside, opacity, covered = _load_pixels(alpha, mask, H, W, Y, X)
     there = inside.to(tl.float32)
     abs_diff = tl.zeros((Y, X), tl.float32)
     for channel in tl.static_range(3):
@@ -78,21 +83,27 @@ def _pixels_forward(
         tl.store(target_out + here, target, inside)
         abs_diff += there * tl.abs(image - target)
     block = (tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(0)
-    sums += 3 * (block + tl.program_id(0))
+    sums += (2 + REGIONS) * (block + tl.program_id(0))
     tl.store(sums, share * _l1(abs_diff))
-    tl.store(sums + 1, _l1(tl.where(in_lips, abs_diff, 0.0)) / (3 * tl.load(lip_pixels)))
-    tl.store(sums + 2, 3 * share * _l1(there * (opacity - covered)))
+    tl.store(sums + 1, 3 * share * _l1(there * (opacity - covered)))
+    for region in tl.static_range(REGIONS):
+        in_region = _in_region(regions, region, y, x, REGIONS)
+        total = _l1(tl.where(in_region, abs_diff, 0.0))
+        tl.store(sums + 2 + region, total / (3 * tl.load(pixels + region)))
 
 
 @triton.jit
 def _pixels_backward(
-    rgb, alpha, frame, background, mask, lips, lip_pixels, image_grad, terms_grad,
-    rgb_grad, alpha_grad, H, W, share, Y: tl.constexpr, X: tl.constexpr,
+    rgb, alpha, frame, background, mask, regions, pixels, image_grad, terms_grad,
+    rgb_grad, alpha_grad, H, W, share, Y: tl.constexpr, X: tl.constexpr, REGIONS: tl.constexpr,
 ):  # fmt: skip
-    at, inside, in_lips, opacity, covered = _load_pixels(alpha, mask, lips, H, W, Y, X)
-    slope = share * tl.load(terms_grad)
-    slope += tl.where(in_lips, tl.load(terms_grad + 1) / (3 * tl.load(lip_pixels)), 0.0)
-    opacity_grad = 3 * share * tl.load(terms_grad + 2) * _sign(opacity - covered)
+    y, x, at, inside, opacity, covered = _load_pixels(alpha, mask, H, W, Y, X)
+    slope = tl.zeros((Y, X), tl.float32) + share * tl.load(terms_grad)
+    for region in tl.static_range(REGIONS):
+        in_region = _in_region(regions, region, y, x, REGIONS)
+        weight = tl.load(terms_grad + 2 + region) / (3 * tl.load(pixels + region))
+        slope += tl.where(in_region, weight, 0.0)
+    opacity_grad = 3 * share * tl.load(terms_grad + 1) * _sign(opacity - covered)
     for channel in tl.static_range(3):
         here = 3 * at + channel
         image, target, behind = _compose(rgb, frame, background, here, inside, opacity, covered)
@@ -113,13 +124,13 @@ class PixelTerms(torch.autograd.Function):
         frame: Tensor,
         background: Tensor,
         mask: Tensor,
-        lips: Tensor,
+        regions: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        width, height = (lips[:, 2:] - lips[:, :2]).unbind(1)
-        lip_pixels = (width * height).sum(0, keepdim=True).clamp_min(1).float()
-        inputs = [x.contiguous() for x in (rgb, alpha, frame, background, mask, lips, lip_pixels)]
+        width, height = (regions[..., 2:] - regions[..., :2]).unbind(-1)
+        pixels = (width * height).sum(0).clamp_min(1).float()
+        inputs = [x.contiguous() for x in (rgb, alpha, frame, background, mask, regions, pixels)]
         image, target = torch.empty_like(inputs[0]), torch.empty_like(inputs[0])
-        sums = rgb.new_empty(math.prod(_pixel_grid(rgb)), 3)
+        sums = rgb.new_empty(math.prod(_pixel_grid(rgb)), 2 + regions.shape[1])
         _launch_pixels(_pixels_forward, [*inputs, image, target, sums])
         ctx.save_for_backward(*inputs)
         ctx.mark_non_differentiable(target)
@@ -143,7 +154,10 @@ def _launch_pixels(kernel, tensors: list[Tensor]) -> None:
     _, height, width, _ = tensors[0].shape
     rows, columns = PIXEL_BLOCK
     share = 1 / tensors[0].numel()
-    kernel[_pixel_grid(tensors[0])](*tensors, height, width, share, Y=rows, X=columns, num_warps=1)
+    kernel[_pixel_grid(tensors[0])](
+        *tensors, height, width, share,
+        Y=rows, X=columns, REGIONS=tensors[5].shape[1], num_warps=1,
+    )  # fmt: skip
 
 
 @triton.jit
