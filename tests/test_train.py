@@ -24,7 +24,7 @@ from talker.avatar.density import DensityConfig
 from talker.avatar.losses import LossWeights, compute_loss
 from talker.avatar.model import Avatar
 from talker.avatar.options import Config
-from talker.avatar.trainer import Trainer, batch_rows, fit
+from talker.avatar.trainer import Trainer, balance_eyes, batch_rows, eye_odds, fit
 from talker.avatar.training_set import (
     EYES,
     MOUTH,
@@ -627,3 +627,15 @@ def test_the_gpu_trains_what_the_cpu_trains(data: Dataset, subset: TrainingSet) 
         values = [entry for _ in range(20) if (entry := trainer.train_step())]
         losses.append([value["loss"] for value in values])
     assert np.allclose(losses[0], losses[1], rtol=0.02)
+
+
+def test_all_degrees_of_eye_closure_are_equally_likely() -> None:
+    eye = torch.tensor([0.0] * 90 + [0.55] * 8 + [1.0] * 2)
+    odds = eye_odds(eye)
+    assert odds[:90].sum() == pytest.approx(1 / 3)
+    assert odds[98:].sum() == pytest.approx(1 / 3)
+    rows = torch.zeros(3000, dtype=torch.int64)
+    drawn = balance_eyes(rows, odds, 0.5, torch.Generator().manual_seed(0))
+    assert (drawn != 0).float().mean() == pytest.approx(0.5, abs=0.05)
+    assert (eye[drawn] == 1).float().mean() == pytest.approx(1 / 6, abs=0.03)
+    assert torch.equal(balance_eyes(rows, odds, 0.0, torch.Generator()), rows)
