@@ -40,6 +40,7 @@ COMMANDS = {
     "train": "train the avatar",
     "bundle": "write a trained avatar to one file that can be rendered without the dataset folder",
     "render": "render the avatar to a video",
+    "player": "write a page that plays the avatar in the browser, in 3D",
     "speak": "render the avatar live from a stream of speech",
     "evaluate": "evaluate the avatar on frames that were not used for training",
     "report": "write an HTML page with all results of a subject",
@@ -50,7 +51,7 @@ COMMANDS = {
     "info": "print what a bug report needs: versions, GPU, memory, disk",
 }
 
-TOOLS = {"bench", "bundle", "demo", "export", "info", "pack", "run", "view", "weights"}
+TOOLS = {"bench", "bundle", "demo", "export", "info", "pack", "player", "run", "view", "weights"}
 """Commands that no rule runs, in `talker/tools`."""
 GPU_STAGES = {"train", "render", "evaluate", "report", "bench"}
 """Stages that wait for a free GPU before they start. `speak` does not, because live speech must not

@@ -263,8 +263,7 @@ def main(
                 codec=config.video_codec,
             )
     elif speech is not None and wav is not None:
-        windows = _read_windows(speech, dataset.speech.shape[1:])
-        _check_length(wav, speech, len(windows))
+        windows = read_speech(speech, wav, dataset)
         drive = apply_tracks(speech_drive(dataset, windows, config), dataset, tracks, config)
         _write_all(model, dataset, drive, sound or wav, video, attention, config)
 
@@ -296,23 +295,24 @@ def _excerpt(dataset: Dataset, frames: np.ndarray) -> Iterator[Path]:
         yield part
 
 
-def _read_windows(path: Path, shape: tuple[int, ...]) -> WindowsFile:
-    """Open windows [N, *shape]; UserError if they are missing, empty or of another shape."""
-    windows = WindowsFile(path)
+def read_speech(speech: Path, wav: Path, dataset: Dataset) -> WindowsFile:
+    """Open the windows [N, 16, C] of new speech, and compare their number with the sound.
+
+    Raises:
+        UserError: the windows are missing, empty or of another shape than those of the dataset, or
+            the length of the sound differs by a frame or more.
+    """
+    windows, shape = WindowsFile(speech), dataset.speech.shape[1:]
     if windows.shape[1:] != shape or len(windows) == 0:
         raise UserError(
-            f"{path} has windows of shape {windows.shape}. Their shape must be {('N', *shape)} "
+            f"{speech} has windows of shape {windows.shape}. Their shape must be {('N', *shape)} "
             "with N >= 1, as in the dataset. Write them with `talker speech` and the statistics "
             "of the dataset."
         )
-    return windows
-
-
-def _check_length(wav: Path, speech: Path, frames: int) -> None:
-    """Raise UserError if the sound and the number of windows differ by a frame or more."""
-    samples = len(WavFile(wav))
+    frames, samples = len(windows), len(WavFile(wav))
     if abs(samples - frames * SAMPLES_PER_FRAME) >= SAMPLES_PER_FRAME:
         raise UserError(
             f"{wav} lasts {samples / SAMPLES_PER_FRAME:.1f} frames, but {speech} has {frames} "
             "windows. Write both from the same audio, with `talker audio` and `talker speech`."
         )
+    return windows

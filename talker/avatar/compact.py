@@ -19,18 +19,21 @@ and added to it.
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from talker.avatar.baked import BakedAvatar
-from talker.avatar.gaussians import C0, Gaussians, camera_centers, sh_basis
+from talker.avatar.gaussians import C0, Gaussians, camera_centers, sh_basis, to_view
+from talker.avatar.rasterize import rasterize
 
 GEOMETRY = 11
 """Number of parameters before the color: center (3), rotation (4), size (3) and opacity."""
 PARAMETERS = GEOMETRY + 3
 """Number of parameters that are deformed: the geometry, and the constant color coefficients of red,
 green and blue."""
+LEAST_WEIGHT = 0.03
+"""Smallest sum over an image of a Gaussian's blending weights, in pixels, with which it is kept."""
 LEVELS = 63
 """Largest magnitude of a quantized value. With 127 levels, files are a third larger and the
 pictures hardly better."""
@@ -57,6 +60,37 @@ def compact(baked: BakedAvatar, viewmats: Float[Tensor, "T 4 4"]) -> dict[str, n
         "blendshapes": (shapes / steps[..., None]).round().to(torch.int8).cpu().numpy(),
         "steps": steps.cpu().numpy(),
     }
+
+
+def visible(
+    baked: BakedAvatar,
+    weights: Float[Tensor, "N K"],
+    viewmats: Float[Tensor, "N 4 4"],
+    K: Float[Tensor, "3 3"],
+    width: int,
+    height: int,
+) -> Bool[np.ndarray, "G"]:
+    """Return which Gaussians contribute to one of N images, bool [G].
+
+    The sum over an image of a Gaussian's blending weights is the gradient of the summed colors of
+    the image with respect to the color of the Gaussian.
+
+    Args:
+        weights: weights of the blendshapes [N, K].
+        viewmats: world-to-camera matrices [N, 4, 4].
+        K: intrinsics in pixels [3, 3].
+    """
+    points = baked.avatar.canonical["means"].detach()
+    kept = torch.zeros(len(points), dtype=torch.bool, device=points.device)
+    for one, view in zip(weights.split(1), viewmats.split(1), strict=True):
+        with torch.no_grad():
+            splats = to_view(baked.gaussians(one), points, view)
+        splats = splats._replace(colors=splats.colors.clone().requires_grad_())
+        with torch.enable_grad():
+            rasterize(splats, view, K[None], width, height).rgb[..., 0].sum().backward()
+        assert splats.colors.grad is not None
+        kept |= splats.colors.grad[0, :, 0] > LEAST_WEIGHT
+    return kept.cpu().numpy()
 
 
 def expand(arrays: dict[str, np.ndarray], weights: Float[Tensor, "B K"]) -> Gaussians:
