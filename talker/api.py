@@ -8,10 +8,11 @@ me.say("hello.wav", "hello.mp4")
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from talker.avatar.bundle import load_subject, speech_statistics
+from talker.avatar.bundle import load_subject, read_manifest, speech_statistics
 from talker.avatar.model import Avatar
 from talker.avatar.renderer import Drive, render_frames
 from talker.clip import SAMPLES_PER_FRAME
@@ -24,8 +25,10 @@ from talker.render import Config as RenderConfig
 from talker.render import render, speech_drive
 from talker.speak import Config as StreamConfig
 from talker.speak import StreamingAvatar
+from talker.tools.player import Config as PlayerConfig
+from talker.tools.player import write_player
 
-__all__ = ["RenderConfig", "StreamConfig", "TalkingAvatar", "load"]
+__all__ = ["PlayerConfig", "RenderConfig", "StreamConfig", "TalkingAvatar", "load"]
 
 
 def load(avatar: str | Path, data: str | Path | None = None) -> "TalkingAvatar":
@@ -41,14 +44,20 @@ def load(avatar: str | Path, data: str | Path | None = None) -> "TalkingAvatar":
     path = Path(avatar)
     model, dataset = load_subject(path, None if data is None else Path(data))
     stats = FeatureStats.load(speech_statistics(path, dataset, model.config.encoder))
-    return TalkingAvatar(model, dataset, stats)
+    return TalkingAvatar(model, dataset, stats, read_manifest(path) if path.is_file() else None)
 
 
 class TalkingAvatar:
     """An avatar that is ready to speak."""
 
-    def __init__(self, avatar: Avatar, dataset: Dataset, stats: FeatureStats) -> None:
-        self.avatar, self.dataset, self.stats = avatar, dataset, stats
+    def __init__(
+        self,
+        avatar: Avatar,
+        dataset: Dataset,
+        stats: FeatureStats,
+        manifest: dict[str, Any] | None = None,
+    ) -> None:
+        self.avatar, self.dataset, self.stats, self.manifest = avatar, dataset, stats, manifest
         self.encoder = load_encoder(stats.choice)
 
     def say(
@@ -79,6 +88,25 @@ class TalkingAvatar:
         """Yield the frames of new speech, RGB uint8 [H, W, 3], 25 per second."""
         drive = self._drive(speech, config)
         return render_frames(self.avatar, self.dataset, drive, config.batch)
+
+    def player(
+        self, speech: str | Path, page: str | Path, config: PlayerConfig = PlayerConfig()
+    ) -> Path:
+        """Write a page that plays new speech in the browser, with an avatar that can be turned.
+
+        Args:
+            speech: audio or video file of any format.
+            page: HTML file to write.
+
+        Returns:
+            The path of the page.
+        """
+        motion = RenderConfig(blinks=config.blinks, seed=config.seed)
+        drive = self._drive(speech, motion)
+        write_player(
+            Path(page), self.avatar, self.dataset, drive, Path(speech), config, self.manifest
+        )
+        return Path(page)
 
     def stream(self, config: StreamConfig = StreamConfig()) -> StreamingAvatar:
         """Return an avatar for live speech, which receives audio and yields frames."""
