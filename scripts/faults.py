@@ -135,8 +135,8 @@ def run_case(fault: str, stage: str, subject: Path, work: Path, rng: random.Rand
             shutil.rmtree(path)
     if end_of(stage, subject, out) != "accepted":
         return "rerun failed"
-    found, expected = visible(out), visible(reference)
-    same = found.keys() == expected.keys() if stage in DATED else found == expected
+    actual, expected = visible(out), visible(reference)
+    same = actual.keys() == expected.keys() if stage in DATED else actual == expected
     return ended if same else "other bytes"
 
 

@@ -402,11 +402,11 @@ VALUES += ["x" * 100_000, "<script>alert(1)</script>", "/dev/zero", "file:///etc
 def _places(tree: Any) -> list[tuple[Any, Any]]:
     """Return all (container, key) pairs of nested lists and dictionaries."""
     pairs = list(tree.items()) if isinstance(tree, dict) else list(enumerate(tree))
-    found = [(tree, key) for key, _ in pairs]
+    places = [(tree, key) for key, _ in pairs]
     for _, child in pairs:
         if isinstance(child, dict | list):
-            found += _places(child)
-    return found
+            places += _places(child)
+    return places
 
 
 def _edit_json(change: Callable[[random.Random, Any, Any], None]) -> Callable[..., None]:

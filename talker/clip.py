@@ -342,10 +342,10 @@ def load_per_frame(path: Path, frames: int, *names: str) -> dict[str, np.ndarray
                 f"{path} has {rows} rows in the array '{name}'. It must have one for each "
                 f"of the {frames} frames."
             )
-    if (found := arrays["valid"]).dtype != bool or found.ndim != 1:
+    if (valid := arrays["valid"]).dtype != bool or valid.ndim != 1:
         raise UserError(
             f"{path} must have an array 'valid' of type bool and shape [{frames}], but it "
-            f"is {found.dtype} {list(found.shape)}."
+            f"is {valid.dtype} {list(valid.shape)}."
         )
     return arrays
 

@@ -223,9 +223,9 @@ class Dataset:
         """Return `image` if it has the size of frame 0 and the expected number of channels."""
         expected = (*self.original_size, channels)
         if image.shape != expected:
-            height, width, found = image.shape
+            height, width, depth = image.shape
             raise UserError(
-                f"{path} has {width}x{height} pixels and {found}. It must have "
+                f"{path} has {width}x{height} pixels and {depth}. It must have "
                 f"{expected[1]}x{expected[0]} pixels and {channels} channels. `talker "
                 "check` lists all files with such faults."
             )

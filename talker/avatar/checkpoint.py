@@ -72,7 +72,7 @@ def load_checkpoint(path: Path, origin: Origin) -> dict[str, Any] | None:
         return None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        found = Origin(**state.pop("origin"))
+        stored = Origin(**state.pop("origin"))
     except Exception as error:  # torch raises many kinds of errors for foreign or damaged files
         logger.warning(
             "%s cannot be read as a checkpoint (%s). Training starts from the beginning.",
@@ -80,7 +80,7 @@ def load_checkpoint(path: Path, origin: Origin) -> dict[str, Any] | None:
             error,
         )
         return None
-    if differences := origin.differences(found):
+    if differences := origin.differences(stored):
         logger.info(
             "The checkpoint %s was written with different %s. Training starts from the beginning.",
             path,

@@ -80,10 +80,10 @@ def avatar_dataset(folder: Path, avatar: Avatar) -> Dataset:
     """
     config = avatar.config
     dataset = Dataset.load(folder, config.image_size, config.encoder)
-    if (found := dataset.speech.shape[-1]) != config.speech_features:
+    if (channels := dataset.speech.shape[-1]) != config.speech_features:
         raise UserError(
             f"The avatar was trained on speech features ({config.encoder}) with "
-            f"{config.speech_features} channels, but {folder} has {found}. Run `talker "
+            f"{config.speech_features} channels, but {folder} has {channels}. Run `talker "
             "speech` with the options used for training, or train the avatar again."
         )
     return dataset

@@ -19,9 +19,9 @@ def require_table(path: str | None, backend: str, program: str) -> Path:
         UserError: the option is not set or the file is missing.
     """
     if not path or not Path(path).is_file():
-        found = f"The table {path} does not exist." if path else "The option `table` is not set."
+        reason = f"The table {path} does not exist." if path else "The option `table` is not set."
         raise UserError(
-            f"{found} The backend '{backend}' reads the csv file that {program} writes."
+            f"{reason} The backend '{backend}' reads the csv file that {program} writes."
         )
     return Path(path)
 

@@ -81,7 +81,7 @@ def load(weights: str | None) -> tuple[Any, Any]:
 
 def packaged_weights() -> str | None:
     """Return the path of the weights in the package face-recognition-models, if installed."""
-    found = importlib.util.find_spec("face_recognition_models")
-    if found is None or not found.origin:
+    spec = importlib.util.find_spec("face_recognition_models")
+    if spec is None or not spec.origin:
         return None
-    return str(Path(found.origin).parent / "models" / PUBLISHED.name)
+    return str(Path(spec.origin).parent / "models" / PUBLISHED.name)

@@ -49,8 +49,8 @@ def detect(clip: Clip, images: Path, options: Options) -> dict[str, np.ndarray]:
     if most > 1 or not whole:
         crops = (np.ascontiguousarray(each[rows, columns]) for each in read_numbered(images, clip))
         shift = np.array([columns.start, rows.start, 0], np.float32)
-        found = progress(track_meshes(crops, max_faces=most), "meshes", clip.frames)
-        meshes = [mesh + shift for mesh in found]
+        tracked = progress(track_meshes(crops, max_faces=most), "meshes", clip.frames)
+        meshes = [mesh + shift for mesh in tracked]
     mesh_boxes = [bounding_boxes(mesh) for mesh in meshes]
     chosen = follow_face(mesh_boxes, options.min_overlap, options.patience)
     valid = chosen >= 0

@@ -36,15 +36,15 @@ def _difference(network: torch.nn.Module, state: dict[str, Any]) -> str:
     """
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     missing = [name for name in expected.keys() - state.keys() if "num_batches" not in name]
-    found = {name: tuple(getattr(value, "shape", ())) for name, value in state.items()}
-    other = [name for name in expected.keys() & found.keys() if found[name] != expected[name]]
+    shapes = {name: tuple(getattr(value, "shape", ())) for name, value in state.items()}
+    other = [name for name in expected.keys() & shapes.keys() if shapes[name] != expected[name]]
     if missing:
         return f"{len(missing)} parameters are missing, among them {min(missing)}"
-    if unknown := found.keys() - expected.keys():
+    if unknown := shapes.keys() - expected.keys():
         return f"{len(unknown)} parameters are unknown, among them {min(unknown)}"
     if other:
         name = min(other)
-        return f"{name} has the shape {list(found[name])} instead of {list(expected[name])}"
+        return f"{name} has the shape {list(shapes[name])} instead of {list(expected[name])}"
     return ""
 
 

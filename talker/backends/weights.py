@@ -81,11 +81,11 @@ def missing_file(stage: str, options: Mapping[str, Any]) -> str | None:
         except UserError as error:
             return f"{stage}: {error}"
     elif not path or not Path(path).exists():
-        found = f"{path} does not exist" if path else "it is not set"
+        reason = f"{path} does not exist" if path else "it is not set"
         where = (
             f"To obtain it, {WEIGHTS[name].hint()}." if name in WEIGHTS else "See docs/backends.md."
         )
-        return f"{stage}: The {option} '{name}' needs the option `{key}`, but {found}. {where}"
+        return f"{stage}: The {option} '{name}' needs the option `{key}`, but {reason}. {where}"
     return None
 
 

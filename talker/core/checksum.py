@@ -35,10 +35,10 @@ def read_verified(path: Path, sha256: str) -> bytes:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from error
-    found = hashlib.sha256(content).hexdigest()
-    if found != sha256:
+    actual = hashlib.sha256(content).hexdigest()
+    if actual != sha256:
         raise UserError(
-            f"{path} has the SHA-256 checksum {found}, but the configuration gives "
+            f"{path} has the SHA-256 checksum {actual}, but the configuration gives "
             f"'{sha256}'. Download the file again, or give the checksum of the file that "
             "you want to use."
         )

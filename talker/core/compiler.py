@@ -99,10 +99,10 @@ def cuda_home() -> Path:
             "CUDA_HOME, the installed wheels, the PATH and /usr/local/cuda were searched. "
             f"{INSTALL_NVCC}."
         )
-    found = ", ".join(f"CUDA {release} in {home}" for home, release in others.items())
+    installed = ", ".join(f"CUDA {release} in {home}" for home, release in others.items())
     raise UserError(
         f"gsplat compiles its CUDA kernels at first use. For torch {torch.__version__}, it needs "
-        f"nvcc of CUDA {expected}, but this machine only has {found}. {INSTALL_NVCC}."
+        f"nvcc of CUDA {expected}, but this machine only has {installed}. {INSTALL_NVCC}."
     )
 
 
@@ -194,8 +194,8 @@ def _release(home: Path) -> str | None:
         answer = subprocess.run([nvcc, "--version"], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    found = re.search(r"release (\d+\.\d+)", answer.stdout)
-    return found[1] if found else None
+    release = re.search(r"release (\d+\.\d+)", answer.stdout)
+    return release[1] if release else None
 
 
 def _search_path(home: Path | None = None) -> str:

@@ -80,8 +80,8 @@ def explain(error: ValidationError, cls: type, name: Callable[[str], str] = str)
             lines.append(f"{key}: unknown option{f'; did you mean {close[0]!r}?' if close else ''}")
         else:
             message = detail["msg"].removeprefix("Value error, ").replace("Input should", "should")
-            found = "" if isinstance(detail["input"], dict) else f", found {detail['input']!r}"
-            lines.append(f"{key}: {message}{found}" if key else message)
+            given = "" if isinstance(detail["input"], dict) else f", found {detail['input']!r}"
+            lines.append(f"{key}: {message}{given}" if key else message)
     return lines
 
 

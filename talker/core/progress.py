@@ -68,9 +68,9 @@ def read_progress(log: str) -> State | None:
     Args:
         log: the log, or its last lines.
     """
-    found = list(LINE.finditer(log))
-    if not found or f"\n{found[-1][1]}: {found[-1][3]} {found[-1][4]} in " in log:
+    lines = list(LINE.finditer(log))
+    if not lines or f"\n{lines[-1][1]}: {lines[-1][3]} {lines[-1][4]} in " in log:
         return None
-    name, done, total, unit, rate = found[-1].groups()
+    name, done, total, unit, rate = lines[-1].groups()
     left = (int(total) - int(done)) / max(float(rate), 1e-3)
     return State(name, int(done), int(total), unit, left)

@@ -219,8 +219,8 @@ def _tensor(fields: Mapping[str, Any], name: str, faults: list[str]) -> "torch.T
     value = fields.get(name)
     if not isinstance(value, torch.Tensor):
         kind = type(value).__name__
-        found = "missing." if value is None else f"of type {kind}, but it must be a tensor."
-        faults.append(f"{name} is {found}")
+        actual = "missing." if value is None else f"of type {kind}, but it must be a tensor."
+        faults.append(f"{name} is {actual}")
     elif value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
         faults.append(
             f"{name} is {value.layout} on {value.device}, but it must be a dense tensor on the CPU."
@@ -249,12 +249,12 @@ def _numbers(
     tensor = _tensor(fields, name, faults)
     if tensor is None:
         return empty
-    found = list(tensor.shape)
-    if len(found) != len(shape) or any(
-        length not in (None, size) for length, size in zip(shape, found, strict=True)
+    actual = list(tensor.shape)
+    if len(actual) != len(shape) or any(
+        length not in (None, size) for length, size in zip(shape, actual, strict=True)
     ):
         expected = ", ".join("any" if length is None else str(length) for length in shape)
-        faults.append(f"{name} has the shape {found}, but it must be [{expected}].")
+        faults.append(f"{name} has the shape {actual}, but it must be [{expected}].")
         return empty
     if not tensor.is_floating_point():
         faults.append(

@@ -420,8 +420,8 @@ def fault_of(file: Download, path: Path) -> str | None:
         return f"has {size:,} bytes instead of {file.size:,}{truncated}"
     if file.checksum:
         kind, _, expected = file.checksum.partition(":")
-        found = checksum(path, kind)
-        return None if found == expected else f"has the {kind} checksum {found}, not {expected}"
+        actual = checksum(path, kind)
+        return None if actual == expected else f"has the {kind} checksum {actual}, not {expected}"
     with path.open("rb") as content:
         begins = content.read(len(file.begins))
     return None if begins == file.begins else "starts with other bytes than the published file"

@@ -156,15 +156,15 @@ def read_constants(graph: Message) -> dict[str, np.ndarray]:
         for cell in ("fw", "bw")
         for part in ("kernel", "bias")
     }
-    found = {}
+    parameters = {}
     for number, node in _fields(graph):
         parts = dict(_fields(node)) if number == 1 and isinstance(node, memoryview) else {}
         name = bytes(parts.get(1, b"")).decode(errors="replace")
         if name in names and bytes(parts.get(2, b"")) == b"Const":
-            found[names[name]] = _tensor(node)
-    if missing := sorted(set(names.values()) - found.keys()):
+            parameters[names[name]] = _tensor(node)
+    if missing := sorted(set(names.values()) - parameters.keys()):
         raise ValueError(f"{len(missing)} weights are missing, among them {missing[0]}")
-    return found
+    return parameters
 
 
 def _tensor(node: Message) -> np.ndarray:

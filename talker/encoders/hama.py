@@ -134,14 +134,14 @@ def weights() -> Path:
     advice = f"Run `pip install hama=={VERSION}`."
     try:
         path = Path(str(distribution("hama").locate_file(WEIGHTS)))
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        checksum = hashlib.sha256(path.read_bytes()).hexdigest()
     except PackageNotFoundError as error:
         raise UserError(f"The speech encoder hama needs the package hama. {advice}") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}). {advice}") from error
-    if found != SHA256:
+    if checksum != SHA256:
         raise UserError(
-            f"{path} has the SHA-256 checksum {found}, but the weights of hama {VERSION} "
+            f"{path} has the SHA-256 checksum {checksum}, but the weights of hama {VERSION} "
             f"have {SHA256}. {advice}"
         )
     return path

@@ -111,9 +111,11 @@ def require_file(files: Path | None, name: str, weights: Weights) -> Path:
         UserError: no folder was given, or it does not contain the file.
     """
     if files is None or not (files / name).is_file():
-        found = f"{files / name} does not exist" if files else "the option `model_files` is not set"
+        reason = (
+            f"{files / name} does not exist" if files else "the option `model_files` is not set"
+        )
         raise UserError(
-            f"The head model '{weights.key}' needs {name} from {weights.source}, but {found}. "
+            f"The head model '{weights.key}' needs {name} from {weights.source}, but {reason}. "
             f"To obtain it, {weights.hint()}. The model 'anny' needs no files."
         )
     return files / name

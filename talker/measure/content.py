@@ -230,10 +230,10 @@ def reprojection_errors(
     Returns:
         Fractions of the median width of the face, one for each of the N valid frames.
     """
-    seen = landmarks[params.valid].astype(float)
+    tracked = landmarks[params.valid].astype(float)
     viewmats = viewmats_from_pose(params.euler, params.trans)[params.valid].astype(float)
     height, width = size
-    rays = (seen[:, RIGID] - np.array([width / 2, height / 2])) / params.focal
+    rays = (tracked[:, RIGID] - np.array([width / 2, height / 2])) / params.focal
     rotation, translation = viewmats[:, :3, :3], viewmats[:, :3, 3]
     projected = np.empty_like(rays)
     for k in range(len(RIGID)):
@@ -241,7 +241,7 @@ def reprojection_errors(
         camera = rotation @ point + translation
         projected[:, k] = camera[:, :2] / camera[:, 2:]
     distance = np.median(np.linalg.norm(projected - rays, axis=2), axis=1) * params.focal
-    return distance / max(float(np.median(np.ptp(seen[..., 0], axis=1))), 1.0)
+    return distance / max(float(np.median(np.ptp(tracked[..., 0], axis=1))), 1.0)
 
 
 def _triangulate(rays: np.ndarray, rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
@@ -267,17 +267,17 @@ def report_faults(folder: FolderSpec) -> Iterator[str]:
     params = read_track_params(folder.path / layout.TRACK_PARAMS)
     report = load_json(path)
     try:
-        found = int(report["frames"]), int(report["valid"]), float(report["focal"]["px"])
+        stored = int(report["frames"]), int(report["valid"]), float(report["focal"]["px"])
         tracking_facts(folder)  # reads the other values
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(
             f"{path} is not a report of `talker track` ({error!r}). Run `talker track` again."
         ) from error
     expected = folder.frames, int(params.valid.sum()), params.focal
-    if not np.allclose(found, expected, rtol=1e-4):
+    if not np.allclose(stored, expected, rtol=1e-4):
         yield (
-            f"{path} describes {found[0]} frames, of which {found[1]} are tracked, with a focal "
-            f"length of {found[2]:.1f} px, but {layout.TRACK_PARAMS} has {expected[0]}, "
+            f"{path} describes {stored[0]} frames, of which {stored[1]} are tracked, with a focal "
+            f"length of {stored[2]:.1f} px, but {layout.TRACK_PARAMS} has {expected[0]}, "
             f"{expected[1]} and {expected[2]:.1f} px. Run `talker track` again."
         )
 
@@ -327,9 +327,9 @@ def speech_faults(folder: FolderSpec) -> Iterator[str]:
         slots = stats.reduce(np.concatenate(list(extract(load_encoder(stats.choice), sound))))
         slots = mute(slots, pauses(slot_levels(sound), stats.pause), stats)
         expected = np.concatenate(list(windows([slots], stats.look_ahead)))
-        found = load_array(path)
-        if found.shape != expected.shape or not (
-            np.median(np.abs(found - expected)) <= SPEECH_TOLERANCE
+        stored = load_array(path)
+        if stored.shape != expected.shape or not (
+            np.median(np.abs(stored - expected)) <= SPEECH_TOLERANCE
         ):
             yield (
                 f"{path} differs from the features of {layout.SOUND} that are computed with "

@@ -166,12 +166,12 @@ def image_faults(folder: FolderSpec) -> Iterator[str]:
 
 def _header_fault(path: Path, expected: tuple[int, int, int]) -> str | None:
     try:
-        found = image_header(path)
+        actual = image_header(path)
     except UserError as error:
         return str(error).removeprefix(f"{path} ").rstrip(".")
-    if found == expected:
+    if actual == expected:
         return None
-    (height, width, channels), (h, w, c) = found, expected
+    (height, width, channels), (h, w, c) = actual, expected
     return f"has {width}x{height} pixels and {channels} channels, but it must have {w}x{h} and {c}"
 
 
@@ -265,7 +265,7 @@ def sound_faults(folder: FolderSpec) -> Iterator[str]:
             )
             continue
         size = path.stat().st_size - kind[1] * kind[2] // 8 * samples
-        wanted = frames * SAMPLES_PER_FRAME
+        expected = frames * SAMPLES_PER_FRAME
         if size < 0:
             yield f"{path} is too short by {-size} bytes of audio. Run `talker audio` again."
         elif folder.own and kind != (SAMPLE_RATE, 1, 16):
@@ -273,10 +273,10 @@ def sound_faults(folder: FolderSpec) -> Iterator[str]:
                 f"{path} has a sample rate of {rate} Hz, {kind[1]} channels and {kind[2]} bits. It "
                 "must have 16000 Hz, 1 channel and 16 bits. Run `talker audio` again."
             )
-        elif folder.own and samples != wanted:
+        elif folder.own and samples != expected:
             yield (
-                f"{path} has {samples} samples. It must have {wanted} samples for {frames} frames. "
-                "Run `talker audio` again."
+                f"{path} has {samples} samples. It must have {expected} samples for {frames} "
+                "frames. Run `talker audio` again."
             )
         elif not folder.own and abs(samples / rate - frames / FPS) > SOUND_TOLERANCE:
             yield (
@@ -393,9 +393,9 @@ def transforms_faults(
         )
 
 
-def _pose_errors(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
+def _pose_errors(actual: np.ndarray, expected: np.ndarray) -> np.ndarray:
     """Return the largest difference of each pair of matrices [N, 4, 4]."""
-    return np.abs(found - expected).max(axis=(1, 2), initial=0.0)
+    return np.abs(actual - expected).max(axis=(1, 2), initial=0.0)
 
 
 CHECKS = (

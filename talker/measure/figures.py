@@ -115,11 +115,11 @@ def draw_points(
     pixels: UInt8[np.ndarray, "H W 3"], points: Real[np.ndarray, "P 2"], color: tuple[int, int, int]
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Return a copy of RGB uint8 [H, W, 3] with a dot at each point [N, 2]."""
-    drawn = pixels.copy()
+    canvas = pixels.copy()
     radius = max(1.0, max(pixels.shape[:2]) / 200)
     for point in points:
-        cv2.circle(drawn, _fixed(point), round(radius * 16), color, -1, cv2.LINE_AA, shift=4)
-    return drawn
+        cv2.circle(canvas, _fixed(point), round(radius * 16), color, -1, cv2.LINE_AA, shift=4)
+    return canvas
 
 
 def draw_mesh(

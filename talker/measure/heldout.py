@@ -205,8 +205,8 @@ def evaluated_ids(dataset: Dataset) -> Integer[np.ndarray, "N"]:
     The overlapping ones are kept if fewer than `MIN_FRAMES_AFTER_GAP` frames would remain.
     """
     ids = dataset.val_ids
-    apart = ids[ids > dataset.train_ids.max(initial=-1) + GAP]
-    return apart if len(apart) >= MIN_FRAMES_AFTER_GAP else ids
+    independent = ids[ids > dataset.train_ids.max(initial=-1) + GAP]
+    return independent if len(independent) >= MIN_FRAMES_AFTER_GAP else ids
 
 
 def not_computed(networks: Mapping[str, Any]) -> dict[str, str]:

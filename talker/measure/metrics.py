@@ -89,14 +89,14 @@ def mouth_distance(
     Each mouth is centered on its mean before the mean distance of corresponding points is taken.
     """
     mouth, real = landmarks[:, MOUTH], truth[:, MOUTH]
-    apart = (mouth - mouth.mean(1, keepdims=True)) - (real - real.mean(1, keepdims=True))
-    return np.linalg.norm(apart, axis=-1).mean(-1)
+    difference = (mouth - mouth.mean(1, keepdims=True)) - (real - real.mean(1, keepdims=True))
+    return np.linalg.norm(difference, axis=-1).mean(-1)
 
 
 def head_shake(
     moved: Real[np.ndarray, "N P 2"],
     truth: Real[np.ndarray, "N P 2"],
-    seen: Bool[np.ndarray, "N P"],
+    followed: Bool[np.ndarray, "N P"],
 ) -> Float[np.ndarray, "N"]:
     """Return the error of the head's motion in a rendering, in pixels [N].
 
@@ -109,12 +109,12 @@ def head_shake(
     Args:
         moved: [N, P, 2] pixels, motion of the `STEADY` points in the rendering by optical flow.
         truth: the same in the real video, from the same positions.
-        seen: bool [N, P], points followed in both videos; the error is nan with fewer than
+        followed: bool [N, P], points followed in both videos; the error is nan with fewer than
             `MIN_STEADY` of them.
     """
-    hidden = np.broadcast_to(~seen[..., None], moved.shape)
+    hidden = np.broadcast_to(~followed[..., None], moved.shape)
     off = np.ma.median(np.ma.array(moved - truth, mask=hidden), axis=1).filled(np.nan)
-    return np.where(seen.sum(axis=1) >= MIN_STEADY, np.linalg.norm(off, axis=1), np.nan)
+    return np.where(followed.sum(axis=1) >= MIN_STEADY, np.linalg.norm(off, axis=1), np.nan)
 
 
 def correlation(a: Real[np.ndarray, "N"], b: Real[np.ndarray, "N"]) -> float:

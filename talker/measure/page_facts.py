@@ -47,21 +47,21 @@ def clip_facts(data: Path) -> Section:
 
 def tracking_facts(path: Path) -> Section:
     """Return the results of tracking from `track_report.json`, as label -> text."""
-    found = load_json(path)
-    focal, degrees, lost = found["focal"], found["degrees"], found["rejected"]
+    content = load_json(path)
+    focal, degrees, lost = content["focal"], content["degrees"], content["rejected"]
     facts = {
         "focal length": (
             f"{focal['px']:.0f} px, {focal['per_longer_side']:.2f} times the longer side of the "
             "image"
         ),
         "distance": f"{focal['distance_dm'] / 10:.2f} m from the camera",
-        "reprojection": f"{found['residual']['px']:.2f} px (median), "
-        f"{found['residual']['percent_of_face']:.2f} % of the face's width",
+        "reprojection": f"{content['residual']['px']:.2f} px (median), "
+        f"{content['residual']['percent_of_face']:.2f} % of the face's width",
         **{
             name: f"{degrees[f'{name}_low']:.1f} to {degrees[f'{name}_high']:.1f} degrees"
             for name in ("pitch", "yaw", "roll")
         },
-        "tracked frames": f"{found['valid']} of {found['frames']}",
+        "tracked frames": f"{content['valid']} of {content['frames']}",
     }
     for reason in dict.fromkeys(row["reason"] for row in lost):
         ids = [str(row["frame"]) for row in lost if row["reason"] == reason]
@@ -87,10 +87,10 @@ def json_facts(path: Path) -> Section:
 def warnings_of(quality: Path) -> list[str]:
     """Return the warnings of `talker check`; none if its file is missing or damaged."""
     try:
-        found = load_json(quality).get("warnings")
+        warnings = load_json(quality).get("warnings")
     except UserError:
         return []
-    return [str(one) for one in found] if isinstance(found, list) else []
+    return [str(one) for one in warnings] if isinstance(warnings, list) else []
 
 
 def timings(benchmarks: Path) -> Section:
@@ -124,13 +124,13 @@ def versions() -> list[dict[str, str]]:
     rows = [{"name": "python", "version": platform.python_version(), "license": "PSF-2.0"}]
     for name in PACKAGES:
         try:
-            found = metadata.metadata(name).json
+            package = metadata.metadata(name).json
         except metadata.PackageNotFoundError:
             continue
-        terms = str(found.get("license_expression") or found.get("license") or "")
+        terms = str(package.get("license_expression") or package.get("license") or "")
         if not terms or len(terms) > LICENSE_LENGTH:  # some packages store the whole text
             terms = "license in the package"
-        rows.append({"name": name, "version": str(found["version"]), "license": terms})
+        rows.append({"name": name, "version": str(package["version"]), "license": terms})
     return rows
 
 

@@ -56,13 +56,13 @@ def second_detector_metrics(
         _box_around(faces, points)
         for faces, points in zip(detect_faces(real), real_landmarks, strict=True)
     ]
-    found, expected = (
+    detected, expected = (
         np.stack([_points(predict, *pair) for pair in zip(images, boxes, strict=True)])
         for images in (rendered, real)
     )
     return {
-        "lmd_mouth_second": m.finite(m.mouth_distance(found, expected)),
-        "mouth_correlation_second": m.correlation(mouth_opening(found), mouth_opening(expected)),
+        "lmd_mouth_second": m.finite(m.mouth_distance(detected, expected)),
+        "mouth_correlation_second": m.correlation(mouth_opening(detected), mouth_opening(expected)),
     }
 
 

@@ -242,7 +242,7 @@ class WavFile:
         self.path = path
         try:
             with path.open("rb") as handle, wave.open(handle) as file:
-                found = file.getframerate(), file.getnchannels(), 8 * file.getsampwidth()
+                kind = file.getframerate(), file.getnchannels(), 8 * file.getsampwidth()
                 self.samples = file.getnframes()
                 width = file.getnchannels() * file.getsampwidth()
                 file.setpos(max(0, self.samples - 1))
@@ -252,8 +252,8 @@ class WavFile:
             raise UserError(
                 f"{path} cannot be read as wav ({error or 'it is truncated'})."
             ) from error
-        if found != (SAMPLE_RATE, 1, 16):
-            rate, channels, bits = found
+        if kind != (SAMPLE_RATE, 1, 16):
+            rate, channels, bits = kind
             raise UserError(
                 f"{path} has {rate} Hz, {channels} channel(s) and {bits} bits. It must have "
                 f"{SAMPLE_RATE} Hz, 1 channel and 16 bits. Convert it with `talker audio "
@@ -337,15 +337,15 @@ def _resample(
         decoded += Fraction(frame.samples, frame.sample_rate)
         if limit is not None and (samples >= limit or time * target.rate >= limit):
             break
-        found = frame.sample_rate, frame.format.name, frame.layout.name
-        if graph is not None and found != current:
+        kind = frame.sample_rate, frame.format.name, frame.layout.name
+        if graph is not None and kind != current:
             for block in _flush(graph):
                 samples += block.shape[1]
                 yield block
             graph = None
         if graph is None:
             channel = (channels or {}).get(frame.layout.nb_channels)
-            graph, current = _resampler(frame, target, channel), found
+            graph, current = _resampler(frame, target, channel), kind
             origin = round((zero + Fraction(samples, target.rate)) / tick)
         if frame.pts is not None:
             frame.pts -= origin

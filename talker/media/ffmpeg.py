@@ -34,8 +34,8 @@ def ffmpeg_program() -> str:
     Raises:
         ImportError: there is none, and imageio-ffmpeg is not installed.
     """
-    if found := shutil.which("ffmpeg"):
-        return found
+    if program := shutil.which("ffmpeg"):
+        return program
     from imageio_ffmpeg import get_ffmpeg_exe  # pyright: ignore[reportMissingImports]
 
     return get_ffmpeg_exe()

@@ -76,8 +76,8 @@ class Orientation:
     def of(cls, frame: av.VideoFrame) -> "Orientation":
         """Read the display matrix of a frame; a missing or singular one leaves it as it is."""
         side_data: Any = frame.side_data  # its type stub lacks this key
-        found = side_data.get(SideDataType.DISPLAYMATRIX)
-        values = np.frombuffer(bytes(found or b""), np.int32)
+        matrix = side_data.get(SideDataType.DISPLAYMATRIX)
+        values = np.frombuffer(bytes(matrix or b""), np.int32)
         if len(values) != 9:
             return cls()
         a, b, c, d = (int(values[i]) for i in (0, 1, 3, 4))

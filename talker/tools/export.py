@@ -246,14 +246,14 @@ def _write_action_units(data: Path, out: Path, method: Method, frames: int) -> l
     table = read_table(path)
     columns = {"AU45_r": [f"{value:.3f}" for value in read_au45(path)]}
     columns |= {name: values for name, values in table.items() if name not in columns}
-    wanted = [f"AU{number:02d}_r" for number in method.action_units]
-    present = [name for name in wanted if name in columns]
+    needed = [f"AU{number:02d}_r" for number in method.action_units]
+    present = [name for name in needed if name in columns]
     rows = [", ".join([TABLE_HEADER, *present])]
     for i in range(frames):
         values = [columns[name][i].strip() for name in present]
         rows.append(", ".join([f"{i + 1}", f"{i / 25:.2f}", "1.00", "1", *values]))
     (out / layout.ACTION_UNITS).write_text("\n".join(rows) + "\n", encoding="utf-8")
-    absent = [name for name in wanted if name not in columns]
+    absent = [name for name in needed if name not in columns]
     return (
         [f"{layout.ACTION_UNITS} lacks the columns {', '.join(absent)}. Run OpenFace to get them."]
         if absent
