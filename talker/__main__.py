@@ -46,12 +46,25 @@ COMMANDS = {
     "report": "write an HTML page with all results of a subject",
     "bench": "measure how fast this machine renders and trains",
     "synthesize": "render the demo's synthetic person, with exact ground truth",
+    "serve": "serve a page to make avatars and talk with them",
     "view": "show an avatar in the browser, move its face and let it speak",
     "weights": "list the optional models, or download some of them",
     "info": "print what a bug report needs: versions, GPU, memory, disk",
 }
 
-TOOLS = {"bench", "bundle", "demo", "export", "info", "pack", "player", "run", "view", "weights"}
+TOOLS = {
+    "bench",
+    "bundle",
+    "demo",
+    "export",
+    "info",
+    "pack",
+    "player",
+    "run",
+    "serve",
+    "view",
+    "weights",
+}
 """Commands that no rule runs, in `talker/tools`."""
 GPU_STAGES = {"train", "render", "evaluate", "report", "bench"}
 """Stages that wait for a free GPU before they start. `speak` does not, because live speech must not

@@ -57,6 +57,7 @@ WRITING_FAILED = (
 
 EXTRAS = {
     "gsplat": "'.[cuda]'",
+    "fastapi": "'.[serve]'",
     "ffmpeg": "'.[ffmpeg]'",
     "imageio_ffmpeg": "'.[ffmpeg]'",
     "jsonschema": "'.[workflow]'",
@@ -64,6 +65,7 @@ EXTRAS = {
     "rich": "'.[workflow]'",
     "snakemake": "'.[workflow]'",
     "transformers": "'.[transformers]'",
+    "uvicorn": "'.[serve]'",
     "viser": "'.[view]'",
     "websockets": "'.[view]'",
 }

@@ -121,8 +121,8 @@ def synthesize(text: str, voice: str, words_per_minute: int, pitch: int) -> Spee
     return Speech(np.concatenate(samples), rate, phonemes)
 
 
-def write_speech(text: str, voice: str, file: Path) -> None:
-    """Speak a text into a wav file at 16 kHz.
+def speech_samples(text: str, voice: str) -> np.ndarray:
+    """Return a spoken text as int16 [S] at 16 kHz.
 
     Raises:
         UserError: as `synthesize`.
@@ -130,4 +130,13 @@ def write_speech(text: str, voice: str, file: Path) -> None:
     speech = synthesize(text, voice, WORDS_PER_MINUTE, PITCH)
     sound = resample_poly(speech.samples / 32768, SAMPLE_RATE, speech.rate)
     sound *= PEAK / max(np.abs(sound).max(), 1e-6)
-    write_wav(file, np.round(32767 * sound).astype(np.int16))
+    return np.round(32767 * sound).astype(np.int16)
+
+
+def write_speech(text: str, voice: str, file: Path) -> None:
+    """Speak a text into a wav file at 16 kHz.
+
+    Raises:
+        UserError: as `synthesize`.
+    """
+    write_wav(file, speech_samples(text, voice))

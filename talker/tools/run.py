@@ -81,6 +81,9 @@ class Config:
     """Print which stages would run, without running them."""
     verbose: bool = False
     """Print the output of Snakemake instead of the progress display."""
+    status: Path | None = None
+    """File to which the state of the run is written several times a second as JSON, for other
+    programs: its stages, their progress, warnings and errors. By default, no file is written."""
     snakemake: str = ""
     """Additional arguments for Snakemake, as one string."""
 
@@ -313,7 +316,7 @@ def _run_snakemake(
     with _interruptible(process):
         if config.verbose:
             return process.wait(), ["The run failed. The reason is in the output above."]
-        return _watch(process, Screen(config.out, subjects, config.dry_run))
+        return _watch(process, Screen(config.out, subjects, config.dry_run, config.status))
 
 
 def _watch(process: subprocess.Popen[str], screen: Screen) -> tuple[int, Sequence[str]]:
@@ -343,7 +346,9 @@ def _watch(process: subprocess.Popen[str], screen: Screen) -> tuple[int, Sequenc
                 screen.update()
     status = process.wait()
     readers[1].join(timeout=1)
-    return status, screen.errors or ["".join(rest).strip()]
+    screen.errors = screen.errors or ["".join(rest).strip()] if status else []
+    screen.write_status("failed" if status else "finished")
+    return status, screen.errors
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
@@ -60,10 +60,13 @@ class Screen:
         out: folder of the run, with the folders data and benchmarks.
         subjects: names of the subjects.
         dry_run: whether the run only lists the stages that would run.
+        status: file to which the state is written as JSON, for other programs.
     """
 
-    def __init__(self, out: Path, subjects: Sequence[str], dry_run: bool = False):
-        self.out, self.subjects, self.dry_run = out, subjects, dry_run
+    def __init__(
+        self, out: Path, subjects: Sequence[str], dry_run: bool = False, status: Path | None = None
+    ) -> None:
+        self.out, self.subjects, self.dry_run, self.status = out, subjects, dry_run, status
         self.console = Console(highlight=False, soft_wrap=True, markup=False)
         self.bars = Progress(
             SpinnerColumn(),
@@ -82,6 +85,7 @@ class Screen:
         self.busy = 0.0
         self.started = time.monotonic()
         self.errors: list[str] = []
+        self.lines: list[str] = []
 
     def __enter__(self) -> "Screen":
         if self.console.is_terminal:
@@ -97,6 +101,7 @@ class Screen:
 
     def print(self, text: str) -> None:
         """Print a line above the live lines."""
+        self.lines.append(text)
         self.console.print(text)
 
     def show(self, line: str) -> None:
@@ -167,6 +172,35 @@ class Screen:
             )
         if self.console.is_terminal:
             self.bars.refresh()
+        self.write_status("running")
+
+    def write_status(self, state: Literal["running", "finished", "failed"]) -> None:
+        """Write the state of the run to the file `status`, if there is one."""
+        if self.status is None:
+            return
+        tasks = {task.id: task for task in self.bars.tasks}
+        jobs = [(job, tasks[job.task]) for job in self.jobs.values()]
+        content = {
+            "state": state,
+            "done": self.done,
+            "total": self.total,
+            "seconds_left": self.seconds_left(),
+            "running": [
+                {
+                    "stage": job.rule,
+                    "message": job.message,
+                    "detail": task.fields["detail"],
+                    "done": task.completed,
+                    "total": task.total,
+                }
+                for job, task in jobs
+            ],
+            "lines": self.lines,
+            "errors": self.errors,
+        }
+        scratch = self.status.with_name(f".{self.status.name}.new")
+        scratch.write_text(json.dumps(content), encoding="utf-8")
+        scratch.replace(self.status)
 
     def _update_job(self, job: Job) -> None:
         elapsed = time.monotonic() - job.started

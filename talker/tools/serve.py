@@ -1,0 +1,381 @@
+"""Serve a page on which people make avatars from videos, and talk with them.
+
+    talker serve
+    talker serve --out studio --port 8000
+
+The page uploads or records a video, shows the progress of its run and the report, and lets the
+avatar speak what is typed or said. The same is available as an HTTP interface, which
+/api/openapi.json describes.
+"""
+
+import asyncio
+import ipaddress
+import json
+import logging
+import secrets
+import shutil
+import threading
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import parse_qs, urlsplit
+
+import numpy as np
+import uvicorn
+from fastapi import FastAPI, HTTPException, Request, WebSocket
+from fastapi import Path as PathValue
+from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse, RedirectResponse
+from pydantic import Field
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect, cookie_parser
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocketDisconnect
+
+from talker.clip import FPS, SAMPLE_RATE
+from talker.core.config import AtLeast1, validated
+from talker.errors import UserError
+from talker.media.espeak import speech_samples
+from talker.speak import Config as StreamConfig
+from talker.speak import load_streaming_avatar
+from talker.tools.live import Session, SkippingAvatar
+from talker.tools.studio import NAME, ExistsError, Studio
+
+logger = logging.getLogger(__name__)
+
+PAGE = Path(__file__).with_name("studio.html")
+COOKIE = "talker_token"
+MAX_TEXT = 500
+"""Largest number of characters of a text to speak."""
+MAX_MESSAGE = 4 * 2**20
+"""Size in bytes of the largest message of a live session, which is two minutes of sound."""
+FREE_DISK = 2 * 10**9
+"""Number of bytes that must remain free on the disk after an upload."""
+MICROPHONE, SPEECH = 0, 1
+"""First byte of a message with sound: part of a microphone's recording, or a whole speech."""
+POLICY = (
+    "default-src 'self' 'unsafe-inline' data: blob:; object-src 'none'; base-uri 'none'; "
+    "form-action 'self'; frame-ancestors 'none'"
+)
+"""Content security policy of all pages: browsers send no request to any other server."""
+Name = Annotated[str, PathValue(pattern=NAME, description="Name of a subject or an avatar.")]
+
+
+@validated
+class Config:
+    """Options of `talker serve`."""
+
+    out: Path = Path()
+    """Folder with the uploads and results; by default, the current folder. Files *.avatar in this
+    folder can be talked with, too."""
+    host: str = "127.0.0.1"
+    """Address to listen on. The default accepts connections from this machine only. Any other
+    address requires a token."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    """Port of the page."""
+    token: str = ""
+    """Secret that every request must contain. By default, it is only required if `host` is not this
+    machine, and a random one is printed at the start."""
+    max_upload_mb: AtLeast1 = 2000
+    """Size in megabytes of the largest video that is accepted."""
+    max_sessions: AtLeast1 = 4
+    """Largest number of live sessions at the same time."""
+    preset: Literal["auto", "draft", "full", "full_2_layers"] = "auto"
+    """Preset of the runs, as in `talker run`."""
+    configfile: Path | None = None
+    """YAML file with keys of the configuration of the workflow, as in `talker run`."""
+    voice: str = "en-us"
+    """Voice of espeak-ng for typed text."""
+    live: StreamConfig = field(default_factory=StreamConfig)
+    """Options of live speech, as in `talker speak`."""
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Middleware that refuses foreign requests, and forbids pages to contact other servers.
+
+    Requests must have the token, if there is one. Without a token, they must be addressed to this
+    machine by its own name, so that no other site can reach the page by a name of its own (DNS
+    rebinding). A page of another site must not send any request.
+    """
+
+    app: ASGIApp
+    token: str
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        query = parse_qs(scope["query_string"].decode("latin-1"))
+        if (problem := self.problem(headers, query)) is not None:
+            status, text = problem
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close", "code": 1008, "reason": text})
+            else:
+                await PlainTextResponse(text + "\n", status)(scope, receive, send)
+            return
+
+        async def send_with_policy(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                added = MutableHeaders(scope=message)
+                added["Content-Security-Policy"] = POLICY
+                added["X-Content-Type-Options"] = "nosniff"
+                added["Referrer-Policy"] = "no-referrer"
+            await send(message)
+
+        if scope["path"] == "/" and "token" in query:  # from now on, the cookie has the token
+            response = RedirectResponse("/", 303)
+            response.set_cookie(COOKIE, self.token, httponly=True, samesite="strict")
+            await response(scope, receive, send)
+            return
+        await self.app(scope, receive, send_with_policy)
+
+    def problem(self, headers: Headers, query: Mapping[str, list[str]]) -> tuple[int, str] | None:
+        """Return why a request is refused: the status and a text; None if it is accepted."""
+        host = headers.get("host", "")
+        if not self.token and not is_this_machine(urlsplit(f"//{host}").hostname or ""):
+            return 400, "The host of the request is not this machine."
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc != host:
+            return 403, "The request comes from a page of another site."
+        if self.token:
+            given = [
+                headers.get("authorization", "").removeprefix("Bearer "),
+                cookie_parser(headers.get("cookie", "")).get(COOKIE, ""),
+                *query.get("token", []),
+            ]
+            if not any(secrets.compare_digest(one.encode(), self.token.encode()) for one in given):
+                return 401, "The request has no valid token."
+        return None
+
+
+def is_this_machine(host: str) -> bool:
+    """Return whether a host name or an address is that of the loopback interface."""
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+class Avatars:
+    """The avatars that live sessions share; each is loaded once."""
+
+    def __init__(self, config: StreamConfig) -> None:
+        self.config = config
+        self.lock = threading.Lock()
+        self.loaded: dict[Path, tuple[int, SkippingAvatar]] = {}
+
+    def session(self, file: Path) -> Session:
+        """Return a session of its own with an avatar; UserError if the file is damaged."""
+        with self.lock:
+            changed = file.stat().st_mtime_ns
+            if self.loaded.get(file, (0, None))[0] != changed:
+                one = load_streaming_avatar(None, file, self.config)
+                self.loaded[file] = changed, self._copy(one)
+            return Session(self._copy(self.loaded[file][1]))
+
+    def _copy(self, one: Any) -> SkippingAvatar:
+        """Return a streaming avatar with the same networks and a state of its own."""
+        return SkippingAvatar(one.avatar, one.dataset, one.encoder, one.statistics, self.config)
+
+
+def make_app(config: Config, token: str = "") -> FastAPI:
+    """Return the application of `talker serve`."""
+    options = ["--preset", config.preset]
+    if config.configfile is not None:
+        options += ["--configfile", str(config.configfile.resolve())]
+    studio = Studio(config.out, tuple(options))
+    avatars = Avatars(config.live)
+    sessions: set[WebSocket] = set()
+    speaking = threading.Lock()  # espeak-ng has one state for the whole process
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(studio.close)
+
+    app = FastAPI(
+        title="talker", docs_url=None, redoc_url=None, openapi_url="/api/openapi.json",
+        lifespan=lifespan,
+    )  # fmt: skip
+    app.add_middleware(Guard, token=token)
+    app.state.studio = studio
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    def page() -> FileResponse:
+        return FileResponse(PAGE, media_type="text/html")
+
+    @app.get("/api/state")
+    def state() -> dict[str, Any]:
+        """Return the state of all subjects, and the names of all avatars."""
+        subjects = [studio.describe(name) for name in studio.names()]
+        return {"subjects": subjects, "avatars": studio.avatars()}
+
+    @app.get("/api/subjects/{name}")
+    def subject(name: Name) -> dict[str, Any]:
+        """Return the state of a subject: its run, the gate, the verdict and its files."""
+        return studio.describe(known(name))
+
+    @app.put("/api/subjects/{name}", status_code=201)
+    async def upload(name: Name, suffix: str, consent: str, request: Request) -> dict[str, Any]:
+        """Take a video as the body of the request, and start its run."""
+        limit = config.max_upload_mb * 10**6
+        too_large = HTTPException(413, f"The video is larger than {config.max_upload_mb} MB.")
+        announced = int(request.headers.get("content-length") or 0)
+        if announced > limit:
+            raise too_large
+        if shutil.disk_usage(studio.out).free < announced + FREE_DISK:
+            raise HTTPException(507, "The disk of the server is full.")
+        try:
+            with studio.reserve(name, suffix.lower(), consent) as video:
+                size = 0
+                with video.open("xb") as file:
+                    async for chunk in request.stream():
+                        size += len(chunk)
+                        if size > limit:
+                            raise too_large
+                        await asyncio.to_thread(file.write, chunk)
+                await asyncio.to_thread(studio.accept, video, consent)
+        except ExistsError as error:
+            raise HTTPException(409, str(error)) from error
+        except UserError as error:
+            raise HTTPException(422, str(error)) from error
+        except ClientDisconnect as error:
+            raise HTTPException(400, "The upload was interrupted.") from error
+        studio.start(name)
+        return studio.describe(name)
+
+    @app.post("/api/subjects/{name}/start")
+    def start(name: Name) -> dict[str, Any]:
+        """Start the run of a subject, or continue it; finished stages are kept."""
+        studio.start(known(name))
+        return studio.describe(name)
+
+    @app.post("/api/subjects/{name}/stop")
+    def stop(name: Name) -> dict[str, Any]:
+        """Interrupt the run of a subject, or take it out of the queue."""
+        studio.stop(known(name))
+        return studio.describe(name)
+
+    @app.get("/api/subjects/{name}/report", response_class=HTMLResponse)
+    def report(name: Name) -> FileResponse:
+        """Return the report of a subject."""
+        file = studio.out / "results" / known(name) / "report.html"
+        if not file.is_file():
+            raise HTTPException(404, f"{name} has no report yet.")
+        return FileResponse(file, media_type="text/html")
+
+    @app.get("/api/avatars/{name}", response_class=FileResponse)
+    def avatar(name: Name) -> FileResponse:
+        """Return the file of an avatar."""
+        return FileResponse(avatar_file(name), filename=f"{name}.avatar")
+
+    @app.websocket("/api/avatars/{name}/live")
+    async def live(socket: WebSocket, name: str) -> None:
+        """Talk with an avatar.
+
+        The client sends sound as 16 kHz int16 after a byte (0: microphone, 1: a whole speech), or
+        JSON: {"say": TEXT} or {"stop": true}. It receives the messages of `Session.advance`.
+        """
+        await socket.accept()
+        if len(sessions) >= config.max_sessions:
+            await socket.close(1013, "Too many sessions. Try again later.")
+            return
+        sessions.add(socket)
+        task = None
+        try:
+            session = await asyncio.to_thread(avatars.session, avatar_file(name))
+            await socket.send_json(describe_session(session))
+            task = asyncio.create_task(session.run(socket.send_bytes))
+            while not task.done():
+                message = await socket.receive()
+                if message["type"] == "websocket.disconnect":
+                    break
+                try:
+                    await asyncio.to_thread(answer, session, message)
+                except UserError as error:
+                    await socket.send_json({"error": str(error)})
+        except (UserError, HTTPException) as error:
+            text = error.detail if isinstance(error, HTTPException) else str(error)
+            await socket.send_json({"error": text})
+            await socket.close(1011)
+        except WebSocketDisconnect:
+            pass
+        finally:
+            sessions.discard(socket)
+            if task is not None:
+                task.cancel()
+                with suppress(asyncio.CancelledError, RuntimeError, WebSocketDisconnect):
+                    await task
+
+    def answer(session: Session, message: Message) -> None:
+        """Apply a message of a client to its session; UserError if it is not understood."""
+        if (content := message.get("bytes")) is not None:
+            if len(content) % 2 == 0:
+                raise UserError("A message with sound has one byte and then samples of 2 bytes.")
+            samples = np.frombuffer(content[1:], "<i2").astype(np.int16)
+            if content[0] == MICROPHONE:
+                session.listen(samples)
+            else:
+                session.say(samples)
+            return
+        try:
+            request = json.loads(message.get("text") or "")
+            text = request.get("say")
+        except (ValueError, AttributeError) as error:
+            raise UserError("The message is neither sound nor a JSON object.") from error
+        if isinstance(text, str) and text.strip():
+            if len(text) > MAX_TEXT:
+                raise UserError(f"The text is longer than {MAX_TEXT} characters.")
+            with speaking:
+                samples = speech_samples(text, config.voice)
+            session.say(samples)
+        elif request.get("stop"):
+            session.stop()
+
+    def known(name: str) -> str:
+        """Return the name of a subject; HTTPException if it does not exist."""
+        if name not in studio.names():
+            raise HTTPException(404, f"There is no subject with the name {name}.")
+        return name
+
+    def avatar_file(name: str) -> Path:
+        """Return the file of an avatar; HTTPException if it does not exist."""
+        file = studio.avatar(name) if name in studio.avatars() else None
+        if file is None:
+            raise HTTPException(404, f"There is no avatar with the name {name}.")
+        return file
+
+    return app
+
+
+def describe_session(session: Session) -> dict[str, Any]:
+    """Return what a client needs to know about a live session."""
+    streaming = session.streaming
+    return {
+        "width": streaming.dataset.width,
+        "height": streaming.dataset.height,
+        "fps": FPS,
+        "sample_rate": SAMPLE_RATE,
+        "latency": streaming.latency,
+    }
+
+
+def main(*, config: Config = Config()) -> None:
+    """Serve a page on which people make avatars from videos, and talk with them.
+
+    The videos wait in one queue, and each is processed by `talker run`.
+
+    Args:
+        config: Options.
+    """
+    token = config.token
+    if not token and not is_this_machine(config.host):
+        token = secrets.token_urlsafe(16)
+    app = make_app(config, token)
+    query = f"/?token={token}" if token else ""
+    logger.info("Open http://%s:%d%s", config.host, config.port, query)
+    uvicorn.run(
+        app, host=config.host, port=config.port, log_level="warning", ws_max_size=MAX_MESSAGE
+    )
