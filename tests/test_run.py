@@ -70,6 +70,7 @@ def test_a_video_with_a_difficult_name_says_a_file_with_a_difficult_name(folder:
     speech.touch()
     (folder / "mine.yaml").write_text("options: {train: {gaussians: 7}}")
     options = ["--say", speech.name, "--preset", "draft", "--configfile", "mine.yaml"]
+    options += ["--status", "status.json"]
     process = start(folder, "run", video.name, *options)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, out + err
@@ -84,6 +85,9 @@ def test_a_video_with_a_difficult_name_says_a_file_with_a_difficult_name(folder:
     ):
         assert f"\n{line}\n" in f"\n{out}\n"
     assert out.count("\n") <= 30, out
+    status = json.loads((folder / "status.json").read_text())
+    assert status["state"] == "finished" and status["done"] == status["total"] > 10
+    assert len(status["lines"]) > status["total"] and not status["running"]
     assert "SNAKEMAKE" not in out + err
     assert "--gaussians=7" in (folder / "options_of_training").read_text()
     assert (folder / "data" / name / "source.txt").read_text().startswith(video.name + "\n")
@@ -93,9 +97,13 @@ def test_a_failed_stage_is_one_sentence_and_its_log(folder: Path):
     (folder / "me.mp4").touch()
     (folder / "results" / "out").mkdir(parents=True)
     (folder / "results" / "out" / "broken").write_text("landmarks")
-    process = start(folder, "run", "me.mp4", "--out", "results/out")
+    options = ["--out", "results/out", "--status", "status.json"]
+    process = start(folder, "run", "me.mp4", *options)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 1
+    status = json.loads((folder / "status.json").read_text())
+    assert status["state"] == "failed"
+    assert any("no face in any frame" in text for text in status["errors"])
     assert "failed: me: detecting the face mesh and 68 landmarks in every frame" in out
     assert "logs/me/landmarks.log: talker landmarks: error: no face in any frame" in err
     assert "Traceback" not in out + err
