@@ -26,6 +26,7 @@ MESH_INDICES = np.array([
 """Index of the mesh point of each of the 68 landmarks."""
 
 JAW = slice(0, 17)
+BROWS = slice(17, 27)
 NOSE = slice(27, 36)
 RIGHT_EYE = slice(36, 42)
 LEFT_EYE = slice(42, 48)

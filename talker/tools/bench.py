@@ -1,7 +1,8 @@
-"""Measure how fast this machine trains, renders and speaks.
+"""Measure how fast this machine trains, renders and speaks, or how good the avatars are.
 
 talker bench                                      # with a head of random colors
 talker bench --data data/me --json bench.json     # with a prepared dataset
+talker bench quality --table rows.yaml --json quality.json
 """
 
 import copy
@@ -15,10 +16,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+import tyro
 
 from talker.avatar.live import LiveAvatar
 from talker.avatar.model import Avatar
@@ -44,6 +46,7 @@ from talker.render import render
 from talker.speak import Config as SpeakConfig
 from talker.speak import StreamingAvatar, measure_latency
 from talker.synthetic.random_head import random_head
+from talker.tools.quality_bench import bench_quality
 from talker.train import pick_device
 
 logger = logging.getLogger(__name__)
@@ -84,14 +87,37 @@ class Config:
     speak`."""
 
 
-def main(*, data: Path | None = None, json: Path | None = None, config: Config = Config()) -> None:
-    """Measure the speed of training, rendering and live speech, and their peak memory.
+def main(
+    what: Annotated[Literal["speed", "quality"], tyro.conf.Positional] = "speed",
+    *,
+    data: Path | None = None,
+    json: Path | None = None,
+    table: Path | None = None,
+    config: Config = Config(),
+) -> None:
+    """Measure the speed of this machine, or the quality of avatars.
 
     Args:
-        data: Dataset folder to train on. By default, a head with random colors is used.
-        json: JSON file to write the numbers to.
-        config: Options.
+        what: `speed` measures training, rendering and live speech, and their peak memory. `quality`
+            trains avatars of several subjects with several options and compares them.
+        data: Dataset folder for `speed`. By default, a head with random colors is used.
+        json: JSON file to write the numbers to. `quality` requires it, and continues an interrupted
+            run from it.
+        table: YAML file for `quality`, with the keys `subjects` (dataset folders by name) and
+            `rows` (options of `talker train` by name), and optionally `options` (options of all
+            rows), `networks` (options of `talker evaluate`), `stretches` and `held_out`.
+        config: Options of `speed`. `quality` only uses `device`.
     """
+    if what == "speed":
+        bench_speed(data, json, config)
+        return
+    if table is None or json is None:
+        raise UserError("`talker bench quality` needs `--table FILE` and `--json FILE`.")
+    bench_quality(table, json, config.device)
+
+
+def bench_speed(data: Path | None, json: Path | None, config: Config) -> None:
+    """Measure the speed of training, rendering and live speech, and their peak memory."""
     device = pick_device(config.device)
     encoder = load_encoder(Choice(config.encoder)) if config.speech > 0 else None
     if data is None:
