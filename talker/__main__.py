@@ -44,7 +44,7 @@ COMMANDS = {
     "speak": "render the avatar live from a stream of speech",
     "evaluate": "evaluate the avatar on frames that were not used for training",
     "report": "write an HTML page with all results of a subject",
-    "bench": "measure how fast this machine renders and trains",
+    "bench": "measure how fast this machine renders and trains, or compare the quality of avatars",
     "synthesize": "render the demo's synthetic person, with exact ground truth",
     "serve": "serve a page to make avatars and talk with them",
     "view": "show an avatar in the browser, move its face and let it speak",

@@ -1,6 +1,7 @@
 """Compare renderings with real frames in the regions of the face that matter most.
 
-The regions are mouth, eyes, brows, hair, the seam between head and neck, and the border of the head.
+The regions are mouth, eyes, brows, hair, the seam between head and neck, and the border of the
+head.
 """
 
 from collections.abc import Sequence
