@@ -16,6 +16,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from talker.__main__ import COMMANDS, TOOLS, module_of
+from talker.core.config import unwrap
 from talker.data.weights import EXAMPLES
 
 ROOT = Path(__file__).parent.parent
@@ -40,7 +41,7 @@ def schema_of(kind: Any) -> dict[str, Any]:
 
 
 def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
-    """Replace references by their definitions, and drop titles, which only repeat names."""
+    """Replace references by their definitions, unwrap texts, and drop titles that repeat names."""
     if isinstance(schema, list):
         return [_inlined(item, definitions) for item in schema]
     if not isinstance(schema, dict):
@@ -51,7 +52,7 @@ def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
             {**definition, **{k: v for k, v in schema.items() if k != "$ref"}}, definitions
         )
     return {
-        key: _inlined(value, definitions)
+        key: unwrap(value) if key == "description" else _inlined(value, definitions)
         for key, value in schema.items()
         if not (key == "title" and isinstance(value, str))
     }

@@ -153,7 +153,7 @@ def _run(stage: str, args: list[str]) -> None:
     import tyro
     from pydantic import ValidationError
 
-    from talker.core.config import explain
+    from talker.core.config import explain, unwrap
 
     main = importlib.import_module(module_of(stage)).main
     default = inspect.signature(main).parameters["config"].default
@@ -161,6 +161,7 @@ def _run(stage: str, args: list[str]) -> None:
     # --group.name.
     main.__annotations__["config"] = Annotated[type(default), tyro.conf.arg(name="")]
     main = _exclusive(stage, main)
+    main.__doc__ = unwrap(main.__doc__ or "")
     config_file, args = _take_config(args)
     if config_file is not None:
         main = functools.partial(main, config=_read_options(config_file, stage, type(default)))

@@ -3,6 +3,8 @@
 import dataclasses
 import importlib
 import inspect
+import itertools
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +16,7 @@ import pytest
 
 from talker import __main__ as cli
 from talker import __version__
-from talker.core.config import AtLeast1, read_yaml, validated
+from talker.core.config import AtLeast1, read_yaml, unwrap, validated
 from talker.core.files import Output
 from talker.errors import UserError
 
@@ -166,13 +168,33 @@ def test_a_stage_takes_paths_and_frozen_options(stage):
     assert config.__dataclass_params__.frozen
 
 
+def early_breaks(text: str) -> list[str]:
+    """Return the rows of a help text that end although the next word would have fitted."""
+    early = []
+    for row, following in itertools.pairwise(text.splitlines()):
+        if continued := re.match(r"│( {8,})(\S+)", following):
+            column = continued.end(1)
+            starts_there = row[column - 1] == " " != row[column]  # not just the name of an option
+            room = len(row) - len(" │") - len(row.rstrip("│ "))
+            if starts_there and room > len(continued[2]):
+                early.append(row)
+    return early
+
+
+def test_help_texts_keep_paragraphs():
+    text = "A\n    B.\n\n    C.\n\n    Args:\n        a: one\n            two.\n        b: x."
+    assert unwrap(text) == "A B.\n\nC.\n\nArgs:\n    a: one two.\n    b: x."
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_explains_itself_and_refuses_unknown_flags(monkeypatch, capsys, stage):
     monkeypatch.setattr(sys, "argv", ["talker", stage, "--help"])
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == 0
-    assert f"usage: talker {stage}" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"usage: talker {stage}" in shown
+    assert not early_breaks(shown), "a help text keeps the line breaks of the source"
     arguments = {"run": ["me.mp4"], "view": ["me.avatar"]}.get(stage, [])
     monkeypatch.setattr(sys, "argv", ["talker", stage, *arguments, "--no-such-flag"])
     with pytest.raises(SystemExit) as stop:

@@ -7,9 +7,12 @@ field is its help text. Validation, flags, help texts and the JSON schema are de
 
 import dataclasses
 import difflib
+import inspect
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
 import yaml
@@ -44,9 +47,21 @@ def validated(cls: type[Validated]) -> type[Validated]:
     """Turn a class into a frozen dataclass that validates its fields when it is constructed.
 
     Types are strict: a number may not be given as text or bool. Numbers must be finite. Unknown
-    keys raise an error.
+    keys raise an error. The string below a field becomes its help text.
     """
-    return dataclass(frozen=True, config=_STRICT)(cls)  # pyright: ignore[reportReturnType]
+    options = dataclass(frozen=True, config=_STRICT)(cls)
+    for field in dataclasses.fields(options):
+        if text := options.__pydantic_fields__[field.name].description:
+            field.metadata = MappingProxyType({"help": unwrap(text)})  # tyro reads this key
+    return options  # pyright: ignore[reportReturnType]
+
+
+def unwrap(docstring: str) -> str:
+    """Return a docstring with each paragraph, and each entry of its sections, on one line.
+
+    The terminal then wraps the text to its own width.
+    """
+    return re.sub(r"(?<!\n)\n(?: {8,})?(?=\S)", " ", inspect.cleandoc(docstring))
 
 
 def from_mapping(cls: type[Validated], values: Mapping[str, Any] | None, where: str) -> Validated:
