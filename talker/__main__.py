@@ -22,7 +22,7 @@ from talker.errors import UserError
 
 COMMANDS = {
     "run": "turn a video into a talking avatar: all stages, videos and a report",
-    "demo": "render a synthetic person and train an avatar of it; needs no video and no GPU",
+    "demo": "render a synthetic person and train an avatar on it; needs no video and no GPU",
     "frames": "extract 25 fps frames from a video, cropped around the face",
     "audio": "extract 16 kHz mono audio with exactly the duration of the frames",
     "speech": "extract speech features, one window per frame",
@@ -35,7 +35,7 @@ COMMANDS = {
     "layers": "extract the torso, and composite the person over the reconstructed background",
     "check": "check a dataset folder, and refuse clips that are unlikely to give a good avatar",
     "adopt": "check a dataset folder of another project (such as GaussianTalker) before using it",
-    "export": "copy a dataset folder to the layout of another project (such as GaussianTalker)",
+    "export": "copy a dataset folder in the layout of another project (such as GaussianTalker)",
     "pack": "pack a dataset folder into one file for training on another machine",
     "train": "train the avatar",
     "bundle": "write a trained avatar to one file that can be rendered without the dataset folder",
@@ -85,10 +85,12 @@ def _usage() -> str:
     return (
         "usage: talker STAGE [options]\n\nSTAGE is one of:\n"
         f"{rows}\n\n"
-        "`talker STAGE --help` lists the options of a stage. `--config FILE` reads them from a\n"
-        "YAML file: the configuration of the Snakemake workflow (config/config.yaml), or a file\n"
-        "with one section for each stage. Options on the command line override those of the\n"
-        "file. docs/conventions.md explains the terms."
+        "`talker STAGE --help` lists the options of a stage. `talker STAGE --config FILE` reads\n"
+        "them from a YAML file: either the configuration of the Snakemake workflow\n"
+        "(config/config.yaml), or a file with one section for each stage. Options on the command\n"
+        "line override those of the file. (`run` and `demo` have `--configfile` instead.)\n\n"
+        "Help texts name options as in the YAML file: `density.min_opacity` is the option\n"
+        "--density.min-opacity on the command line. docs/conventions.md explains the terms."
     )
 
 
@@ -160,8 +162,8 @@ def _run(stage: str, args: list[str]) -> None:
     # An option of the dataclass becomes a flag with the same name; an option of a group becomes
     # --group.name.
     main.__annotations__["config"] = Annotated[type(default), tyro.conf.arg(name="")]
+    main.__doc__ = unwrap(main.__doc__ or "", indent=8)
     main = _exclusive(stage, main)
-    main.__doc__ = unwrap(main.__doc__ or "")
     config_file, args = _take_config(args)
     if config_file is not None:
         main = functools.partial(main, config=_read_options(config_file, stage, type(default)))

@@ -65,8 +65,8 @@ class Config:
     """How a folder is adopted."""
 
     listed: AtLeast1 = 5
-    """Maximum number of frame numbers that are printed in each row of the table. Further frames are
-    only counted."""
+    """Maximum number of frames that each row of the printed table lists by number. Further frames
+    are only counted."""
 
 
 @dataclass(frozen=True)

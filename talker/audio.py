@@ -26,7 +26,7 @@ class Config:
     """Options of `talker audio`."""
 
     warn_missing: NonNegative = 0.5
-    """Time in seconds by which the audio may end before the video without a warning."""
+    """A warning is logged if the audio ends more than this time in seconds before the video."""
     lag_frames: Annotated[int, Field(ge=-250, le=250)] = 0
     """Number of frames by which the audio lags behind the video. The audio is shifted earlier by
     this amount. Negative values shift it later."""
@@ -85,8 +85,8 @@ def main(
         wav: Wav file to write.
         clip: clip.json, which defines the start and the length of the audio. Omit it for new
             speech.
-        train: Wav file to write with the audio of the training frames (requires `clip`).
-        novel: Wav file to write with the audio of the held-out frames (requires `clip`).
+        train: Wav file to write with the audio of the training frames (requires `--clip`).
+        novel: Wav file to write with the audio of the held-out frames (requires `--clip`).
         config: Options.
     """
     if clip is None:

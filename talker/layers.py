@@ -25,23 +25,25 @@ from talker.media.images import read_image, read_numbered, write_image
 
 @validated
 class Config:
-    """How the layers are made. Lengths are in pixels of an image whose longer side is 512 pixels,
-    and are scaled to the size of the image."""
+    """How the layers are made.
+
+    Lengths are in pixels of an image whose longer side is 512 pixels, and are scaled to the size of
+    the frames.
+    """
 
     clothes_up: NonNegative = 9.0
-    """Length by which the clothes are extended upward behind the head, in pixels of a 512-pixel
-    image."""
+    """Length by which the clothes are extended upward behind the head, in pixels of an image whose
+    longer side is 512 pixels. This and the other lengths are scaled to the size of the frames."""
     neck_up: NonNegative = 53.0
-    """Length by which the neck is extended upward behind the head, in pixels of a 512-pixel
-    image."""
+    """Length by which the neck is extended upward behind the head, in the unit of `clothes_up`."""
     neck_grow: NonNegative = 3.0
     """Length by which the mask of the neck is first grown upward, so that it covers the soft edge
-    of the chin, in pixels of a 512-pixel image."""
+    of the chin, in the unit of `clothes_up`."""
     neck_sample: NonNegative = 4.0
-    """Distance below the top of the enlarged neck at which its color is sampled, in pixels of a
-    512-pixel image."""
+    """Distance below the top of the enlarged neck at which its color is sampled, in the unit of
+    `clothes_up`."""
     blur: NonNegative = 5.0
-    """Window size of the Gaussian blur of the extended neck, in pixels of a 512-pixel image."""
+    """Window size of the Gaussian blur of the extended neck, in the unit of `clothes_up`."""
     darkening: Annotated[float, Field(gt=0, le=1)] = 0.98
     """Factor by which the color of the extended neck and clothes is multiplied for each pixel
     upward."""
@@ -119,15 +121,15 @@ def main(
     torso: Output,
     config: Config = Config(),
 ) -> None:
-    """Replace the background of every frame by the background plate, and extract the torso.
+    """Replace the background of every frame with the background plate, and extract the torso.
 
     Args:
         clip: clip.json of the dataset.
         images: Folder of the frames, %d.jpg.
         masks: Folder of the parsing masks, %d.png.
         plate: Background plate, bc.jpg.
-        truth: Folder to write: the person in every frame, composited over the plate, %d.jpg.
-        torso: Folder to write: the neck and the clothes in every frame, %d.png with alpha.
+        truth: Folder to write images of the person composited over the plate to, as %d.jpg.
+        torso: Folder to write images of the neck and the clothes to, as %d.png with alpha.
         config: Options.
     """
     described = Clip.load(clip)

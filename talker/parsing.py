@@ -23,8 +23,9 @@ class Config:
     """How the masks are made."""
 
     backend: Literal["color", "bisenet", "multiclass"] = "color"
-    """Method: `color` (a color model of this video; its network comes with the package), `bisenet`
-    (trained on CelebAMask-HQ) or `multiclass` (MediaPipe's selfie segmenter)."""
+    """Method: `color` (a color model learned from this video, and the network in the package
+    mediapipe that segments persons), `bisenet` (trained on CelebAMask-HQ) or `multiclass`
+    (MediaPipe's multiclass selfie segmenter)."""
     weights: str | None = None
     """Path of the weights: 79999_iter.pth for `bisenet`, selfie_multiclass_256x256.tflite for
     `multiclass`. By default, the file that `talker weights fetch` downloads is used."""
@@ -46,7 +47,7 @@ def main(
         clip: clip.json of the dataset.
         images: Folder of the frames, %d.jpg.
         landmarks: landmarks.npz, the face mesh of every frame.
-        masks: Folder to write: the masks, %d.png.
+        masks: Folder to write the masks to, as %d.png.
         config: Options.
     """
     described = Clip.load(clip)

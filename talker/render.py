@@ -57,17 +57,18 @@ class Config:
     """Number of frames rendered at once. The default of 0 means 32 on a GPU and 8 on a CPU. Larger
     batches use more memory; longer speech does not."""
     crf: AtLeast0 = 18
-    """Constant rate factor of an .mp4 or .webm: 0 is lossless, larger values give smaller files of
-    lower quality, up to 51 (.mp4) or 63 (.webm)."""
+    """Constant rate factor, from 0 (best quality) to 51 (.mp4) or 63 (.webm). Larger values give
+    smaller files of lower quality."""
     video_codec: Literal["libx264", "h264_nvenc"] = "libx264"
     """Encoder of an .mp4: `libx264` on the CPU (default), or `h264_nvenc` on an NVIDIA GPU with
     NVENC, which is faster and gives larger files of the same quality."""
     background: str = PLATE
     """Background behind the person: `plate` (that of the clip), `transparent` (for .webm, .mov or a
-    folder of .png), or the path of an image or of a video, which is repeated when it ends."""
+    folder of PNG images), or the path of an image or of a video, which is repeated when it ends."""
     blinks: Literal["natural", "recorded", "none"] = "natural"
     """Blinks during new speech: `natural` samples the subject's own blinks at random, `recorded`
-    repeats the blinks of the frames whose torso is shown, `none` keeps the eyes open."""
+    repeats the blinks of the recorded frames from which the torso is taken, and `none` keeps the
+    eyes open."""
     blink_scale: NonNegative = 1.0
     """Factor by which the eye closure is multiplied. The default of 1 leaves it unchanged."""
     pose_frame: Annotated[int, Field(ge=-1)] = -1
@@ -204,31 +205,34 @@ def main(
 ) -> None:
     """Render an avatar over its recorded torso and background, with audio.
 
-    The files `pose`, `blink` and `expression` contain one row for each output frame. They are .csv
-    files with a header, or .npz files with an array [N] for each column.
+    The files given with `--pose`, `--blink` and `--expression` contain one row for each output
+    frame. They are .csv files with a header, or .npz files with one array for each column.
 
     Args:
         avatar: Avatar folder written by `talker train`, or file written by `talker bundle`.
         data: Dataset folder, or file written by `talker pack`. It is not needed for new speech if
-            `avatar` is a file.
-        video: Video to write: .mp4, .webm, .mov (ProRes 4444), or a folder of .png.
+            the avatar is a file.
+        video: Video to write, with the extension .mp4, .webm or .mov (ProRes 4444). A path without
+            extension becomes a folder of PNG images.
         side_by_side: Second video to write (.mp4), with the real frames on the left and the
-            rendered frames on the right. It requires `split`, a `video` that ends in .mp4, and `pip
-            install '.[ffmpeg]'`.
-        attention: Folder to write: videos and stills that show how much each part of the head
-            attends to the speech, the eye closure, the head pose, and the null token, which
-            stands for none of them.
+            rendered frames on the right. It requires `--split`, a `--video` that ends in .mp4, and
+            `pip install '.[ffmpeg]'`.
+        attention: Folder to write videos and stills to that show how much each part of the head
+            attends to the speech, the eye closure and the head pose, or to none of these (the null
+            token).
         split: Frames to render with the audio of the clip: `train` (training frames) or `val`
             (held-out frames).
-        speech: Features of new speech, written by `talker speech`; an alternative to `split`.
+        speech: Features of new speech, written by `talker speech`; an alternative to `--split`.
         wav: Audio of the new speech, written by `talker audio`.
-        sound: File from which `wav` was made. Its audio is written to the video with its original
-            sample rate and channels. By default, the video has the 16 kHz mono audio of `wav`.
+        sound: File from which the file `--wav` was made. Its audio is written to the video with its
+            original sample rate and channels. By default, the video has the 16 kHz mono audio of
+            `--wav`.
         pose: File with head poses: a column `frame` with the number of the frame whose pose is
             used, or the columns rx ry rz tx ty tz in the convention of track_params.pt.
         blink: File with the eye closure: a column `blink` from 0 (open) to 1 (closed), or
             OpenFace's `AU45_r`.
-        expression: File with columns e0 to e9, which replace the predicted expression.
+        expression: File with columns e0 to e9, the 10 components of the avatar's expression, which
+            replace the predicted ones. Components without a column are 0.
         config: Options.
     """
     if (split is None) == (speech is None) or (speech is None) != (wav is None):

@@ -58,7 +58,8 @@ class Config:
     embed_mb: NonNegative = 6.0
     """Maximum size in MB of a video that is embedded in the page. A larger video is linked."""
     worst: AtLeast1 = 4
-    """Number of held-out frames to show whose mouths differ most from the real ones."""
+    """Number of held-out frames to show in which the rendered mouth differs most from the real
+    one."""
     rejected: AtLeast1 = 6
     """Number of rejected frames that are shown."""
 
@@ -113,8 +114,9 @@ def main(
     benchmarks: Path | None = None,
     config: Config = Config(),
 ) -> None:
-    """Write a report about a subject: one HTML page that needs no other files and no network.
+    """Write a report about a subject: one HTML page that needs no network.
 
+    It needs no other files either, except for large videos (see `embed_mb`).
     The page lists the optional inputs that are missing.
 
     Args:

@@ -61,8 +61,8 @@ class Config:
     """Duration in seconds of the future audio that the speech encoder waits for and uses as
     context."""
     past: NonNegative = 4.0
-    """Duration in seconds of the past audio that the speech encoder receives as context for every
-    `hop` frames."""
+    """Duration in seconds of the past audio that the speech encoder receives as context each time
+    it encodes `hop` frames."""
     seed: AtLeast0 = 0
     """Seed of the random numbers of the blinks."""
 
@@ -277,7 +277,7 @@ def main(
 
     Args:
         avatar: Avatar folder written by `talker train`, or file written by `talker bundle`.
-        data: Dataset folder. It is not needed if `avatar` is a file.
+        data: Dataset folder. It is not needed if the avatar is a file.
         port: Port of 127.0.0.1 on which to wait for one connection that sends the audio and reads
             the frames. By default, the audio is read from stdin and the frames are written to
             stdout.

@@ -34,9 +34,10 @@ class Config:
     encoder: EncoderName = DEFAULT_ENCODER
     """Speech encoder. The workflow sets it from the key `encoder` of its configuration."""
     model: str = ""
-    """Weights of hubert, wav2vec2 or whisper: a folder or a model id of the Hugging Face Hub. By
-    default, a standard model of the family is used. For deepspeech: the file of the network, by
-    default the one that `talker weights fetch deepspeech` downloads."""
+    """For hubert, wav2vec2 and whisper: folder with the weights, or model ID on the Hugging Face
+    Hub. By default, facebook/hubert-base-ls960, facebook/wav2vec2-base-960h or openai/whisper-tiny
+    is used. For deepspeech: path of the network file. By default, the file that `talker weights
+    fetch deepspeech` downloads is used."""
     layer: AtLeast0 = 0
     """Layer of hubert, wav2vec2 or whisper, counted from 1. The default of 0 selects the layer at
     3/4 of the depth."""
@@ -64,7 +65,7 @@ def main(
 
     Args:
         wav: Wav file written by `talker audio`.
-        statistics: npz file with the PCA and the features of silence. It is written if `clip` is
+        statistics: npz file with the PCA and the features of silence. It is written if `--clip` is
             given, and read otherwise.
         features: npy file to write: float32 [T, 16, C] for T frames and C channels.
         clip: clip.json of the clip to which the audio belongs. Omit it for new speech.

@@ -70,7 +70,7 @@ class Config:
     """Bounds of an estimated focal length, in multiples of the longer image side."""
     distance: Positive = 8.0
     """Expected distance from camera to head in dm. The estimated focal length depends mostly on
-    this value, because the motion of a talking head contains little information about it."""
+    this value, because the motion of a talking head says little about the focal length."""
     distance_sigma: Positive = 0.1
     """Uncertainty of the distance, as the standard deviation of its logarithm: 0.1 is about 10 %.
     Use a smaller value if you measured the distance."""
@@ -82,9 +82,9 @@ class Config:
     expressions: Annotated[int, Field(ge=1, le=EXPRESSIONS)] = 32
     """Number of components of the expression basis."""
     all_segments: bool = False
-    """Use every shot of a clip that contains cuts. A shot is a part of the clip without a cut; a
-    jump cut between the same camera and scene does not end it. By default, only the longest shot is
-    used."""
+    """Use all shots (segments) of a clip that contains cuts. A shot ends at a cut to another camera
+    or scene; a jump cut within the same camera view does not end it. By default, only the longest
+    shot is used."""
     min_face: NonNegative = 64.0
     """Minimum width of a usable face in pixels."""
     max_yaw: NonNegative = 45.0

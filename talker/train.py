@@ -45,9 +45,9 @@ def main(data: Path, avatar: Output, checkpoints: Changed, config: Config = Conf
         data: Dataset folder, or file written by `talker pack`.
         avatar: Folder to write: config.json, weights.safetensors, point_cloud.ply, log.jsonl and
             the speech statistics.
-        checkpoints: Folder for the checkpoint, from which an interrupted training resumes. It is
-            kept after training. If you train again with the same code, options and data, the final
-            state is loaded from it.
+        checkpoints: Folder for the checkpoint, from which an interrupted training run resumes. The
+            checkpoint is kept after training. If you train again with the same code, options and
+            data, the final state is loaded from it.
         config: Options.
     """
     device = pick_device(config.device)

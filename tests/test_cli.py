@@ -174,7 +174,9 @@ def early_breaks(text: str) -> list[str]:
     for row, following in itertools.pairwise(text.splitlines()):
         if continued := re.match(r"│( {8,})(\S+)", following):
             column = continued.end(1)
-            starts_there = row[column - 1] == " " != row[column]  # not just the name of an option
+            starts_there = (
+                row[column - 2 : column] == "  " and row[column] != " "
+            )  # not just the name of an option
             room = len(row) - len(" │") - len(row.rstrip("│ "))
             if starts_there and room > len(continued[2]):
                 early.append(row)
@@ -183,12 +185,14 @@ def early_breaks(text: str) -> list[str]:
 
 def test_help_texts_keep_paragraphs():
     text = "A\n    B.\n\n    C.\n\n    Args:\n        a: one\n            two.\n        b: x."
-    assert unwrap(text) == "A B.\n\nC.\n\nArgs:\n    a: one two.\n    b: x."
+    assert unwrap("A\n    B.\n\n    C.") == "A B.\n\nC."
+    assert unwrap(text, indent=8) == "A\nB.\n\nC.\n\nArgs:\n    a: one two.\n    b: x."
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_explains_itself_and_refuses_unknown_flags(monkeypatch, capsys, stage):
     monkeypatch.setattr(sys, "argv", ["talker", stage, "--help"])
+    monkeypatch.setenv("COLUMNS", "110")  # wider than the source, so that its line breaks show
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == 0

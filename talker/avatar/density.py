@@ -45,8 +45,9 @@ class DensityConfig:
     max_gaussians: AtLeast1 = 50_000
     """Maximum number of Gaussians."""
     reset_every: AtLeast1 = 600
-    """Number of steps between two resets, which lower every opacity to at most twice `min_opacity`.
-    Gaussians that the images need become opaque again; the others are removed."""
+    """Number of steps between two resets, which lower every opacity to at most twice
+    `density.min_opacity`. Gaussians that the images need become opaque again; the others are
+    removed."""
 
 
 class DensityControl:

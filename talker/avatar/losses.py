@@ -30,7 +30,7 @@ class LossWeights:
     alpha: NonNegative = 0.4
     """Weight of the mean absolute difference between the rendered alpha and the head mask."""
     perceptual: NonNegative = 0.2
-    """Weight of the distance that the network `perceptual` measures. It has no effect if
+    """Weight of the distance that the perceptual network measures. It has no effect if the option
     `perceptual` is not set."""
 
 

@@ -72,7 +72,7 @@ class Config:
     features: AtLeast1 = 64
     """Number of channels of the tokens, queries and attention layers."""
     heads: AtLeast1 = 2
-    """Number of attention heads. `features` must be a multiple of it."""
+    """Number of attention heads. The option `features` must be a multiple of this number."""
     layers: AtLeast1 = 1
     """Number of attention blocks."""
     hidden: AtLeast1 = 128
@@ -91,7 +91,7 @@ class Config:
     blink_share: Fraction = 0.0
     """Fraction of the images in the deformation stage that are drawn so that all degrees of eye
     closure occur equally often. The default of 0 uses all training frames equally often. In a short
-    training, blinks are then too rare, and the eyes do not close."""
+    training run, blinks are then too rare, and the eyes do not close."""
     deformation_steps: AtLeast1 = 4_000
     """Number of steps of the deformation stage, which fits the facial motion."""
     deformation_batch: AtLeast1 = 32
@@ -107,10 +107,10 @@ class Config:
     """Standard deviation of the noise that is added to the speech features during training. The
     features have unit variance."""
     mouth_amplitude: Fraction = 1.0
-    """Amplification of the predicted expression, from 0 to 1. It is needed because a regression
-    predicts less motion than the recording contains. With 0, the prediction is not amplified, which
-    gives the smallest error. With 1, it is amplified to the amplitude of the recording, which
-    reduces the PSNR around the mouth by 0.1 to 0.4 dB (docs/quality.md)."""
+    """Degree to which the predicted expression is amplified, from 0 (not at all) to 1 (to the
+    amplitude of the recording). This is needed because a regression model predicts less motion than
+    the recording contains. 0 gives the smallest error; 1 reduces the PSNR around the mouth by 0.1
+    to 0.4 dB (docs/quality.md)."""
     expression_share: Fraction = 0.5
     """Fraction of the training frames that are driven by the tracked expression instead of the one
     predicted from speech. In these frames, the mouth is fully determined by the expression, so the

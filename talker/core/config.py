@@ -56,12 +56,17 @@ def validated(cls: type[Validated]) -> type[Validated]:
     return options  # pyright: ignore[reportReturnType]
 
 
-def unwrap(docstring: str) -> str:
-    """Return a docstring with each paragraph, and each entry of its sections, on one line.
+def unwrap(docstring: str, indent: int = 0) -> str:
+    """Return a docstring in which lines that continue a paragraph are joined to it.
 
-    The terminal then wraps the text to its own width.
+    tyro then wraps the text to the width of the terminal.
+
+    Args:
+        docstring: text that is wrapped as in the source.
+        indent: minimum indentation of the lines to join. With 8, the entries of `Args:` become
+            one line each, and the text before them is unchanged.
     """
-    return re.sub(r"(?<!\n)\n(?: {8,})?(?=\S)", " ", inspect.cleandoc(docstring))
+    return re.sub(rf"(?<!\n)\n {{{indent},}}(?=\S)", " ", inspect.cleandoc(docstring))
 
 
 def from_mapping(cls: type[Validated], values: Mapping[str, Any] | None, where: str) -> Validated:

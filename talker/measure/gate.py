@@ -65,7 +65,7 @@ AT_LEAST = {"valid_percent", "usable_seconds", "held_out_frames", "mouth_range",
 
 @validated
 class Limits:
-    """Limits beyond which a clip is refused, unless `force` is set."""
+    """Limits beyond which a clip is refused, unless the option `force` is set."""
 
     min_valid: NonNegative = 80.0
     """Minimum percentage of frames in which the head is tracked, within the shots that are used."""
@@ -74,14 +74,14 @@ class Limits:
     min_held_out: AtLeast0 = 5
     """Minimum number of tracked held-out frames."""
     max_residual: Positive = 0.8
-    """Maximum distance between the tracked head and the landmarks, in percent of the face width
-    (median over frames)."""
+    """Maximum distance between the tracked head and the landmarks, as a percentage of the face
+    width (median over frames)."""
     max_c1: Positive = 0.25
-    """Maximum error of the head's motion from one frame to the next, in pixels for a face that is
-    250 pixels wide."""
+    """Maximum difference between the motion of the tracked head and that of the image from one
+    frame to the next, in pixels for a face that is 250 pixels wide."""
     max_c5: Positive = 1.0
-    """Maximum error of the head's motion over 5 frames, in pixels for a face that is 250 pixels
-    wide."""
+    """Maximum difference between the motion of the tracked head and that of the image over 5
+    frames, in pixels for a face that is 250 pixels wide."""
     max_person: Positive = 1.8
     """Maximum ratio of the residual of the worst shot to that of the best shot. A higher ratio
     suggests that a shot shows a different person."""
@@ -95,8 +95,8 @@ class Limits:
     """Minimum correlation between the mouth opening and its prediction from the audio. It applies
     only if the clip is long enough to measure the correlation."""
     max_lag: Positive = 3.0
-    """Maximum lag between audio and image in frames. Clips that are in sync have a measured lag of
-    -1 to 2."""
+    """Maximum lag of the audio behind the video, or lead before it, in frames. Clips that are in
+    sync have a measured lag of -1 (lead) to 2."""
     max_background: NonNegative = 15.0
     """Maximum percentage of the background that differs from the plate (median over frames)."""
 

@@ -10,7 +10,7 @@ VIDEO = "data/demo/demo.mp4"
 
 
 def main(*, config: Config = Config()) -> None:
-    """Render a synthetic person, train an avatar of it, and write videos and a report.
+    """Render a video of a synthetic person, train an avatar on it, and write videos and a report.
 
     Args:
         config: Options of `talker run`.

@@ -268,7 +268,7 @@ def main(
     out: Output,
     config: Config = Config(),
 ) -> None:
-    """Copy a dataset folder to the layout of another project.
+    """Copy a dataset folder, and convert it to the layout of another project.
 
     Args:
         data: Dataset folder.

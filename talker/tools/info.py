@@ -28,7 +28,7 @@ class Config:
     """How to print the information."""
 
     json: bool = False
-    """Print JSON instead of lines `name: value`."""
+    """Print JSON instead of `name: value` lines."""
 
 
 def main(config: Config = Config()) -> None:

@@ -54,7 +54,7 @@ class Config:
 
 
 def main(*, data: Path, pack: Output, config: Config = Config()) -> None:
-    """Pack the files that training reads into one file.
+    """Pack all files that training needs into one archive.
 
     Args:
         data: Dataset folder.

@@ -61,11 +61,11 @@ class Config:
     """Number of blendshapes. More of them follow the network more closely and make the page larger:
     by about 0.2 MB each for 30,000 Gaussians. The default of 24 loses less than 0.1 dB."""
     crf: Annotated[int, Field(ge=0, le=51)] = 23
-    """Constant rate factor of the video with the layers behind the head: 0 is lossless, and larger
-    values give smaller pages of lower quality."""
+    """Constant rate factor of the video with the layers behind the head, from 0 (best quality) to
+    51. Larger values give smaller pages of lower quality."""
     blinks: Literal["natural", "recorded", "none"] = "natural"
-    """Blinks: `natural` samples the subject's own blinks at random, `recorded` replays the blinks
-    of the frames whose torso is shown, `none` keeps the eyes open."""
+    """Blinks: `natural` samples the subject's own blinks at random, `recorded` repeats the blinks
+    of the recorded frames from which the torso is taken, and `none` keeps the eyes open."""
     seed: AtLeast0 = 0
     """Seed of the random numbers of `blinks: natural`."""
     title: str = ""
@@ -202,14 +202,14 @@ def main(
     """Write a page that plays new speech in the browser, with an avatar that can be turned.
 
     Args:
-        avatar: file that `talker bundle` wrote, or folder that `talker train` wrote.
-        data: dataset folder; needed with an avatar folder only.
-        speech: features of the speech, from `talker speech`.
-        wav: sound of the speech, from `talker audio`.
-        sound: file that `wav` was made from. The page plays it with its original sample rate and
-            channels. By default, the page plays `wav`.
+        avatar: File written by `talker bundle`, or avatar folder written by `talker train`.
+        data: Dataset folder. It is not needed if the avatar is a file.
+        speech: Features of the speech, written by `talker speech`.
+        wav: Audio of the speech, written by `talker audio`.
+        sound: File from which the file `--wav` was made. The page plays it with its original sample
+            rate and channels. By default, the page plays `--wav`.
         page: HTML file to write.
-        config: options.
+        config: Options.
     """
     model, dataset = load_subject(avatar, data)
     motion = RenderConfig(blinks=config.blinks, seed=config.seed)

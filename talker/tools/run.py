@@ -64,19 +64,20 @@ class Config:
     """Audio file or text for the avatar to speak. Text is converted to speech by espeak-ng. Repeat
     the option for several files or texts. Without it, the avatar speaks a sample sentence."""
     voice: str = "en-us"
-    """Voice of espeak-ng for text; `espeak-ng --voices` lists the voices."""
+    """Voice of espeak-ng that reads the texts given with `--say`. `espeak-ng --voices` lists the
+    voices."""
     preset: Literal["auto", "draft", "full", "full_2_layers"] | None = None
-    """Named set of options. `draft` trains a small avatar on a CPU. `full` trains an avatar of the
-    size of GaussianTalker on an NVIDIA GPU. `full_2_layers` is `full` with two attention layers.
-    `auto` selects `full` if this machine has a GPU, and `draft` otherwise. By default, the key
-    `preset` of the configuration is used, which is `auto` unless you change it."""
+    """Named set of options. `draft` trains a small avatar on a CPU. `full` trains an avatar as
+    large as those of GaussianTalker, and needs an NVIDIA GPU. `full_2_layers` is `full` with two
+    attention layers. `auto` selects `full` if this machine has a GPU, and `draft` otherwise. By
+    default, the key `preset` of the configuration is used, which is `auto` unless you change it."""
     cores: Annotated[str, Field(pattern="^(all|[1-9][0-9]*)$")] = "all"
     """Number of CPU cores to use, or `all`."""
     out: Path = Path()
     """Folder to write to; by default, the current folder."""
     configfile: Path | None = None
-    """YAML file with keys of the configuration of the workflow. They override the defaults, and the
-    file config/config.yaml in the folder `--out`, if it exists."""
+    """YAML file with settings of the workflow. They override the default settings and, if it
+    exists, the file config/config.yaml in the folder `--out`."""
     dry_run: bool = False
     """Print which stages would run, without running them."""
     verbose: bool = False
@@ -98,9 +99,9 @@ def main(
     If you repeat the command, it only computes what is missing or affected by a change.
 
     Args:
-        videos: Videos of a person talking, or dataset folders. A dataset folder of another project
-            also works (see `talker adopt`). `example:obama` downloads and uses an example video.
-            An avatar is trained for each of them.
+        videos: Videos of a person talking, or dataset folders. One avatar is trained for each of
+            them. A dataset folder of another project also works (see `talker adopt`).
+            `example:obama` downloads and uses an example video.
         config: Options.
     """
     names = [name for video in videos for name in _matching(video)]

@@ -123,13 +123,13 @@ class Config:
 
     host: str = "127.0.0.1"
     """Address to listen on. The default accepts connections from this machine only. The page has no
-    password, so choose another address only in a network that you trust."""
+    password, so choose another address only on a network that you trust."""
     port: Annotated[int, Field(ge=1, le=65534)] = 8080
-    """Port of the page; the next port is used for the audio. If the port is in use, the next free
-    one is chosen."""
+    """Port of the page. If it is in use, the next free port is chosen. The audio uses the port
+    after that of the page, which must also be free."""
     size: AtLeast0 = 0
-    """Longer side of the rendered images in pixels. The default of 0 selects the image size of the
-    training. It can be changed in the page."""
+    """Longer side of the rendered images in pixels. The default of 0 selects the size of the
+    training images. The size can be changed on the page."""
 
 
 @dataclass(frozen=True)
@@ -540,8 +540,8 @@ def main(
 
     Args:
         avatar: File written by `talker bundle`, avatar folder written by `talker train`, or
-            checkpoint of a training (latest.pt).
-        data: Dataset folder. It is not needed if `avatar` is a file written by `talker bundle`.
+            checkpoint of a training run (latest.pt).
+        data: Dataset folder. It is not needed if the avatar is a file written by `talker bundle`.
         config: Options.
     """
     if not avatar.exists():

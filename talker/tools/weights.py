@@ -44,8 +44,8 @@ class Config:
     json: bool = False
     """Print the list as JSON."""
     accept_license: bool = False
-    """Accept the license of the model, which `list` prints. Otherwise, the command asks for
-    confirmation in a terminal, and stops without a terminal."""
+    """Accept the license of the model, which `list` prints. Without this option, the
+    command asks for confirmation, or stops with an error if it does not run in a terminal."""
 
 
 def main(
@@ -60,9 +60,8 @@ def main(
     Args:
         action: `list` prints every model with its purpose, license, source, size, checksum and
             path, and whether the file exists and is valid. `fetch` downloads models to the folder
-            in which talker searches for them. This is the folder in the environment variable
-            TALKER_WEIGHTS, or ~/.cache/talker/weights by default. An interrupted download is
-            continued.
+            in which talker searches for them. The environment variable TALKER_WEIGHTS sets this
+            folder; the default is ~/.cache/talker/weights. An interrupted download is continued.
         names: Names of the models. By default, `list` prints all models.
         to: Path to write instead of the default: a file, or a folder for a model with several
             files. It requires exactly one name.
