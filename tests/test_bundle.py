@@ -1,6 +1,7 @@
 """An avatar as one file: it renders and speaks as it does with its dataset folder."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -132,6 +133,9 @@ def test_what_is_no_avatar_is_refused(avatar: Path, mel_only: Path, tmp_path: Pa
     shutil.copytree(avatar, tmp_path / "half")
     (tmp_path / "half" / "speech.npz").unlink()
     with pytest.raises(UserError, match=r"has no speech\.npz"):
+        main(avatar=tmp_path / "half", data=mel_only, file=tmp_path / "me.avatar")
+    os.mkfifo(tmp_path / "half" / "speech.npz")
+    with pytest.raises(UserError, match=r"speech\.npz is a pipe"):
         main(avatar=tmp_path / "half", data=mel_only, file=tmp_path / "me.avatar")
 
 

@@ -1,6 +1,8 @@
 """Pack a dataset folder into one file."""
 
 import dataclasses
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +44,15 @@ def test_a_subject_of_another_encoder(mel_only: Path, tmp_path: Path) -> None:
     main(data=mel_only, pack=tmp_path / "mel.zip")
     before, after = (Dataset.load(x, 64, "mel") for x in (mel_only, tmp_path / "mel.zip"))
     np.testing.assert_array_equal(after.speech, before.speech)
+
+
+@pytest.mark.parametrize("name", ["parsing/3.png", "au.csv"])
+def test_a_pipe_is_not_packed(dataset: Path, tmp_path: Path, name: str) -> None:
+    folder = Path(shutil.copytree(dataset, tmp_path / "me", copy_function=os.link))
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    with pytest.raises(UserError, match="is a pipe, socket or device"):
+        main(data=folder, pack=tmp_path / "me.zip")
 
 
 def test_other_files_are_refused(packed: Path, tmp_path: Path) -> None:

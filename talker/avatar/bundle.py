@@ -21,7 +21,7 @@ import torch
 from talker import __version__
 from talker.avatar.model import Avatar
 from talker.avatar.renderer import avatar_dataset, load_avatar
-from talker.clip import load_arrays, load_json
+from talker.clip import check_regular, load_arrays, load_json
 from talker.core.files import atomic_write
 from talker.core.parallel import ordered_map
 from talker.data import layout
@@ -67,6 +67,9 @@ def write_bundle(
             f"{', '.join(AVATAR_FILES)}. Train the avatar again with `talker train`, on "
             "features of `talker speech`."
         )
+    for name in AVATAR_FILES:
+        check_regular(avatar / name)
+    read_image(dataset.folder / layout.PLATE)  # raises if it is damaged
     manifest = {
         "bundle_version": BUNDLE_VERSION,
         "license": license,

@@ -18,7 +18,7 @@ import numpy as np
 import tyro
 
 from talker.avatar.gaussians import sample_surface
-from talker.clip import load_array, load_json
+from talker.clip import check_regular, load_array, load_json
 from talker.core.config import AtLeast1, validated
 from talker.core.files import Output, atomic_write
 from talker.data import layout
@@ -132,10 +132,12 @@ def _any_encoder(data: Path) -> str:
 def _copy(data: Path, out: Path, frames: int) -> None:
     for name in (layout.PLATE, layout.SOUND, layout.TRAIN_SOUND, layout.NOVEL_SOUND):
         if (data / name).exists():
+            check_regular(data / name)
             shutil.copyfile(data / name, out / name)
     for kind in (*layout.IMAGES, layout.FRAME_LANDMARKS):
         (out / kind.folder).mkdir(exist_ok=True)
         for i in range(frames):
+            check_regular(kind.path(data, i))
             shutil.copyfile(kind.path(data, i), kind.path(out, i))
 
 

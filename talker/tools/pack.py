@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 from pydantic import Field
 
+from talker.clip import check_regular
 from talker.core.config import DEFAULT_ENCODER, validated
 from talker.core.files import Output, atomic_write
 from talker.core.progress import progress
@@ -78,6 +79,8 @@ def main(*, data: Path, pack: Output, config: Config = Config()) -> None:
         for name in (layout.speech_features, layout.speech_statistics)
     ]
     paths = [data / name for name in (*FILES, *speech) if (data / name).exists()]
+    for path in paths:
+        check_regular(path)
     with atomic_write(pack) as (scratch,):
         with zipfile.ZipFile(scratch, "w") as archive:
             for path in paths:
@@ -109,7 +112,9 @@ def _encoded(data: Path, frames: int, config: Config) -> Iterator[dict[str, byte
                     f"{path} has {pixels.shape[2]} channels. It must have {kind.channels}."
                 )
             images[f"{kind.folder}/{i}.webp"] = webp_bytes(pixels, config.quality)
-        images[layout.MASKS.relative(i)] = layout.MASKS.path(data, i).read_bytes()
+        mask = layout.MASKS.path(data, i)
+        check_regular(mask)
+        images[layout.MASKS.relative(i)] = mask.read_bytes()
         return images
 
     cv2.setNumThreads(1)
