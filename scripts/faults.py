@@ -1,13 +1,17 @@
 """Run stages under faults of the machine, and compare their outputs after a second run.
 
-`python scripts/faults.py` makes a small subject and runs every stage with a full disk, with a
-read-only folder, with too little memory, and killed at random moments. The stage must end with one
-sentence or be killed; it must leave no visible file, and a second run without the fault must give
-the same bytes as an undisturbed run. Mounting needs root. The exit status is 1 if a case fails.
+`python scripts/faults.py` makes a small subject and runs every stage with a full or slow disk, with
+a read-only folder, without file locks, with too little memory, twice at once, and killed at random
+moments. The stage must succeed, end with one sentence, or be killed; in the last two cases it must
+leave no visible file. A second run without the fault must give the same bytes as an undisturbed
+run. Mounting needs root. The exit status is 1 if a case fails.
 """
 
 import argparse
+import errno
+import fcntl
 import hashlib
+import os
 import random
 import resource
 import shutil
@@ -15,6 +19,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +30,7 @@ import cv2
 import mediapipe.python.solutions.selfie_segmentation  # noqa: F401 - once, before the forks
 import torch
 from fuzz_files import STAGES
-from fuzzing import Case, Run, run_limited
+from fuzzing import OUTCOMES, Case, Run, run_limited
 
 WRITING = (
     *("audio", "speech", "landmarks", "parsing", "blink", "track", "overlay", "background"),
@@ -39,6 +44,12 @@ TINY_DISK, SMALL_DISK = "16k", "120k"
 MEMORY_STEP = 256 << 20
 """Bytes that a stage may allocate in the cases with little memory. OpenBLAS waits forever if it
 cannot allocate its buffers, which needs less."""
+
+
+DELAY = 0.01
+"""Delay of each access to a slow disk in seconds."""
+FILE_EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.listdir", "os.scandir", "os.chmod"}
+"""Audit events of Python that access a file system."""
 
 
 @contextmanager
@@ -105,11 +116,49 @@ def killed(stage: str, subject: Path, out: Path, rng: random.Random) -> str:
     return "killed" if outcome == "crash" else outcome
 
 
+def slow_disk(stage: str, subject: Path, out: Path, rng: random.Random) -> str:
+    """Delay everything that Python asks of the file system."""
+
+    def delayed(folder: Path) -> None:
+        sys.addaudithook(lambda event, _: time.sleep(DELAY) if event in FILE_EVENTS else None)
+        STAGES[stage](subject, folder)
+
+    run = Run(stage, delayed, leaves_nothing=False)
+    return run_limited(Case("fault", 0, subject), run, out).outcome
+
+
+def no_locks(stage: str, subject: Path, out: Path, rng: random.Random) -> str:
+    """Run the stage on a file system that refuses locks, as some network file systems do."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    def unlocked(folder: Path) -> None:
+        fcntl.flock = refuse
+        STAGES[stage](subject, folder)
+
+    run = Run(stage, unlocked, leaves_nothing=False)
+    return run_limited(Case("fault", 0, subject), run, out).outcome
+
+
+def two_at_once(stage: str, subject: Path, out: Path, rng: random.Random) -> str:
+    """Run the stage twice at the same time, with the same outputs."""
+    other = os.fork()
+    if other == 0:
+        os._exit(OUTCOMES.index(end_of(stage, subject, out)))
+    ended = end_of(stage, subject, out)
+    also = OUTCOMES[os.waitstatus_to_exitcode(os.waitpid(other, 0)[1])]
+    return ended if ended == also else f"{ended} and {also}"
+
+
 Fault = Callable[[str, Path, Path, random.Random], str]
 FAULTS: dict[str, Fault] = {
     "disk of 16 kB": partial(full_disk, TINY_DISK),
     "disk of 120 kB": partial(full_disk, SMALL_DISK),
     "read-only folder": read_only,
+    "slow disk": slow_disk,
+    "no locks": no_locks,
+    "two at once": two_at_once,
     "256 MiB of memory": little_memory,
     "killed": killed,
 }
@@ -131,7 +180,7 @@ def run_case(fault: str, stage: str, subject: Path, work: Path, rng: random.Rand
     if ended != "accepted" and not visible(out).items() <= whole.items():
         return "half-written"
     for path in out.iterdir():  # the user repeats the command
-        if path.name in (".images", ".checkpoints"):
+        if path.name.startswith((".images", ".checkpoints")):
             shutil.rmtree(path)
     if end_of(stage, subject, out) != "accepted":
         return "rerun failed"

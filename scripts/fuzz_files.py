@@ -200,7 +200,7 @@ def _continue(s: Path, o: Path) -> None:
 
 
 def _landmarks(s: Path, o: Path) -> None:
-    images = shutil.copytree(s / "me" / "ori_imgs", o / ".images", symlinks=True)
+    images = shutil.copytree(s / "me" / "ori_imgs", o / f".images{os.getpid()}", symlinks=True)
     landmarks.main(clip=s / "me/clip.json", images=images, landmarks=o / "landmarks.npz")
 
 

@@ -148,6 +148,24 @@ def test_a_short_clip_is_not_refused_for_what_it_cannot_show(frames: int, refuse
     assert refused or "too short to verify" in assessment.warnings[0]
 
 
+@pytest.mark.parametrize(
+    ("frames", "z", "lag", "refused"),
+    [
+        (200, 2.0, 0.5, False),
+        (200, 2.0, 5.0, True),
+        (200, 1.5, 0.5, True),
+        (500, 2.0, 0.5, True),
+    ],
+)
+def test_weak_evidence_at_the_right_lag_is_a_warning_on_short_clips(
+    frames: int, z: float, lag: float, refused: bool
+):
+    facts = GOOD | {"sync_frames": frames, "sync_z": z, "sync_lag_frames": lag}
+    assessment = assess(facts, Limits())
+    assert bool(assessment.failures) == refused
+    assert refused or "too short to verify" in assessment.warnings[0]
+
+
 def test_below_three_seconds_nothing_is_said_about_the_audio():
     speech, mouth = talk(0)
     facts = sync_facts(speech, mouth, np.arange(FRAMES) < 70)

@@ -44,6 +44,11 @@ in 2 % of unrelated clips if the null distribution is normal."""
 MIN_REFUSAL_FRAMES = 8 * FPS
 """Number of frames below which a missing correlation is a warning instead of a reason to refuse:
 in shorter clips even the correct audio can stay below `SURE_Z` (in 1 of 3 clips of 5 s)."""
+LIKELY_Z = 1.64
+"""Number of standard deviations from which a clip of less than `CERTAIN_FRAMES` is not refused if
+the best lag is one of clips that are in sync: 5 % of unrelated clips exceed it at a given lag."""
+CERTAIN_FRAMES = 20 * FPS
+"""Number of frames from which the correct audio always reached `SURE_Z` on real clips."""
 LAG_MARGIN = 2.0
 """Minimum number of standard deviations by which the correlation at the measured lag must exceed
 the correlation at the lags of clips that are in sync."""
@@ -352,7 +357,7 @@ def _sound_failures(facts: dict[str, Any], limits: Limits) -> Iterator[str]:
     if correlation is None or z is None:
         return
     unrelated = z < SURE_Z or correlation < limits.min_sync
-    if unrelated and facts["sync_frames"] >= MIN_REFUSAL_FRAMES:
+    if unrelated and facts["sync_frames"] >= _certain_frames(facts):
         yield (
             "The mouth does not move with the audio. The correlation between the mouth opening "
             f"and its prediction from the audio is {correlation:.2f}, which is {z:.1f} standard "
@@ -400,7 +405,7 @@ def _warnings(facts: dict[str, Any], limits: Limits) -> Iterator[str]:
                 "clip with sound."
             )
         return
-    if z is None or (z < SURE_Z and facts["sync_frames"] < MIN_REFUSAL_FRAMES):
+    if z is None or (z < SURE_Z and facts["sync_frames"] < _certain_frames(facts)):
         yield (
             "The clip is too short to verify that the mouth moves with the audio (correlation: "
             f"{correlation:.2f}). Watch the clip with sound."
@@ -419,6 +424,13 @@ def _warnings(facts: dict[str, Any], limits: Limits) -> Iterator[str]:
                 f"The audio seems to {side} the video by {abs(lag):.1f} frames, which is "
                 "within the limit. Watch the clip with sound."
             )
+
+
+def _certain_frames(facts: dict[str, Any]) -> int:
+    """Return the number of frames from which a missing correlation is a reason to refuse."""
+    in_sync = abs(facts["sync_lag_frames"]) <= DOUBTFUL_LAG and not facts.get("sync_lag_z")
+    likely = in_sync and facts["sync_z"] >= LIKELY_Z
+    return CERTAIN_FRAMES if likely else MIN_REFUSAL_FRAMES
 
 
 def _lag_is_sure(facts: dict[str, Any]) -> bool:
