@@ -443,6 +443,19 @@ def test_sessions_are_limited_and_need_an_avatar(talking: TestClient) -> None:
         assert socket.receive_json()["fps"] == 25
 
 
+def test_a_failed_session_is_closed(talking: TestClient, monkeypatch, caplog) -> None:
+    def fail(_: Session) -> list[bytes]:
+        raise ValueError("out of order")
+
+    monkeypatch.setattr(Session, "advance", fail)
+    with talking.websocket_connect(LIVE) as socket:
+        socket.receive_json()
+        with pytest.raises(WebSocketDisconnect) as end:
+            socket.receive_bytes()
+    assert end.value.code == 1011
+    assert "out of order" in caplog.text
+
+
 def test_a_microphone_waits_little_and_has_no_gaps(streaming) -> None:
     session = Session(streaming(None, None, StreamConfig()))
     voice = np.arange(1, 16_001, dtype=np.int16)

@@ -287,7 +287,7 @@ def make_app(config: Config, token: str = "") -> FastAPI:
         try:
             session = await asyncio.to_thread(avatars.session, avatar_file(name))
             await socket.send_json(describe_session(session))
-            task = asyncio.create_task(session.run(socket.send_bytes))
+            task = asyncio.create_task(stream(session, socket))
             while not task.done():
                 message = await socket.receive()
                 if message["type"] == "websocket.disconnect":
@@ -308,6 +308,16 @@ def make_app(config: Config, token: str = "") -> FastAPI:
                 task.cancel()
                 with suppress(asyncio.CancelledError, RuntimeError, WebSocketDisconnect):
                     await task
+
+    async def stream(session: Session, socket: WebSocket) -> None:
+        """Send the answers of a session, and close the socket if that fails."""
+        try:
+            await session.run(socket.send_bytes)
+        except WebSocketDisconnect:
+            pass
+        except Exception:
+            logger.exception("A live session failed.")
+            await socket.close(1011, "The session failed. See the log of the server.")
 
     def answer(session: Session, message: Message) -> None:
         """Apply a message of a client to its session; UserError if it is not understood."""

@@ -1,0 +1,53 @@
+"""Measure live sessions of `talker serve` on this machine: `measure_live.py me.avatar 1 8 32`.
+
+All sessions run at once, as fast as they can, in threads like those of the server. The real-time
+factor is the computing time of all sessions over the duration of their speech: below 1 the machine
+keeps up. The time of a hop is that from its sound to its messages with the encoded frames.
+"""
+
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from talker.clip import FPS, SAMPLES_PER_FRAME
+from talker.speak import Config
+from talker.tools.live import Session
+from talker.tools.serve import Avatars
+
+SECONDS = 8
+"""Duration of the speech of each session."""
+
+
+def hops(session: Session, seed: int) -> list[float]:
+    """Return the computing times in seconds of the hops of a session that speaks noise."""
+    noise = np.random.default_rng(seed).normal(0, 3000, SECONDS * FPS * SAMPLES_PER_FRAME)
+    session.say(noise.astype(np.int16))
+    times = []
+    for _ in range(SECONDS * FPS // session.streaming.config.hop):
+        start = time.perf_counter()
+        session.advance()
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def main(avatar: Path, counts: list[int]) -> None:
+    """Print a row for each number of sessions."""
+    avatars = Avatars(Config())
+    hops(avatars.session(avatar), 0)  # compiles
+    print("sessions, real-time factor, CPU seconds per second, hop in ms: median, 95th percentile")
+    for count in counts:
+        sessions = [avatars.session(avatar) for _ in range(count)]
+        start, work = time.perf_counter(), time.process_time()
+        with ThreadPoolExecutor(count) as pool:
+            times = np.concatenate(list(pool.map(hops, sessions, range(count))))
+        factor = (time.perf_counter() - start) / SECONDS
+        work = (time.process_time() - work) / SECONDS / count
+        median, late = 1000 * np.quantile(times, (0.5, 0.95))
+        print(f"{count}, {factor:.2f}, {work:.2f}, {median:.0f}, {late:.0f}", flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), [int(word) for word in sys.argv[2:]] or [1])
