@@ -235,21 +235,7 @@ def main(
             replace the predicted ones. Components without a column are 0.
         config: Options.
     """
-    if (split is None) == (speech is None) or (speech is None) != (wav is None):
-        raise UserError("Give either `--split`, or `--speech` together with `--wav`.")
-    if split is not None and sound is not None:
-        raise UserError("--sound can only be used with new speech. Also give --speech and --wav.")
-    if split is not None and data is None:
-        raise UserError(
-            "--split also needs `--data`, because the audio of the clip is in its dataset folder."
-        )
-    if side_by_side is not None:
-        if split is None or video.suffix.lower() != ".mp4":
-            raise UserError("--side-by-side requires `--split` and a `--video` that ends in .mp4.")
-        if data is None or not data.is_dir():
-            raise UserError(
-                f"{data} is not a dataset folder, but --side-by-side requires one as `--data`."
-            )
+    _require_consistent(data, video, side_by_side, split, speech, wav, sound)
     model, dataset = load_subject(avatar, data)
     tracks = Tracks(pose, blink, expression)
     if split is not None:
@@ -270,6 +256,33 @@ def main(
         windows = read_speech(speech, wav, dataset)
         drive = apply_tracks(speech_drive(dataset, windows, config), dataset, tracks, config)
         _write_all(model, dataset, drive, sound or wav, video, attention, config)
+
+
+def _require_consistent(
+    data: Path | None,
+    video: Path,
+    side_by_side: Path | None,
+    split: str | None,
+    speech: Path | None,
+    wav: Path | None,
+    sound: Path | None,
+) -> None:
+    """Raise a UserError if arguments of `main` exclude or lack each other."""
+    if (split is None) == (speech is None) or (speech is None) != (wav is None):
+        raise UserError("Give either `--split`, or `--speech` together with `--wav`.")
+    if split is not None and sound is not None:
+        raise UserError("--sound can only be used with new speech. Also give --speech and --wav.")
+    if split is not None and data is None:
+        raise UserError(
+            "--split also needs `--data`, because the audio of the clip is in its dataset folder."
+        )
+    if side_by_side is not None:
+        if split is None or video.suffix.lower() != ".mp4":
+            raise UserError("--side-by-side requires `--split` and a `--video` that ends in .mp4.")
+        if data is None or not data.is_dir():
+            raise UserError(
+                f"{data} is not a dataset folder, but --side-by-side requires one as `--data`."
+            )
 
 
 def _write_all(
