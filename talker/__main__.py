@@ -41,6 +41,7 @@ COMMANDS = {
     "bundle": "write a trained avatar to one file that can be rendered without the dataset folder",
     "render": "render the avatar to a video",
     "player": "write a page that plays the avatar in the browser, in 3D",
+    "splats": "write the Gaussians of the avatar as .ply or .spz, for other viewers",
     "speak": "render the avatar live from a stream of speech",
     "evaluate": "evaluate the avatar on frames that were not used for training",
     "report": "write an HTML page with all results of a subject",
@@ -62,6 +63,7 @@ TOOLS = {
     "player",
     "run",
     "serve",
+    "splats",
     "view",
     "weights",
 }

@@ -1,0 +1,152 @@
+"""Write the 3D Gaussians of an avatar for viewers and editors of Gaussian splatting.
+
+    talker splats --avatar me.avatar --out me.ply
+    talker splats --avatar me.avatar --out me.spz
+    talker splats --avatar me.avatar --speech hello.npy --wav hello.wav --out hello
+
+The last command writes a folder with one file for each frame, 25 per second, which editors such as
+SuperSplat play as an animation.
+"""
+
+import logging
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from talker.avatar.bundle import load_subject
+from talker.avatar.drive import longest_stretch
+from talker.avatar.expression import EXPRESSIONS
+from talker.avatar.gaussians import Gaussians, sh_basis
+from talker.avatar.model import Avatar
+from talker.avatar.ply import save_ply
+from talker.avatar.renderer import Drive, head_inputs
+from talker.avatar.spz import save_spz
+from talker.core.config import validated
+from talker.core.files import Output, atomic_write
+from talker.core.progress import progress
+from talker.dataset import Dataset
+from talker.errors import UserError
+from talker.render import read_speech, speech_drive
+
+logger = logging.getLogger(__name__)
+
+WRITERS = {".ply": save_ply, ".spz": save_spz}
+"""Functions that write a file, by suffix."""
+UP = {".ply": False, ".spz": True}
+"""Whether readers of a format expect the y-axis to point up."""
+
+
+@validated
+class Config:
+    """Options of `talker splats`."""
+
+    orientation: Literal["usual", "y-up", "y-down"] = "usual"
+    """Direction of the y-axis: `y-up` (z points out of the face) or `y-down` (z points into the
+    face). The default, `usual`, is what readers of the format expect: `y-down` for .ply, as in the
+    original 3D Gaussian splatting, and `y-up` for .spz."""
+    format: Literal["ply", "spz"] = "ply"
+    """Format of the files in a folder."""
+
+
+@torch.inference_mode()
+def deformed(
+    avatar: Avatar, expression: torch.Tensor, eye: torch.Tensor, viewmats: torch.Tensor
+) -> Gaussians:
+    """Return the raw parameters [B, G, ...] in B frames; the arguments are those of `deform`."""
+    tokens = avatar.tokens(expression, eye, avatar.pose_vector(viewmats))
+    offsets = avatar.offsets(avatar.shared().features, tokens)
+    return Gaussians.from_flat(avatar.gaussians().flat() + offsets)
+
+
+def half_turned(gaussians: Gaussians) -> Gaussians:
+    """Rotate Gaussians [(B,) G, ...] by 180 degrees around the x-axis."""
+    flip = torch.tensor([1.0, -1.0, -1.0], device=gaussians.means.device)
+    direction = torch.tensor([0.36, 0.48, 0.8], device=gaussians.means.device)
+    count = gaussians.sh.shape[-2]
+    signs = (sh_basis(flip * direction, count) / sh_basis(direction, count)).sign()
+    return Gaussians(
+        means=gaussians.means * flip,
+        # mirroring y and z on both sides of a rotation gives the same ellipsoid
+        quats=gaussians.quats * torch.tensor([1.0, 1.0, -1.0, -1.0], device=flip.device),
+        scales=gaussians.scales,
+        opacities=gaussians.opacities,
+        sh=gaussians.sh * signs[:, None],
+    )
+
+
+def write_splats(path: Path, gaussians: Gaussians, orientation: str) -> None:
+    """Write Gaussians [G, ...] as a .ply or .spz file."""
+    up = UP[path.suffix] if orientation == "usual" else orientation == "y-up"
+    if not up:
+        gaussians = half_turned(gaussians)
+    arrays = {name: value.cpu().numpy() for name, value in vars(gaussians).items()}
+    WRITERS[path.suffix](path, **arrays)
+
+
+def neutral(avatar: Avatar, dataset: Dataset) -> Gaussians:
+    """Return the Gaussians [G, ...] with the mean expression and open eyes."""
+    view = dataset.viewmats[longest_stretch(dataset)[:1]]
+    inputs = (torch.zeros(1, EXPRESSIONS), torch.zeros(1), torch.from_numpy(view))
+    return _one(deformed(avatar, *(part.to(avatar.device) for part in inputs)))
+
+
+def _one(gaussians: Gaussians) -> Gaussians:
+    return Gaussians(**{name: value[0] for name, value in vars(gaussians).items()})
+
+
+def write_sequence(
+    folder: Path, avatar: Avatar, dataset: Dataset, drive: Drive, config: Config
+) -> None:
+    """Write a file for each frame of a drive: 00000.ply, 00001.ply, ..."""
+    for i in progress(range(len(drive)), "splats", len(drive)):
+        inputs = head_inputs(avatar, dataset, drive, np.array([i]))[:3]
+        path = folder / f"{i:05d}.{config.format}"
+        write_splats(path, _one(deformed(avatar, *inputs)), config.orientation)
+
+
+def main(
+    *,
+    avatar: Path,
+    data: Path | None = None,
+    speech: Path | None = None,
+    wav: Path | None = None,
+    out: Output,
+    config: Config = Config(),
+) -> None:
+    """Write the Gaussians of an avatar as .ply or .spz, or those of every frame into a folder.
+
+    The head does not turn: only the mouth, the eyes and what follows the pose of the recorded head
+    move.
+
+    Args:
+        avatar: File written by `talker bundle`, or avatar folder written by `talker train`.
+        data: Dataset folder; needed with an avatar folder only.
+        speech: Features of new speech, from `talker speech`. Without it, one file with the mean
+            expression is written.
+        wav: Sound of the new speech, from `talker audio`.
+        out: File to write (.ply or .spz), or folder if there is speech.
+        config: Options.
+
+    Raises:
+        UserError: The avatar cannot be read, or `out` has a suffix that does not fit.
+    """
+    if (speech is None) != (wav is None):
+        raise UserError("Give --speech and --wav together, or none of them.")
+    if speech is None and out.suffix not in WRITERS:
+        raise UserError(f"{out} must end in {' or '.join(WRITERS)}, unless there is --speech.")
+    if speech is not None and out.suffix:
+        raise UserError(
+            f"{out} has the suffix {out.suffix}. With --speech, a folder with one file for each "
+            "frame is written, whose name has no suffix."
+        )
+    model, dataset = load_subject(avatar, data)
+    with atomic_write(out) as (scratch,):
+        if speech is None or wav is None:
+            write_splats(scratch, neutral(model, dataset), config.orientation)
+        else:
+            scratch.mkdir()
+            drive = speech_drive(dataset, read_speech(speech, wav, dataset))
+            write_sequence(scratch, model, dataset, drive, config)
+    logger.info("Wrote %s with %d Gaussians.", out, len(model.canonical["means"]))
