@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import Field
 
 from talker.avatar.attention import write_attention
-from talker.avatar.bundle import load_subject
+from talker.avatar.bundle import disclosure_of, load_subject
 from talker.avatar.drive import (
     blink_track,
     expression_track,
@@ -41,6 +41,7 @@ from talker.encoders.features import WindowsFile
 from talker.errors import UserError
 from talker.media.audio import WavFile, clip_sound, write_wav
 from talker.media.backdrop import backdrop
+from talker.media.disclosure import labeled
 from talker.media.ffmpeg import side_by_side as write_side_by_side
 from talker.media.video_writer import FORMATS, video_writer
 
@@ -80,6 +81,9 @@ class Config:
     expression_scale: NonNegative = 1.0
     """Factor by which the mouth's motion about its mean shape is multiplied. The default of 1
     leaves it unchanged."""
+    label: str = ""
+    """Text that is drawn in the lower left corner of every frame, such as "Synthetic". By default,
+    there is none. The metadata of the video always states that it is synthetic."""
     seed: AtLeast0 = 0
     """Seed of the random numbers of the `natural` blinks."""
 
@@ -177,9 +181,12 @@ def render(
     if config.background not in (PLATE, TRANSPARENT):
         backgrounds = backdrop(Path(config.background), dataset.height, dataset.width)
     frames = render_frames(avatar, dataset, drive, config.batch, backgrounds, transparent)
-    with video_writer(video, sound, crf=config.crf, codec=config.video_codec) as write:
+    disclosure = disclosure_of(avatar, dataset)
+    with video_writer(
+        video, sound, crf=config.crf, codec=config.video_codec, disclosure=disclosure
+    ) as write:
         for frame in progress(frames, "render", len(drive)):
-            write(frame)
+            write(labeled(frame, config.label) if config.label else frame)
     logger.info(
         "Wrote %s: %d frames of %dx%d pixels, rendered and encoded at %.1f frames/s.",
         *(video, len(drive), dataset.width, dataset.height),

@@ -6,6 +6,7 @@ and the background plate of the recorded frames, their poses, eye closure and pr
 made.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save as save_tensors
 
 from talker import __version__
 from talker.avatar.model import Avatar
@@ -28,6 +30,7 @@ from talker.data import layout
 from talker.data.layout import Folder
 from talker.dataset import Dataset
 from talker.errors import UserError
+from talker.media.disclosure import Disclosure
 from talker.media.images import read_image, webp_bytes
 
 BUNDLE_VERSION = 1
@@ -193,6 +196,18 @@ def read_bundle(file: Path, device: torch.device | str = "cpu") -> tuple[Avatar,
         **replayed,
     )
     return avatar, replay
+
+
+def disclosure_of(avatar: Avatar, dataset: Dataset) -> Disclosure:
+    """Return what the metadata of an avatar's videos says, with the notes of the avatar file."""
+    state = {name: value.contiguous().cpu() for name, value in avatar.state_dict().items()}
+    notes = load_json(dataset.folder / MANIFEST) if isinstance(dataset, Replay) else {}
+    return Disclosure(
+        avatar=Path(str(dataset.folder)).name,
+        digest=hashlib.sha256(save_tensors(state)).hexdigest(),
+        consent=notes.get("consent", ""),
+        license=notes.get("license", ""),
+    )
 
 
 def load_subject(avatar: Path, data: Path | None) -> tuple[Avatar, Dataset]:

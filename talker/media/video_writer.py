@@ -34,6 +34,7 @@ from talker.clip import FPS
 from talker.core.files import atomic_write
 from talker.errors import UserError
 from talker.media.audio import AudioFormat, decode_native, native_format
+from talker.media.disclosure import Disclosure
 from talker.media.images import write_image
 
 AUDIO_BIT_RATE = 96_000
@@ -234,6 +235,7 @@ def video_writer(
     crf: int = 18,
     sound_start: float | None = None,
     codec: str = "libx264",
+    disclosure: Disclosure | None = None,
 ) -> Iterator[Callable[[np.ndarray], None]]:
     """Yield `write(frame)`, which appends RGB uint8 [H, W, 3] to a 25 fps video.
 
@@ -252,13 +254,14 @@ def video_writer(
         sound_start: time of the first frame on the clock of `sound`, in seconds; by default that
             of its first sample.
         codec: encoder of .mp4 files, a key of `CODECS`.
+        disclosure: what the metadata says about a synthetic video; None writes no such metadata.
 
     Raises:
         UserError: the suffix is unknown, `sound` cannot be read, the machine lacks the encoder,
             FFmpeg cannot write the file, or no frame was written.
     """
     if not path.suffix:
-        with _image_folder(path, sound, sound_start) as write:
+        with _image_folder(path, sound, sound_start, disclosure) as write:
             yield write
         return
     suffix = path.suffix.lower()
@@ -270,6 +273,7 @@ def video_writer(
     with atomic_write(path) as (scratch,):
         options = {"movflags": "+faststart"} if encoding.container == "mp4" else {}
         with av.open(str(scratch), "w", format=encoding.container, options=options) as container:
+            container.metadata.update(disclosure.tags() if disclosure else {})
             encoder = _Encoder(container, encoding, crf, sound, sound_start)
 
             def write(frame: np.ndarray, /) -> None:
@@ -284,18 +288,23 @@ def video_writer(
                     encoder.finish()
             finally:
                 encoder.stop()
+        if disclosure and encoding.container in {"mp4", "mov"}:
+            disclosure.append_box(scratch)
 
 
 @contextmanager
 def _image_folder(
-    folder: Path, sound: Path | None, sound_start: float | None
+    folder: Path, sound: Path | None, sound_start: float | None, disclosure: Disclosure | None
 ) -> Iterator[Callable[[np.ndarray], None]]:
     numbers = count()
     with atomic_write(folder) as (scratch,):
         scratch.mkdir()
 
         def write(frame: np.ndarray, /) -> None:
-            write_image(scratch / f"{next(numbers):05d}.png", frame)
+            path = scratch / f"{next(numbers):05d}.png"
+            write_image(path, frame)
+            if disclosure:
+                disclosure.insert_chunk(path)
 
         yield write
         frames = next(numbers)
