@@ -14,8 +14,7 @@ import numpy as np
 
 from talker.clip import FPS, SAMPLES_PER_FRAME
 from talker.speak import Config
-from talker.tools.live import Session
-from talker.tools.serve import Avatars
+from talker.tools.live import Avatars, Session
 
 SECONDS = 8
 """Duration of the speech of each session."""

@@ -27,7 +27,7 @@ from talker.media.audio import write_wav
 from talker.media.video_writer import video_writer
 from talker.speak import Config as StreamConfig
 from talker.speak import StreamingAvatar
-from talker.tools import serve
+from talker.tools import live
 from talker.tools.live import MAX_DELAY, START_DELAY, Session, SkippingAvatar
 from talker.tools.serve import Config, make_app
 from talker.tools.studio import Studio
@@ -316,7 +316,7 @@ def streaming(mel_only: Path, encoder, learned) -> Callable[..., StreamingAvatar
 @pytest.fixture
 def talking(client, streaming, tmp_path, monkeypatch) -> Iterator[TestClient]:
     """The client of a server with the avatar `me`."""
-    monkeypatch.setattr(serve, "load_streaming_avatar", streaming)
+    monkeypatch.setattr(live, "load_streaming_avatar", streaming)
     (tmp_path / "studio" / "me.avatar").write_bytes(b"replaced by `streaming`")
     with one_thread():
         yield client
@@ -338,7 +338,7 @@ def receive(socket, count: int) -> tuple[np.ndarray, list[bytes]]:
     return np.concatenate(sounds), list(pictures)
 
 
-def speech_message(samples: np.ndarray, kind: int = serve.SPEECH) -> bytes:
+def speech_message(samples: np.ndarray, kind: int = live.SPEECH) -> bytes:
     return bytes([kind]) + samples.astype("<i2").tobytes()
 
 
@@ -402,7 +402,7 @@ def test_typed_text_is_spoken(talking: TestClient, monkeypatch: pytest.MonkeyPat
         words.append((text, voice))
         return np.full(1280, 321, np.int16)
 
-    monkeypatch.setattr(serve, "speech_samples", speak)
+    monkeypatch.setattr(live, "speech_samples", speak)
     with talking.websocket_connect(LIVE) as socket:
         socket.receive_json()
         socket.send_text('{"say": "Good morning"}')
@@ -537,7 +537,7 @@ def test_sound_and_picture_stay_together_for_a_minute(talking: TestClient) -> No
 @pytest.fixture
 def address(streaming, tmp_path: Path, runs: Runs, monkeypatch) -> Iterator[str]:
     """The address of a server, for a browser, with the avatar `me`."""
-    monkeypatch.setattr(serve, "load_streaming_avatar", streaming)
+    monkeypatch.setattr(live, "load_streaming_avatar", streaming)
     (tmp_path / "me.avatar").write_bytes(b"replaced by `streaming`")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

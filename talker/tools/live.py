@@ -5,16 +5,29 @@ message holds one frame and exactly its 640 samples of sound, so the two cannot 
 """
 
 import asyncio
+import json
+import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+from fastapi import WebSocket
+from starlette.types import Message
+from starlette.websockets import WebSocketDisconnect
 
 from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
-from talker.speak import StreamingAvatar
+from talker.errors import UserError
+from talker.media.espeak import speech_samples
+from talker.speak import Config, StreamingAvatar, load_streaming_avatar
+from talker.tools.studio import Studio
+
+logger = logging.getLogger(__name__)
 
 MAX_SPEECH = 120
 """Longest speech in seconds that waits to be spoken; the rest is ignored."""
@@ -25,6 +38,10 @@ START_DELAY = 3 * SAMPLES_PER_FRAME
 no gaps if a few of them come late."""
 MAX_LATE = 0.5
 """Time in seconds by which a session may fall behind before its clock is set back."""
+MAX_TEXT = 500
+"""Largest number of characters of a text to speak."""
+MICROPHONE, SPEECH = 0, 1
+"""First byte of a message with sound: part of a microphone's recording, or a whole speech."""
 JPEG_QUALITY = 85
 """Quality of the frames, 1 to 100."""
 
@@ -131,3 +148,125 @@ def jpeg(image: np.ndarray) -> bytes:
         return b""
     options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
     return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)[1].tobytes()
+
+
+class Avatars:
+    """The avatars that live sessions share; each is loaded once."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.lock = threading.Lock()
+        self.loaded: dict[Path, tuple[int, SkippingAvatar]] = {}
+
+    def session(self, file: Path) -> Session:
+        """Return a session of its own with an avatar; UserError if the file is damaged."""
+        with self.lock:
+            changed = file.stat().st_mtime_ns
+            if self.loaded.get(file, (0, None))[0] != changed:
+                one = load_streaming_avatar(None, file, self.config)
+                self.loaded[file] = changed, self._copy(one)
+            return Session(self._copy(self.loaded[file][1]))
+
+    def _copy(self, one: Any) -> SkippingAvatar:
+        """Return a streaming avatar with the same networks and a state of its own."""
+        return SkippingAvatar(one.avatar, one.dataset, one.encoder, one.statistics, self.config)
+
+
+class Live:
+    """The live sessions of all people.
+
+    Args:
+        studio: folder with the avatars.
+        config: options of live speech.
+        voice: voice of espeak-ng for typed text.
+        max_sessions: largest number of sessions at the same time.
+    """
+
+    def __init__(self, studio: Studio, config: Config, voice: str, max_sessions: int) -> None:
+        self.studio, self.voice, self.max_sessions = studio, voice, max_sessions
+        self.avatars = Avatars(config)
+        self.sockets: set[WebSocket] = set()
+        self.speaking = threading.Lock()  # espeak-ng has one state for the whole process
+
+    async def converse(self, socket: WebSocket, name: str) -> None:
+        """Let a person talk with an avatar.
+
+        The client sends sound as 16 kHz int16 after a byte (0: microphone, 1: a whole speech), or
+        JSON: {"say": TEXT} or {"stop": true}. It receives the messages of `Session.advance`.
+        """
+        await socket.accept()
+        if len(self.sockets) >= self.max_sessions:
+            await socket.close(1013, "Too many sessions. Try again later.")
+            return
+        self.sockets.add(socket)
+        task = None
+        try:
+            session = await asyncio.to_thread(self.avatars.session, self.studio.avatar(name))
+            await socket.send_json(describe_session(session))
+            task = asyncio.create_task(self._stream(session, socket))
+            while not task.done():
+                message = await socket.receive()
+                if message["type"] == "websocket.disconnect":
+                    break
+                try:
+                    await asyncio.to_thread(self._answer, session, message)
+                except UserError as error:
+                    await socket.send_json({"error": str(error)})
+        except UserError as error:
+            await socket.send_json({"error": str(error)})
+            await socket.close(1011)
+        except WebSocketDisconnect:
+            pass
+        finally:
+            self.sockets.discard(socket)
+            if task is not None:
+                task.cancel()
+                with suppress(asyncio.CancelledError, RuntimeError, WebSocketDisconnect):
+                    await task
+
+    async def _stream(self, session: Session, socket: WebSocket) -> None:
+        """Send the answers of a session, and close the socket if that fails."""
+        try:
+            await session.run(socket.send_bytes)
+        except WebSocketDisconnect:
+            pass
+        except Exception:
+            logger.exception("A live session failed.")
+            await socket.close(1011, "The session failed. See the log of the server.")
+
+    def _answer(self, session: Session, message: Message) -> None:
+        """Apply a message of a client to its session; UserError if it is not understood."""
+        if (content := message.get("bytes")) is not None:
+            if len(content) % 2 == 0:
+                raise UserError("A message with sound has one byte and then samples of 2 bytes.")
+            samples = np.frombuffer(content[1:], "<i2").astype(np.int16)
+            if content[0] == MICROPHONE:
+                session.listen(samples)
+            else:
+                session.say(samples)
+            return
+        try:
+            request = json.loads(message.get("text") or "")
+            text = request.get("say")
+        except (ValueError, AttributeError) as error:
+            raise UserError("The message is neither sound nor a JSON object.") from error
+        if isinstance(text, str) and text.strip():
+            if len(text) > MAX_TEXT:
+                raise UserError(f"The text is longer than {MAX_TEXT} characters.")
+            with self.speaking:
+                samples = speech_samples(text, self.voice)
+            session.say(samples)
+        elif request.get("stop"):
+            session.stop()
+
+
+def describe_session(session: Session) -> dict[str, Any]:
+    """Return what a client needs to know about a live session."""
+    streaming = session.streaming
+    return {
+        "width": streaming.dataset.width,
+        "height": streaming.dataset.height,
+        "fps": FPS,
+        "sample_rate": SAMPLE_RATE,
+        "latency": streaming.latency,
+    }

@@ -10,11 +10,9 @@ avatar speak what is typed or said. The same is available as an HTTP interface, 
 
 import asyncio
 import ipaddress
-import json
 import logging
 import secrets
 import shutil
-import threading
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -22,43 +20,42 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
-import numpy as np
 import uvicorn
-from fastapi import FastAPI, HTTPException, Request, WebSocket
+from fastapi import APIRouter, FastAPI, HTTPException, Request, WebSocket
 from fastapi import Path as PathValue
-from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse, RedirectResponse
+from fastapi.responses import (
+    FileResponse,
+    HTMLResponse,
+    JSONResponse,
+    PlainTextResponse,
+    RedirectResponse,
+)
 from pydantic import Field
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from starlette.websockets import WebSocketDisconnect
 
-from talker.clip import FPS, SAMPLE_RATE
 from talker.core.config import AtLeast1, validated
 from talker.errors import UserError
-from talker.media.espeak import speech_samples
 from talker.speak import Config as StreamConfig
-from talker.speak import load_streaming_avatar
-from talker.tools.live import Session, SkippingAvatar
-from talker.tools.studio import NAME, ExistsError, Studio
+from talker.tools.live import Live
+from talker.tools.studio import NAME, ExistsError, MissingError, Studio
 
 logger = logging.getLogger(__name__)
 
 PAGE = Path(__file__).with_name("studio.html")
 COOKIE = "talker_token"
-MAX_TEXT = 500
-"""Largest number of characters of a text to speak."""
 MAX_MESSAGE = 4 * 2**20
 """Size in bytes of the largest message of a live session, which is two minutes of sound."""
 FREE_DISK = 2 * 10**9
 """Number of bytes that must remain free on the disk after an upload."""
-MICROPHONE, SPEECH = 0, 1
-"""First byte of a message with sound: part of a microphone's recording, or a whole speech."""
 POLICY = (
     "default-src 'self' 'unsafe-inline' data: blob:; object-src 'none'; base-uri 'none'; "
     "form-action 'self'; frame-ancestors 'none'"
 )
 """Content security policy of all pages: browsers send no request to any other server."""
+STATUS = {ExistsError: 409, MissingError: 404}
+"""HTTP status of errors; any other `UserError` has the status 422."""
 Name = Annotated[str, PathValue(pattern=NAME, description="Name of a subject or an avatar.")]
 
 
@@ -158,49 +155,33 @@ def is_this_machine(host: str) -> bool:
     return host == "localhost"
 
 
-class Avatars:
-    """The avatars that live sessions share; each is loaded once."""
-
-    def __init__(self, config: StreamConfig) -> None:
-        self.config = config
-        self.lock = threading.Lock()
-        self.loaded: dict[Path, tuple[int, SkippingAvatar]] = {}
-
-    def session(self, file: Path) -> Session:
-        """Return a session of its own with an avatar; UserError if the file is damaged."""
-        with self.lock:
-            changed = file.stat().st_mtime_ns
-            if self.loaded.get(file, (0, None))[0] != changed:
-                one = load_streaming_avatar(None, file, self.config)
-                self.loaded[file] = changed, self._copy(one)
-            return Session(self._copy(self.loaded[file][1]))
-
-    def _copy(self, one: Any) -> SkippingAvatar:
-        """Return a streaming avatar with the same networks and a state of its own."""
-        return SkippingAvatar(one.avatar, one.dataset, one.encoder, one.statistics, self.config)
-
-
 def make_app(config: Config, token: str = "") -> FastAPI:
     """Return the application of `talker serve`."""
     options = ["--preset", config.preset]
     if config.configfile is not None:
         options += ["--configfile", str(config.configfile.resolve())]
     studio = Studio(config.out, tuple(options))
-    avatars = Avatars(config.live)
-    sessions: set[WebSocket] = set()
-    speaking = threading.Lock()  # espeak-ng has one state for the whole process
+    live = Live(studio, config.live, config.voice, config.max_sessions)
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         await asyncio.to_thread(studio.close)
 
+    # the pages that FastAPI offers for its interface load scripts from other servers
     app = FastAPI(
-        title="talker", docs_url=None, redoc_url=None, openapi_url="/api/openapi.json",
+        title="talker",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/api/openapi.json",
         lifespan=lifespan,
-    )  # fmt: skip
+    )
     app.add_middleware(Guard, token=token)
-    app.state.studio = studio
+    app.include_router(subject_routes(studio, config))
+
+    @app.exception_handler(UserError)
+    def refuse(_: Request, error: UserError) -> JSONResponse:
+        return JSONResponse({"detail": str(error)}, STATUS.get(type(error), 422))
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     def page() -> FileResponse:
@@ -212,12 +193,28 @@ def make_app(config: Config, token: str = "") -> FastAPI:
         subjects = [studio.describe(name) for name in studio.names()]
         return {"subjects": subjects, "avatars": studio.avatars()}
 
-    @app.get("/api/subjects/{name}")
+    @app.get("/api/avatars/{name}", response_class=FileResponse)
+    def avatar(name: Name) -> FileResponse:
+        """Return the file of an avatar."""
+        return FileResponse(studio.avatar(name), filename=f"{name}.avatar")
+
+    @app.websocket("/api/avatars/{name}/live")
+    async def converse(socket: WebSocket, name: str) -> None:
+        await live.converse(socket, name)
+
+    return app
+
+
+def subject_routes(studio: Studio, config: Config) -> APIRouter:
+    """Return the part of the interface that is about subjects."""
+    routes = APIRouter(prefix="/api/subjects/{name}")
+
+    @routes.get("")
     def subject(name: Name) -> dict[str, Any]:
         """Return the state of a subject: its run, the gate, the verdict and its files."""
-        return studio.describe(known(name))
+        return studio.describe(studio.require(name))
 
-    @app.put("/api/subjects/{name}", status_code=201)
+    @routes.put("", status_code=201)
     async def upload(name: Name, suffix: str, consent: str, request: Request) -> dict[str, Any]:
         """Take a video as the body of the request, and start its run."""
         limit = config.max_upload_mb * 10**6
@@ -237,139 +234,32 @@ def make_app(config: Config, token: str = "") -> FastAPI:
                             raise too_large
                         await asyncio.to_thread(file.write, chunk)
                 await asyncio.to_thread(studio.accept, video, consent)
-        except ExistsError as error:
-            raise HTTPException(409, str(error)) from error
-        except UserError as error:
-            raise HTTPException(422, str(error)) from error
         except ClientDisconnect as error:
             raise HTTPException(400, "The upload was interrupted.") from error
         studio.start(name)
         return studio.describe(name)
 
-    @app.post("/api/subjects/{name}/start")
+    @routes.post("/start")
     def start(name: Name) -> dict[str, Any]:
         """Start the run of a subject, or continue it; finished stages are kept."""
-        studio.start(known(name))
+        studio.start(studio.require(name))
         return studio.describe(name)
 
-    @app.post("/api/subjects/{name}/stop")
+    @routes.post("/stop")
     def stop(name: Name) -> dict[str, Any]:
         """Interrupt the run of a subject, or take it out of the queue."""
-        studio.stop(known(name))
+        studio.stop(studio.require(name))
         return studio.describe(name)
 
-    @app.get("/api/subjects/{name}/report", response_class=HTMLResponse)
+    @routes.get("/report", response_class=HTMLResponse)
     def report(name: Name) -> FileResponse:
         """Return the report of a subject."""
-        file = studio.out / "results" / known(name) / "report.html"
+        file = studio.out / "results" / studio.require(name) / "report.html"
         if not file.is_file():
             raise HTTPException(404, f"{name} has no report yet.")
         return FileResponse(file, media_type="text/html")
 
-    @app.get("/api/avatars/{name}", response_class=FileResponse)
-    def avatar(name: Name) -> FileResponse:
-        """Return the file of an avatar."""
-        return FileResponse(avatar_file(name), filename=f"{name}.avatar")
-
-    @app.websocket("/api/avatars/{name}/live")
-    async def live(socket: WebSocket, name: str) -> None:
-        """Talk with an avatar.
-
-        The client sends sound as 16 kHz int16 after a byte (0: microphone, 1: a whole speech), or
-        JSON: {"say": TEXT} or {"stop": true}. It receives the messages of `Session.advance`.
-        """
-        await socket.accept()
-        if len(sessions) >= config.max_sessions:
-            await socket.close(1013, "Too many sessions. Try again later.")
-            return
-        sessions.add(socket)
-        task = None
-        try:
-            session = await asyncio.to_thread(avatars.session, avatar_file(name))
-            await socket.send_json(describe_session(session))
-            task = asyncio.create_task(stream(session, socket))
-            while not task.done():
-                message = await socket.receive()
-                if message["type"] == "websocket.disconnect":
-                    break
-                try:
-                    await asyncio.to_thread(answer, session, message)
-                except UserError as error:
-                    await socket.send_json({"error": str(error)})
-        except (UserError, HTTPException) as error:
-            text = error.detail if isinstance(error, HTTPException) else str(error)
-            await socket.send_json({"error": text})
-            await socket.close(1011)
-        except WebSocketDisconnect:
-            pass
-        finally:
-            sessions.discard(socket)
-            if task is not None:
-                task.cancel()
-                with suppress(asyncio.CancelledError, RuntimeError, WebSocketDisconnect):
-                    await task
-
-    async def stream(session: Session, socket: WebSocket) -> None:
-        """Send the answers of a session, and close the socket if that fails."""
-        try:
-            await session.run(socket.send_bytes)
-        except WebSocketDisconnect:
-            pass
-        except Exception:
-            logger.exception("A live session failed.")
-            await socket.close(1011, "The session failed. See the log of the server.")
-
-    def answer(session: Session, message: Message) -> None:
-        """Apply a message of a client to its session; UserError if it is not understood."""
-        if (content := message.get("bytes")) is not None:
-            if len(content) % 2 == 0:
-                raise UserError("A message with sound has one byte and then samples of 2 bytes.")
-            samples = np.frombuffer(content[1:], "<i2").astype(np.int16)
-            if content[0] == MICROPHONE:
-                session.listen(samples)
-            else:
-                session.say(samples)
-            return
-        try:
-            request = json.loads(message.get("text") or "")
-            text = request.get("say")
-        except (ValueError, AttributeError) as error:
-            raise UserError("The message is neither sound nor a JSON object.") from error
-        if isinstance(text, str) and text.strip():
-            if len(text) > MAX_TEXT:
-                raise UserError(f"The text is longer than {MAX_TEXT} characters.")
-            with speaking:
-                samples = speech_samples(text, config.voice)
-            session.say(samples)
-        elif request.get("stop"):
-            session.stop()
-
-    def known(name: str) -> str:
-        """Return the name of a subject; HTTPException if it does not exist."""
-        if name not in studio.names():
-            raise HTTPException(404, f"There is no subject with the name {name}.")
-        return name
-
-    def avatar_file(name: str) -> Path:
-        """Return the file of an avatar; HTTPException if it does not exist."""
-        file = studio.avatar(name) if name in studio.avatars() else None
-        if file is None:
-            raise HTTPException(404, f"There is no avatar with the name {name}.")
-        return file
-
-    return app
-
-
-def describe_session(session: Session) -> dict[str, Any]:
-    """Return what a client needs to know about a live session."""
-    streaming = session.streaming
-    return {
-        "width": streaming.dataset.width,
-        "height": streaming.dataset.height,
-        "fps": FPS,
-        "sample_rate": SAMPLE_RATE,
-        "latency": streaming.latency,
-    }
+    return routes
 
 
 def main(*, config: Config = Config()) -> None:

@@ -47,6 +47,10 @@ class ExistsError(UserError):
     """There already is a subject of that name."""
 
 
+class MissingError(UserError):
+    """There is no subject or avatar of that name."""
+
+
 @dataclass
 class Studio:
     """The subjects of a folder, and one queue of runs. All methods may be called by any thread."""
@@ -91,7 +95,7 @@ class Studio:
             ExistsError: there already is a subject of that name.
             UserError: the name, the suffix or the consent is not acceptable.
         """
-        if not re.match(NAME, name):
+        if not re.fullmatch(NAME, name):
             raise UserError(
                 f"The name {name!r} is not possible. Use up to 40 letters, digits, - and _."
             )
@@ -175,21 +179,27 @@ class Studio:
             else None,
             "verdict": read_json(results / "metrics.json").get("verdict"),
             "report": (results / "report.html").exists(),
-            "avatar": self.avatar(name) is not None,
+            "avatar": (results / f"{name}.avatar").exists(),
             "consent": read_json(folder / CONSENT).get("consent", ""),
         }
 
     def avatars(self) -> list[str]:
         """Return the names of the avatars: those of the subjects, and the files of the folder."""
         files = [*self.out.glob("*.avatar"), *self.out.glob("results/*/*.avatar")]
-        return sorted({file.stem for file in files if re.match(NAME, file.stem)})
+        return sorted({file.stem for file in files if re.fullmatch(NAME, file.stem)})
 
-    def avatar(self, name: str) -> Path | None:
-        """Return the file of an avatar, or None."""
+    def avatar(self, name: str) -> Path:
+        """Return the file of an avatar; MissingError if there is none."""
         for file in (self.out / "results" / name / f"{name}.avatar", self.out / f"{name}.avatar"):
-            if file.is_file():
+            if re.fullmatch(NAME, name) and file.is_file():
                 return file
-        return None
+        raise MissingError(f"There is no avatar with the name {name}.")
+
+    def require(self, name: str) -> str:
+        """Return the name of a subject; MissingError if there is none of that name."""
+        if name not in self.names():
+            raise MissingError(f"There is no subject with the name {name}.")
+        return name
 
     def _work(self) -> None:
         """Run the subjects of the queue, one after the other."""
