@@ -58,7 +58,7 @@ COLOR_FRAMES = 16
 """Number of training frames from which the initial colors of the Gaussians are computed."""
 LOG_EVERY = 20
 """Steps between two entries of the training log."""
-EYE_LEVELS = 3
+EYE_LEVELS = 10
 """Number of degrees of eye closure that `blink_share` makes equally frequent."""
 CPU_CHUNK = 2
 """Images of a batch that one thread computes on the CPU. The batch is split among Python threads
