@@ -59,6 +59,21 @@ def results(
             "failed",
             "does not follow the speech, because it hardly moves",
         ),
+        (
+            results(12, 0.4, amplitude=0.29) | {"responses": {"silence_opening": 0.98}},
+            "failed",
+            "it stays open in silence, and it moves only 29 %",
+        ),
+        (
+            results(12, 0.4, amplitude=0.29) | {"responses": {"silence_opening": 0.1}},
+            "too short to tell",
+            "Only 12 held-out frames",
+        ),
+        (
+            results(12, 0.4, amplitude=30.0) | {"responses": {"silence_opening": 1.2}},
+            "too short to tell",
+            "Only 12 held-out frames",
+        ),
         (results(20, 0.9), "too short to tell", "Only 20 held-out frames"),
     ],
 )

@@ -50,6 +50,10 @@ MIN_AMPLITUDE = 0.3
 """Amplitude below which the mouth hardly moves."""
 STILL_AMPLITUDE = 0.15
 """Amplitude below which the mouth counts as not moving, even in a short clip."""
+SMALL_AMPLITUDE = 0.5
+"""Amplitude below which a mouth that stays open in silence does not follow the speech."""
+OPEN_IN_SILENCE = 0.7
+"""Mouth opening in silence, relative to that in speech, from which the mouth stays open."""
 BLINK_DEPTH = 0.5
 """Eye aspect ratio, relative to its median, below which the real eyes blink."""
 BLINK_REACH = 3
@@ -108,6 +112,20 @@ def grade_avatar(results: Mapping[str, Any]) -> Verdict:
             [
                 "The mouth does not follow the speech, because it hardly moves "
                 f"({100 * amplitude:.0f} % of the real amplitude)."
+            ],
+            [LONGER],
+        )
+    open_in_silence = results.get("responses", {}).get("silence_opening", 0.0)
+    if (
+        MIN_AMPLITUDE_FRAMES <= frames < MIN_FRAMES
+        and amplitude < SMALL_AMPLITUDE
+        and open_in_silence > OPEN_IN_SILENCE
+    ):
+        return Verdict(
+            "failed",
+            [
+                "The mouth does not follow the speech: it stays open in silence, and it moves only "
+                f"{100 * amplitude:.0f} % as much as the real mouth."
             ],
             [LONGER],
         )
