@@ -28,6 +28,8 @@ from pathlib import Path
 
 import cv2
 import mediapipe.python.solutions.selfie_segmentation  # noqa: F401 - once, before the forks
+import numpy as np
+import scipy.linalg
 import torch
 from fuzz_files import STAGES
 from fuzzing import OUTCOMES, Case, Run, run_limited
@@ -42,8 +44,8 @@ DATED = ("pack", "bundle")
 TINY_DISK, SMALL_DISK = "16k", "120k"
 """Sizes of the file systems that are full before or while an output is written."""
 MEMORY_STEP = 256 << 20
-"""Bytes that a stage may allocate in the cases with little memory. OpenBLAS waits forever if it
-cannot allocate its buffers, which needs less."""
+"""Bytes that a stage may allocate in the cases with little memory, after the copies of OpenBLAS in
+NumPy and SciPy have allocated their buffers: OpenBLAS waits forever if it cannot allocate them."""
 
 
 DELAY = 0.01
@@ -91,6 +93,8 @@ def read_only(stage: str, subject: Path, out: Path, rng: random.Random) -> str:
 
 def little_memory(stage: str, subject: Path, out: Path, rng: random.Random) -> str:
     def limited(folder: Path) -> None:
+        square = np.eye(256)
+        scipy.linalg.lstsq(square @ square, square)
         pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
         limit = pages * resource.getpagesize() + MEMORY_STEP
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
