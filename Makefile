@@ -48,6 +48,7 @@ fuzz: .venv/installed-dev
 
 faults: .venv/installed-dev
 	python scripts/faults.py $(ARGS)
+	TALKER_KILL_MOMENTS=25 pytest --timeout 3600 tests/test_workflow_kill.py
 
 lint: .venv/installed-dev
 	ruff check

@@ -28,7 +28,7 @@ SHAPES_CHECKED = [
 """Modules whose annotations, the shapes of arrays among them, are checked in every call."""
 install_import_hook(SHAPES_CHECKED, "shape_checker.check")
 FRAMES, SIZE = 100, 256
-for profile, examples in {"default": 25, "fuzz": 3000}.items():
+for profile, examples in {"default": 25, "fuzz": 1000}.items():
     settings.register_profile(
         profile,
         max_examples=examples,

@@ -438,6 +438,7 @@ def test_any_wav_file_is_read_or_refused(scratch: Path, content: bytes) -> None:
         )
     )
 )
+@example(b"\x89PNG\r\n\x1a\n")
 def test_any_image_is_read_or_refused(scratch: Path, content: bytes) -> None:
     (scratch / "a.png").write_bytes(content)
     pixels = accepted(lambda: read_image(scratch / "a.png"))

@@ -16,6 +16,8 @@ from talker.errors import UserError
 
 MAX_PIXELS = 1 << 26
 """Largest accepted number of pixels of an image: 8192 x 8192, the limit of `talker frames`."""
+PNG_HEADER = 26
+"""Length in bytes of the start of a PNG file, up to its color type."""
 PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
 """Number of channels for each color type in the header of a PNG file."""
 JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
@@ -51,7 +53,7 @@ def _decode(encoded: np.ndarray, path: Path | zipfile.Path) -> np.ndarray | None
     """Decode an image after checking that its header claims a size that fits in memory."""
     start = encoded[:32].tobytes()
     if start.startswith(b"\x89PNG\r\n\x1a\n"):
-        size = _png(start)
+        size = _png(start) if len(start) >= PNG_HEADER else None
     elif start.startswith(b"\xff\xd8"):
         size = _jpeg(io.BytesIO(encoded.tobytes()))
     elif start.startswith(b"BM"):
@@ -129,10 +131,10 @@ def image_header(path: Path) -> tuple[int, int, int]:
     check_regular(path)
     try:
         with path.open("rb") as file:
-            start = file.read(26)
+            start = file.read(PNG_HEADER)
             file.seek(-min(16, len(start)), os.SEEK_END)
             end = file.read()
-            if start.startswith(b"\x89PNG\r\n\x1a\n") and len(start) == 26:
+            if start.startswith(b"\x89PNG\r\n\x1a\n") and len(start) == PNG_HEADER:
                 header, complete = _png(start), b"IEND" in end
             elif start.startswith(b"\xff\xd8"):
                 header, complete = _jpeg(file), b"\xff\xd9" in end
