@@ -59,7 +59,7 @@ class Config:
 
     components: AtLeast1 = COMPONENTS
     """Number of blendshapes. More of them follow the network more closely and make the page larger:
-    by about 0.2 MB each for 30,000 Gaussians. The default of 24 loses less than 0.1 dB."""
+    by about 0.3 MB each for 30,000 Gaussians. The default of 24 loses less than 0.1 dB."""
     crf: Annotated[int, Field(ge=0, le=51)] = 23
     """Constant rate factor of the video with the layers behind the head, from 0 (best quality) to
     51. Larger values give smaller pages of lower quality."""
