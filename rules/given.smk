@@ -101,8 +101,9 @@ def require_own_folders(jobs):
         raise WorkflowError(
             "These folders would be replaced, but contain files that talker did not write:\n"
             + "\n".join(lines)
-            + "\nNothing was changed. Either move these files to another folder, or run the same command "
-            "again to use the folders as they are."
+            + "\nNothing was changed. If talker should write these folders, move the files to another "
+            "folder. If you run the same command again without moving them, talker uses the folders as "
+            "they are."
         )
 
 

@@ -45,8 +45,8 @@ def require_gpu_for_preset(jobs):
         if options_of("train", subject).get("device") != "cpu":
             raise WorkflowError(
                 f"Preset '{PRESET}' requires an NVIDIA GPU, but nvidia-smi was not found here. "
-                "Use the preset 'draft', which takes minutes on a CPU. To train for days on the "
-                "CPU, set the option `train: {device: cpu}`."
+                "Use the preset 'draft', which takes minutes on a CPU. To train on the CPU anyway, "
+                "which takes days, set the option `train: {device: cpu}`."
             )
 
 

@@ -69,6 +69,6 @@ if __name__ == "__main__":
         name, _, model = given.partition(":")
         left_out, held_out = compare(dataset, name, model)
         print(
-            f"{given}: correlation on left-out training frames {left_out:.3f}, on held-out frames "
-            f"{held_out:.3f}"
+            f"{given}: correlation {left_out:.3f} on training frames that were not used for the "
+            f"fit, {held_out:.3f} on held-out frames"
         )

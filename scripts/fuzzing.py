@@ -194,9 +194,7 @@ def arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count() or 1, help="Number of parallel runs."
     )
-    parser.add_argument(
-        "--keep", type=Path, help="Folder to write the files to that cause a fault."
-    )
+    parser.add_argument("--keep", type=Path, help="Folder for the files that cause a fault.")
     parser.add_argument(
         "--results",
         type=Path,

@@ -113,7 +113,10 @@ def config_schema() -> dict[str, Any]:
             },
             "sample_speech": {
                 "type": "boolean",
-                "description": "Whether to render demo/hello.wav for subjects without new speech.",
+                "description": (
+                    "Whether to render a video with the speech demo/hello.wav for each subject "
+                    "without new speech."
+                ),
             },
             "extras": {
                 "description": "Additional outputs to write with the video of the held-out frames.",

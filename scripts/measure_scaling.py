@@ -106,21 +106,22 @@ if __name__ == "__main__":
         "subjects",
         type=int,
         nargs="*",
-        help="Numbers of subjects to run. Each run is repeated when all outputs exist.",
+        help="How many subjects to run; several values give several runs. Each run is repeated "
+        "after all its outputs exist.",
     )
     parser.add_argument(
         "--dry",
         type=int,
         nargs="*",
         default=[],
-        help="Numbers of subjects for which the jobs are only planned.",
+        help="How many subjects to plan the jobs for, without running them.",
     )
     parser.add_argument(
         "--real",
         type=int,
         nargs="*",
         default=[],
-        help="Numbers of subjects for which the real stages are run.",
+        help="How many subjects to run the real stages for.",
     )
     given = parser.parse_args()
     main(given.subjects, given.dry, given.real)

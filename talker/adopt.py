@@ -281,9 +281,9 @@ def _blinks(path: Path, frames: int) -> str:
     rate = _rate(read_table(path).get("timestamp", []))
     if rate is not None and abs(rate - FPS) > 0.1:
         raise UserError(
-            f"it has {count} rows at {rate:g} frames per second, but must have {frames} rows "
-            f"at {FPS}. Move it to another file, such as openface.csv, and set the options "
-            "`blink: {backend: openface, table: FILE}`, which resample the rows"
+            f"it has {count} rows at {rate:g} frames per second, but must have {frames} rows at "
+            f"{FPS}. Rename it, for example to openface.csv, and set `blink: {{backend: openface, "
+            "table: FILE}`, so that `talker blink` resamples the rows"
         )
     raise UserError(
         f"it has {count} rows for {frames} frames. Run OpenFace on the frames in "
@@ -385,7 +385,10 @@ def derive_clip(path: Path) -> Clip:
     """Return the clip that a folder without clip.json describes."""
     folder = open_folder(path, Config())
     if min(folder.images) != 0:
-        raise UserError(f"{path} contains no {layout.FRAMES.relative(0)}.")
+        raise UserError(
+            f"{path} contains no {layout.FRAMES.relative(0)}. Give a dataset folder whose frames "
+            "are numbered from 0."
+        )
     height, width, _ = image_header(layout.FRAMES.path(path, 0))
     source = Source(
         name=path.resolve().name,

@@ -92,8 +92,8 @@ def main(
     if clip is None:
         if train or novel:
             raise UserError(
-                "--train and --novel write the audio of the training and the held-out frames of a "
-                "clip. Also give --clip."
+                "--train writes the audio of the training frames of a clip, and --novel that of "
+                "its held-out frames. Both also need --clip."
             )
         outputs = {wav: pad_to_whole_frames(decode_audio_blocks(source, track=config.track))}
     else:

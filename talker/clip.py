@@ -191,7 +191,10 @@ def check_regular(path: Path | zipfile.Path) -> None:
     """
     if not isinstance(path, Path):
         if not path.is_file():
-            raise UserError(f"{path} is missing in the packed file.")
+            raise UserError(
+                f"{path} is missing from the packed file. Pack the dataset again with `talker "
+                "pack`."
+            )
         return
     try:
         mode = path.stat().st_mode
@@ -239,7 +242,8 @@ def load_json(path: Path | zipfile.Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read as JSON ({error}).") from error
     if not isinstance(values, dict):
         raise UserError(
-            f"{path} contains a {type(values).__name__}. It must contain a JSON object."
+            f"{path} contains a value of type {type(values).__name__}. It must contain a JSON "
+            "object."
         )
     return values
 

@@ -183,7 +183,8 @@ class Dataset:
             firsts = [int(shot["first"]) for shot in load_json(report)["segments"][1:]]
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
-                f"{report} has no valid list of shots, `segments` ({error!r})."
+                f"The list of shots (`segments`) in {report} is not valid ({error!r}). Run "
+                "`talker track` again."
             ) from error
         return np.array([first for first in firsts if 0 < first < self.frames], np.int64)
 
@@ -249,8 +250,9 @@ def read_speech(path: Folder, frames: int) -> np.ndarray:
     windows = load_array(path)
     if windows.ndim != 3 or windows.shape[1] != WINDOW or windows.dtype.kind != "f":
         raise UserError(
-            f"{path} is {windows.dtype} {list(windows.shape)}. It must contain "
-            f"floating-point windows of shape [{frames}, {WINDOW}, C]."
+            f"{path} contains {windows.dtype} values of shape {list(windows.shape)}. It must "
+            f"contain floating-point windows of shape [{frames}, {WINDOW}, C]. Run `talker speech` "
+            "again."
         )
     windows = rows(windows, frames, path).astype(np.float32)
     if not np.isfinite(windows).all():

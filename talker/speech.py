@@ -88,7 +88,10 @@ def main(
             save_windows(file, windows(slots, stats.look_ahead), frames)
         return
     if frames != expected.frames:
-        raise UserError(f"{wav} lasts {frames} frames, but {clip} has {expected.frames} frames.")
+        raise UserError(
+            f"{wav} lasts {frames} frames, but {clip} has {expected.frames} frames. Run `talker "
+            f"audio --clip {clip}` again."
+        )
     choice = Choice(config.encoder, config.model, config.layer)
     stats, slots = extract_clip(
         load_encoder(choice, wav),

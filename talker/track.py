@@ -249,8 +249,8 @@ def require_faces(images: Path, points: np.ndarray, selection: Selection, config
     if count < config.min_frames:
         width = np.ptp(points[..., 0], axis=1) if len(points) else np.zeros(1)
         raise UserError(
-            f"In only {count} of {selection.frames} frames of {images}, the shot is used and the "
-            f"whole face is visible and at least {config.min_face:g} pixels wide. At least "
+            f"Only {count} of the {selection.frames} frames in {images} belong to a shot that is "
+            f"used, and show the whole face at least {config.min_face:g} pixels wide. At least "
             f"{config.min_frames} such frames are required. (The median face is "
             f"{np.median(width):.0f} pixels wide.) Use a longer clip, or one in which the face is "
             "larger."

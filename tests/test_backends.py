@@ -338,7 +338,7 @@ def test_unfit_openface_tables_are_refused(tmp_path: Path):
         run_blink(folder, backend="openface", table=str(path))
     openface_csv(path, np.r_[times[:50], times[:50]], np.zeros(100))
     path.write_text(path.read_text() + "101, 0, 0.1, 1, 1, 0, 0\n")
-    with pytest.raises(UserError, match="time in row 50 that is not later"):
+    with pytest.raises(UserError, match="the time in row 50 is not later"):
         run_blink(folder, backend="openface", table=str(path))
     path.write_text("frame, timestamp, AU12_r\n1, 0.0, 0.0\n")
     with pytest.raises(

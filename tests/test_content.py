@@ -147,10 +147,13 @@ FAULTS = {
     "all poses": (edit_params(shift_poses), ["poses that differ from the landmarks by"]),
     "one pose": (edit_params(one_pose), ["poses that differ from the landmarks, in frame 40"]),
     "expression": (edit_params(lambda p: p["exp"].zero_()), ["the same expression in all frames"]),
-    "report": (other_report, ["track_report.json", "focal length of 123.0 px"]),
+    "report": (other_report, ["track_report.json", "focal length 123.0 px"]),
     "part of the sound": (reverse_sound, ["aud_train.wav", "differs from the same part"]),
-    "sound": (other_sound, ["aud_hama.npy", "differs from the features of aud.wav"]),
-    "statistics": (other_statistics, ["aud_hama.npy", "computed with aud_hama.npz"]),
+    "sound": (
+        other_sound,
+        ["aud_hama.npy", "differs from the features that talker computes from aud.wav"],
+    ),
+    "statistics": (other_statistics, ["aud_hama.npy", "from aud.wav with aud_hama.npz"]),
 }
 
 

@@ -80,11 +80,11 @@ def test_vertices_of_every_frame_are_averaged_also_where_they_are_stored_once(tm
             fields() | {"euler": torch.zeros(FRAMES, 3, dtype=torch.long)},
             "euler has the type torch.int64",
         ),
-        (fields() | {"valid": torch.ones(FRAMES)}, "valid is torch.float32"),
-        (fields() | {"valid": torch.ones(FRAMES + 1, dtype=torch.bool)}, "valid is torch.bool"),
-        (fields() | {"faces": torch.full((10, 3), 50)}, "faces refers to the vertices 50 to 50"),
+        (fields() | {"valid": torch.ones(FRAMES)}, "`valid` is torch.float32"),
+        (fields() | {"valid": torch.ones(FRAMES + 1, dtype=torch.bool)}, "`valid` is torch.bool"),
+        (fields() | {"faces": torch.full((10, 3), 50)}, "`faces` refers to the vertices 50 to 50"),
         (fields() | {"focal": torch.tensor([-1.0])}, "focal is -1"),
-        (fields() | {"vertices": torch.full((1, 50, 3), torch.inf)}, "vertices has values"),
+        (fields() | {"vertices": torch.full((1, 50, 3), torch.inf)}, "`vertices` has values"),
     ],
 )
 def test_wrong_poses_are_refused(tmp_path: Path, content: object, message: str):
@@ -122,7 +122,7 @@ def test_transforms_are_read_as_written(tmp_path: Path):
     [
         (lambda c: c.pop("frames"), "has no 'frames'"),
         (lambda c: c.pop("focal_len"), "has no 'focal_len'"),
-        (lambda c: c.update(frames=None), "frames is a NoneType"),
+        (lambda c: c.update(frames=None), "the type of `frames` is NoneType"),
         (lambda c: c.update(frames=[1]), "is not a valid transforms file"),
         (lambda c: c.update(focal_len=float("nan")), "focal_len is nan"),
         (lambda c: c["frames"][0].update(img_id=10**6), "img_id is 1000000"),

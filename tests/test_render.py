@@ -230,7 +230,7 @@ def test_foreign_speech_is_refused(dataset: Path, data: Dataset, tmp_path: Path)
     video = tmp_path / "out.mp4"
     speech = speech_of(data, 10, tmp_path)
     np.save(speech["speech"], np.zeros((10, 16, 29), np.float32))
-    with pytest.raises(UserError, match=r"hello\.npy has windows of shape"):
+    with pytest.raises(UserError, match=r"hello\.npy has the shape"):
         stage.main(data=dataset, avatar=tmp_path, video=video, **speech)
     np.save(speech["speech"], np.zeros((0, 16, 32), np.float32))
     with pytest.raises(UserError, match="N >= 1"):

@@ -314,4 +314,4 @@ def test_a_dataset_folder_elsewhere_is_used(folder: Path, dataset: Path):
     (other / "ori_imgs").mkdir(parents=True)
     out, err = (process := start(folder, "run", "other/me")).communicate(timeout=60)
     assert process.returncode == 1
-    assert "other/me: data/me is another folder of the same name. Rename one of them.\n" in err
+    assert "other/me cannot be used, because data/me is another dataset folder" in err

@@ -243,7 +243,7 @@ def test_too_few_faces_are_refused(dataset: Path, tmp_path: Path):
     clip, points, valid = given(dataset)
     valid[20:] = False
     with pytest.raises(
-        UserError, match=r"^In only 20 of 100 frames of .*ori_imgs, .*25 such frames"
+        UserError, match=r"^Only 20 of the 100 frames in .*ori_imgs .*25 such frames"
     ):
         run(tmp_path / "me", dataset, clip, points, valid)
     assert not (tmp_path / "me" / "track_params.pt").exists()

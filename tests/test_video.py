@@ -238,7 +238,7 @@ def test_a_failed_writer_leaves_what_was_there(tmp_path):
     with pytest.raises(ValueError, match="Frame 1 must be"), video_writer(path) as write:
         write(np.zeros((64, 64, 3), np.uint8))
         write(np.zeros((32, 64, 3), np.uint8))
-    with pytest.raises(UserError, match="there is no frame"), video_writer(path):
+    with pytest.raises(UserError, match="no frame was rendered"), video_writer(path):
         pass
     with pytest.raises(UserError, match=r"none\.wav"), video_writer(path, tmp_path / "none.wav"):
         pass

@@ -121,7 +121,7 @@ def test_a_foreign_file_in_a_folder_stops_the_run_once(finished: Workflow, name:
     before = {path: path.stat().st_mtime_ns for path in finished.folder.glob("data/demo/**/[!.]*")}
     output = finished.refuse("--forceall")
     assert f"  data/demo/{name}: {file.name} (1)" in output
-    assert "Either move these files to another folder" in output
+    assert "If talker should write these folders, move the files to another folder" in output
     assert "Traceback" not in output
     assert before == {path: path.stat().st_mtime_ns for path in before}
     for _ in forced_runs(finished):

@@ -67,8 +67,8 @@ def write_bundle(
     if missing:
         raise UserError(
             f"{avatar} has no {missing[0]}. A complete avatar folder has the files "
-            f"{', '.join(AVATAR_FILES)}. Train the avatar again with `talker train`, on "
-            "features of `talker speech`."
+            f"{', '.join(AVATAR_FILES)}. Run `talker speech`, and then train the avatar again with "
+            "`talker train`."
         )
     for name in AVATAR_FILES:
         check_regular(avatar / name)

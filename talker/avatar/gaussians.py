@@ -181,7 +181,10 @@ def sh_basis(directions: Float[Tensor, "*N 3"], count: int) -> Float[Tensor, "*N
     P.-P. Sloan, "Efficient Spherical Harmonic Evaluation", JCGT 2013.
     """
     if count not in (1, 4, 9, 16):
-        raise ValueError(f"The number of coefficients must be 1, 4, 9 or 16, not {count}.")
+        raise ValueError(
+            "A Gaussian must have 1, 4, 9 or 16 spherical-harmonics coefficients per color "
+            f"channel, not {count}."
+        )
     x, y, z = directions.unbind(dim=-1)
     values = [torch.full_like(x, C0)]
     if count > 1:

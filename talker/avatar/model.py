@@ -313,7 +313,7 @@ class Avatar(nn.Module):
         except (KeyError, RuntimeError) as error:
             raise UserError(
                 f"{folder} contains a weights.safetensors that does not belong to its "
-                f"config.json ({error}). Use both files of the same training."
+                f"config.json ({error}). Use the two files of one training run."
             ) from error
 
     @classmethod
@@ -338,7 +338,8 @@ def _read_config(values: object, path: Folder) -> AvatarConfig:
     """Return the content of a config.json; UserError if it is of another format version."""
     if not isinstance(values, dict):
         raise UserError(
-            f"{path} contains a {type(values).__name__}. It must contain a JSON object."
+            f"{path} contains a value of type {type(values).__name__}. It must contain a JSON "
+            "object."
         )
     version = values.pop("format_version", 1)
     if version != FORMAT_VERSION:

@@ -135,4 +135,6 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.features % self.heads:
-            raise ValueError(f"heads ({self.heads}) must divide features ({self.features})")
+            raise ValueError(
+                f"features ({self.features}) must be a multiple of heads ({self.heads})"
+            )

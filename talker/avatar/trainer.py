@@ -539,8 +539,8 @@ def _begin(trainer: Trainer, state: dict[str, Any] | None, checkpoint: Path) -> 
             raise
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise UserError(
-                f"{checkpoint} does not hold the state of this training ({error}). Delete it and "
-                "run the command again."
+                f"{checkpoint} does not hold the state of this training run ({error}). Delete it "
+                "and run the command again."
             ) from error
         logger.info("Continuing at step %d of the %s stage.", trainer.step, trainer.stage)
         return
@@ -556,7 +556,7 @@ def _begin(trainer: Trainer, state: dict[str, Any] | None, checkpoint: Path) -> 
     )
     logger.info(
         "Ridge regression from speech predicts the expression with a correlation of %.2f "
-        "on held-out parts of the training frames (ridge strength: %g).",
+        "on training frames that were not used for the fit (ridge strength: %g).",
         correlation,
         strength,
     )

@@ -68,18 +68,21 @@ def resample(
     """
     if not good.any():
         raise UserError(
-            f"{path} has too few rows with a detected face. It must have one for most frames."
+            f"{path} has no row in which a face was detected. Run OpenFace or py-feat on the video "
+            "of this clip, or use `blink: {backend: ear}`."
         )
     if (np.diff(times) <= 0).any():
         row = int(np.flatnonzero(np.diff(times) <= 0)[0]) + 1
         raise UserError(
-            f"{path} has a time in row {row} that is not later than that of the previous row."
+            f"In {path}, the time in row {row} is not later than the time in the row before it. "
+            "Sort the rows by time."
         )
     period = float(np.median(np.diff(times))) if len(times) > 1 else 1 / FPS
     end, expected = times[-1] + period, clip.frames / FPS
     if times[0] > TOLERANCE or abs(end - expected) > TOLERANCE:
         raise UserError(
             f"{path} has {len(times)} rows, from {times[0]:.2f} to {end:.2f} s, but the "
-            f"clip lasts from 0 to {expected:.2f} s. Run the program on the same video."
+            f"clip lasts from 0 to {expected:.2f} s. Run OpenFace or py-feat on the video of "
+            "this clip."
         )
     return np.interp(np.arange(clip.frames) / FPS, times[good], values[good])

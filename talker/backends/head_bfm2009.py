@@ -78,7 +78,10 @@ def _expressions(folder: Path, count: int) -> tuple[np.ndarray | float, np.ndarr
         basis = np.zeros((len(some), count, 3))
         basis[:, kept] = some
     except (KeyError, ValueError, TypeError, IndexError) as error:
-        raise UserError(f"{paths[0]} does not match {paths[1]} and {MODEL} ({error!r}).") from error
+        raise UserError(
+            f"{paths[0]} does not match {paths[1]} and {MODEL} "
+            f"({error!r}). Use the files of one download."
+        ) from error
     return mean, basis
 
 
@@ -87,9 +90,8 @@ def _load_converted(folder: Path) -> MorphableHead:
     topology = folder / TOPOLOGY
     if not topology.exists():
         raise UserError(
-            f"{topology} does not exist. {path.name} needs it for the triangles of the "
-            "model. It is part of the face tracker of AD-NeRF "
-            "(data_util/face_tracking/3DMM)."
+            f"{topology} does not exist. It contains the triangles of the model in {path.name}. "
+            "Copy it from the folder data_util/face_tracking/3DMM of AD-NeRF."
         )
     model = read_mapping(path)
     try:
@@ -101,7 +103,7 @@ def _load_converted(folder: Path) -> MorphableHead:
         faces = read_mapping(topology)["tris"].reshape(-1, 3).astype(int)
         if faces.min() < 0 or faces.max() >= len(mean):
             raise ValueError(
-                f"tris refers to vertex {faces.max()}, but there are {len(mean)} vertices"
+                f"`tris` refers to vertex {faces.max()}, but there are {len(mean)} vertices"
             )
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise UserError(

@@ -43,7 +43,10 @@ def load(files: Path | None) -> MorphableHead:
         shapes = [read_obj(each)[0][:HEAD_VERTICES] for each in paths]
         for each, shape in zip(paths, shapes, strict=True):
             if shape.shape != mean.shape:
-                raise UserError(f"{each} has {len(shape)} vertices, but {NEUTRAL} has {len(mean)}.")
+                raise UserError(
+                    f"{each} has {len(shape)} vertices, but {NEUTRAL} has {len(mean)}. Use the "
+                    "files of one version of ICT-FaceKit."
+                )
         return np.stack(shapes) - mean
 
     return complete_head(
@@ -73,4 +76,6 @@ def read_obj(path: Path) -> tuple[np.ndarray, np.ndarray]:
                     faces += [[corners[0], *pair] for pair in pairwise(corners[1:])]
         return np.array(vertices, float).reshape(-1, 3), np.array(faces, int).reshape(-1, 3)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as a mesh ({error}).") from error
+        raise UserError(
+            f"{path} cannot be read as a mesh ({error}). Get the file from ICT-FaceKit again."
+        ) from error

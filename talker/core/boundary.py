@@ -25,7 +25,10 @@ from talker.errors import UserError
 ERRNO_TEXTS = {
     errno.ENOSPC: "no space is left on the disk. Free some space, or write to another disk",
     errno.EDQUOT: "the disk quota is exceeded. Free some space, or write to another disk",
-    errno.EFBIG: "the file is larger than this file system or `ulimit -f` allows",
+    errno.EFBIG: (
+        "the file is larger than this file system or `ulimit -f` allows. Write to another disk, or "
+        "run `ulimit -f unlimited`"
+    ),
     errno.EROFS: "this file system is read-only. Choose a folder that you may write to",
     errno.EACCES: "permission denied. Change the permissions, or choose another path",
     errno.EPERM: "permission denied. Change the permissions, or choose another path",
@@ -150,7 +153,9 @@ def _explain_one(error: BaseException, stage: str) -> str | None:
     message = str(error)
     if type(error).__name__ == "OutOfMemoryError" or _GPU_MEMORY_TEXT.search(message):
         return OUT_OF_GPU_MEMORY.format(
-            options=GPU_MEMORY_OPTIONS.get(stage, "the size of the avatar (`options: train`)")
+            options=GPU_MEMORY_OPTIONS.get(
+                stage, "`gaussians`, `density.max_gaussians` or `image_size` of `train`"
+            )
         )
     if isinstance(error, MemoryError) or _MEMORY_TEXT.search(message):
         return OUT_OF_MEMORY

@@ -57,4 +57,7 @@ def load_torchscript(path: Path, sha256: str) -> "ScriptModule":
     try:
         return torch.jit.load(content, map_location="cpu").eval()
     except RuntimeError as error:
-        raise UserError(f"{path} is not a TorchScript module ({error}).") from error
+        raise UserError(
+            f"{path} is not a TorchScript module ({error}). Write it with torch.jit.trace or "
+            "torch.jit.script."
+        ) from error

@@ -131,6 +131,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise UserError(
-            f"{path} must contain a mapping of options, but it contains a {type(content).__name__}."
+            f"{path} must contain a mapping of options, but it contains a value of type "
+            f"{type(content).__name__}."
         )
     return content

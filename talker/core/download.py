@@ -72,16 +72,23 @@ def _continue(url: str, partial: Path, size: int | None) -> bool:
             partial.unlink()
             return False
         if not answer.ok:
-            raise UserError(f"{url}: the server answered {answer.status_code} {answer.reason}")
+            raise UserError(
+                f"{url}: the server answered {answer.status_code} {answer.reason}. Try again "
+                f"later, or download the file from another place and copy it to {partial}."
+            )
         if answer.headers.get("Content-Type", "").startswith("text/html"):
-            raise UserError(f"{url}: the server answered with a web page instead of the file")
+            raise UserError(
+                f"{url}: the server answered with a web page instead of the file. Open the address "
+                "in a browser: a proxy or a login page may be in between."
+            )
         resumed = answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
         have = have if answer.status_code == requests.codes.partial_content and resumed else 0
         length = answer.headers.get("Content-Length")
         total = have + int(length) if length else size
         if size is not None and total != size:
             raise UserError(
-                f"{url}: the file on the server has {total:,} bytes instead of {size:,}"
+                f"{url}: the file on the server has {total:,} bytes instead of {size:,}. The "
+                "publisher has probably replaced it. Update talker, or report this as an issue."
             )
         _require_space(partial, (total or 0) - have)
         if have:
@@ -129,7 +136,7 @@ def _unreachable(url: str, partial: Path, error: requests.RequestException) -> s
     elif isinstance(error, requests.exceptions.SSLError):
         reason = "the secure connection failed"
     elif isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.MissingSchema):
-        reason = "this is not a valid address"
+        return f"{url} is not a valid address. Correct it."
     else:
         reason = "the server cannot be reached, or the connection was interrupted"
     kept = f" {_size(partial) / 1e6:.1f} MB were received and are kept." if _size(partial) else ""

@@ -55,7 +55,9 @@ def adding_to(folder: Path) -> Iterator[Path]:
         for name in files.keys() - kept:
             os.replace(files[name], folder / name)
     if kept:
-        logger.info("Kept the files in %s that talker did not write (%d).", folder, len(kept))
+        logger.info(
+            "Files in %s that talker did not write, and that were kept: %d", folder, len(kept)
+        )
 
 
 def foreign_outputs(outputs: Sequence[Path]) -> list[Path]:

@@ -36,14 +36,14 @@ def merge_options(preset: Mapping[str, Any], config: Mapping[str, Any]) -> dict[
     given = config.get("options") or {}
     if not isinstance(given, Mapping):
         raise UserError(
-            "options: The value must contain a section for each stage, but it is a "
-            f"{type(given).__name__}."
+            "options: The value must map stages to their options, for example `train: {seed: 1}`, "
+            f"but its type is {type(given).__name__}."
         )
     for stage, section in given.items():
         if section is not None and not isinstance(section, Mapping):
             raise UserError(
-                f"options: The section `{stage}` must contain `option: value` pairs, but it is a "
-                f"{type(section).__name__}."
+                f"options: The section `{stage}` must contain `option: value` pairs, but its type "
+                f"is {type(section).__name__}."
             )
     options = update(copy.deepcopy(dict(preset)), given)
     for stage in ENCODER_STAGES:

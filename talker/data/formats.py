@@ -179,7 +179,8 @@ def _load_torch(path: Path | zipfile.Path) -> Mapping[str, Any]:
         ) from error
     if not isinstance(fields, dict):
         raise UserError(
-            f"{path} contains a {type(fields).__name__}. It must contain a dictionary of tensors."
+            f"{path} contains a value of type {type(fields).__name__}. It must contain a "
+            "dictionary of tensors."
         )
     return fields
 
@@ -290,20 +291,20 @@ def _mean_vertices(fields: Mapping[str, Any], frames: int, faults: list[str]) ->
         return None
     if tensor.ndim != 3 or tensor.shape[2] != 3 or tensor.shape[0] not in (1, frames):
         faults.append(
-            f"vertices has the shape {list(tensor.shape)}, but it must be [1 or {frames}, V, 3]."
+            f"`vertices` has the shape {list(tensor.shape)}, but it must be [1 or {frames}, V, 3]."
         )
     elif not tensor.is_floating_point():
         faults.append(
-            f"vertices has the type {tensor.dtype}, but it must have floating-point numbers."
+            f"`vertices` has the type {tensor.dtype}, but it must have floating-point numbers."
         )
     elif tensor.shape[1] < 4:
-        faults.append(f"vertices has {tensor.shape[1]} points, which is too few for a head mesh.")
+        faults.append(f"`vertices` has {tensor.shape[1]} points, which is too few for a head mesh.")
     else:
         mean = tensor.float().mean(0).numpy()
         if np.isfinite(mean).all() and np.abs(mean).max() <= MAX_DISTANCE:
             return mean
         faults.append(
-            f"vertices has values that are NaN, infinite, or larger than {MAX_DISTANCE:g} dm."
+            f"`vertices` has values that are NaN, infinite, or larger than {MAX_DISTANCE:g} dm."
         )
     return None
 
@@ -316,7 +317,7 @@ def _valid(fields: Mapping[str, Any], frames: int, faults: list[str]) -> np.ndar
         return np.ones(frames, bool)
     if str(tensor.dtype) != "torch.bool" or tuple(tensor.shape) != (frames,):
         faults.append(
-            f"valid is {tensor.dtype} {list(tensor.shape)}, but it must be torch.bool [{frames}]."
+            f"`valid` is {tensor.dtype} {list(tensor.shape)}, but it must be torch.bool [{frames}]."
         )
         return np.ones(frames, bool)
     return tensor.numpy().copy()
@@ -334,13 +335,13 @@ def _faces(fields: Mapping[str, Any], vertices: int, faults: list[str]) -> np.nd
         or tensor.shape[1] != 3
     ):
         faults.append(
-            f"faces is {tensor.dtype} {list(tensor.shape)}, but it must be torch.int64 [F, 3]."
+            f"`faces` is {tensor.dtype} {list(tensor.shape)}, but it must be torch.int64 [F, 3]."
         )
         return None
     faces = tensor.long().numpy().copy()
     if faces.size and not (faces.min() >= 0 and faces.max() < vertices):
         faults.append(
-            f"faces refers to the vertices {faces.min()} to {faces.max()}, but there are "
+            f"`faces` refers to the vertices {faces.min()} to {faces.max()}, but there are "
             f"{vertices} vertices."
         )
     return faces
@@ -386,7 +387,9 @@ def read_transforms(path: Path | zipfile.Path, frames: int) -> Transforms:
         focal, cx, cy = (_number(content[key], key) for key in ("focal_len", "cx", "cy"))
         listed = content["frames"]
         if not isinstance(listed, list):
-            raise TypeError(f"frames is a {type(listed).__name__}, but it must be a list")
+            raise TypeError(
+                f"the type of `frames` is {type(listed).__name__}, but it must be a list"
+            )
         ids = [_frame_number(frame["img_id"], "img_id", frames) for frame in listed]
         audio_ids = [_frame_number(frame["aud_id"], "aud_id", None) for frame in listed]
         matrices = np.array([frame["transform_matrix"] for frame in listed], float)

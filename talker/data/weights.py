@@ -291,7 +291,7 @@ _MODELS = {
         purpose="metrics Sync-C and Sync-D",
         use="evaluate: {syncnet: published}",
         source="https://www.robots.ox.ac.uk/~vgg/software/lipsync",
-        license="published by the authors without a license; their code has the license MIT",
+        license="published by the authors without a license; their code has the MIT license",
         files=(
             Download(
                 name="syncnet_v2.model",
@@ -355,7 +355,7 @@ _MODELS = {
         purpose="metric CSIM",
         use="evaluate: {identity: FILE, identity_sha256: ...}",
         source="https://github.com/deepinsight/insightface/tree/master/recognition/arcface_torch",
-        license=f"of the weights that you choose; those of InsightFace are {RESEARCH}",
+        license=f"that of the weights that you choose; those of InsightFace are {RESEARCH}",
         restricted=True,
         manual="trace an ArcFace network of "
         "https://github.com/deepinsight/insightface/tree/master/recognition/arcface_torch with "

@@ -49,7 +49,7 @@ def load(choice: Choice, wav: Path | None) -> Encoder:
     if abs(len(logits) - slots) > SPARE:
         raise UserError(
             f"{path} has {len(logits)} scores, but {wav} lasts {slots / SLOT_RATE:.1f} s and "
-            f"needs {slots} scores, at 50 per second. Compute them again from that file."
+            f"needs {slots} scores, at 50 per second. Compute the scores again from {wav}."
         )
 
     def extract(sound: np.ndarray, start: int) -> np.ndarray:
@@ -75,11 +75,12 @@ def read(path: Path) -> np.ndarray:
             "file (floating-point numbers of shape [N, 16, 29], or [2 N, 29] at 50 Hz), or the "
             f"network itself. To obtain the network, {WEIGHTS['deepspeech'].hint()}."
         ) from error
-    if stored.dtype.kind != "f" or not np.isfinite(stored).all():
+    if stored.dtype.kind != "f":
         raise UserError(
-            f"{path} must contain finite floating-point numbers. It contains {stored.dtype} "
-            "values, or values that are not finite."
+            f"{path} contains {stored.dtype} values. It must contain floating-point numbers."
         )
+    if not np.isfinite(stored).all():
+        raise UserError(f"{path} contains values that are NaN or infinite.")
     if stored.ndim == 2 and stored.shape[1:] == (DIMS,) and len(stored) > 1:
         return stored.astype(np.float32)
     if stored.shape[1:] != (WINDOW, DIMS) or len(stored) == 0:

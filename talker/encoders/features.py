@@ -237,8 +237,8 @@ def fit_stats(
     most = min(encoder.dims, len(slots) - 1)
     if not 0 < components <= most:
         raise UserError(
-            f"The option `components` is {components}. For the encoder {encoder.name} and "
-            f"training audio of {len(slots)} steps of 20 ms, it must be from 1 to {most}."
+            f"The option `components` is {components}. With the encoder {encoder.name} and "
+            f"{len(slots) / SLOT_RATE:.2f} s of training audio, it must be from 1 to {most}."
         )
     exact = slots.astype(np.float64)
     mean = exact.mean(axis=0)

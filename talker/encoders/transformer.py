@@ -59,7 +59,8 @@ def load(choice: Choice, wav: Path | None) -> Encoder:
     except ImportError as error:
         raise UserError(
             f"The speech encoder {name} needs the package transformers ({error}). Run "
-            "`pip install 'transformers>=5.23,<6'`. It does not need torchvision."
+            "`pip install 'transformers>=5.23,<6'`. Torchvision is not needed: if the error "
+            "mentions it, uninstall it."
         ) from error
     try:
         network = getattr(transformers, family.model).from_pretrained(source)

@@ -29,7 +29,9 @@ class ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """Return a global of `ALLOWED`; raise UnpicklingError for any other."""
         if (module, name) not in ALLOWED:
-            raise pickle.UnpicklingError(f"it refers to {module}.{name}")
+            raise pickle.UnpicklingError(
+                f"it contains a pickled {module}.{name}, which is not loaded"
+            )
         return super().find_class(module, name)
 
 

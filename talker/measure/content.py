@@ -125,9 +125,9 @@ def image_faults(folder: FolderSpec) -> Iterator[str]:
     for wrong, images, other, stage in findings:
         if wrong.size:
             yield (
-                f"{folder.path / images} has images that do not match the {other}, in "
-                f"{folder.list_frames(wrong.tolist())}. One of the files belongs to another frame "
-                f"or clip. Run `talker {stage}` again."
+                f"In {folder.list_frames(wrong.tolist())}, the images in {folder.path / images} do "
+                f"not match the {other}. One of the files belongs to another frame or clip. Run "
+                f"`talker {stage}` again."
             )
 
 
@@ -276,9 +276,9 @@ def report_faults(folder: FolderSpec) -> Iterator[str]:
     expected = folder.frames, int(params.valid.sum()), params.focal
     if not np.allclose(stored, expected, rtol=1e-4):
         yield (
-            f"{path} describes {stored[0]} frames, of which {stored[1]} are tracked, with a focal "
-            f"length of {stored[2]:.1f} px, but {layout.TRACK_PARAMS} has {expected[0]}, "
-            f"{expected[1]} and {expected[2]:.1f} px. Run `talker track` again."
+            f"{path} describes {stored[0]} frames ({stored[1]} tracked, focal length "
+            f"{stored[2]:.1f} px), but {layout.TRACK_PARAMS} has {expected[0]} frames "
+            f"({expected[1]} tracked, focal length {expected[2]:.1f} px). Run `talker track` again."
         )
 
 
@@ -332,7 +332,7 @@ def speech_faults(folder: FolderSpec) -> Iterator[str]:
             np.median(np.abs(stored - expected)) <= SPEECH_TOLERANCE
         ):
             yield (
-                f"{path} differs from the features of {layout.SOUND} that are computed with "
+                f"{path} differs from the features that talker computes from {layout.SOUND} with "
                 f"{statistics.name}. One of these files belongs to another clip. Run "
                 "`talker speech` again."
             )

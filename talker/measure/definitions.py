@@ -108,7 +108,7 @@ RESPONSE_DEFINITIONS = {
 """How the avatar responds when one of its inputs changes alone."""
 
 SILENCE_DEFINITIONS = {
-    "silent_frames": "Number of frames in pauses that are at least 0.2 s away from any speech.",
+    "silent_frames": "Number of silent frames that are at least 0.2 s away from any speech.",
     "opening_silent": (
         "Mean mouth opening in these frames. The mouth opening is the distance between the "
         "inner lips, divided by the distance between the outer eye corners."

@@ -335,8 +335,8 @@ def pose_faults(folder: FolderSpec) -> Iterator[str]:
     params = read_track_params(path)
     if len(params.euler) != folder.frames:
         yield (
-            f"{path} has {len(params.euler)} rows in euler, but there are {folder.frames} frames. "
-            "Run `talker track` again."
+            f"{path} has {len(params.euler)} rows in `euler`, but there are {folder.frames} "
+            "frames. Run `talker track` again."
         )
         return
     if params.vertices is None:

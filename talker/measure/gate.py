@@ -360,19 +360,23 @@ def _sound_failures(facts: dict[str, Any], limits: Limits) -> Iterator[str]:
     if unrelated and facts["sync_frames"] >= _certain_frames(facts):
         yield (
             "The mouth does not move with the audio. The correlation between the mouth opening "
-            f"and its prediction from the audio is {correlation:.2f}, which is {z:.1f} standard "
-            f"deviations above chance (limits: at least {limits.min_sync:g} and {SURE_Z:g}). Use "
-            "a clip without music, in which the speaker is visible."
+            f"and its prediction from the audio is {correlation:.2f} (required: "
+            f"{limits.min_sync:g}), which is {z:.1f} standard deviations above chance (required: "
+            f"{SURE_Z:g}). Use a clip without music, in which the speaker is visible."
         )
     elif _lag_is_sure(facts) and abs(facts["sync_lag_frames"]) > limits.max_lag:
         lag = facts["sync_lag_frames"]
         side = "lags" if lag > 0 else "leads"
         yield (
             f"The audio {side} the video by {abs(lag):.1f} frames (limit: "
-            f"{limits.max_lag:g}). To correct it, set `audio: {{lag_frames: "
-            f"{round(lag)}}}`. If `lag_frames` is already set, add {round(lag)} to its "
-            "value."
+            f"{limits.max_lag:g}). To correct it, {_shift(lag)}. If `lag_frames` is already set, "
+            f"add {round(lag)} to its value."
         )
+
+
+def _shift(lag: float) -> str:
+    """Return the option that corrects a lag of the audio, in frames."""
+    return f"set `audio: {{lag_frames: {round(lag)}}}`"
 
 
 def _warnings(facts: dict[str, Any], limits: Limits) -> Iterator[str]:
@@ -402,13 +406,13 @@ def _warnings(facts: dict[str, Any], limits: Limits) -> Iterator[str]:
         if "sync_correlation" in facts:
             yield (
                 "The clip is too short to verify that the mouth moves with the audio. Watch the "
-                "clip with sound."
+                "clip, and check that the lips match the sound."
             )
         return
     if z is None or (z < SURE_Z and facts["sync_frames"] < _certain_frames(facts)):
         yield (
             "The clip is too short to verify that the mouth moves with the audio (correlation: "
-            f"{correlation:.2f}). Watch the clip with sound."
+            f"{correlation:.2f}). Watch the clip, and check that the lips match the sound."
         )
         return
     lag = facts["sync_lag_frames"]
@@ -416,13 +420,14 @@ def _warnings(facts: dict[str, Any], limits: Limits) -> Iterator[str]:
         side = "lag" if lag > 0 else "lead"
         if not _lag_is_sure(facts):
             yield (
-                f"The audio may {side} the video by {abs(lag):.1f} frames. Watch the clip with "
-                "sound."
+                f"The audio may {side} the video by {abs(lag):.1f} frames. Watch the clip. If the "
+                f"lips do not match the sound, {_shift(lag)}."
             )
         elif abs(lag) <= limits.max_lag:
             yield (
                 f"The audio seems to {side} the video by {abs(lag):.1f} frames, which is "
-                "within the limit. Watch the clip with sound."
+                "within the limit. Watch the clip. If the lips visibly do not match the sound, "
+                f"{_shift(lag)}."
             )
 
 

@@ -212,7 +212,7 @@ def evaluated_ids(dataset: Dataset) -> Integer[np.ndarray, "N"]:
 def not_computed(networks: Mapping[str, Any]) -> dict[str, str]:
     """Return the metrics whose network was not given, and why they are missing."""
     return {
-        name: f"needs a network (option {option})"
+        name: f"needs a neural network, and the option `{option}` is not set"
         for name, (option, _) in NETWORK_METRICS.items()
         if option not in networks
     }

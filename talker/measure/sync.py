@@ -107,7 +107,7 @@ def fit_predictor(dataset: Dataset, encoder: str | None = None) -> Predictor:
     fitted = fit_cross_validated(x, y)
     logger.info(
         "For the sync score, %s features predict the mouth opening with a correlation of %.2f on "
-        "held-out parts of the training frames.",
+        "training frames that were not used for the fit.",
         features.name,
         correlation(fitted.held_out[:, 0], y[:, 0]),
     )

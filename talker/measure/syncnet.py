@@ -119,7 +119,10 @@ def load_syncnet(path: Path, sha256: str) -> SyncNet:
     try:
         network.load_state_dict(torch.load(BytesIO(content), "cpu", weights_only=True))
     except (RuntimeError, TypeError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path} does not contain the weights of SyncNet ({error}).") from error
+        raise UserError(
+            f"{path} does not contain the weights of SyncNet ({error}). Download them with `talker "
+            "weights fetch syncnet`."
+        ) from error
     return network.eval()
 
 

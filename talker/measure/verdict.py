@@ -200,8 +200,8 @@ def _grade(
         if high < GOOD_CORRELATION or frames >= 4 * MIN_FRAMES or amplitude < MIN_AMPLITUDE:
             reasons.insert(
                 0,
-                f"The mouth does not follow the speech ({interval}). It does not follow it "
-                f"better than the controls: {' and '.join(unbeaten)}.",
+                f"The mouth does not follow the speech ({interval}): the result is not better than "
+                f"that of {' and '.join(unbeaten)}.",
             )
             advice.append(LONGER)
             return Verdict("failed", reasons, advice, intervals)

@@ -58,7 +58,10 @@ def open_media(path: Path | zipfile.Path, kind: str) -> Iterator[av.container.In
         reason = error.strerror or str(error)
         raise UserError(f"{path} cannot be read as {kind} ({reason}).") from error
     except ZeroDivisionError as error:
-        message = f"{path} is damaged, because its header contains a time base of zero."
+        message = (
+            f"{path} is damaged: its header contains a time base of zero. Re-encode it, or copy it "
+            "from its source again."
+        )
         raise UserError(message) from error
 
 

@@ -283,7 +283,7 @@ def video_writer(
             try:
                 yield write
                 if encoder.frames == 0:
-                    raise UserError(f"{path} cannot be written, because there is no frame.")
+                    raise UserError(f"{path} was not written, because no frame was rendered.")
                 with _ffmpeg_errors(path):
                     encoder.finish()
             finally:
@@ -309,7 +309,7 @@ def _image_folder(
         yield write
         frames = next(numbers)
         if not frames:
-            raise UserError(f"{folder} cannot be written, because there is no frame.")
+            raise UserError(f"{folder} was not written, because no frame was rendered.")
         if sound is not None:
             _write_native_wav(scratch / "sound.wav", sound, sound_start, frames)
 

@@ -342,9 +342,9 @@ def time_speaking(
     list(StreamingAvatar(*parts).push_audio(audio))  # compiles
     result = measure_latency(StreamingAvatar(*parts), audio)
     logger.info(
-        "  live speech: the delay after the audio is at most %.0f ms for 95 %% of the frames "
-        "(%.0f ms of it is waiting for audio; the median computation time of a hop is %.1f ms). "
-        "The computation takes %.2f s per second of speech",
+        "  live speech: 95 %% of the frames are ready at most %.0f ms after their audio "
+        "(%.0f ms of this is waiting for later audio; computing takes %.1f ms per step, as the "
+        "median). The computation takes %.2f s per second of speech",
         *(result["latency_ms_p95"], result["waits_ms"], result["hop_ms_median"]),
         result["real_time_factor"],
     )

@@ -230,7 +230,7 @@ def _write_speech(data: Path, out: Path, method: Method, frames: int) -> list[st
         if features.shape[1:] != window or len(features) < frames:
             raise UserError(
                 f"{data / name} has the shape {list(features.shape)}. It must be [{frames}, "
-                f"{window[0]}, {window[1]}]."
+                f"{window[0]}, {window[1]}]. Compute it again from {layout.SOUND}, or delete it."
             )
         np.save(out / name, features[:frames].astype(np.float32))
         copied = True

@@ -201,7 +201,8 @@ def _dataset_folder(folder: Path, out: Path) -> Path:
         inside.symlink_to(folder.resolve())
     elif not inside.samefile(folder):
         raise UserError(
-            f"{folder}: {inside} is another folder of the same name. Rename one of them."
+            f"{folder} cannot be used, because {inside} is another dataset folder with the same "
+            "name. Rename one of them."
         )
     return inside
 

@@ -71,9 +71,9 @@ def _next_command(video: str, subject: str, config: "Config", grade: str | None)
         return 'talker run me.mp4 --say "Good morning"'
     out = [] if config.out == Path() else ["--out", str(config.out)]
     if grade in ("failed", "too short to tell"):
-        return f"{shlex.join(['talker', 'run', 'longer.mp4', *out])}, with a longer or better video"
+        return f"use a longer or better video: {shlex.join(['talker', 'run', 'longer.mp4', *out])}"
     if not config.say:
         return f'{shlex.join(["talker", "run", video, *out])} --say "Good morning"'
     data, avatar = config.out / "data" / subject, config.out / "results" / subject / "avatar"
     files = ["--data", str(data), "--avatar", str(avatar), "--file", f"{subject}.avatar"]
-    return f"{shlex.join(['talker', 'bundle', *files])}, to use the avatar from Python"
+    return f"to use the avatar from Python: {shlex.join(['talker', 'bundle', *files])}"

@@ -230,7 +230,7 @@ class Controls:
                 "Colors",
                 (APPEARANCE, *TOKENS),
                 hint="Show how much each part attends to the speech, the eyes, the head pose or "
-                "none of them (null): blue is little, red is much.",
+                "none of them (null): blue means little, red means a lot.",
             )
             self.body = gui.add_checkbox(
                 "Torso", False, hint="Show the recorded view, with torso and background."

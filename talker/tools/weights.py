@@ -214,7 +214,7 @@ def _fetch_file(file: Download, path: Path) -> None:
                 raise UserError(
                     f"The file downloaded from {file.url} {fault}. It was deleted. Run the "
                     "same command again. If the checksum is wrong again, the publisher has "
-                    "probably replaced the file. See the publisher's page."
+                    "probably replaced the file: update talker, or report this as an issue."
                 )
     finally:
         partial.unlink(missing_ok=True)
