@@ -187,7 +187,7 @@ def test_a_finished_run_misses_nothing(inputs: dict) -> None:
     assert page.count("<video") == 2
     assert page.index("new speech hello") < page.index("real and avatar")
     assert "is 0.5, and 0.0 ± 0.1 with shifted audio. In the real video, it is 0.5." in page
-    assert page.count('alt="avatar worst mouth') >= 1
+    assert page.count('alt="frame with the worst mouth, avatar') >= 1
 
 
 def test_every_chart_is_sound_svg_and_every_picture_a_jpeg(inputs: dict) -> None:
@@ -198,7 +198,7 @@ def test_every_chart_is_sound_svg_and_every_picture_a_jpeg(inputs: dict) -> None
         assert "nan" not in svg
         ElementTree.fromstring(svg)
     pictures = re.findall(r"data:image/jpeg;base64,([^\"]*)", page)
-    worst = page.count('alt="real worst mouth')
+    worst = page.count('alt="frame with the worst mouth, real')
     posters = 2 * 2
     assert len(pictures) == 4 * 3 + 3 * 2 + 3 * worst + posters
     shapes = {decode(one).shape for one in pictures}
