@@ -196,9 +196,9 @@ FAULTS = {
     ),
     "blinks at 30 fps": (
         lambda folder: blinks(folder, 120, 30),
-        "au.csv: it has 120 rows at 30 frames per second, but must have 100 rows at 25. Move it to "
-        "another file, such as openface.csv, and set the options `blink: {backend: openface, "
-        "table: FILE}`, which resample the rows",
+        "au.csv: it has 120 rows at 30 frames per second, but must have 100 rows at 25. Rename it, "
+        "for example to openface.csv, and set `blink: {backend: openface, table: FILE}`, so that "
+        "`talker blink` resamples the rows",
     ),
     "blinks of another clip": (
         lambda folder: blinks(folder, 80, 25),

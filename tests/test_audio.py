@@ -182,7 +182,7 @@ def test_what_is_no_sound_is_refused_by_name(tmp_path, content):
 
 
 def test_a_split_needs_a_clip(tmp_path):
-    with pytest.raises(UserError, match="Also give --clip"):
+    with pytest.raises(UserError, match="Both also need --clip"):
         audio.main(source=tmp_path / "a.wav", wav=tmp_path / "o.wav", train=tmp_path / "t.wav")
 
 

@@ -525,7 +525,9 @@ def test_pickled_code_in_a_head_model_does_not_run(tmp_path: Path):
     found = read_mapping(tmp_path / "good.npy")
     assert (found["a"] == arrays["a"]).all() and found["b"] == 2 and found["c"].tolist() == [1, 2]
     np.save(tmp_path / "bad.npy", np.array({"a": Malicious(tmp_path / "ran")}, dtype=object))
-    with pytest.raises(UserError, match=r"bad\.npy is not .* dictionary of arrays \(it refers"):
+    with pytest.raises(
+        UserError, match=r"bad\.npy is not .* dictionary of arrays \(it contains a pickled"
+    ):
         read_mapping(tmp_path / "bad.npy")
     assert not (tmp_path / "ran").exists()
     for name, content in {
