@@ -75,44 +75,7 @@ JPEG_QUALITY = 90
 APPEARANCE = "appearance"
 """Name of the view in natural colors; the other views have the names of the tokens."""
 
-SOUND_PANEL = """
-<style>
-  body { margin: 0; font: 13px sans-serif; color: #777 }
-  label { display: block; padding: 10px; border: 1px dashed #999; border-radius: 6px;
-          text-align: center; cursor: pointer; overflow-wrap: anywhere }
-  label.over { border-color: #228be6; color: #228be6 }
-  input { display: none }
-  audio { width: 100%; height: 40px; margin-top: 8px }
-</style>
-<label><input type="file" accept="audio/*,video/*"><span id="text">
-  Choose an audio file, or drop one here</span></label>
-<audio controls></audio>
-<script>
-  const audio = document.querySelector("audio"), text = document.getElementById("text");
-  const label = document.querySelector("label"), input = document.querySelector("input");
-  const socket = new WebSocket(`ws://${parent.location.hostname}:PORT`);
-  socket.binaryType = "blob";
-  socket.onmessage = ({data}) => {
-    if (typeof data === "string") text.textContent = data;
-    else audio.src = URL.createObjectURL(data);
-  };
-  socket.onclose = () => text.textContent = "The connection is closed. Reload the page.";
-  const send = (file) => { if (file) { audio.pause(); text.textContent = "Reading the audio";
-                                       socket.send(file); } };
-  input.onchange = () => { send(input.files[0]); input.value = ""; };
-  ondragover = (event) => { event.preventDefault(); label.className = "over"; };
-  ondragleave = () => label.className = "";
-  ondrop = (event) => { event.preventDefault(); label.className = "";
-                        send(event.dataTransfer.files[0]); };
-  let last = "";
-  setInterval(() => {
-    const playing = !audio.paused && !audio.ended;
-    const clock = JSON.stringify({time: audio.currentTime, playing});
-    if (clock !== last && audio.src && socket.readyState === 1) socket.send(clock);
-    last = clock;
-  }, 30);
-</script>
-"""
+SOUND_PANEL = Path(__file__).with_name("view_sound.html")
 """Page of the sound panel, which has its own frame. It sends sound files and the time of its player
 to `Viewer.attend`, and receives the sound that it plays."""
 
@@ -216,7 +179,7 @@ class Controls:
     """The controls of the page."""
 
     def __init__(self, gui: viser.GuiApi, size: int, sound_port: int, changed: threading.Event):
-        page = SOUND_PANEL.replace("PORT", str(sound_port))
+        page = SOUND_PANEL.read_text(encoding="utf-8").replace("PORT", str(sound_port))
         self.status = gui.add_markdown("")
         with gui.add_folder("Speech"):
             gui.add_html(
