@@ -20,7 +20,7 @@ from talker.render import Config, render, speech_drive
 
 DISCLOSURE = Disclosure("me.avatar", "ab12", consent='<by "letter" & phone>', license="CC BY 4.0")
 SOURCE = "{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType"
-TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
 RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 FRAMES = [np.full((48, 64, 3), 40 * i, np.uint8) for i in range(5)]
 

@@ -19,8 +19,9 @@ from jaxtyping import UInt8
 
 from talker import __version__
 
-SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
-"""The IPTC's term for media that a trained model created."""
+SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
+"""The IPTC's term for media that a trained model created in part: the torso and the background are
+recorded."""
 XMP_BOX = UUID("be7acfcb-97a9-42e8-9c71-999491e3afac").bytes
 """Identifier of the box with XMP in files of the MP4 family."""
 MARGIN = 0.025
