@@ -61,6 +61,8 @@ Frames = Annotated[int, Field(ge=1, le=500_000)]
 """Number of frames; at most 5.5 hours, so that a damaged clip.json cannot request all memory."""
 Pixels = Annotated[int, Field(ge=1, le=32_768)]
 """Width or height of an image."""
+MAX_SIZE = 8192
+"""Largest side in pixels of the images that avatars are trained on and rendered at (8K video)."""
 Seconds = Annotated[float, Field(ge=-100_000, le=100_000)]
 """A start time; the clock of a transport stream counts up to 95,444 s."""
 

@@ -23,7 +23,7 @@ from safetensors.torch import save as save_tensors
 from talker import __version__
 from talker.avatar.model import Avatar
 from talker.avatar.renderer import avatar_dataset, load_avatar
-from talker.clip import check_regular, load_arrays, load_json
+from talker.clip import MAX_SIZE, check_regular, load_arrays, load_json
 from talker.core.files import atomic_write
 from talker.core.parallel import ordered_map
 from talker.data import layout
@@ -175,6 +175,8 @@ def read_bundle(file: Path, device: torch.device | str = "cpu") -> tuple[Avatar,
     try:
         height, width = manifest["image_size"]
         original_height, original_width = manifest["original_size"]
+        if not all(type(side) is int and 1 <= side <= MAX_SIZE for side in (height, width)):
+            raise ValueError(f"image_size is {height} x {width}")
         replayed = {name: arrays[name] for name in REPLAYED}
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(

@@ -11,10 +11,11 @@ Every image is computed from speech in the same three steps: `speech_to_expressi
 import dataclasses
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
@@ -25,7 +26,7 @@ from talker.avatar.expression import EXPRESSIONS, SpeechToExpression
 from talker.avatar.gaussians import Gaussians, camera_centers, to_view
 from talker.avatar.ply import save_ply
 from talker.avatar.rasterize import Splats, rasterize
-from talker.clip import BROKEN_ZIP, check_regular, load_json
+from talker.clip import BROKEN_ZIP, MAX_SIZE, check_regular, load_json
 from talker.core.config import from_mapping, validated
 from talker.data.layout import Folder
 from talker.errors import UserError
@@ -42,7 +43,7 @@ to blink."""
 class AvatarConfig:
     """Shape of the network and what it was trained on; stored with the weights."""
 
-    image_size: int
+    image_size: Annotated[int, Field(ge=1, le=MAX_SIZE)]
     """Longer side of the training images in pixels."""
     speech_features: int
     """Channels C of a speech window [16, C]."""

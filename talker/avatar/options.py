@@ -8,6 +8,7 @@ from pydantic import Field
 from talker.avatar.density import DensityConfig
 from talker.avatar.gaussians import MAX_SH_DEGREE, NEIGHBORS
 from talker.avatar.losses import LossWeights
+from talker.clip import MAX_SIZE
 from talker.core.config import (
     DEFAULT_ENCODER,
     AtLeast0,
@@ -20,8 +21,6 @@ from talker.core.config import (
 
 MIN_SIZE = 16
 """Smallest size of the training images in pixels; the crop around the head is a multiple of it."""
-MAX_SIZE = 8192
-"""Largest size of the training images in pixels, the width of 8K video."""
 ImageSize = Annotated[int, Field(ge=MIN_SIZE, le=MAX_SIZE)]
 
 
