@@ -56,7 +56,7 @@ def test_a_fault_is_named(values, key):
     ("text", "message"),
     [
         ("a: [1", "is not valid YAML"),
-        ("- 1\n- 2\n", "must contain a mapping of options, but it contains a list"),
+        ("- 1\n- 2\n", "must contain a mapping of options, but it contains a value of type list"),
     ],
 )
 def test_a_file_that_holds_no_options_is_refused(tmp_path, text, message):
