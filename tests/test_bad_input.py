@@ -134,7 +134,7 @@ def profile(synthetic: Synthetic) -> np.ndarray:
 CASES = {
     "no face": (without_a_face, ["shows a face in 0 of 100 frames", "one person looks"]),
     "all black": (black, ["shows a face in 0 of 100 frames"]),
-    "20 frames": (twenty_frames, ["At least 25 such frames", "only 20 of 20", "longer clip"]),
+    "20 frames": (twenty_frames, ["At least 25 such frames", "Only 20 of the 20", "longer clip"]),
     "face of 40 pixels": (small_face, ["64 pixels wide", "Only 0 of the 100", "median face is"]),
     "two faces": (two_faces, ["Another face", "Crop the video so that it shows only one person"]),
     "cut": (cut, ["Only 2.2 s of the clip are tracked", "all_segments"]),
