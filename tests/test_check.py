@@ -13,9 +13,12 @@ from published import scale_transforms
 
 from talker.check import Config, check, main
 from talker.errors import UserError
+from talker.measure.gate import Limits
 from talker.media.images import read_image, write_image
 
 FRAMES = 100
+LONG = Limits(min_seconds=10.0)
+"""Limits that refuse the test clip, which lasts 4 s."""
 
 
 @pytest.fixture
@@ -46,10 +49,10 @@ def test_poor_clip_is_refused_with_reasons_unless_forced(
 ):
     quality = tmp_path / "quality.json"
     with pytest.raises(UserError, match=r"(?s)--force.*Only 4\.0 s of the clip.*longer clip"):
-        main(data=dataset, quality=quality)
+        main(data=dataset, quality=quality, config=Config(limits=LONG))
     facts = json.loads(quality.read_text())
     assert not facts["accepted"] and len(facts["failures"]) == 1
-    main(data=dataset, quality=quality, config=Config(force=True))
+    main(data=dataset, quality=quality, config=Config(limits=LONG, force=True))
     assert json.loads(quality.read_text())["accepted"]
     assert "because of --force): Only 4.0 s" in caplog.text
 
