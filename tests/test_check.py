@@ -203,7 +203,7 @@ FAULTS = {
     "damaged blinks": (replace_text("au.csv", "AU45_r", '"AU45_r' + "0" * 200_000), ["au.csv"]),
     "speech of text": (
         edit_array("aud_hama.npy", lambda x: x.astype("U3")),
-        ["aud_hama.npy", "must have floating-point numbers"],
+        ["aud_hama.npy", "must be floating-point"],
     ),
     "speech nan": (edit_array("aud_hama.npy", spoil(11)), ["aud_hama.npy", "frame 11"]),
     "short blinks": (drop_rows, ["au.csv", "98 rows"]),
