@@ -9,12 +9,13 @@ comma := ,
 install = pip install --quiet --no-compile --no-warn-conflicts -c constraints.txt
 extras = prepare-without-jax,workflow,cluster,ffmpeg,serve,view$(if $(GPU),$(comma)$(GPU))
 
-.PHONY: help demo run video-exists test test-cluster fuzz faults lint docs envs audit clean
+.PHONY: help demo run video-exists test test-browser test-cluster fuzz faults lint docs envs audit clean
 
 help:
 	@echo 'make demo               run the whole pipeline on the demo subject'
 	@echo 'make run VIDEO=me.mp4   run it on your video; ARGS="..." adds arguments of talker run'
 	@echo 'make test               run the tests; ARGS="-k track" selects some'
+	@echo 'make test-browser       run the tests of the pages in Chromium'
 	@echo 'make test-cluster       run many subjects on a real Slurm, if there is one (SUBJECTS=20)'
 	@echo 'make fuzz               run the stages on 3,200 damaged files (SEED=0)'
 	@echo 'make faults             run the stages on full disks, with little memory, and kill them (root)'
@@ -36,7 +37,11 @@ video-exists:
 		$(quoted) >&2; exit 2; }
 
 test: .venv/installed-dev
-	pytest -m 'not slurm' $(ARGS)
+	pytest -m 'not slurm and not browser' $(ARGS)
+
+# a page that hangs also hangs Playwright, so the time is limited from outside
+test-browser: .venv/installed-dev
+	timeout --kill-after 10 900 pytest -m browser $(ARGS)
 
 test-cluster: .venv/installed-dev
 	TALKER_SLURM_SUBJECTS=$(or $(SUBJECTS),20) pytest -m slurm $(ARGS)

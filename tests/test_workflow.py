@@ -376,8 +376,9 @@ def test_an_unknown_subject_or_speech_is_one_sentence(finished, target, message)
 
 
 def test_a_useless_video_is_refused_before_the_first_job(finished, synthetic):
-    options = "options={check: {limits: {min_seconds: 10}}}"
-    output = finished.refuse("--config", f"video={synthetic.video}", options)
+    (finished.folder / "long.yaml").write_text("options: {check: {limits: {min_seconds: 10}}}")
+    arguments = ["--config", f"video={synthetic.video}", "--configfile", "long.yaml"]
+    output = finished.refuse(*arguments)
     assert "it is 4.0 s long, but at least 10 s are required" in output
     assert not (finished.folder / "logs/synthetic").exists()
 

@@ -48,6 +48,8 @@ EXAMPLE = "example:"
 """Prefix that marks the name of an example video (`talker weights`)."""
 NAME_LENGTH = 40
 """Largest number of characters of the name of a spoken text."""
+SECONDS_BETWEEN_SIGNALS = 15.0
+"""Time in seconds after which the stages are interrupted again if they still run."""
 SECONDS_BETWEEN_UPDATES = 0.25
 """Time in seconds between two updates of the live lines."""
 INTERRUPTED = (
@@ -353,6 +355,19 @@ def _watch(process: subprocess.Popen[str], screen: Screen) -> tuple[int, Sequenc
     return status, screen.errors
 
 
+def _stop(process: subprocess.Popen[str]) -> None:
+    """Interrupt a process group until its leader ends.
+
+    Snakemake ignores a SIGINT that arrives while it writes a line of its log.
+    """
+    os.killpg(process.pid, signal.SIGINT)
+    while process.poll() is None:
+        try:
+            process.communicate(timeout=SECONDS_BETWEEN_SIGNALS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGINT)
+
+
 @contextmanager
 def _interruptible(process: subprocess.Popen[str]) -> Iterator[None]:
     """Stop the process and its jobs on Ctrl-C, SIGTERM and SIGHUP, and exit.
@@ -368,8 +383,7 @@ def _interruptible(process: subprocess.Popen[str]) -> Iterator[None]:
     except BaseException as error:
         print("Stopping the running stages.", file=sys.stderr, flush=True)
         try:
-            os.killpg(process.pid, signal.SIGINT)
-            process.communicate()
+            _stop(process)
         except (KeyboardInterrupt, ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         if isinstance(error, KeyboardInterrupt):
