@@ -59,6 +59,8 @@ OUTPUTS = {{
 stage, *words = sys.argv[1:]
 given = {{k: Path(v) for k, v in zip(words[::2], words[1::2]) if k.startswith("--")}}
 roles = [f"--{{role}}" for role in OUTPUTS[stage].split()]
+if "/novel/" in str(given.get("--features")):
+    roles.remove("--statistics")  # those of the subject, which new speech only reads
 targets = [given[role] for role in roles if role in given]
 digest = hashlib.sha256()
 for path in given.values():
