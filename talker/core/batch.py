@@ -267,6 +267,12 @@ def read_results(metrics: Path) -> dict[str, Any]:
         return {}
 
 
+def read_outcome(table: Path) -> list[dict[str, str]]:
+    """Return the rows of a batch table, which `write_outcome` wrote, by column."""
+    with open(table, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
 def write_outcome(
     table: Path, targets: Mapping[str, Sequence[Path]], failed: Sequence[Failure], logs: Path
 ) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import jinja2
 
-from talker.core.batch import read_results
+from talker.core.batch import read_outcome, read_results
 from talker.core.files import atomic_write
 from talker.data import layout
 
@@ -42,8 +42,7 @@ class Folders:
 
 def write_overview(page: Path, table: Path, folders: Folders) -> None:
     """Write the page about all subjects of a batch table (`talker.core.batch.write_outcome`)."""
-    with open(table, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
+    rows = read_outcome(table)
     names = dict.fromkeys(row["subject"] for row in rows)
     subjects = [
         _subject(name, [row for row in rows if row["subject"] == name], page.parent, folders)

@@ -1,12 +1,12 @@
 """Say at the end of `talker run` where the results are, how good they are, and what to do next."""
 
-import csv
 import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from talker.core.batch import read_outcome
 from talker.data import layout
 
 if TYPE_CHECKING:
@@ -40,8 +40,7 @@ def summary_of_many(subjects: Sequence[str], out: Path) -> str:
         subjects: names of the subjects.
         out: folder of the run, which contains the batch table.
     """
-    with open(out / "results" / "batch.tsv", newline="", encoding="utf-8") as file:
-        rows = {row["subject"]: row for row in csv.DictReader(file, delimiter="\t")}
+    rows = {row["subject"]: row for row in read_outcome(out / "results" / "batch.tsv")}
     lines = [""]
     width = max(len(name) for name in subjects)
     for name in subjects[:LISTED]:
