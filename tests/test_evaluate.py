@@ -288,7 +288,7 @@ def test_a_video_of_new_speech_is_judged(
 
 
 class Blinker(FakeAvatar):
-    """Shows the real head whose eyes are closed as far as they are told to be."""
+    """Shows the real head, with its eyes closed as far as the condition says."""
 
     def render_from_expression(
         self,

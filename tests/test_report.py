@@ -116,7 +116,7 @@ def places(tree: dict | list, path: tuple = ()) -> Iterator[tuple]:
 
 
 def test_odd_values_in_the_metrics_are_named_on_the_page() -> None:
-    """Each section is either complete or says what is wrong; there is no exception."""
+    """Each section is either complete or says what is wrong, without an exception."""
     whole = measured() | {
         "verdict": {"grade": "good", "reasons": ["a"], "advice": [], "intervals": {}}
     }

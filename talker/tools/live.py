@@ -99,7 +99,7 @@ class Session:
         self.say(np.empty(0, np.int16))
 
     def take(self, count: int) -> np.ndarray:
-        """Return the next samples int16 [count]; silence where there is no speech."""
+        """Return the next samples, int16 [count]. Missing speech is filled with silence."""
         with self.lock:
             speech = self.speech
             if self.buffering and len(speech) < START_DELAY:

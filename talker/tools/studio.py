@@ -44,11 +44,11 @@ LOG_TAIL = 2000
 
 
 class ExistsError(UserError):
-    """There already is a subject of that name."""
+    """A subject with this name already exists."""
 
 
 class MissingError(UserError):
-    """There is no subject or avatar of that name."""
+    """No subject or avatar has this name."""
 
 
 @dataclass
@@ -92,7 +92,7 @@ class Studio:
         Nothing remains if the block raises.
 
         Raises:
-            ExistsError: there already is a subject of that name.
+            ExistsError: a subject with this name already exists.
             UserError: the name, the suffix or the consent is not acceptable.
         """
         if not re.fullmatch(NAME, name):
@@ -196,7 +196,7 @@ class Studio:
         raise MissingError(f"There is no avatar with the name {name}.")
 
     def require(self, name: str) -> str:
-        """Return the name of a subject; MissingError if there is none of that name."""
+        """Return the name of a subject; raises MissingError if it does not exist."""
         if name not in self.names():
             raise MissingError(f"There is no subject with the name {name}.")
         return name
