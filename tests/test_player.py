@@ -148,7 +148,8 @@ def test_the_browser_shows_what_render_shows(
                 """async (i) => {
                   const p = await player;
                   await p.seek(i);
-                  while (p.frame !== i) await new Promise(requestAnimationFrame);
+                  for (let k = 0; p.frame !== i && k < 600; k++)
+                    await new Promise(requestAnimationFrame);
                   p.pixelRatio = 1;
                   p.draw();
                   return p.stage.canvas.toDataURL("image/png");

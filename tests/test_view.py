@@ -19,6 +19,7 @@ from websockets.sync.client import connect
 from talker.avatar.bundle import read_bundle, write_bundle
 from talker.avatar.checkpoint import Origin, save_checkpoint
 from talker.avatar.renderer import Drive, render_frames
+from talker.clip import FPS
 from talker.core.parallel import one_thread
 from talker.dataset import Dataset
 from talker.errors import UserError
@@ -192,6 +193,19 @@ def test_the_clock_runs_while_the_player_plays() -> None:
     assert 1.04 < clock.time() < 2
 
 
+def test_a_frame_of_the_speech_is_drawn_once(viewer: Viewer, monkeypatch) -> None:
+    """Drawing as fast as possible would keep a page too busy to answer."""
+    drawn: list[float] = []
+    monkeypatch.setattr(viewer, "draw", lambda: drawn.append(time.monotonic()))
+    running = threading.Thread(target=viewer.run)
+    viewer.clock.set(0.0, True)
+    running.start()
+    wait_until(lambda: len(drawn) > 10)
+    viewer.closed = True
+    running.join(5)
+    assert len(drawn) <= FPS * (drawn[-1] - drawn[0]) + 3
+
+
 def test_a_training_is_viewed_from_its_checkpoint(data: Dataset, folder: Path, tmp_path) -> None:
     subject = Subject.load(folder, data.folder)
     state = {
@@ -215,7 +229,7 @@ def test_the_page_in_a_browser(viewer: Viewer, synthetic) -> None:
     """Move a slider, let a file speak, and see the picture change; nothing leaves the machine."""
     running = threading.Thread(target=viewer.run)
     running.start()
-    with open_page(f"http://127.0.0.1:{viewer.server.get_port()}") as page:
+    with open_page(f"http://127.0.0.1:{viewer.server.get_port()}", width=800, height=500) as page:
         canvas = page.locator("canvas").first
         page.get_by_text("Gaussians)").wait_for()
         page.wait_for_timeout(1000)
@@ -227,7 +241,7 @@ def test_the_page_in_a_browser(viewer: Viewer, synthetic) -> None:
         panel = page.frame_locator("iframe")
         panel.locator("input").set_input_files(synthetic.wav)
         panel.get_by_text("Press play").wait_for(timeout=30_000)
-        panel.locator("audio").evaluate("audio => audio.play()")
+        panel.locator("audio").evaluate("audio => { audio.play(); }")
         wait_until(lambda: viewer.clock.playing and viewer.clock.time() > 0.5)
     viewer.close()
     running.join(10)

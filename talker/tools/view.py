@@ -271,9 +271,11 @@ class Viewer:
         looked = time.monotonic()
         with one_thread(), torch.inference_mode():
             while not self.closed:
-                if not self.clock.playing:
-                    self.changed.wait(SECONDS_BETWEEN_LOOKS)
-                if self.clock.playing or self.changed.is_set():
+                playing = self.clock.playing
+                self.changed.wait(
+                    until_next_frame(self.clock) if playing else SECONDS_BETWEEN_LOOKS
+                )
+                if playing or self.changed.is_set():
                     self.changed.clear()
                     self.draw()
                 if time.monotonic() - looked > SECONDS_BETWEEN_LOOKS:
@@ -407,8 +409,10 @@ class Viewer:
                 else:
                     with suppress(ValueError, KeyError, TypeError):
                         clock = json.loads(message)
+                        played = self.clock.playing
                         self.clock.set(max(0.0, float(clock["time"])), bool(clock["playing"]))
-                        self.changed.set()
+                        if not (played and self.clock.playing):
+                            self.changed.set()
         self.clock.set(0.0, False)
 
     def hear(self, content: bytes) -> Speech:
@@ -457,6 +461,14 @@ class Viewer:
         client.camera.position = position
         client.camera.look_at = position + forward * ((center - position) @ forward)
         client.camera.fov = 2 * math.atan(height / 2 / float(dataset.K[1, 1]))
+
+
+def until_next_frame(clock: Clock) -> float:
+    """Return the time in seconds until the speech reaches its next frame.
+
+    An image more often than that would show the same frame, and only keep the page busy.
+    """
+    return (1 - clock.time() * FPS % 1) / FPS
 
 
 def viewmat_of(camera: viser.CameraHandle) -> np.ndarray:
