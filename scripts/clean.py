@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from talker.core.ownership import remove_own  # noqa: E402
+from talker.errors import counted  # noqa: E402
 
 RECORDS = {
     "data": ("source.txt", "quality_refused.json"),
@@ -44,7 +45,7 @@ def main() -> None:
         for path in kept[:LISTED]:
             print(f"Kept {path}, because talker did not write it.")
         if len(kept) > LISTED:
-            print(f"Kept {len(kept) - LISTED} more files that talker did not write.")
+            print(f"Kept {counted(len(kept) - LISTED, 'more file')} that talker did not write.")
 
 
 if __name__ == "__main__":

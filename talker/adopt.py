@@ -28,7 +28,7 @@ from talker.data.formats import (
     read_transforms,
 )
 from talker.data.layout import FrameFiles
-from talker.errors import UserError
+from talker.errors import UserError, counted
 from talker.head.camera import transform_matrices
 from talker.media.audio import SOUND_TOLERANCE, decode_audio
 from talker.media.images import image_header
@@ -97,7 +97,8 @@ class Folder:
         """Return a phrase such as `frames 3, 4, 5 and 17 more`."""
         named = ", ".join(map(str, sorted(ids)[: self.config.listed]))
         rest = len(ids) - self.config.listed
-        return f"frame{'s' * (len(ids) > 1)} {named}{f' and {rest} more' if rest > 0 else ''}"
+        more = f" and {rest} more" if rest > 0 else ""
+        return f"{'frame' if len(ids) == 1 else 'frames'} {named}{more}"
 
 
 def recognize(path: Path) -> str:
@@ -277,7 +278,7 @@ def blink_rows(folder: Folder) -> Iterator[Row]:
 def _blinks(path: Path, frames: int) -> str:
     count = len(read_au45(path))
     if frames <= count <= frames + layout.SPARE_ROWS:
-        return f"{count} rows"
+        return counted(count, "row")
     rate = _rate(read_table(path).get("timestamp", []))
     if rate is not None and abs(rate - FPS) > 0.1:
         raise UserError(
@@ -427,7 +428,7 @@ def main(*, data: Path, clip: Output | None = None, config: Config = Config()) -
         logger.info("%-*s  %-12s  %s", width, row.name, row.status, row.text)
     faults = [f"{row.name}: {row.text}" for row in rows if row.status == "inconsistent"]
     if faults:
-        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        count = counted(len(faults), "fault")
         raise UserError("\n  ".join([f"{data} has {count}. No file was changed.", *faults]))
     clip = clip or data / layout.CLIP
     if not clip.exists():

@@ -14,6 +14,7 @@ from talker.clip import FPS, Clip, load_per_frame
 from talker.core.config import Fraction, validated
 from talker.core.files import Output, atomic_write
 from talker.data.formats import AU45_BLINK, write_au45
+from talker.errors import counted
 
 logger = logging.getLogger(__name__)
 
@@ -67,4 +68,4 @@ def main(
         write_au45(scratch, au45, meshes["valid"])
     closed = au45 > AU45_BLINK
     blinks = (closed[1:] > closed[:-1]).sum()
-    logger.info("Detected %d blinks in %.1f s.", blinks, len(closed) / FPS)
+    logger.info("Detected %s in %.1f s.", counted(blinks, "blink"), len(closed) / FPS)

@@ -14,7 +14,7 @@ from typing import Any
 
 from talker.core.config import AtLeast1, validated
 from talker.core.files import Output, atomic_write
-from talker.errors import UserError
+from talker.errors import UserError, counted
 from talker.measure.content import content_faults, edited_files
 from talker.measure.faults import FolderSpec, folder_faults
 from talker.measure.gate import Limits, assess
@@ -61,7 +61,7 @@ def check(path: Path, config: Config) -> dict[str, Any]:
     """
     folder = FolderSpec.of(path, config.sample)
     if faults := folder_faults(folder) or content_faults(folder):
-        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        count = counted(len(faults), "fault")
         raise UserError(
             "\n  ".join([f"{path} is not a complete and consistent dataset ({count})", *faults])
         )

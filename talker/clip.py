@@ -22,7 +22,7 @@ from pydantic import Field
 
 from talker.core.config import AtLeast0, NonNegative, Positive, from_mapping, validated
 from talker.core.files import atomic_write
-from talker.errors import UserError
+from talker.errors import UserError, counted
 
 FPS = 25
 """Frames per second of every clip."""
@@ -345,8 +345,8 @@ def load_per_frame(path: Path, frames: int, *names: str) -> dict[str, np.ndarray
         rows = len(np.atleast_1d(array))
         if rows != frames:
             raise UserError(
-                f"{path} has {rows} rows in the array '{name}'. It must have one for each "
-                f"of the {frames} frames."
+                f"{path} has {counted(rows, 'row')} in the array '{name}'. It must have one for "
+                f"each of the {frames} frames."
             )
     if (valid := arrays["valid"]).dtype != bool or valid.ndim != 1:
         raise UserError(

@@ -138,10 +138,10 @@ def without(*parts: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("state", "reason"),
     [
-        (without("conv"), "2 parameters are missing, among them conv.bias"),
+        (without("conv"), "the file lacks 2 parameters, such as conv.bias"),
         (
             Net().state_dict() | {"conv2.weight": torch.zeros(1)},
-            "1 parameters are unknown, among them conv2.weight",
+            "the file has 1 unknown parameter, such as conv2.weight",
         ),
         (
             without() | {"conv.weight": torch.zeros(4, 1, 1, 1)},
@@ -204,7 +204,7 @@ def test_fan_accepts_the_parameters_of_its_package(tmp_path: Path):
     with pytest.raises(UserError, match=r"2DFAN4\.pth\.tar does not contain 2DFAN4-11f355bf06"):
         fan.load(str(path))
     torch.save(FAN(2).state_dict(), path)
-    with pytest.raises(UserError, match=r"parameters are missing, among them al1\.bias"):
+    with pytest.raises(UserError, match=r"parameters, such as al1\.bias"):
         fan.load(str(path))
 
 

@@ -67,14 +67,14 @@ def results(
         (
             results(12, 0.4, amplitude=0.29) | {"responses": {"silence_opening": 0.1}},
             "too short to tell",
-            "Only 12 held-out frames",
+            "show how the mouth moves: 12",
         ),
         (
             results(12, 0.4, amplitude=30.0) | {"responses": {"silence_opening": 1.2}},
             "too short to tell",
-            "Only 12 held-out frames",
+            "show how the mouth moves: 12",
         ),
-        (results(20, 0.9), "too short to tell", "Only 20 held-out frames"),
+        (results(20, 0.9), "too short to tell", "show how the mouth moves: 20"),
     ],
 )
 def test_grades(avatar: dict, grade: str, words: str) -> None:

@@ -7,6 +7,7 @@ import torch
 
 from talker.backends.weights import wrong_weights
 from talker.data.weights import Weights
+from talker.errors import counted
 
 
 def load_state(network: torch.nn.Module, file: Path, weights: Weights) -> torch.nn.Module:
@@ -39,9 +40,9 @@ def _difference(network: torch.nn.Module, state: dict[str, Any]) -> str:
     shapes = {name: tuple(getattr(value, "shape", ())) for name, value in state.items()}
     other = [name for name in expected.keys() & shapes.keys() if shapes[name] != expected[name]]
     if missing:
-        return f"{len(missing)} parameters are missing, among them {min(missing)}"
+        return f"the file lacks {counted(len(missing), 'parameter')}, such as {min(missing)}"
     if unknown := shapes.keys() - expected.keys():
-        return f"{len(unknown)} parameters are unknown, among them {min(unknown)}"
+        return f"the file has {counted(len(unknown), 'unknown parameter')}, such as {min(unknown)}"
     if other:
         name = min(other)
         return f"{name} has the shape {list(shapes[name])} instead of {list(expected[name])}"

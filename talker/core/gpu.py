@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from talker.core.compiler import require_gsplat
-from talker.errors import UserError
+from talker.errors import UserError, counted
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +73,8 @@ def require_usable_gpu() -> None:
         )
         remedy = "Update the NVIDIA driver"
     raise UserError(
-        f"This machine has {len(gpus)} NVIDIA GPU{'s' if len(gpus) > 1 else ''}, but torch cannot "
-        f"use {'them' if len(gpus) > 1 else 'it'}. {reason} {remedy}. To compute on the CPU "
+        f"This machine has {counted(len(gpus), 'NVIDIA GPU')}, but torch cannot "
+        f"use {'it' if len(gpus) == 1 else 'them'}. {reason} {remedy}. To compute on the CPU "
         f"instead, set the environment variable `{VISIBLE}=` (empty), and use the preset `draft`."
     )
 
@@ -127,9 +127,8 @@ def gpu_slot(folder: Path | None = None) -> Iterator[str | None]:
         gpu = _take(folder, slots, stack)
         if gpu is None:
             logger.info(
-                "Waiting for a GPU: %d jobs are already running on the available GPUs, which is "
-                "the limit.",
-                len(slots),
+                "Waiting for a GPU: the available GPUs already run %s, which is the limit.",
+                counted(len(slots), "job"),
             )
         while gpu is None:
             time.sleep(SECONDS_BETWEEN_TRIES)

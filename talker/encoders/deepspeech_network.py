@@ -16,7 +16,7 @@ from torch import Tensor
 
 from talker.clip import SAMPLE_RATE
 from talker.data.weights import WEIGHTS
-from talker.errors import UserError
+from talker.errors import UserError, counted
 
 CEPSTRA = 26
 """Number of cepstral coefficients, and of mel filters."""
@@ -163,7 +163,7 @@ def read_constants(graph: Message) -> dict[str, np.ndarray]:
         if name in names and bytes(parts.get(2, b"")) == b"Const":
             parameters[names[name]] = _tensor(node)
     if missing := sorted(set(names.values()) - parameters.keys()):
-        raise ValueError(f"{len(missing)} weights are missing, among them {missing[0]}")
+        raise ValueError(f"the file lacks {counted(len(missing), 'weight')}, such as {missing[0]}")
     return parameters
 
 

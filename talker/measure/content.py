@@ -20,7 +20,7 @@ from talker.data.formats import TrackParams, read_au45, read_track_params
 from talker.encoders import ENCODERS, load_encoder
 from talker.encoders.features import FeatureStats, extract, mute, windows
 from talker.encoders.loudness import pauses, slot_levels
-from talker.errors import UserError
+from talker.errors import UserError, counted
 from talker.head.camera import viewmats_from_pose
 from talker.head.landmarks68 import JAW, eye_aspect_ratio, landmarks68, read_lms
 from talker.measure.faults import FolderSpec
@@ -276,7 +276,7 @@ def report_faults(folder: FolderSpec) -> Iterator[str]:
     expected = folder.frames, int(params.valid.sum()), params.focal
     if not np.allclose(stored, expected, rtol=1e-4):
         yield (
-            f"{path} describes {stored[0]} frames ({stored[1]} tracked, focal length "
+            f"{path} describes {counted(stored[0], 'frame')} ({stored[1]} tracked, focal length "
             f"{stored[2]:.1f} px), but {layout.TRACK_PARAMS} has {expected[0]} frames "
             f"({expected[1]} tracked, focal length {expected[2]:.1f} px). Run `talker track` again."
         )

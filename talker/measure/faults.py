@@ -28,7 +28,7 @@ from talker.data import layout
 from talker.data.formats import read_au45, read_track_params, read_transforms
 from talker.data.layout import COLORS, HEAD, SPARE_ROWS, speech_file
 from talker.encoders import ENCODERS
-from talker.errors import UserError
+from talker.errors import UserError, counted
 from talker.head.camera import transform_matrices
 from talker.head.landmarks68 import read_lms
 from talker.media.audio import SOUND_TOLERANCE
@@ -99,7 +99,7 @@ class FolderSpec:
         named = ", ".join(map(str, all_ids[:NAMED_FRAMES]))
         rest = len(all_ids) - NAMED_FRAMES
         more = f" and {rest} more" if rest > 0 else ""
-        return f"frame{'s' if len(all_ids) > 1 else ''} {named}{more}"
+        return f"{'frame' if len(all_ids) == 1 else 'frames'} {named}{more}"
 
     def check_frames(self, check: Callable[[int], str | None]) -> dict[str, list[int]]:
         """Run a check for every frame in threads; return {fault: frames that have it}."""
@@ -153,8 +153,8 @@ def image_faults(folder: FolderSpec) -> Iterator[str]:
         extra = sorted(p.name for p in images.glob(f"*{kind.suffix}") if p.name not in names)
         if extra:
             yield (
-                f"{images} contains {len(extra)} images, such as {extra[0]}, that do not "
-                f"belong to the {folder.frames} frames of the clip. Run `talker "
+                f"{images} contains {counted(len(extra), 'image')}, such as {extra[0]}, that "
+                f"the clip of {counted(folder.frames, 'frame')} does not need. Run `talker "
                 f"{kind.stage}` again."
             )
     plate = folder.path / layout.PLATE
@@ -172,7 +172,10 @@ def _header_fault(path: Path, expected: tuple[int, int, int]) -> str | None:
     if actual == expected:
         return None
     (height, width, channels), (h, w, c) = actual, expected
-    return f"has {width}x{height} pixels and {channels} channels, but it must have {w}x{h} and {c}"
+    return (
+        f"has {width}x{height} pixels and {counted(channels, 'channel')}, but it must have {w}x{h} "
+        f"and {c}"
+    )
 
 
 def color_faults(folder: FolderSpec) -> Iterator[str]:
@@ -186,8 +189,8 @@ def color_faults(folder: FolderSpec) -> Iterator[str]:
         codes = set(np.unique(_code(read_image(path)[..., :3])).tolist())
         if foreign := codes - set(known):
             yield (
-                f"{path} contains {len(foreign)} colors, such as #{min(foreign):06x}, that are "
-                "not one of the four mask colors. Masks must not be resized or compressed. Run "
+                f"{path} contains {counted(len(foreign), 'color')}, such as #{min(foreign):06x}, "
+                "outside the four mask colors. Masks must not be resized or compressed. Run "
                 "`talker parsing` again."
             )
         elif known[HEAD] not in codes:
@@ -270,8 +273,9 @@ def sound_faults(folder: FolderSpec) -> Iterator[str]:
             yield f"{path} is too short by {-size} bytes of audio. Run `talker audio` again."
         elif folder.own and kind != (SAMPLE_RATE, 1, 16):
             yield (
-                f"{path} has a sample rate of {rate} Hz, {kind[1]} channels and {kind[2]} bits. It "
-                "must have 16000 Hz, 1 channel and 16 bits. Run `talker audio` again."
+                f"{path} has a sample rate of {rate} Hz, {counted(kind[1], 'channel')} and "
+                f"{kind[2]} bits. It must have 16000 Hz, 1 channel and 16 bits. Run `talker audio` "
+                "again."
             )
         elif folder.own and samples != expected:
             yield (
@@ -319,8 +323,8 @@ def blink_faults(folder: FolderSpec) -> Iterator[str]:
     au45 = read_au45(path)
     if len(au45) != folder.frames and not folder.allows_rows(len(au45)):
         yield (
-            f"{path} has {len(au45)} rows, but there are {folder.frames} frames. Run `talker "
-            "blink` again."
+            f"{path} has {counted(len(au45), 'row')}, but there are {folder.frames} frames. Run "
+            "`talker blink` again."
         )
     elif not np.isfinite(au45).all():
         yield (
@@ -335,8 +339,8 @@ def pose_faults(folder: FolderSpec) -> Iterator[str]:
     params = read_track_params(path)
     if len(params.euler) != folder.frames:
         yield (
-            f"{path} has {len(params.euler)} rows in `euler`, but there are {folder.frames} "
-            "frames. Run `talker track` again."
+            f"{path} has {counted(len(params.euler), 'row')} in `euler`, but there are "
+            f"{folder.frames} frames. Run `talker track` again."
         )
         return
     if params.vertices is None:

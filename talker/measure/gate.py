@@ -18,6 +18,7 @@ from talker.core.config import AtLeast0, Fraction, NonNegative, Positive, valida
 from talker.core.pca import pca
 from talker.core.ridge import fit_ridge, stretches
 from talker.data.layout import BACKGROUND
+from talker.errors import counted
 
 LAGS = np.arange(-12, 13)
 """Lags of the audio behind the image, in frames, at which the two are compared."""
@@ -281,7 +282,7 @@ def _beyond(
 
 def _tracking_failures(facts: dict[str, Any], limits: Limits) -> Iterator[str]:
     rejected = ", ".join(
-        f"{reason} ({count} frames)" for reason, count in facts["rejected"].items()
+        f"{reason} ({counted(count, 'frame')})" for reason, count in facts["rejected"].items()
     )
     yield from _beyond(
         facts,
@@ -299,7 +300,7 @@ def _tracking_failures(facts: dict[str, Any], limits: Limits) -> Iterator[str]:
     yield from _beyond(
         facts,
         *("held_out_frames", limits.min_held_out),
-        "Only {} held-out frames (at the end of the clip) are tracked",
+        "Too few held-out frames, at the end of the clip, are tracked: {}",
         "Cut the video so that the face is visible up to its end.",
     )
     yield from _beyond(
@@ -313,8 +314,8 @@ def _tracking_failures(facts: dict[str, Any], limits: Limits) -> Iterator[str]:
         yield from _beyond(
             facts,
             *(f"c{step}_px_at_250", limit),
-            f"The tracked head jitters. Over {step} frames, its motion differs from that of "
-            "the image by {:.2f} px",
+            f"The tracked head jitters. Over {counted(step, 'frame')}, its motion differs from "
+            "that of the image by {:.2f} px",
             "Look at track_overlay.mp4, which shows the tracked head, and use a clip "
             "without motion blur or strong compression.",
         )
@@ -396,8 +397,9 @@ def _warnings(facts: dict[str, Any], limits: Limits) -> Iterator[str]:
         )
     if facts.get("cut_by_border"):
         yield (
-            f"The border of the image cuts off the face in {facts['cut_by_border']} frames. The "
-            "missing part of the face cannot be rendered."
+            f"The border of the image cuts off the face in "
+            f"{counted(facts['cut_by_border'], 'frame')}. The missing part of the face cannot be "
+            "rendered."
         )
     if facts["blinks"] == 0:
         yield "No blink was detected, so the avatar cannot learn to close its eyes."

@@ -267,8 +267,8 @@ def _settings(dataset: Dataset, ids: np.ndarray, shuffles: int) -> dict[str, Any
         "width": dataset.width,
         "frames": [int(ids[0]), int(ids[-1]) + 1],
         "gap": (
-            f"The first {skipped} held-out frames were skipped. (`evaluate` skips up to {GAP} "
-            "frames whose speech windows overlap the training audio, if at least "
+            f"Held-out frames that were skipped at the start: {skipped}. (`evaluate` skips up to "
+            f"{GAP} frames whose speech windows overlap the training audio, if at least "
             f"{MIN_FRAMES_AFTER_GAP} frames remain.)"
         ),
         "shuffles": shuffles,

@@ -12,6 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from talker.clip import FPS, load_text
 from talker.dataset import Dataset
+from talker.errors import counted
 from talker.measure import metrics as m
 from talker.measure.figures import Curve, chart
 from talker.measure.page_facts import Section
@@ -70,7 +71,7 @@ def tiles(metrics: Section) -> list[dict[str, str]]:
     shuffled, frozen = (metrics["controls"][name] for name in ("shuffled_audio", "frozen_mouth"))
     low, high = metrics.get("verdict", {}).get("intervals", {}).get("correlation", (None, None))
     between = "" if low is None else f"between {low:.1f} and {high:.1f} (90 %); "
-    too_few = f"only {row['frames']} frames" if row["frames"] < MIN_FRAMES else ""
+    too_few = f"only {counted(row['frames'], 'frame')}" if row["frames"] < MIN_FRAMES else ""
 
     def of_mouth(label: str, name: str, unit: str, text: str, note: str) -> dict[str, str]:
         """Return a tile about the mouth's motion, which cannot be measured on a few frames."""

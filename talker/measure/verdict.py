@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from talker.clip import FPS, MIN_HELD_OUT_CLIP, runs
+from talker.errors import counted
 from talker.measure.metrics import correlation
 
 LONGER = (
@@ -133,8 +134,8 @@ def grade_avatar(results: Mapping[str, Any]) -> Verdict:
         return Verdict(
             "too short to tell",
             [
-                f"Only {frames} held-out frames ({frames / FPS:.1f} s) show how the mouth "
-                f"moves, but {MIN_FRAMES} are needed."
+                f"Too few held-out frames show how the mouth moves: {frames} ({frames / FPS:.1f} "
+                f"s). At least {MIN_FRAMES} are needed."
             ],
             [
                 f"Use a clip of at least {MIN_HELD_OUT_CLIP // FPS} s to get a verdict. A "
@@ -206,7 +207,7 @@ def _grade(
             advice.append(LONGER)
             return Verdict("failed", reasons, advice, intervals)
         reasons.append(
-            f"There are too few held-out frames ({frames}) to decide whether the mouth "
+            f"The number of held-out frames ({frames}) is too small to decide whether the mouth "
             f"follows the speech ({interval})."
         )
         advice.append("Use a longer clip to get a verdict.")
@@ -233,7 +234,8 @@ def _grade(
         )
         advice.append("Train longer, or use a clip with more blinks.")
     if abs(lag) > MAX_LAG:
-        flaws.append(f"The mouth is {abs(lag):.0f} frames {'late' if lag > 0 else 'early'}.")
+        side = "late" if lag > 0 else "early"
+        flaws.append(f"The mouth is {counted(round(abs(lag)), 'frame')} {side}.")
         advice.append(
             "Check whether the audio of the source video is in sync, and correct it with `audio: "
             "{lag_frames: ...}`."

@@ -23,7 +23,7 @@ from av.error import EOFError as DrainedError
 from av.error import InvalidDataError
 
 from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
-from talker.errors import UserError
+from talker.errors import UserError, counted
 from talker.media.container import (
     MAX_IDLE_SECONDS,
     MAX_SECONDS,
@@ -255,8 +255,8 @@ class WavFile:
         if kind != (SAMPLE_RATE, 1, 16):
             rate, channels, bits = kind
             raise UserError(
-                f"{path} has {rate} Hz, {channels} channel(s) and {bits} bits. It must have "
-                f"{SAMPLE_RATE} Hz, 1 channel and 16 bits. Convert it with `talker audio "
+                f"{path} has {rate} Hz, {counted(channels, 'channel')} and {bits} bits. It must "
+                f"have {SAMPLE_RATE} Hz, 1 channel and 16 bits. Convert it with `talker audio "
                 f"--source {path} --wav OUT.wav`."
             )
 
@@ -304,7 +304,7 @@ def _decode_frames(
         except InvalidDataError:
             damaged += 1
     if damaged and log:
-        logger.warning("%s contains %d damaged audio packet(s), which were skipped.", path, damaged)
+        logger.warning("Skipped %s of %s.", counted(damaged, "damaged audio packet"), path)
 
 
 def _channels(frame: av.AudioFrame) -> np.ndarray:

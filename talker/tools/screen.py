@@ -20,6 +20,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 from talker.core.progress import read_progress
 from talker.data import layout
+from talker.errors import counted
 
 TAIL_BYTES = 4000
 """Number of bytes at the end of a log that are searched for a progress line."""
@@ -95,7 +96,7 @@ class Screen:
     def __exit__(self, *_: object) -> None:
         if self.dry_run and len(self.subjects) > 1:
             for rule, count in self.left.items():
-                self.print(f"would run: {rule} ({count} jobs)")
+                self.print(f"would run: {rule} ({counted(count, 'job')})")
         if self.console.is_terminal:
             self.bars.stop()
 
