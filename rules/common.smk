@@ -17,6 +17,7 @@ import yaml
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
+from talker.__main__ import module_of
 from talker.backends import OPTIONS as BACKEND_OPTIONS
 from talker.backends import backend_module
 from talker.backends.weights import missing_file
@@ -392,7 +393,7 @@ code_hash = functools.cache(code_of)
 
 def modules_of(stage, subject):
     """Return the modules with the code of a stage: its own, its backend and its encoder."""
-    chosen = [f"talker.{stage}"]
+    chosen = [module_of(stage)]
     if backend := backend_module(stage, options_of(stage, subject)):
         chosen.append(backend)
     if encoder := stage_encoder(stage, ENCODER):

@@ -35,7 +35,6 @@ from fuzzing import Case, Run, arguments, fuzz, run_limited
 from safetensors.numpy import load_file, save_file
 
 from talker import (
-    adopt,
     audio,
     background,
     blink,
@@ -62,7 +61,7 @@ from talker.media.audio import read_wav
 from talker.synthetic.acting import read_timings
 from talker.synthetic.dataset import write_dataset
 from talker.synthetic.subject import SyntheticSubject
-from talker.tools import bundle, export, pack
+from talker.tools import adopt, bundle, export, pack
 
 DEMO = Path(__file__).parents[1] / "demo"
 FRAMES, SIZE = 60, 192

@@ -22,7 +22,7 @@ from talker.data.weights import EXAMPLES
 ROOT = Path(__file__).parent.parent
 SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
 PRESETS = ROOT / "config" / "presets"
-NOT_IN_WORKFLOW = {"adopt", "speak", *TOOLS}
+NOT_IN_WORKFLOW = TOOLS - {"synthesize"}
 """Stages that are run on the command line only, not by rules."""
 FILE = "^[^{}<>]+$"
 """File names without the characters that mark wildcards and path variables in Snakemake."""

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from talker.clip import FPS, SAMPLES_PER_FRAME
-from talker.speak import Config
 from talker.tools.live import Avatars, Session
+from talker.tools.speak import Config
 
 SECONDS = 8
 """Duration of the speech of each session."""

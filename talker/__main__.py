@@ -54,6 +54,7 @@ COMMANDS = {
 }
 
 TOOLS = {
+    "adopt",
     "bench",
     "bundle",
     "demo",
@@ -63,11 +64,13 @@ TOOLS = {
     "player",
     "run",
     "serve",
+    "speak",
     "splats",
+    "synthesize",
     "view",
     "weights",
 }
-"""Commands that no rule runs, in `talker/tools`."""
+"""Commands in `talker/tools`. They are not stages between a video and the report on its avatar."""
 GPU_STAGES = {"train", "render", "evaluate", "report", "bench"}
 """Stages that wait for a free GPU before they start. `speak` does not, because live speech must not
 wait for a training to end."""

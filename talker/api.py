@@ -23,10 +23,10 @@ from talker.errors import UserError
 from talker.media.audio import decode_audio
 from talker.render import Config as RenderConfig
 from talker.render import render, speech_drive
-from talker.speak import Config as StreamConfig
-from talker.speak import StreamingAvatar
 from talker.tools.player import Config as PlayerConfig
 from talker.tools.player import write_player
+from talker.tools.speak import Config as StreamConfig
+from talker.tools.speak import StreamingAvatar
 
 __all__ = ["PlayerConfig", "RenderConfig", "StreamConfig", "TalkingAvatar", "load"]
 

@@ -18,7 +18,6 @@ from published import (
 )
 
 from talker import speech
-from talker.adopt import inspect, main, recognize
 from talker.check import Config as CheckConfig
 from talker.check import check
 from talker.clip import Clip
@@ -28,6 +27,7 @@ from talker.errors import UserError
 from talker.head.camera import transform_matrices
 from talker.media.audio import read_wav, write_wav
 from talker.media.images import write_image
+from talker.tools.adopt import inspect, main, recognize
 
 TRACK_AGAIN = (
     "Move track_params.pt, transforms_train.json and transforms_val.json to another folder; "

@@ -25,11 +25,11 @@ from talker.core.parallel import one_thread
 from talker.dataset import Dataset
 from talker.media.audio import write_wav
 from talker.media.video_writer import video_writer
-from talker.speak import Config as StreamConfig
-from talker.speak import StreamingAvatar
 from talker.tools import live
 from talker.tools.live import MAX_DELAY, START_DELAY, Session, SkippingAvatar
 from talker.tools.serve import Config, make_app
+from talker.tools.speak import Config as StreamConfig
+from talker.tools.speak import StreamingAvatar
 from talker.tools.studio import Studio
 
 HERE = "http://127.0.0.1:8000"

@@ -13,7 +13,6 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from talker import speak as stage
 from talker.avatar.model import Avatar
 from talker.clip import SAMPLES_PER_FRAME
 from talker.core.parallel import one_thread
@@ -24,7 +23,8 @@ from talker.encoders.loudness import slot_levels
 from talker.encoders.mel import load
 from talker.errors import UserError
 from talker.media.audio import write_wav
-from talker.speak import Config, StreamingAvatar, measure_latency, speak
+from talker.tools import speak as stage
+from talker.tools.speak import Config, StreamingAvatar, measure_latency, speak
 
 
 class Listener(Avatar):

@@ -16,9 +16,9 @@ from talker.head.landmarks68 import MESH_INDICES, eye_aspect_ratio
 from talker.media.audio import read_wav
 from talker.media.mediapipe import segment_person, track_meshes
 from talker.media.video_reader import probe
-from talker.synthesize import Config, main
 from talker.synthetic.acting import LIP_LEAD, VISEME_PATHS, Phoneme, mouth_weights, read_timings
 from talker.synthetic.subject import GroundTruth
+from talker.tools.synthesize import Config, main
 
 LIPS = [13, 14]
 

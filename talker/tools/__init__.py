@@ -1,1 +1,1 @@
-"""Commands outside the workflow: benchmarks, exchange with other programs, information."""
+"""Commands that are not stages: benchmarks, exchange with other programs, live use, information."""

@@ -43,10 +43,10 @@ from talker.media.audio import write_wav
 from talker.media.video_writer import video_writer
 from talker.render import Config as RenderConfig
 from talker.render import render
-from talker.speak import Config as SpeakConfig
-from talker.speak import StreamingAvatar, measure_latency
 from talker.synthetic.random_head import random_head
 from talker.tools.quality_bench import bench_quality
+from talker.tools.speak import Config as SpeakConfig
+from talker.tools.speak import StreamingAvatar, measure_latency
 from talker.train import pick_device
 
 logger = logging.getLogger(__name__)

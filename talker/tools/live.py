@@ -24,7 +24,7 @@ from starlette.websockets import WebSocketDisconnect
 from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
 from talker.errors import UserError
 from talker.media.espeak import speech_samples
-from talker.speak import Config, StreamingAvatar, load_streaming_avatar
+from talker.tools.speak import Config, StreamingAvatar, load_streaming_avatar
 from talker.tools.studio import Studio
 
 logger = logging.getLogger(__name__)

@@ -37,8 +37,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from talker.core.config import AtLeast1, validated
 from talker.errors import UserError
-from talker.speak import Config as StreamConfig
 from talker.tools.live import Live
+from talker.tools.speak import Config as StreamConfig
 from talker.tools.studio import NAME, ExistsError, MissingError, Studio
 
 logger = logging.getLogger(__name__)
