@@ -1,6 +1,9 @@
 """Write small media files with exact times of pictures and sound."""
 
-from collections.abc import Iterable, Sequence
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,6 +14,23 @@ RATE = 44_100
 TICKS = 90_000
 SIZE = 64
 LASTS = 0.1  # seconds of a flash and of a beep
+
+
+@contextmanager
+def scheduling_kept() -> Iterator[None]:
+    """Restore the scheduling policy of this thread after the block.
+
+    For root, SVT-AV1 gives the thread that runs it real-time priority, which child processes and
+    threads inherit. They then keep all other work of the machine from running.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
 
 
 def write_media(
@@ -28,7 +48,7 @@ def write_media(
     The last picture is shown as long as the one before.
     """
     options = {"movflags": "faststart"} if path.suffix == ".mp4" else {}
-    with av.open(str(path), "w", options=options) as container:
+    with scheduling_kept(), av.open(str(path), "w", options=options) as container:
         rate = 25 if codecs[0] == "libsvtav1" else TICKS  # it refuses high rates
         video = container.add_stream(codecs[0], rate=rate) if len(times) else None
         audio = None

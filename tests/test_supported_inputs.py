@@ -6,6 +6,7 @@ docs/reliability.md lists all of them, with those that other tests cover.
 import dataclasses
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from fractions import Fraction
@@ -90,6 +91,20 @@ def test_common_codecs_and_containers_are_read(
     heard = audio.clip_sound(path, clip, audio.Config())
     assert len(heard) == clip.samples
     assert np.abs(heard).max() > 8000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such policies")
+def test_an_encoder_of_the_tests_does_not_make_them_real_time(tmp_path: Path) -> None:
+    """Tests that followed ran 40 times slower, because other threads of the process starved."""
+    before = os.sched_getscheduler(0)
+    write_media(
+        tmp_path / "a.mkv",
+        even_times(Fraction(25), 5),
+        numbered(5),
+        codecs=("libsvtav1", "aac"),
+        pixels="yuv420p10le",
+    )
+    assert os.sched_getscheduler(0) == before
 
 
 def test_4k_at_60_fps_is_read(tmp_path: Path) -> None:
