@@ -26,7 +26,8 @@ class Config:
     """Options of `talker audio`."""
 
     warn_missing: NonNegative = 0.5
-    """A warning is logged if the audio ends more than this time in seconds before the video."""
+    """Tolerance in seconds: a warning is logged if the audio ends earlier than the video by more
+    than this."""
     lag_frames: Annotated[int, Field(ge=-250, le=250)] = 0
     """Number of frames by which the audio lags behind the video. The audio is shifted earlier by
     this amount. Negative values shift it later."""

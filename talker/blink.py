@@ -26,8 +26,8 @@ class Config:
     """How the eye closure is measured."""
 
     backend: Literal["ear", "openface", "pyfeat", "blendshapes"] = "ear"
-    """Method: `ear` (eye aspect ratio of the landmarks), `openface` or `pyfeat` (read from a table
-    that OpenFace or py-feat wrote), or `blendshapes` (MediaPipe's face landmarker)."""
+    """Method: `ear` (eye aspect ratio of the landmarks), `openface` or `pyfeat` (the values in a
+    table that OpenFace or py-feat wrote), or `blendshapes` (MediaPipe's face landmarker)."""
     table: str | None = None
     """Path of the csv file that `openface` or `pyfeat` reads."""
     weights: str | None = None

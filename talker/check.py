@@ -46,7 +46,7 @@ class Config:
     """Number of frames whose mask and background are checked pixel by pixel. For all other frames,
     only the size of the images is checked."""
     force: bool = False
-    """Accept a clip that violates limits, and only log which ones."""
+    """Accept the clip even if it violates limits, and log the violated limits as warnings."""
     limits: Limits = field(default_factory=Limits)
 
 

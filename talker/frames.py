@@ -47,8 +47,9 @@ class Config:
     applied. By default, the square is placed around the largest face."""
     filters: str = ""
     """FFmpeg filters that are applied to the video first, in the syntax of ffmpeg's option -vf; for
-    example `hqdn3d` reduces noise. This requires `pip install '.[ffmpeg]'`. With or without
-    these filters, interlaced video is then deinterlaced, and HDR video is converted to SDR."""
+    example `hqdn3d` reduces noise. This requires `pip install '.[ffmpeg]'`. After the filters,
+    interlaced video is deinterlaced, and HDR video is converted to SDR, as it is without
+    filters."""
     look_every: AtLeast1 = 10
     """Detect faces in every N-th frame. Smaller values take longer, but follow fast movements
     better."""

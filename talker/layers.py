@@ -37,16 +37,16 @@ class Config:
     neck_up: NonNegative = 53.0
     """Length by which the neck is extended upward behind the head, in the unit of `clothes_up`."""
     neck_grow: NonNegative = 3.0
-    """Length by which the mask of the neck is first grown upward, so that it covers the soft edge
-    of the chin, in the unit of `clothes_up`."""
+    """Length by which the mask of the neck is first enlarged upward, in the unit of `clothes_up`.
+    The enlarged mask covers the soft edge of the chin."""
     neck_sample: NonNegative = 4.0
     """Distance below the top of the enlarged neck at which its color is sampled, in the unit of
     `clothes_up`."""
     blur: NonNegative = 5.0
     """Window size of the Gaussian blur of the extended neck, in the unit of `clothes_up`."""
     darkening: Annotated[float, Field(gt=0, le=1)] = 0.98
-    """Factor by which the color of the extended neck and clothes is multiplied for each pixel
-    upward."""
+    """Factor that darkens the extended neck and clothes: from each pixel to the one above it, the
+    color is multiplied by this factor."""
 
 
 def split(
@@ -128,8 +128,8 @@ def main(
         images: Folder of the frames, %d.jpg.
         masks: Folder of the parsing masks, %d.png.
         plate: Background plate, bc.jpg.
-        truth: Folder to write images of the person composited over the plate to, as %d.jpg.
-        torso: Folder to write images of the neck and the clothes to, as %d.png with alpha.
+        truth: Folder for the output images of the person composited over the plate, %d.jpg.
+        torso: Folder for the output images of the neck and the clothes, %d.png with alpha.
         config: Options.
     """
     described = Clip.load(clip)

@@ -23,9 +23,9 @@ class Config:
     """How the masks are made."""
 
     backend: Literal["color", "bisenet", "multiclass"] = "color"
-    """Method: `color` (a color model learned from this video, and the network in the package
-    mediapipe that segments persons), `bisenet` (trained on CelebAMask-HQ) or `multiclass`
-    (MediaPipe's multiclass selfie segmenter)."""
+    """Method: `color` (a color model of this video, combined with the person segmentation network
+    of the package mediapipe), `bisenet` (trained on CelebAMask-HQ) or `multiclass` (MediaPipe's
+    multiclass selfie segmenter)."""
     weights: str | None = None
     """Path of the weights: 79999_iter.pth for `bisenet`, selfie_multiclass_256x256.tflite for
     `multiclass`. By default, the file that `talker weights fetch` downloads is used."""

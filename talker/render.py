@@ -56,7 +56,7 @@ class Config:
 
     batch: AtLeast0 = 0
     """Number of frames rendered at once. The default of 0 means 32 on a GPU and 8 on a CPU. Larger
-    batches use more memory; longer speech does not."""
+    batches need more memory. The length of the speech does not matter."""
     crf: AtLeast0 = 18
     """Constant rate factor, from 0 (best quality) to 51 (.mp4) or 63 (.webm). Larger values give
     smaller files of lower quality."""
@@ -224,20 +224,20 @@ def main(
         side_by_side: Second video to write (.mp4), with the real frames on the left and the
             rendered frames on the right. It requires `--split`, a `--video` that ends in .mp4, and
             `pip install '.[ffmpeg]'`.
-        attention: Folder to write videos and stills to that show how much each part of the head
-            attends to the speech, the eye closure and the head pose, or to none of these (the null
-            token).
+        attention: Folder for videos and still images of the attention, which show how much each
+            part of the head attends to the speech, the eye closure and the head pose, or to none of
+            these (the null token).
         split: Frames to render with the audio of the clip: `train` (training frames) or `val`
             (held-out frames).
         speech: Features of new speech, written by `talker speech`; an alternative to `--split`.
         wav: Audio of the new speech, written by `talker audio`.
-        sound: File from which the file `--wav` was made. Its audio is written to the video with its
-            original sample rate and channels. By default, the video has the 16 kHz mono audio of
-            `--wav`.
+        sound: Original file from which `--wav` was extracted. Its audio is written to the video
+            with the original sample rate and channels. By default, the video has the 16 kHz mono
+            audio of `--wav`.
         pose: File with head poses: a column `frame` with the number of the frame whose pose is
             used, or the columns rx ry rz tx ty tz in the convention of track_params.pt.
-        blink: File with the eye closure: a column `blink` from 0 (open) to 1 (closed), or
-            OpenFace's `AU45_r`.
+        blink: File with the eye closure: a column `blink` from 0 (open) to 1 (closed), or a column
+            `AU45_r` as written by OpenFace.
         expression: File with columns e0 to e9, the 10 components of the avatar's expression, which
             replace the predicted ones. Components without a column are 0.
         config: Options.

@@ -56,7 +56,8 @@ class Config:
     samples: AtLeast1 = 4
     """Number of frames on which landmarks, masks and mesh are shown."""
     embed_mb: NonNegative = 6.0
-    """Maximum size in MB of a video that is embedded in the page. A larger video is linked."""
+    """Maximum size in MB of a video that is embedded in the page. The page links to larger videos
+    instead."""
     worst: AtLeast1 = 4
     """Number of held-out frames to show in which the rendered mouth differs most from the real
     one."""
@@ -114,10 +115,10 @@ def main(
     benchmarks: Path | None = None,
     config: Config = Config(),
 ) -> None:
-    """Write a report about a subject: one HTML page that needs no network.
+    """Write the report of a subject as one HTML page that can be read offline.
 
-    It needs no other files either, except for large videos (see `embed_mb`).
-    The page lists the optional inputs that are missing.
+    The page contains all images and videos, except large videos (see `embed_mb`). It lists the
+    optional inputs that are missing.
 
     Args:
         data: Dataset folder.

@@ -60,7 +60,8 @@ class Config:
     """How the head is tracked."""
 
     model: Literal["anny", "bfm2009", "ict"] = "anny"
-    """Head model: `anny` (part of talker), `bfm2009` or `ict` (from your own files)."""
+    """Head model: `anny` (part of talker), `bfm2009` or `ict` (read from files that you
+    provide)."""
     model_files: str | None = None
     """Folder with 01_MorphableModel.mat or 3DMM_info.npy (`bfm2009`), or a clone of ICT-FaceKit
     (`ict`). Not needed for `anny`."""
@@ -92,10 +93,10 @@ class Config:
     max_pitch: NonNegative = 35.0
     """Maximum rotation of the head up or down in degrees; frames beyond it are rejected."""
     max_still: AtLeast0 = 12
-    """Maximum length of a freeze in frames. In a freeze, the image does not change from frame to
-    frame. The frames of a longer freeze are rejected."""
+    """Maximum number of consecutive frames with the same image. If more frames are identical, the
+    video is considered frozen, and these frames are rejected."""
     min_frames: AtLeast1 = 25
-    """Minimum number of usable frames."""
+    """Minimum number of usable frames. With fewer frames, the stage fails."""
 
     def __post_init__(self) -> None:
         low, high = self.focal_range

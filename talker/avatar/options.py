@@ -85,8 +85,8 @@ class Config:
     """Number of smaller Gaussians that replace each Gaussian around the lips before the deformation
     stage. Larger numbers make teeth and lips sharper. With 1, the Gaussians are not split."""
     eye_split: AtLeast1 = 1
-    """Number of smaller Gaussians that replace each Gaussian around the eyes at the same time.
-    Larger numbers make the eyelids sharper. With 1, the Gaussians are not split."""
+    """Number of smaller Gaussians that replace each Gaussian around the eyes before the deformation
+    stage. Larger numbers make the eyelids sharper. With 1, the Gaussians are not split."""
     blink_share: Fraction = 0.0
     """Fraction of the images in the deformation stage that are drawn so that all degrees of eye
     closure occur equally often. The default of 0 uses all training frames equally often. In a short

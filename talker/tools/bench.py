@@ -62,7 +62,7 @@ class Config:
     """Options of `talker bench`."""
 
     gaussians: tuple[AtLeast1, ...] = (20_000, 50_000)
-    """Numbers of Gaussians of the avatars to measure."""
+    """Sizes of the avatars to measure, as numbers of Gaussians."""
     image_size: ImageSize = 512
     """Longer side of the images in pixels."""
     encoder: str = DEFAULT_ENCODER

@@ -93,8 +93,9 @@ class Config:
 
     vertices: AtLeast1 = 34_650
     """Minimum number of points of the head mesh in track_params.pt. If the mesh has fewer vertices,
-    points are sampled on its surface. GaussianTalker starts training with one Gaussian at each
-    point. The default is the number of vertices of the Basel Face Model as cropped by AD-NeRF."""
+    further points are sampled on its surface. GaussianTalker starts training with one Gaussian at
+    each point. The default is the number of vertices of the Basel Face Model as cropped by
+    AD-NeRF."""
 
 
 def export(data: Path, name: MethodName, out: Path, config: Config) -> list[str]:

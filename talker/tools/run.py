@@ -85,8 +85,9 @@ class Config:
     verbose: bool = False
     """Print the output of Snakemake instead of the progress display."""
     status: Path | None = None
-    """File to which the state of the run is written several times a second as JSON, for other
-    programs: its stages, their progress, warnings and errors. By default, no file is written."""
+    """JSON file for other programs, to which the state of the run is written several times a
+    second: the stages, their progress, the warnings and the errors. By default, no such file is
+    written."""
     snakemake: str = ""
     """Additional arguments for Snakemake, as one string."""
 

@@ -1,4 +1,4 @@
-"""Serve a page on which people make avatars from videos, and talk with them.
+"""Serve a web page on which people make avatars from videos and talk with these avatars.
 
     talker serve
     talker serve --out studio --port 8000
@@ -64,26 +64,26 @@ class Config:
     """Options of `talker serve`."""
 
     out: Path = Path()
-    """Folder with the uploads and results; by default, the current folder. Files *.avatar in this
-    folder can be talked with, too."""
+    """Folder with the uploads and results; by default, the current folder. The page also offers the
+    avatars in files *.avatar in this folder."""
     host: str = "127.0.0.1"
     """Address to listen on. The default accepts connections from this machine only. Any other
     address requires a token."""
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     """Port of the page."""
     token: str = ""
-    """Secret that every request must contain. By default, it is only required if `host` is not this
-    machine, and a random one is printed at the start."""
+    """Secret that every request must contain. By default, requests need no secret if `host` is this
+    machine. Otherwise, a random secret is generated and printed at the start."""
     max_upload_mb: AtLeast1 = 2000
-    """Size in megabytes of the largest video that is accepted."""
+    """Maximum size of an uploaded video in megabytes."""
     max_sessions: AtLeast1 = 4
-    """Largest number of live sessions at the same time."""
+    """Maximum number of simultaneous live sessions."""
     preset: Literal["auto", "draft", "full", "full_2_layers"] = "auto"
     """Preset of the runs, as in `talker run`."""
     configfile: Path | None = None
-    """YAML file with keys of the configuration of the workflow, as in `talker run`."""
+    """YAML file with settings of the workflow, as in `talker run`."""
     voice: str = "en-us"
-    """Voice of espeak-ng for typed text."""
+    """Voice of espeak-ng that reads typed text."""
     live: StreamConfig = field(default_factory=StreamConfig)
     """Options of live speech, as in `talker speak`."""
 
@@ -263,9 +263,9 @@ def subject_routes(studio: Studio, config: Config) -> APIRouter:
 
 
 def main(*, config: Config = Config()) -> None:
-    """Serve a page on which people make avatars from videos, and talk with them.
+    """Serve a web page on which people make avatars from videos and talk with these avatars.
 
-    The videos wait in one queue, and each is processed by `talker run`.
+    The uploaded videos wait in a queue, and `talker run` processes one after the other.
 
     Args:
         config: Options.

@@ -44,10 +44,10 @@ class Config:
 
     orientation: Literal["usual", "y-up", "y-down"] = "usual"
     """Direction of the y-axis: `y-up` (z points out of the face) or `y-down` (z points into the
-    face). The default, `usual`, is what readers of the format expect: `y-down` for .ply, as in the
-    original 3D Gaussian splatting, and `y-up` for .spz."""
+    face). The default, `usual`, is the direction that other programs expect: `y-down` for .ply, as
+    in the original 3D Gaussian splatting, and `y-up` for .spz."""
     format: Literal["ply", "spz"] = "ply"
-    """Format of the files in a folder."""
+    """Format of the files if a folder is written."""
 
 
 @torch.inference_mode()
@@ -115,18 +115,18 @@ def main(
     out: Output,
     config: Config = Config(),
 ) -> None:
-    """Write the Gaussians of an avatar as .ply or .spz, or those of every frame into a folder.
+    """Write the Gaussians of an avatar to a .ply or .spz file, or to one file per frame.
 
-    The head does not turn: only the mouth, the eyes and what follows the pose of the recorded head
-    move.
+    The files contain the motion of the mouth and the eyes, and the deformation that depends on the
+    recorded head pose, but the head itself does not turn.
 
     Args:
         avatar: File written by `talker bundle`, or avatar folder written by `talker train`.
-        data: Dataset folder; needed with an avatar folder only.
-        speech: Features of new speech, from `talker speech`. Without it, one file with the mean
-            expression is written.
-        wav: Sound of the new speech, from `talker audio`.
-        out: File to write (.ply or .spz), or folder if there is speech.
+        data: Dataset folder. It is not needed if the avatar is a file.
+        speech: Features of new speech, written by `talker speech`. By default, one file with the
+            mean expression is written.
+        wav: Audio of the new speech, written by `talker audio`.
+        out: File to write (.ply or .spz). With `--speech`, a folder for one file per frame.
         config: Options.
 
     Raises:

@@ -31,9 +31,10 @@ class Config:
     frames: AtLeast1 | None = None
     """Number of frames at 25 fps. By default, the video is as long as the speech."""
     seed: AtLeast0 = 0
-    """Seed of head motion, blinks, gaze and textures."""
+    """Seed of the random numbers of head motion, blinks, gaze and textures."""
     crf: Annotated[int, Field(ge=0, le=51)] = 16
-    """Constant rate factor of x264; lower means better quality and a larger file."""
+    """Constant rate factor of the H.264 encoder. Smaller values give larger videos of better
+    quality."""
 
 
 def main(

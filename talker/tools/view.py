@@ -508,7 +508,7 @@ def main(
     data: Path | None = None,
     config: Config = Config(),
 ) -> None:
-    """Open an avatar in the browser, to turn it, move its face and let it speak.
+    """Show an avatar in the browser, where you can turn it, move its face and let it speak.
 
     The page is updated whenever the file of the avatar changes, so you can watch an avatar while it
     trains.
