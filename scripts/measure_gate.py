@@ -18,8 +18,7 @@ import numpy as np
 
 from talker.clip import FPS, SAMPLES_PER_FRAME, Clip, load_per_frame
 from talker.data import layout
-from talker.encoders import load_encoder
-from talker.encoders.base import Choice
+from talker.encoders import Choice, load_encoder
 from talker.encoders.features import extract_clip, windows
 from talker.encoders.loudness import slot_levels
 from talker.head.landmarks68 import landmarks68, mouth_opening

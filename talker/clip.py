@@ -30,6 +30,9 @@ SAMPLE_RATE = 16_000
 """Audio samples per second of every clip."""
 SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
 """Audio samples per frame: 640."""
+SOUND_TOLERANCE = 1.0
+"""Largest difference in seconds between the durations of the sound and of the frames, in folders
+that other scripts prepared."""
 SLOT_RATE = 50
 """Slots per second: speech features are vectors of 20 ms of sound."""
 SLOT = SAMPLE_RATE // SLOT_RATE

@@ -15,7 +15,8 @@ from talker.core.config import AtLeast1, validated
 from talker.core.files import Output, atomic_write
 from talker.core.parallel import ordered_map
 from talker.core.progress import progress
-from talker.data.layout import MASKS, write_mask
+from talker.data.layout import COLORS, MASKS
+from talker.media.images import write_image
 
 
 @validated
@@ -58,7 +59,7 @@ def main(
 
         def write(numbered: tuple[int, np.ndarray]) -> None:
             i, mask = numbered
-            write_mask(scratch / MASKS.file_name(i), mask)
+            write_image(scratch / MASKS.file_name(i), COLORS[mask])
 
         parsed = progress(parse(described, images, points, config), "masks", described.frames)
         for _ in ordered_map(write, enumerate(parsed)):

@@ -12,8 +12,7 @@ from pydantic import Field
 from talker.clip import Clip
 from talker.core.config import DEFAULT_ENCODER, AtLeast0, AtLeast1, NonNegative, validated
 from talker.core.files import Output, atomic_write
-from talker.encoders import EncoderName, load_encoder
-from talker.encoders.base import Choice
+from talker.encoders import Choice, EncoderName, load_encoder
 from talker.encoders.features import (
     MAX_LOOK_AHEAD,
     FeatureStats,

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from talker.avatar.gaussians import initial_gaussians, sample_surface
 from talker.avatar.model import Avatar, AvatarConfig
 from talker.dataset import Dataset
-from talker.encoders import load_encoder
-from talker.encoders.base import Choice
+from talker.encoders import Choice, load_encoder
 from talker.encoders.features import extract_clip
 from talker.media.audio import read_wav
 

@@ -5,9 +5,9 @@ import pytest
 
 from talker.background import Config, clean_plate, fill, main
 from talker.clip import Clip
-from talker.data.layout import BACKGROUND, HEAD, write_mask
+from talker.data.layout import BACKGROUND, COLORS, HEAD
 from talker.errors import UserError
-from talker.media.images import read_image
+from talker.media.images import read_image, write_image
 
 SIZE = 48, 64
 CLEARANCE = 4.0
@@ -82,7 +82,8 @@ def test_plate_of_the_synthetic_clip(synthetic, dataset: Path, tmp_path: Path):
 def test_person_everywhere_is_refused(dataset: Path, tmp_path: Path):
     clip = Clip.load(dataset / "clip.json")
     for i in range(0, clip.frames, clip.frames // Config().least):
-        write_mask(tmp_path / f"{i}.png", np.full((clip.height, clip.width), HEAD, np.uint8))
+        mask = np.full((clip.height, clip.width), HEAD, np.uint8)
+        write_image(tmp_path / f"{i}.png", COLORS[mask])
     with pytest.raises(UserError, match="contains no mask with background"):
         main(
             clip=dataset / "clip.json",

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from talker.avatar.trainer import Trainer
 from talker.dataset import Dataset
-from talker.encoders.base import Choice
+from talker.encoders import Choice
 from talker.errors import UserError
 from talker.tools.bench import Config, main
 

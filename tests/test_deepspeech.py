@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from talker.data.weights import WEIGHTS
-from talker.encoders import load_encoder
-from talker.encoders.base import Choice
+from talker.encoders import Choice, load_encoder
 from talker.encoders.deepspeech_network import cepstra, inputs_of, predict
 from talker.errors import UserError
 from talker.media.audio import write_wav

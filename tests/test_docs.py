@@ -14,7 +14,7 @@ import yaml
 
 from talker.__main__ import COMMANDS, module_of
 from talker.clip import SAMPLE_RATE
-from talker.encoders.base import Choice
+from talker.encoders import Choice
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "config/README.md"])

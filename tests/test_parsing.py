@@ -9,7 +9,7 @@ from conftest import read_mask
 from talker.backends.color_model import Pose, align_heads, learn, posterior
 from talker.backends.parsing_color import label, parse, smooth_in_time
 from talker.clip import Clip, Source, load_per_frame
-from talker.data.layout import BACKGROUND, HEAD, NECK, TORSO, write_mask
+from talker.data.layout import BACKGROUND, COLORS, HEAD, NECK, TORSO
 from talker.errors import UserError
 from talker.head.landmarks68 import landmarks68
 from talker.media.images import read_image, write_image
@@ -84,7 +84,7 @@ def test_missing_frame_is_named(dataset: Path, tmp_path: Path):
 
 def test_wrong_colour_is_named(tmp_path: Path):
     mask = np.array([[BACKGROUND, HEAD], [NECK, TORSO]], np.uint8)
-    write_mask(tmp_path / "good.png", mask)
+    write_image(tmp_path / "good.png", COLORS[mask])
     assert (read_mask(tmp_path / "good.png") == mask).all()
     colours = read_image(tmp_path / "good.png")
     colours[1, 0] = 0, 254, 0

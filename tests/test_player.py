@@ -23,8 +23,7 @@ from talker.avatar.rasterize import rasterize
 from talker.avatar.renderer import Drive, render_frames
 from talker.clip import SAMPLES_PER_FRAME
 from talker.dataset import Dataset
-from talker.encoders import load_encoder
-from talker.encoders.base import Choice
+from talker.encoders import Choice, load_encoder
 from talker.encoders.features import extract_clip
 from talker.media.audio import read_wav, write_wav
 from talker.render import speech_drive

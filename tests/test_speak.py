@@ -17,7 +17,7 @@ from talker.avatar.model import Avatar
 from talker.clip import SAMPLES_PER_FRAME
 from talker.core.parallel import one_thread
 from talker.dataset import Dataset
-from talker.encoders.base import Choice, Encoder
+from talker.encoders import Choice, Encoder
 from talker.encoders.features import FeatureStats, avatar_features, extract, fit_stats, windows
 from talker.encoders.loudness import slot_levels
 from talker.encoders.mel import load

@@ -14,8 +14,7 @@ from pydantic import ValidationError
 from talker import speech
 from talker.clip import Clip, Source
 from talker.core.provenance import closure
-from talker.encoders import ENCODERS, encoder_module, hama, load_encoder
-from talker.encoders.base import Choice, Encoder
+from talker.encoders import ENCODERS, Choice, Encoder, encoder_module, hama, load_encoder
 from talker.encoders.features import (
     FeatureStats,
     WindowsFile,

@@ -6,8 +6,7 @@ import librosa
 import numpy as np
 import pytest
 
-from talker.encoders import load_encoder, mel, transformer
-from talker.encoders.base import Choice, Encoder
+from talker.encoders import Choice, Encoder, load_encoder, mel, transformer
 from talker.encoders.features import extract
 from talker.encoders.loudness import gain_between, pauses, silence_of, slot_levels, speech_level
 from talker.errors import UserError

@@ -24,8 +24,7 @@ from test_video import even_times, numbered, numbers_shown
 from talker import audio, landmarks
 from talker.clip import Clip, load_per_frame
 from talker.data import layout
-from talker.encoders import load_encoder
-from talker.encoders.base import Choice
+from talker.encoders import Choice, load_encoder
 from talker.encoders.features import extract
 from talker.encoders.loudness import slot_levels
 from talker.frames import plan_clip

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 
 from talker.errors import UserError
-from talker.media.images import write_image
 
 Folder = Path | zipfile.Path
 """A dataset folder, or the contents of the file that `talker pack` makes from one."""
@@ -121,15 +120,11 @@ SPARE_ROWS = 1
 BACKGROUND, HEAD, NECK, TORSO = range(4)
 """Classes of a parsing mask."""
 COLORS = np.array([(255, 255, 255), (0, 0, 255), (0, 255, 0), (255, 0, 0)], np.uint8)
-"""RGB color of each class. The AD-NeRF family writes them with OpenCV, as BGR."""
+"""RGB color of each class, so that `COLORS[mask]` is the image of a mask. The AD-NeRF family writes
+them with OpenCV, as BGR."""
 
 _CLASS_OF_BITS = np.full(8, 255, np.uint8)
 _CLASS_OF_BITS[(COLORS >> 7) @ [1, 2, 4]] = range(4)
-
-
-def write_mask(path: Path, mask: np.ndarray) -> None:
-    """Write a mask, uint8 [H, W] of classes, as an image of colors."""
-    write_image(path, COLORS[mask])
 
 
 def to_classes(colors: np.ndarray, path: Path) -> np.ndarray:

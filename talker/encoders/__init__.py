@@ -1,4 +1,4 @@
-"""Speech encoders, one module for each model, loaded by name.
+"""Speech encoders: their interface, and one module for each model, loaded by name.
 
 Nothing imports the module of an encoder directly, so that a change of its code only reruns the
 stages that use it. To add an encoder, write a module with a function `load(choice, wav)` that
@@ -6,14 +6,15 @@ returns an `Encoder`, and add its name to `EncoderName` and `ENCODERS`.
 """
 
 import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+import numpy as np
 
 from talker.core.config import DEFAULT_ENCODER
 from talker.errors import UserError
-
-if TYPE_CHECKING:
-    from talker.encoders.base import Choice, Encoder
 
 EncoderName = Literal["hama", "mel", "deepspeech", "hubert", "wav2vec2", "whisper"]
 """Names of the speech encoders."""
@@ -27,6 +28,40 @@ ENCODERS: dict[EncoderName, str] = {
     "whisper": "transformer",
 }
 """Module of each speech encoder within this package."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A frozen speech encoder."""
+
+    name: str
+    dims: int
+    """Number of values of a feature vector."""
+    rate: float
+    """Feature vectors per second."""
+    first_center: float
+    """Time in seconds on which the first feature vector of a piece of sound is centered."""
+    sha256: str
+    """Hash that identifies the weights; empty if there are none."""
+    extract: Callable[[np.ndarray, int], np.ndarray]
+    """Map a piece of sound to its features.
+
+    The arguments are float32 [S] at 16 kHz in -1..1, and the position of its first sample in the
+    whole sound, which may be negative and is needed only by encoders with stored features. Returns
+    float32 [N, dims]; row k is centered on `first_center` + k / `rate` seconds of the piece. Pieces
+    last 14 s.
+    """
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A speech encoder together with its weights and layer, for those that have a choice."""
+
+    name: str = DEFAULT_ENCODER
+    model: str = ""
+    """Folder or hub id of the weights of a transformer; empty selects the default of the family."""
+    layer: int = 0
+    """Layer whose output is used, counted from 1; 0 selects the one at 3/4 of the depth."""
 
 
 def encoder_module(name: str) -> str:
@@ -63,7 +98,7 @@ def stage_encoder(stage: str, encoder: str) -> str | None:
     return encoders.get(stage)
 
 
-def load_encoder(choice: "Choice", wav: Path | None = None) -> "Encoder":
+def load_encoder(choice: Choice, wav: Path | None = None) -> Encoder:
     """Load a speech encoder.
 
     Args:

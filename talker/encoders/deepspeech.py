@@ -12,7 +12,7 @@ import numpy as np
 from talker.clip import SLOT, SLOT_RATE, WINDOW, load_array
 from talker.data.layout import DEEPSPEECH_FEATURES
 from talker.data.weights import WEIGHTS, location
-from talker.encoders.base import Choice, Encoder
+from talker.encoders import Choice, Encoder
 from talker.errors import UserError
 from talker.media.audio import WavFile
 

@@ -26,7 +26,7 @@ from talker.clip import (
     check_regular,
     load_arrays,
 )
-from talker.encoders.base import Choice, Encoder
+from talker.encoders import Choice, Encoder
 from talker.encoders.loudness import gain_between, pauses, slot_levels, speech_level
 from talker.errors import UserError
 from talker.media.audio import Waveform

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from talker.clip import SAMPLE_RATE
 from talker.core.parallel import one_thread
-from talker.encoders.base import Choice, Encoder
+from talker.encoders import Choice, Encoder
 from talker.errors import UserError
 
 VERSION = "1.3.10"

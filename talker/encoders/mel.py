@@ -10,7 +10,7 @@ from jaxtyping import Float
 from librosa.feature import melspectrogram
 
 from talker.clip import SAMPLE_RATE
-from talker.encoders.base import Choice, Encoder
+from talker.encoders import Choice, Encoder
 
 BANDS = 80
 """Number of mel bands."""

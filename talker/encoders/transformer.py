@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from talker.clip import SAMPLE_RATE, SLOT, SLOT_RATE
 from talker.data.weights import WEIGHTS, location
-from talker.encoders.base import Choice, Encoder
+from talker.encoders import Choice, Encoder
 from talker.errors import UserError
 
 EDGE = 40

@@ -16,6 +16,7 @@ from talker.clip import (
     FPS,
     SAMPLE_RATE,
     SAMPLES_PER_FRAME,
+    SOUND_TOLERANCE,
     Clip,
     check_regular,
     load_array,
@@ -31,7 +32,6 @@ from talker.encoders import ENCODERS
 from talker.errors import UserError, counted
 from talker.head.camera import transform_matrices
 from talker.head.landmarks68 import read_lms
-from talker.media.audio import SOUND_TOLERANCE
 from talker.media.images import image_header, read_image
 
 POSE_TOLERANCE = 1e-5

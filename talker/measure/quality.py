@@ -10,8 +10,7 @@ from talker.clip import FPS, load_json, load_per_frame, runs
 from talker.data import layout
 from talker.data.formats import AU45_BLINK, read_au45, read_track_params
 from talker.data.layout import to_classes
-from talker.encoders import load_encoder
-from talker.encoders.base import Choice
+from talker.encoders import Choice, load_encoder
 from talker.encoders.features import extract_clip, windows
 from talker.encoders.loudness import slot_levels
 from talker.head.landmarks68 import mouth_opening, read_lms

@@ -20,8 +20,7 @@ from talker.core.pca import pca
 from talker.core.ridge import Ridge, fit_cross_validated
 from talker.data import layout
 from talker.dataset import Dataset
-from talker.encoders import load_encoder
-from talker.encoders.base import Choice, Encoder
+from talker.encoders import Choice, Encoder, load_encoder
 from talker.encoders.features import SLOTS_PER_FRAME, extract, windows
 from talker.encoders.loudness import pauses, slot_levels, speech_level
 from talker.head.landmarks68 import mouth_shape

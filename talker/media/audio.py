@@ -22,7 +22,7 @@ from av.error import BlockingIOError as NotYetError
 from av.error import EOFError as DrainedError
 from av.error import InvalidDataError
 
-from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
+from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, SOUND_TOLERANCE
 from talker.errors import UserError, counted
 from talker.media.container import (
     MAX_IDLE_SECONDS,
@@ -33,8 +33,6 @@ from talker.media.container import (
     seconds,
 )
 
-SOUND_TOLERANCE = 1.0
-"""Largest difference in seconds between the durations of aud.wav and of the frames."""
 SYNC = {
     "first_pts": "0",  # cut samples before time zero, pad a late start with silence
     "async": "1",  # follow the timestamps: fill gaps and cut overlaps ...

@@ -9,7 +9,6 @@ from talker.clip import FPS, SAMPLES_PER_FRAME, Clip, Source, save_per_frame
 from talker.core.config import DEFAULT_ENCODER
 from talker.data import layout
 from talker.data.formats import AU45_SATURATION, write_au45, write_track_params, write_transforms
-from talker.data.layout import write_mask
 from talker.head.camera import pose_from_viewmats, transform_matrices
 from talker.head.landmarks68 import write_lms
 from talker.media.audio import write_wav
@@ -95,7 +94,7 @@ def _write_images(
     body: tuple[np.ndarray, np.ndarray],
 ) -> None:
     write_image(layout.FRAMES.path(folder, i), image, quality=100)
-    write_mask(layout.MASKS.path(folder, i), mask)
+    write_image(layout.MASKS.path(folder, i), layout.COLORS[mask])
     composite = np.where(mask[..., None] == 0, plate, image)
     write_image(layout.COMPOSITES.path(folder, i), composite, quality=100)
     color, covered = body[0], body[1][..., None] > 0

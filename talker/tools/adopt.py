@@ -16,7 +16,15 @@ from typing import Literal
 
 import numpy as np
 
-from talker.clip import FPS, Clip, Source, load_array, load_json, published_train_length
+from talker.clip import (
+    FPS,
+    SOUND_TOLERANCE,
+    Clip,
+    Source,
+    load_array,
+    load_json,
+    published_train_length,
+)
 from talker.core.config import AtLeast1, validated
 from talker.core.files import Output
 from talker.data import layout
@@ -30,7 +38,7 @@ from talker.data.formats import (
 from talker.data.layout import FrameFiles
 from talker.errors import UserError, counted
 from talker.head.camera import transform_matrices
-from talker.media.audio import SOUND_TOLERANCE, decode_audio
+from talker.media.audio import decode_audio
 from talker.media.images import image_header
 
 logger = logging.getLogger(__name__)

@@ -35,8 +35,7 @@ from talker.core.config import DEFAULT_ENCODER, AtLeast0, AtLeast1, NonNegative,
 from talker.core.files import atomic_write
 from talker.core.parallel import one_thread, ordered_map
 from talker.dataset import Dataset
-from talker.encoders import load_encoder
-from talker.encoders.base import Choice, Encoder
+from talker.encoders import Choice, Encoder, load_encoder
 from talker.encoders.features import extract_clip
 from talker.errors import UserError
 from talker.media.audio import write_wav

@@ -23,8 +23,7 @@ from talker.avatar.renderer import Drive, render_frames
 from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
 from talker.core.config import AtLeast0, AtLeast1, NonNegative, validated
 from talker.dataset import Dataset
-from talker.encoders import load_encoder
-from talker.encoders.base import Encoder
+from talker.encoders import Encoder, load_encoder
 from talker.encoders.features import (
     SLOT,
     SLOT_RATE,
