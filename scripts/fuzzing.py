@@ -1,6 +1,6 @@
 """Run stages on mutated files in forked processes with limits, and count the outcomes.
 
-`scripts/fuzz_media.py` mutates videos and sound, `scripts/fuzz_files.py` mutates the files that
+`scripts/fuzz_media.py` mutates videos and audio, `scripts/fuzz_files.py` mutates the files that
 talker itself writes. A mutated file may be accepted or refused with a clear message; a traceback, a
 crash, a hang, too much memory or a file that is left behind is a fault.
 """

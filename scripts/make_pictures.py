@@ -1,9 +1,9 @@
-"""Write the pictures of the documentation from the data and results of the demo.
+"""Write the images of the documentation from the data and results of the demo.
 
     make demo
     python scripts/make_pictures.py
 
-The demo's person is synthetic. Do not add pictures of real people.
+The demo's person is synthetic. Do not add images of real people.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ DATA, RESULTS, PICTURES = ROOT / "data/demo", ROOT / "results/demo", ROOT / "doc
 FRAME = 100
 """Frame whose intermediate results are shown."""
 SIZE = 320
-"""Width of a picture in pixels."""
+"""Width of an image in pixels."""
 QUALITY = 90
 """Quality of the WebP files, 0 to 100."""
 EXPRESSIONS = 5

@@ -45,7 +45,7 @@ def judge(opening: np.ndarray, valid: np.ndarray, sound: np.ndarray) -> str:
 
 
 def read(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return mouth opening [T], valid [T] and sound of a folder."""
+    """Return mouth opening [T], valid [T] and audio of a folder."""
     frames = Clip.load(folder / layout.CLIP).frames
     arrays = load_per_frame(folder / layout.LANDMARKS, frames, "points")
     opening = mouth_opening(landmarks68(arrays["points"]))

@@ -2,7 +2,7 @@
 
 All sessions run at once, as fast as they can, in threads like those of the server. The real-time
 factor is the computing time of all sessions over the duration of their speech: below 1 the machine
-keeps up. The time of a hop is that from its sound to its messages with the encoded frames.
+keeps up. The time of a hop is that from its audio to its messages with the encoded frames.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Extract the sound of a clip, or convert new speech, to 16 kHz mono: 640 samples per frame.
+"""Extract the audio of a clip, or convert new speech, to 16 kHz mono: 640 samples per frame.
 
 `talker audio --source me.mp4 --clip clip.json --wav aud.wav --train aud_train.wav --novel
 aud_novel.wav`, or for new speech `talker audio --source hello.mp3 --wav hello.wav`.
@@ -37,10 +37,10 @@ class Config:
 
 
 def clip_sound(source: Path, clip: Clip, config: Config) -> np.ndarray:
-    """Decode the sound of a clip as int16 [640 T], where T is its number of frames.
+    """Decode the audio of a clip as int16 [640 T], where T is its number of frames.
 
     Raises:
-        UserError: `source` has no sound within the clip, or only silence.
+        UserError: `source` has no audio within the clip, or only silence.
     """
     start = clip.source.video_start + config.lag_frames / FPS
     number, count = audio_tracks(source, config.track)

@@ -31,16 +31,16 @@ SAMPLE_RATE = 16_000
 SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
 """Audio samples per frame: 640."""
 SOUND_TOLERANCE = 1.0
-"""Largest difference in seconds between the durations of the sound and of the frames, in folders
+"""Largest difference in seconds between the durations of the audio and of the frames, in folders
 that other scripts prepared."""
 SLOT_RATE = 50
-"""Slots per second: speech features are vectors of 20 ms of sound."""
+"""Time steps per second: there is one vector of speech features for each 20 ms of audio."""
 SLOT = SAMPLE_RATE // SLOT_RATE
-"""Audio samples per slot: 320."""
+"""Audio samples per time step: 320."""
 SLOTS_PER_FRAME = SLOT_RATE // FPS
-"""Slots per frame; slot k is centered on 10 + 20 k ms."""
+"""Time steps per frame; time step k is centered on 10 + 20 k ms."""
 WINDOW = 16
-"""Slots of the speech window that belongs to a frame: 320 ms around it."""
+"""Time steps in the speech window that belongs to a frame: 320 ms around it."""
 MIN_HELD_OUT = 3 * FPS
 """Smallest number of held-out frames of a clip of `MIN_HELD_OUT_CLIP` frames or more."""
 MIN_HELD_OUT_CLIP = 10 * FPS
@@ -72,7 +72,7 @@ Seconds = Annotated[float, Field(ge=-100_000, le=100_000)]
 
 @validated
 class Color:
-    """How the pictures of a video encode color (names of ITU-T H.273)."""
+    """How the frames of a video encode color (names of ITU-T H.273)."""
 
     matrix: str
     transfer: str
@@ -80,15 +80,15 @@ class Color:
     full_range: bool
     guessed: bool
     """Whether the file does not specify the matrix, so that it was chosen by the size of the
-    picture."""
+    frame."""
 
 
 @validated
 class Source:
     """The contents of the video file that the clip was made from, and how it was read.
 
-    Sizes are those of the upright picture with square pixels. Times are in seconds on the clock of
-    the file; time zero of the clip is `video_start`, for its pictures and its sound.
+    Sizes are those of the upright frame with square pixels. Times are in seconds on the clock of
+    the file; time zero of the clip is `video_start`, for its frames and its audio.
     """
 
     name: Annotated[str, Field(pattern=r"^[^/\\\x00]*$")]
@@ -102,7 +102,7 @@ class Source:
     audio_start: Seconds | None
     codec: str
     mirrored: bool = False
-    """Whether the picture was mirrored left to right after its rotation."""
+    """Whether the frame was mirrored left to right after its rotation."""
     pixel_aspect: Positive = 1.0
     """Width of a stored pixel divided by its height."""
     interlaced: bool = False
@@ -135,7 +135,7 @@ class Clip:
     crop: Crop | None = None
     fps: Annotated[int, Field(ge=FPS, le=FPS)] = FPS
     adopted: bool = False
-    """Whether other scripts prepared the folder, so that its sound may have another format."""
+    """Whether other scripts prepared the folder, so that its audio may have another format."""
     version: int = VERSION
 
     @property

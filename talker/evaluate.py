@@ -4,7 +4,7 @@
     talker evaluate --data data/me --avatar results/me/avatar --metrics hello.json --video hello.mp4
 
 The second form measures a video of new speech, which has no real counterpart: how well the mouth
-follows the sound, and whether it closes in silence.
+follows the audio, and whether it closes in silence.
 """
 
 import json

@@ -102,16 +102,16 @@ def detect_speaker(video: Path, source: Source, every: int) -> np.ndarray:
 def choose_crop(boxes: np.ndarray, width: int, height: int) -> Crop | None:
     """Choose a square that contains head and shoulders in the whole clip.
 
-    In published talking-head clips the picture is square, the detected face is half as wide as
-    the picture, and its center is slightly below the middle. The crop is chosen in the same way,
+    In published talking-head clips the frame is square, the detected face is half as wide as
+    the frame, and its center is slightly below the middle. The crop is chosen in the same way,
     with room for all positions of the head.
 
     Args:
         boxes: [N, 4] face boxes in pixels, as returned by `detect_speaker`.
-        width, height: size of the picture in pixels.
+        width, height: size of the frame in pixels.
 
     Returns:
-        A square of even size inside the picture; None if the picture is a portrait already.
+        A square of even size inside the frame; None if the frame is a portrait already.
     """
     face = float(np.median(boxes[:, 2] - boxes[:, 0]))
     if width == height and width % 2 == 0 and face >= PORTRAIT_FACE_RATIO * width:

@@ -311,7 +311,7 @@ def _write_all(
 
 @contextmanager
 def _excerpt(dataset: Dataset, frames: np.ndarray) -> Iterator[Path]:
-    """Yield the path of a temporary file with the sound of consecutive frames of the clip."""
+    """Yield the path of a temporary file with the audio of consecutive frames of the clip."""
     start, end = int(frames[0]) * SAMPLES_PER_FRAME, int(frames[-1] + 1) * SAMPLES_PER_FRAME
     with tempfile.TemporaryDirectory() as folder:
         part = Path(folder) / layout.SOUND
@@ -320,11 +320,11 @@ def _excerpt(dataset: Dataset, frames: np.ndarray) -> Iterator[Path]:
 
 
 def read_speech(speech: Path, wav: Path, dataset: Dataset) -> WindowsFile:
-    """Open the windows [N, 16, C] of new speech, and compare their number with the sound.
+    """Open the windows [N, 16, C] of new speech, and compare their number with the audio.
 
     Raises:
         UserError: the windows are missing, empty or of another shape than those of the dataset, or
-            the length of the sound differs by a frame or more.
+            the length of the audio differs by a frame or more.
     """
     windows, shape = WindowsFile(speech), dataset.speech.shape[1:]
     if windows.shape[1:] != shape or len(windows) == 0:

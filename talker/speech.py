@@ -1,4 +1,4 @@
-"""Extract speech features: for each frame a window of 16 slots of 20 ms, reduced by PCA.
+"""Extract speech features: for each frame a window of 16 steps of 20 ms, reduced by PCA.
 
 `talker speech --wav aud.wav --clip clip.json --statistics aud_hama.npz --features aud_hama.npy`
 computes the PCA from the clip's training frames; without `--clip` it applies it to new speech.

@@ -99,7 +99,7 @@ def write_attention(
         avatar: avatar of the subject.
         dataset: dataset of the same subject.
         drive: drive of N frames.
-        sound: file whose sound the videos have.
+        sound: file whose audio the videos have.
         batch: number of frames rendered at once; 0 selects it by device.
         crf: constant rate factor of the videos.
     """
@@ -146,7 +146,7 @@ def color_scales(samples: Sequence[AttentionMap]) -> Float32[np.ndarray, "4 2"]:
 def colored(
     one: AttentionMap, scales: Float32[np.ndarray, "4 2"]
 ) -> list[UInt8[np.ndarray, "H W 3"]]:
-    """Return one picture for each token: low weights are blue, high ones red, the rest gray."""
+    """Return one image for each token: low weights are blue, high ones red, the rest gray."""
     images = []
     opacity = one.alpha[..., None]
     for k, (low, high) in enumerate(scales):

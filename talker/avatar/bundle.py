@@ -109,7 +109,7 @@ def _torsos(folder: Path, ids: np.ndarray) -> Iterator[tuple[str, bytes]]:
 
 
 class Replay(Dataset):
-    """The part of a dataset that a bundle contains; it has no frames, masks, speech or sound."""
+    """The part of a dataset that a bundle contains; it has no frames, masks, speech or audio."""
 
     @property
     def cuts(self) -> np.ndarray:

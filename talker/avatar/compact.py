@@ -36,7 +36,7 @@ LEAST_WEIGHT = 0.03
 """Smallest sum over an image of a Gaussian's blending weights, in pixels, with which it is kept."""
 LEVELS = 63
 """Largest magnitude of a quantized value. With 127 levels, files are a third larger and the
-pictures hardly better."""
+images look hardly better."""
 
 
 @torch.inference_mode()

@@ -27,8 +27,8 @@ fully, and with a factor of 1 its lips would stay slightly apart in silence."""
 SILENCE_WEIGHT = 1.0
 """Weight of silence in the fit, relative to the weight of all training frames."""
 PRIOR_WIDTH = 5.0
-"""Width of the prior on the weights, in slots of 20 ms. The expected magnitude of a weight falls
-with the distance of its slot from the center of the window, like a Gaussian with this standard
+"""Width of the prior on the weights, in steps of 20 ms. The expected magnitude of a weight falls
+with the distance of its step from the center of the window, like a Gaussian with this standard
 deviation."""
 STRENGTHS = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10_000.0)
 """Regularization strengths of the ridge regression that cross-validation chooses from."""
@@ -95,7 +95,7 @@ def fit_speech_to_expression(
 ) -> tuple[float, float]:
     """Set the weights of `layer` by ridge regression with cross-validated strength.
 
-    The penalty is a prior: slots far from the center of the window and components of little
+    The penalty is a prior: steps far from the center of the window and components of little
     variance are expected to matter less (`weight_prior`). The pauses of a recording do not show
     what silence should look like: people open their mouths during pauses to breathe or to continue
     speaking. Whole windows of silence with the face at rest are therefore added to the training
@@ -142,7 +142,7 @@ def weight_prior(speech_scale: np.ndarray) -> np.ndarray:
     """Return the expected magnitude of each weight of the linear map, with mean square 1.
 
     Features are multiplied by it before the ridge regression, which then penalizes the weights of
-    distant slots and of small components more.
+    distant steps and of small components more.
 
     Args:
         speech_scale: standard deviation of each component before it was whitened [C].

@@ -58,7 +58,7 @@ def resample(
     Args:
         path: path of the table, for error messages.
         clip: the clip.
-        times: time of each row since the first picture of the video.
+        times: time of each row since the first frame of the video.
         values: value of each row.
         good: bool [R], rows to use.
 

@@ -40,14 +40,14 @@ class Encoder:
     rate: float
     """Feature vectors per second."""
     first_center: float
-    """Time in seconds on which the first feature vector of a piece of sound is centered."""
+    """Time in seconds on which the first feature vector of a piece of audio is centered."""
     sha256: str
     """Hash that identifies the weights; empty if there are none."""
     extract: Callable[[np.ndarray, int], np.ndarray]
-    """Map a piece of sound to its features.
+    """Map a piece of audio to its features.
 
     The arguments are float32 [S] at 16 kHz in -1..1, and the position of its first sample in the
-    whole sound, which may be negative and is needed only by encoders with stored features. Returns
+    whole audio, which may be negative and is needed only by encoders with stored features. Returns
     float32 [N, dims]; row k is centered on `first_center` + k / `rate` seconds of the piece. Pieces
     last 14 s.
     """
@@ -103,7 +103,7 @@ def load_encoder(choice: Choice, wav: Path | None = None) -> Encoder:
 
     Args:
         choice: the encoder, with its weights and layer.
-        wav: the sound that will be encoded, if it is a file; `deepspeech` needs it.
+        wav: the audio that will be encoded, if it is a file; `deepspeech` needs it.
 
     Raises:
         UserError: there is no encoder of that name, or a package or file that it needs is missing.

@@ -21,14 +21,14 @@ logger = logging.getLogger(__name__)
 DIMS = 29
 """Number of letters of DeepSpeech: a to z, space, apostrophe, and the CTC blank."""
 SPARE = 4
-"""Largest difference in slots between the lengths of the scores and of the sound: 2 frames."""
+"""Largest difference in time steps between the lengths of the scores and of the sound: 2 frames."""
 
 
 def load(choice: Choice, wav: Path | None) -> Encoder:
-    """Read the scores of the sound `wav` from `aud_ds.npy` in its folder, or compute them.
+    """Read the scores of the audio `wav` from `aud_ds.npy` in its folder, or compute them.
 
     Raises:
-        UserError: the file does not contain the DeepSpeech scores of that sound, or there is
+        UserError: the file does not contain the DeepSpeech scores of that audio, or there is
             neither the file nor the network.
     """
     if wav is None:

@@ -39,7 +39,7 @@ Message = memoryview | bytes
 
 
 def predict(file: Path, samples: np.ndarray) -> np.ndarray:
-    """Return the letter scores (logits) float32 [N, 29] of sound int16 [S] at 16 kHz, at 50 Hz.
+    """Return the letter scores (logits) float32 [N, 29] of audio int16 [S] at 16 kHz, at 50 Hz.
 
     Raises:
         UserError: the file is not the published graph.
@@ -55,9 +55,9 @@ def predict(file: Path, samples: np.ndarray) -> np.ndarray:
 
 
 def inputs_of(samples: np.ndarray) -> np.ndarray:
-    """Return the inputs of the network, float32 [N, 494], for sound int16 [S] at 16 kHz.
+    """Return the inputs of the network, float32 [N, 494], for audio int16 [S] at 16 kHz.
 
-    Every 20 ms, they contain the cepstra of 19 steps, normalized over the whole sound.
+    Every 20 ms, they contain the cepstra of 19 steps, normalized over the whole audio.
     """
     steps = np.pad(cepstra(samples)[::2], ((CONTEXT, CONTEXT), (0, 0)))
     windows = np.lib.stride_tricks.sliding_window_view(steps, 2 * CONTEXT + 1, axis=0)
@@ -66,7 +66,7 @@ def inputs_of(samples: np.ndarray) -> np.ndarray:
 
 
 def cepstra(samples: np.ndarray) -> np.ndarray:
-    """Return mel-frequency cepstral coefficients float64 [N, 26] of sound int16 [S], at 100 Hz.
+    """Return mel-frequency cepstral coefficients float64 [N, 26] of audio int16 [S], at 100 Hz.
 
     The first coefficient is replaced by the logarithm of the energy.
     """

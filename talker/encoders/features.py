@@ -1,9 +1,9 @@
-"""Speech features of any encoder: slots of 20 ms, reduced by PCA, a window of 16 for each frame.
+"""Speech features of any encoder: steps of 20 ms, reduced by PCA, a window of 16 for each frame.
 
-The sound is encoded piece by piece, so that an hour takes no more memory than a minute. New speech
+The audio is encoded piece by piece, so that an hour takes no more memory than a minute. New speech
 is brought to the loudness of the training speech. The features of long pauses are replaced by one
-fixed vector, so that an avatar can learn to close its mouth there. `talker.clip` defines slots and
-windows.
+fixed vector, so that an avatar can learn to close its mouth there. `talker.clip` defines time steps
+and windows.
 """
 
 import zipfile
@@ -32,14 +32,15 @@ from talker.errors import UserError
 from talker.media.audio import Waveform
 
 CHUNK = 10 * SLOT_RATE
-"""Slots per piece of sound; all pieces have the same length, because some encoders average over
-it."""
+"""Time steps per piece of audio; all pieces have the same length, because some encoders average
+over it."""
 CONTEXT = 2 * SLOT_RATE
-"""Number of additional slots of sound that the encoder receives on each side of a piece."""
+"""Number of additional time steps that the encoder receives on each side of a piece."""
 MAX_LOOK_AHEAD = WINDOW // 2
-"""Largest number of slots by which the center of a window may be later than its frame."""
+"""Largest number of time steps by which the center of a window may be later than its frame."""
 QUIETEST = 0.05
-"""Fraction of the training slots, the quietest ones, that define the features of silence."""
+"""Fraction of the time steps of the training audio, the quietest ones, that define the features of
+silence."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class FeatureStats:
     sha256: str
     """hash that identifies the encoder's weights"""
     look_ahead: int
-    """slots by which the center of a window is later than its frame"""
+    """number of time steps by which the center of a window is later than its frame"""
     level: float
     """loudness of the training speech in dBFS; nan if unknown"""
     pause: float
@@ -130,9 +131,9 @@ class FeatureStats:
 
 
 def extract(encoder: Encoder, sound: Waveform, gain: float = 1.0) -> Iterator[np.ndarray]:
-    """Extract features at the centers of the slots, by linear interpolation of the encoder's rows.
+    """Extract features at the centers of the steps, by linear interpolation of the encoder's rows.
 
-    The sound is continued by its mirror image before its start and after its end.
+    The audio is continued by its mirror image before its start and after its end.
 
     Args:
         encoder: the speech encoder.
@@ -188,10 +189,10 @@ def extract_clip(
     Args:
         encoder: the speech encoder.
         choice: its name, weights and layer, to be stored.
-        sound: int16 [640 T] at 16 kHz, the sound of the clip.
+        sound: int16 [640 T] at 16 kHz, the audio of the clip.
         train_frames: number of training frames.
         components: number of principal components; encoders with fewer dimensions keep all of them.
-        look_ahead: slots by which the center of a window is later than its frame.
+        look_ahead: steps by which the center of a window is later than its frame.
         pause: shortest pause, in seconds, that gets the features of silence.
 
     Returns:
@@ -218,17 +219,17 @@ def fit_stats(
 ) -> FeatureStats:
     """Compute the principal components of training features and the features of silence.
 
-    The largest entry of each component is positive, so that the same sound gives the same signs.
-    The features of silence have the direction of the mean of the quietest slots and twice the usual
+    The largest entry of each component is positive, so that the same audio gives the same signs.
+    The features of silence have the direction of the mean of the quietest steps and twice the usual
     length, so that they differ from those of any speech sound.
 
     Args:
         slots: features of the training frames, [K, D], as `extract` yields them.
-        levels: loudness of the same slots, [K], dBFS.
+        levels: loudness of the same steps, [K], dBFS.
         encoder: the speech encoder.
         choice: its name, weights and layer, to be stored.
         components: number of principal components.
-        look_ahead: slots by which the center of a window is later than its frame, to be stored.
+        look_ahead: steps by which the center of a window is later than its frame, to be stored.
         pause: shortest pause, in seconds, that gets the features of silence.
 
     Raises:
@@ -275,7 +276,7 @@ def avatar_features(
         encoder: the speech encoder that `stats` names.
         stats: statistics of the avatar's training speech.
         sound: int16 [640 T] at 16 kHz.
-        match_level: whether to bring the sound to the loudness of the training speech first.
+        match_level: whether to bring the audio to the loudness of the training speech first.
 
     Yields:
         float32 [n, C], 2 T rows in all.
@@ -298,16 +299,16 @@ def mute(
 
 
 def windows(slots: Iterable[np.ndarray], look_ahead: int) -> Iterator[np.ndarray]:
-    """Cut a window for each frame out of consecutive slots.
+    """Cut a window for each frame out of consecutive steps.
 
-    Windows that reach beyond the sound are filled with its first or last slot.
+    Windows that reach beyond the audio are filled with its first or last step.
 
     Args:
         slots: blocks [n, C], 2 T rows in all.
-        look_ahead: slots by which the center of a window is later than its frame.
+        look_ahead: steps by which the center of a window is later than its frame.
 
     Yields:
-        [n, 16, C], T in all; window i holds slots 2 i - 7 + `look_ahead` to 2 i + 8 + `look_ahead`.
+        [n, 16, C], T in all; window i holds steps 2 i - 7 + `look_ahead` to 2 i + 8 + `look_ahead`.
     """
     lead = WINDOW // 2 - 1 - look_ahead
     waiting, received, yielded = None, 0, 0
@@ -378,7 +379,7 @@ class WindowsFile:
 
 
 def whole_frames(sound: Waveform, path: Path) -> int:
-    """Return the duration of a sound in frames; UserError if it is not a positive whole number."""
+    """Return the duration of audio in frames; UserError if it is not a positive whole number."""
     frames, left = divmod(len(sound), SAMPLES_PER_FRAME)
     if left or not frames:
         raise UserError(
@@ -394,7 +395,7 @@ def _cut(slots: np.ndarray, count: int) -> np.ndarray:
 
 
 def mirrored(sound: Waveform, start: int, stop: int) -> Float[np.ndarray, "{stop-start}"]:
-    """Return samples start..stop as float32 in -1..1; the sound is mirrored at both of its ends."""
+    """Return samples start..stop as float32 in -1..1; the audio is mirrored at both of its ends."""
     last = len(sound) - 1
     places = np.abs((np.arange(start, stop) + last) % max(2 * last, 1) - last)
     low = int(places.min())

@@ -45,7 +45,7 @@ class SpectrogramStem(nn.Module):
         self.conv = nn.Conv1d(80, DIMS, 3, stride=2, padding=1)
 
     def forward(self, sound: Tensor) -> Tensor:
-        """Map sound [B, S] to [B, 256, 1 + S // 320]."""
+        """Map audio [B, S] to [B, 256, 1 + S // 320]."""
         padded = F.pad(sound[:, None], (200, 200), mode="reflect")
         power = self.real(padded) ** 2 + self.imaginary(padded) ** 2
         mel = self.mel(power.mT).mT
@@ -77,7 +77,7 @@ class Trunk(nn.Module):
         self.blocks = nn.Sequential(*map(Block, DILATIONS))
 
     def forward(self, sound: Tensor) -> Tensor:
-        """Map sound [B, S] to [B, 256, 1 + S // 320]."""
+        """Map audio [B, S] to [B, 256, 1 + S // 320]."""
         return self.blocks(self.stem(sound))
 
     def load_onnx(self, path: Path) -> None:
@@ -121,7 +121,7 @@ def load(choice: Choice, wav: Path | None) -> Encoder:
 
 @torch.inference_mode()
 def extract(trunk: Trunk, sound: Float[np.ndarray, "S"]) -> Float[np.ndarray, "N D"]:
-    """Map sound, float32 [S], to float32 [1 + S // 320, 256]; row k is centered on sample 320 k.
+    """Map audio, float32 [S], to float32 [1 + S // 320, 256]; row k is centered on sample 320 k.
 
     The excitations average over the whole piece, so only pieces of one length are comparable.
     """

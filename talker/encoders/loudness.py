@@ -1,4 +1,4 @@
-"""Loudness and pauses of speech: levels of 20 ms slots in dB below full scale."""
+"""Loudness and pauses of speech: levels of 20 ms steps in dB below full scale."""
 
 import numpy as np
 from jaxtyping import Bool, Float, Real
@@ -9,13 +9,13 @@ from talker.media.audio import Waveform
 FLOOR = -100.0
 """Level of digital silence in dBFS."""
 ABSOLUTE_GATE = -70.0
-"""Level in dBFS below which slots do not count toward the loudness (ITU-R BS.1770)."""
+"""Level in dBFS below which time steps do not count toward the loudness (ITU-R BS.1770)."""
 RELATIVE_GATE = -10.0
-"""Level in dB, relative to the mean, below which slots do not count (ITU-R BS.1770)."""
+"""Level in dB, relative to the mean, below which time steps do not count (ITU-R BS.1770)."""
 FAINT = -45.0
-"""Level in dBFS below which steady sound is taken for noise and not for speech."""
+"""Level in dBFS below which steady audio counts as noise and not as speech."""
 STEADY = 10.0
-"""Range in dB of the levels of a sound below which it counts as steady."""
+"""Range in dB of the levels of audio below which it counts as steady."""
 MAX_GAIN = 20.0
 """Largest change of the loudness of new speech, in dB."""
 ABOVE_NOISE = 6.0
@@ -23,15 +23,15 @@ ABOVE_NOISE = 6.0
 BELOW_SPEECH = -35.0, -20.0
 """Lower and upper bound of the level of a pause, in dB relative to the speech."""
 MARGIN = 4
-"""Slots between a sound and the pause next to it, since lips move before the sound starts."""
+"""Time steps between speech and the pause next to it, since lips move before speech is audible."""
 FADE = 4
-"""Slots over which a pause fades in and out."""
+"""Time steps over which a pause fades in and out."""
 READ = 60 * SAMPLE_RATE
 """Samples that are read at a time: one minute."""
 
 
 def slot_levels(sound: Waveform) -> Float[np.ndarray, "K"]:
-    """Return the level of each slot, float32 [S // 320] in dBFS, of sound int16 [S]."""
+    """Return the level of each step, float32 [S // 320] in dBFS, of audio int16 [S]."""
     levels = []
     for start in range(0, len(sound) // SLOT * SLOT, READ):
         part = sound[start : start + READ]
@@ -42,7 +42,7 @@ def slot_levels(sound: Waveform) -> Float[np.ndarray, "K"]:
 
 
 def speech_level(levels: Float[np.ndarray, "K"]) -> float:
-    """Return the loudness of speech with levels [K], in dBFS: the mean power of its louder slots.
+    """Return the loudness of speech with levels [K], in dBFS: the mean power of its louder steps.
 
     It is nan if there is no speech: only silence, or faint and steady noise.
     """
@@ -65,7 +65,7 @@ def pauses(levels: Float[np.ndarray, "K"], shortest: float) -> Real[np.ndarray, 
     """Detect the pauses of speech: float32 [K], 0 in speech, 1 in silence.
 
     Args:
-        levels: levels [K] of the slots in dBFS, as `slot_levels` returns them.
+        levels: levels [K] of the steps in dBFS, as `slot_levels` returns them.
         shortest: shortest pause in seconds; shorter gaps belong to the speech, because lips close
             for p, b and m.
     """

@@ -23,7 +23,7 @@ EDGE = 40
 """Number of samples by which the 400-sample window of a row exceeds its 320-sample hop on each
 side."""
 QUIETEST = 1e-3
-"""Smallest standard deviation by which a piece of sound is divided, so that silence stays quiet."""
+"""Smallest standard deviation by which a piece of audio is divided, so that silence stays quiet."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def _from_spectrogram(
 ) -> torch.Tensor:
     """Return rows of Whisper's encoder, [S // 320, D]; row k is centered on sample 320 k.
 
-    Whisper's input always lasts 30 s, so the sound is padded with silence.
+    Whisper's input always lasts 30 s, so the audio is padded with silence.
     """
     spectrogram = preprocessor(sound, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
     rows = network.get_encoder()(spectrogram, output_hidden_states=True).hidden_states[layer][0]

@@ -43,7 +43,7 @@ across it. The ratio is about 1 at a cut, and 0.5 to 0.8 in continuous motion, w
 grows with the distance in time."""
 
 FROZEN = 0.2
-"""Ratio of an image difference to the median difference of the clip below which the picture is
+"""Ratio of an image difference to the median difference of the clip below which the image is
 frozen; motion after frozen frames is not a jump cut."""
 
 HEAD_WIDTH = 48
@@ -53,7 +53,7 @@ HEAD_MARGIN = 0.3
 """Margin around the face, as a fraction of its width, in the comparison of frames."""
 
 STILL = 0.02
-"""Mean motion of the face between two frames, in pixels, below which the picture is frozen."""
+"""Mean motion of the face between two frames, in pixels, below which the image is frozen."""
 
 SIZE = 64
 """Width and height of a face patch in pixels."""

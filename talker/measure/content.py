@@ -1,8 +1,8 @@
-"""Find files of a dataset folder that belong to another frame, another clip or another sound.
+"""Find files of a dataset folder that belong to another frame, clip or recording.
 
 Every file is compared with files that it was computed from or that show the same thing. Layers and
 masks are compared with the frames; masks and poses are compared with the landmarks; blinks are
-compared with the eyelids; parts of the sound and speech features are compared with the sound. A
+compared with the eyelids; parts of the audio and speech features are compared with the audio. A
 frame is reported if it deviates
 much more than most frames of the clip, so that the limits also fit folders of other scripts.
 """
@@ -283,7 +283,7 @@ def report_faults(folder: FolderSpec) -> Iterator[str]:
 
 
 def sound_faults(folder: FolderSpec) -> Iterator[str]:
-    """Check that the two parts of the sound are parts of the whole, in a folder of talker."""
+    """Check that the two parts of the audio are parts of the whole, in a folder of talker."""
     if not folder.own:
         return
     whole = read_wav(folder.path / layout.SOUND)

@@ -25,9 +25,9 @@ LAGS = np.arange(-12, 13)
 LEAD = 0.5
 """Natural lag of the audio behind the lips in frames, as measured on clips that are in sync."""
 SLOTS = 4
-"""Number of speech slots (20 ms each) around a frame that predict its mouth opening."""
+"""Number of time steps of 20 ms around a frame from which its mouth opening is predicted."""
 COMPONENTS = 48
-"""Largest number of principal components of these slots."""
+"""Largest number of principal components of these time steps."""
 DAMPING = 0.01
 """Ridge strength, relative to the number of frames and the largest variance of a component."""
 FOLDS, GAP = 5, 12
@@ -232,7 +232,7 @@ def background_change(
 
 
 def _components(speech: np.ndarray) -> np.ndarray:
-    """Return principal components [T, F] of the slots around the center of each window."""
+    """Return principal components [T, F] of the steps around the center of each window."""
     middle = speech.shape[1] // 2
     slots = speech[:, middle - SLOTS // 2 : middle + SLOTS // 2].reshape(len(speech), -1)
     slots = slots.astype(float) - slots.mean(axis=0)

@@ -147,7 +147,7 @@ def stretch_metrics(
     Args:
         images: frames uint8 [N, H, W, 3].
         landmarks: landmarks detected in `images` [N, 68, 2], nan without a face.
-        sound: sound of the whole clip, int16 [640 T] at 16 kHz.
+        sound: audio of the whole clip, int16 [640 T] at 16 kHz.
     """
     if "syncnet" not in networks:
         return {}

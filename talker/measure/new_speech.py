@@ -35,17 +35,17 @@ CLOSED_SHARE = 0.1
 def evaluate_new_speech(
     video: Path, dataset: Dataset, predictor: Predictor, networks: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Measure how well the mouth in a video follows its sound, and what it does in silence.
+    """Measure how well the mouth in a video follows its audio, and what it does in silence.
 
     Args:
-        predictor: predicts mouth shapes from sound (`talker.measure.sync.fit_predictor`).
+        predictor: predicts mouth shapes from audio (`talker.measure.sync.fit_predictor`).
         networks: metric networks by option; only SyncNet applies.
 
     Returns:
         The content of the JSON file of a new speech.
 
     Raises:
-        UserError: the video cannot be read, or has no sound.
+        UserError: the video cannot be read, or has no audio.
     """
     source = probe(video)
     images = progress(read_frames(video, source), video.name, frame_count(source))

@@ -1,4 +1,4 @@
-"""Pictures and videos of a subject's report, as data URIs."""
+"""Images and videos of a subject's report, as data URIs."""
 
 import heapq
 import tempfile

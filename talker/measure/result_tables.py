@@ -115,7 +115,7 @@ def tiles(metrics: Section) -> list[dict[str, str]]:
 
 
 def sync_note(sync: Section) -> str:
-    """Return a sentence about how well the mouth follows a sound, compared with chance."""
+    """Return a sentence about how well the mouth follows the audio, compared with chance."""
     score, real = sync["avatar"], sync["real"]["correlation"]
     if score["correlation"] is None:
         return "The speech is too short to measure whether the mouth follows it."

@@ -1,9 +1,9 @@
-"""Score how well a mouth follows the sound, without additional files.
+"""Score how well a mouth follows the audio, without additional files.
 
-A ridge regression predicts the shape of the mouth from the sound. It is fitted on the subject's
+A ridge regression predicts the shape of the mouth from the audio. It is fitted on the subject's
 real training frames, from a mel spectrogram or from the features of an encoder, whichever does not
-drive the avatar. Its prediction for any sound is compared with the mouth in any video: the score is
-their correlation, reported next to its null distribution (the same sound, circularly shifted) and
+drive the avatar. Its prediction for any audio is compared with the mouth in any video: the score is
+their correlation, reported next to its null distribution (the same audio, circularly shifted) and
 the score of the real video. This is not SyncNet's Sync-C.
 """
 
@@ -38,9 +38,9 @@ FLOOR = 1e-10
 COMPONENTS = 40
 """Number of principal components of the features."""
 LOUD_RANGE = 25.0
-"""Range in dB below the level of the speech within which a slot counts as speech."""
+"""Range in dB below the level of the speech within which a step counts as speech."""
 LOOK_AHEAD = 2
-"""Number of 20 ms slots by which the center of a window is later than its frame."""
+"""Number of 20 ms steps by which the center of a window is later than its frame."""
 SHORTEST_PAUSE = 0.3
 """Duration in seconds from which a pause is excluded, because silence does not predict the
 mouth."""
@@ -59,7 +59,7 @@ with 100)."""
 
 
 def log_mel(sound: Float[np.ndarray, "S"], start: int = 0) -> Float[np.ndarray, "N 80"]:
-    """Return the log-mel spectrogram [1 + S // 160, 80] of a sound, float32 [S]."""
+    """Return the log-mel spectrogram [1 + S // 160, 80] of audio, float32 [S]."""
     power = melspectrogram(
         y=sound, sr=SAMPLE_RATE, n_fft=SAMPLE_RATE // 40, hop_length=HOP, n_mels=BANDS
     )
@@ -81,7 +81,7 @@ class Predictor:
     """from windows [16 C] to standardized shapes [3]"""
 
     def shapes(self, sound: Waveform) -> Float[np.ndarray, "T 3"]:
-        """Predict the standardized shapes [T, 3] of a sound int16 [640 T]; nan in pauses."""
+        """Predict the standardized shapes [T, 3] of audio int16 [640 T]; nan in pauses."""
         features = _windows(_standardized(self.features, sound), self.components)
         silence = pauses(slot_levels(sound), SHORTEST_PAUSE)
         silent = silence.reshape(-1, SLOTS_PER_FRAME).max(1) == 1
@@ -169,10 +169,10 @@ def null_reason(score: dict[str, float]) -> dict[str, str]:
 
 
 def _standardized(encoder: Encoder, sound: Waveform) -> np.ndarray:
-    """Return features [2 T, D] with mean 0 and standard deviation 1 where the sound is loud.
+    """Return features [2 T, D] with mean 0 and standard deviation 1 where the audio is loud.
 
-    Every sound is standardized by its own statistics, which removes part of the differences between
-    voices and microphones.
+    Every recording is standardized by its own statistics, which removes part of the differences
+    between voices and microphones.
     """
     slots = np.concatenate(list(extract(encoder, sound)))
     levels = slot_levels(sound)
@@ -182,7 +182,7 @@ def _standardized(encoder: Encoder, sound: Waveform) -> np.ndarray:
 
 
 def _windows(slots: np.ndarray, components: np.ndarray) -> np.ndarray:
-    """Return flattened windows [T, 16 C] of slots [2 T, D] reduced to `components` [C, D]."""
+    """Return flattened windows [T, 16 C] of steps [2 T, D] reduced to `components` [C, D]."""
     blocks = np.concatenate(list(windows([slots @ components.T], LOOK_AHEAD)))
     return blocks.reshape(len(blocks), -1)
 

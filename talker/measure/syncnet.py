@@ -133,7 +133,7 @@ def sync_distances(
     landmarks: Real[np.ndarray, "T 68 2"],
     sound: np.ndarray,
 ) -> dict[str, float]:
-    """Compute Sync-C and Sync-D of a video and its sound.
+    """Compute Sync-C and Sync-D of a video and its audio.
 
     Args:
         network: loaded by `load_syncnet`.
@@ -163,7 +163,7 @@ def shift_distances(faces: Tensor, sounds: Tensor) -> dict[str, float]:
     """Compare embeddings [N, D] of faces and sounds over shifts; see `sync_distances`.
 
     Sync-D is the smallest mean distance over all shifts. Sync-C is the median of these distances
-    minus Sync-D. Beyond the ends of the sound, its embedding is zero, as in the published
+    minus Sync-D. Beyond the ends of the audio, its embedding is zero, as in the published
     evaluation.
     """
     padded = F.pad(sounds, (0, 0, MAX_SHIFT, MAX_SHIFT))

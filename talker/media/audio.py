@@ -1,6 +1,6 @@
-"""Decode sound of any format through PyAV, and read and write 16 kHz mono 16-bit wav files.
+"""Decode audio of any format through PyAV, and read and write 16 kHz mono 16-bit wav files.
 
-Sound is taken from the track that players choose by default, or from the specified track. Its
+Audio is taken from the track that players choose by default, or from the specified track. Its
 channels are averaged, unless they cancel each other; in that case only the loudest channel is used.
 The declared duration cannot cause unlimited work (`talker.media.container`).
 """
@@ -60,7 +60,7 @@ class AudioFormat:
 
 
 SPEECH = AudioFormat(SAMPLE_RATE, "mono", "s16")
-"""16 kHz mono 16 bit, the format of all sound inside the project."""
+"""16 kHz mono 16 bit, the format of all audio inside the project."""
 
 
 @runtime_checkable
@@ -72,12 +72,12 @@ class Waveform(Protocol):
 
 
 def clip_sound(path: Path | zipfile.Path, frames: int) -> np.ndarray:
-    """Read the sound of a clip of T frames, in any format, as int16 [640 T] at 16 kHz.
+    """Read the audio of a clip of T frames, in any format, as int16 [640 T] at 16 kHz.
 
-    Sound that is slightly too long is cut, sound that is slightly too short is padded with silence.
+    Audio that is slightly too long is cut, audio that is slightly too short is padded with silence.
 
     Raises:
-        UserError: there is no sound, or its duration differs by more than `SOUND_TOLERANCE`.
+        UserError: there is no audio, or its duration differs by more than `SOUND_TOLERANCE`.
     """
     samples = frames * SAMPLES_PER_FRAME
     sound = decode_audio(path)
@@ -121,7 +121,7 @@ def decode_audio_blocks(
         int16 [n] at 16 kHz, mono.
 
     Raises:
-        UserError: the file is missing, cannot be read, contains no sound or not that track, or
+        UserError: the file is missing, cannot be read, contains no audio or not that track, or
             its timestamps have gaps of more than a minute.
     """
     channels = cancelling_channels(path, track)
@@ -207,7 +207,7 @@ def native_format(path: Path, track: int | None = None) -> AudioFormat:
     """Return the rate and layout (mono or stereo) of an audio track, with float samples.
 
     Raises:
-        UserError: the file cannot be read or contains no sound.
+        UserError: the file cannot be read or contains no audio.
     """
     with open_media(path, "audio") as container:
         stream = audio_stream(container, path, track)
@@ -293,7 +293,7 @@ def _decode_frames(
 ) -> Iterator[av.AudioFrame]:
     """Yield the frames that can be decoded; damaged packets become gaps.
 
-    Many sound files end in tags that do not decode, so damage is only logged.
+    Many audio files end in tags that do not decode, so damage is only logged.
     """
     damaged = 0
     for packet in read_packets(container, path, stream):
@@ -329,7 +329,7 @@ def _resample(
         _check_rate(frame.sample_rate, path)
         tick = frame.time_base or Fraction(1, frame.sample_rate)
         if graph is None and start is None:
-            # samples before time zero are the delay of an encoder, not sound
+            # samples before time zero are the delay of an encoder, not audio
             zero = max(frame.pts or 0, 0) * tick
         time = clock.advance(seconds(frame.pts, tick), zero, frame)
         decoded += Fraction(frame.samples, frame.sample_rate)

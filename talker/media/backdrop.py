@@ -1,4 +1,4 @@
-"""Backgrounds that replace the recorded one: a picture, or a video that repeats."""
+"""Backgrounds that replace the recorded one: an image, or a video that repeats."""
 
 from collections.abc import Iterator
 from itertools import repeat
@@ -12,11 +12,11 @@ from talker.media.images import read_image
 from talker.media.video_reader import probe, read_frames
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
-"""Files with these suffixes are read as pictures, all others as videos."""
+"""Files with these suffixes are read as images, all others as videos."""
 
 
 def backdrop(path: Path, height: int, width: int) -> Iterator[np.ndarray]:
-    """Yield RGB uint8 [height, width, 3] without end: one picture, or a video that repeats.
+    """Yield RGB uint8 [height, width, 3] without end: one image, or a video that repeats.
 
     Raises:
         UserError: the file is missing or cannot be read.

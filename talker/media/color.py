@@ -1,7 +1,7 @@
 """Convert decoded frames of any color description to 8-bit RGB with BT.709 primaries.
 
 Every frame is described by its matrix, transfer, primaries and range (ITU-T H.273). If the file
-does not specify them, pictures of at least 720 rows or 1280 columns are treated as BT.709, and
+does not specify them, images of at least 720 rows or 1280 columns are treated as BT.709, and
 smaller ones as BT.601, as video players do.
 
 - Matrix and range are converted by swscale with accurate rounding.
@@ -104,7 +104,7 @@ KNEE = 0.8
 LUT_SIZE = 65
 """Nodes of the color table in each dimension."""
 SCALE_FLAGS = "bilinear+accurate_rnd+full_chroma_int+bitexact"
-"""Options of swscale; without accurate rounding every picture becomes one level darker."""
+"""Options of swscale; without accurate rounding every image becomes one level darker."""
 
 
 def describe_color(frame: av.VideoFrame) -> Color:

@@ -24,7 +24,7 @@ REFERRING_FORMATS = {
 }
 """FFmpeg's formats that are refused: playlists, image sequences, network streams and devices."""
 MAX_PIXELS = 8192 * 4320
-"""Largest accepted picture in pixels (8K)."""
+"""Largest accepted frame in pixels (8K)."""
 MAX_IDLE_SECONDS = 60
 """Largest accepted total length of the gaps in the timestamps of a track, in seconds."""
 MAX_SECONDS = 12 * 3600

@@ -1,4 +1,4 @@
-"""Mark pictures and videos as synthetic: standard metadata, and a visible label.
+"""Mark images and videos as synthetic: standard metadata, and a visible label.
 
 The metadata is an XMP packet with the property `DigitalSourceType` of the IPTC Photo Metadata
 Standard, which web platforms read to label generated content. In .mp4 and .mov it is in the box
@@ -25,9 +25,9 @@ recorded."""
 XMP_BOX = UUID("be7acfcb-97a9-42e8-9c71-999491e3afac").bytes
 """Identifier of the box with XMP in files of the MP4 family."""
 MARGIN = 0.025
-"""Distance of the label from the border, relative to the height of the picture."""
+"""Distance of the label from the border, relative to the height of the image."""
 TEXT_HEIGHT = 0.035
-"""Height of the letters of the label, relative to the height of the picture."""
+"""Height of the letters of the label, relative to the height of the image."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from talker.errors import UserError
 from talker.media.container import open_media
 
 SCALER = "area+accurate_rnd+full_chroma_int+bitexact"
-"""Options of swscale; without accurate rounding every picture becomes one level darker."""
+"""Options of swscale; without accurate rounding every frame becomes one level darker."""
 
 LOSSLESS = {"preset": "ultrafast", "qp": 0}
 """Options of libx264 that keep every value."""
@@ -43,9 +43,9 @@ def ffmpeg_program() -> str:
 
 @contextmanager
 def filtered(video: Path, filters: str, folder: Path) -> Iterator[Path]:
-    """Yield a lossless copy of a video whose pictures have passed through FFmpeg's filters.
+    """Yield a lossless copy of a video whose frames have passed through FFmpeg's filters.
 
-    Timestamps and sound are those of the video. The copy is deleted when the block ends.
+    Timestamps and audio are those of the video. The copy is deleted when the block ends.
 
     Args:
         video: video to read.
@@ -94,7 +94,7 @@ def side_by_side(
     Args:
         real: pattern of the real frames, such as `ori_imgs/%d.jpg`.
         first: number of the real frame that belongs to the first rendered frame.
-        rendered: rendered video; its sound is copied.
+        rendered: rendered video; its audio is copied.
         size: height and width in pixels of the rendered frames, to which real ones are scaled.
         target: .mp4 file to write.
         crf: constant rate factor of libx264, or the constant quality of another encoder.

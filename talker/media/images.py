@@ -21,7 +21,7 @@ PNG_HEADER = 26
 PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
 """Number of channels for each color type in the header of a PNG file."""
 JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
-"""Markers of the JPEG segments that contain the size of the picture."""
+"""Markers of the JPEG segments that contain the size of the image."""
 
 
 def read_image(path: Path | zipfile.Path) -> np.ndarray:

@@ -11,7 +11,7 @@ For every file, `read_frames` yields frames with these properties:
   (B-frames in AVI), decoding times are used.
 
 Work is bounded for any declared duration: gaps of more than a minute, more than 12 hours and
-pictures of more than 8K are refused. Anything that cannot be read under this contract is refused
+frames of more than 8K are refused. Anything that cannot be read under this contract is refused
 with an error that names the reason.
 """
 
@@ -56,7 +56,7 @@ MAX_JUMP_SECONDS = 1
 MAX_PIXEL_ASPECT = 4
 """Largest accepted ratio between the sides of a stored pixel."""
 MAX_ASPECT_CHANGE = 0.02
-"""Largest relative change of the picture's aspect that is ignored."""
+"""Largest relative change of the frame's aspect that is ignored."""
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class Orientation:
         return 180 if self.flip_y else 0
 
     def apply(self, pixels: np.ndarray) -> np.ndarray:
-        """Return the upright picture of a stored one [H, W, 3]."""
+        """Return the upright frame of a stored one [H, W, 3]."""
         if self == Orientation():
             return pixels
         upright = pixels.swapaxes(0, 1) if self.transpose else pixels
@@ -202,7 +202,7 @@ def read_frames(path: Path, source: Source, every: int = 1) -> Iterator[np.ndarr
 
 
 def video_stream(container: av.container.InputContainer, path: Path) -> av.VideoStream:
-    """Return the first video stream that is not a cover picture; UserError if there is none."""
+    """Return the first video stream that is not a cover image; UserError if there is none."""
     cover = av.stream.Disposition.attached_pic
     for stream in container.streams.video:
         if not stream.disposition & cover and stream.codec_context is not None:
@@ -299,7 +299,7 @@ def _frame_period(
 
 
 def _square_size(frame: av.VideoFrame, stream: av.VideoStream, path: Path) -> tuple[int, int]:
-    """Return height and width of the stored picture, scaled horizontally to square pixels."""
+    """Return height and width of the stored frame, scaled horizontally to square pixels."""
     aspect = stream.sample_aspect_ratio or Fraction(1)
     if not Fraction(1, MAX_PIXEL_ASPECT) <= aspect <= MAX_PIXEL_ASPECT:
         raise UserError(

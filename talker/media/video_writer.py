@@ -3,9 +3,9 @@
 Colors are encoded with the matrix of BT.601 in limited range, and the tags say so. Readers that
 honor the tags and readers that ignore them and assume BT.601, such as OpenCV, then decode the same
 RGB values. Primaries and transfer are those of sRGB, which frames are in. Rounding is accurate, so
-that a decoded picture has the mean of the original.
+that a decoded image has the mean of the original.
 
-Sound is muxed at its own sample rate.
+Audio is muxed at its own sample rate.
 """
 
 import wave
@@ -38,9 +38,9 @@ from talker.media.disclosure import Disclosure
 from talker.media.images import write_image
 
 AUDIO_BIT_RATE = 96_000
-"""Bit rate of each channel of encoded sound in bits per second."""
+"""Bit rate of each channel of encoded audio in bits per second."""
 SCALER_FLAGS = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP
-"""Options of swscale; without accurate rounding every picture becomes one level darker."""
+"""Options of swscale; without accurate rounding every image becomes one level darker."""
 ENCODER_THREADS = 8
 """Threads of the video encoder, the same on every machine: x264's output depends on it."""
 SCALER_THREADS = 1
@@ -90,7 +90,7 @@ CODECS = {
 
 
 class _Sound:
-    """Encoded sound that is read while the frames are written."""
+    """Encoded audio that is read while the frames are written."""
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class _Sound:
         self.position = 0
 
     def encode_until(self, frames: int) -> list[av.Packet]:
-        """Encode the sound up to the end of the first `frames` video frames."""
+        """Encode the audio up to the end of the first `frames` video frames."""
         count = round(frames * self.format.rate / FPS) - self.position
         while self.buffer.shape[1] < count:
             block = next(self.blocks, None)
@@ -130,7 +130,7 @@ class _Sound:
 
 
 class _Encoder:
-    """Encode frames and sound, interleaved frame by frame."""
+    """Encode frames and audio, interleaved frame by frame."""
 
     def __init__(
         self,
@@ -248,7 +248,7 @@ def video_writer(
     Args:
         path: file or folder to write.
         sound: audio or video file of any format whose default audio track is muxed at its own
-            sample rate, or the nearest that the codec supports; sound beyond the last frame is cut.
+            sample rate, or the nearest that the codec supports; audio beyond the last frame is cut.
         crf: constant rate factor of the encoder; smaller values give larger files of better
             quality.
         sound_start: time of the first frame on the clock of `sound`, in seconds; by default that
@@ -315,7 +315,7 @@ def _image_folder(
 
 
 def _write_native_wav(path: Path, sound: Path, start: float | None, frames: int) -> None:
-    """Write the sound of `frames` video frames as 16-bit wav at its own rate."""
+    """Write the audio of `frames` video frames as 16-bit wav at its own rate."""
     native = native_format(sound)
     packed = AudioFormat(native.rate, native.layout, "s16")
     remaining = round(frames * native.rate / FPS)

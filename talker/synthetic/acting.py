@@ -79,7 +79,7 @@ DOMINANCE = {"p": 6.0, "f": 4.0, "rest": 1.5, "ch": 2.0, "u": 2.0, "o": 1.5, "s"
 RAMP = 0.06
 """Duration in seconds of a viseme's onset and release; shorter visemes have no plateau."""
 LIP_LEAD = 0.1
-"""Time in seconds by which the lips move ahead of the sound (Chandrasekaran et al., PLoS
+"""Time in seconds by which the lips move ahead of the audio (Chandrasekaran et al., PLoS
 Computational Biology 2009)."""
 
 

@@ -312,7 +312,7 @@ def _rate(times: list[str]) -> float | None:
 
 
 def sound_rows(folder: Folder) -> Iterator[Row]:
-    """Check the duration of the sound and the length of the speech features."""
+    """Check the duration of the audio and the length of the speech features."""
     path = folder.path / layout.SOUND
     if not path.exists():
         yield Row(layout.SOUND, "missing", "`talker audio` extracts it from the video")

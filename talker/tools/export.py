@@ -41,7 +41,7 @@ class Method:
 
     speech: dict[str, tuple[int, int]]
     """file names of the speech features that it accepts, with the shape of a window; none if it
-    computes them from the sound"""
+    computes them from the audio"""
     extractor: str
     """the tool that computes the speech features"""
     action_units: tuple[int, ...] = (45,)

@@ -1,7 +1,7 @@
 """Live speech of `talker serve`: every session is one person who talks with an avatar.
 
 The avatar never stops: without speech it receives silence, so it moves with a closed mouth. Every
-message holds one frame and exactly its 640 samples of sound, so the two cannot drift apart.
+message holds one frame and exactly its 640 samples of audio, so the two cannot drift apart.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ MAX_SPEECH = 120
 MAX_DELAY = round(0.4 * SAMPLE_RATE)
 """Largest number of samples of a microphone that wait; older ones are dropped."""
 START_DELAY = 3 * SAMPLES_PER_FRAME
-"""Number of samples of a microphone that must arrive before they are spoken, so that the sound has
+"""Number of samples of a microphone that must arrive before they are spoken, so that the audio has
 no gaps if a few of them come late."""
 MAX_LATE = 0.5
 """Time in seconds by which a session may fall behind before its clock is set back."""
@@ -61,7 +61,7 @@ class SkippingAvatar(StreamingAvatar):
 
 
 class Session:
-    """The speech of one person, and the frames and the sound that the avatar answers with."""
+    """The speech of one person, and the frames and the audio that the avatar answers with."""
 
     def __init__(self, streaming: SkippingAvatar) -> None:
         self.streaming = streaming
@@ -73,7 +73,7 @@ class Session:
         """Whether the samples of a microphone wait until there are enough."""
         self.lock = threading.Lock()
         self.spoken: deque[np.ndarray] = deque()
-        """Sound of the frames that are not rendered yet, 640 samples each."""
+        """Audio of the frames that are not rendered yet, 640 samples each."""
         self.frames = 0
         """Number of frames that were sent."""
 
@@ -111,7 +111,7 @@ class Session:
     def advance(self) -> list[bytes]:
         """Speak the next hop, and return a message for each frame that it completes.
 
-        A message is the number of the frame (uint32), its 640 samples of sound (int16) and the
+        A message is the number of the frame (uint32), its 640 samples of audio (int16) and the
         frame as JPEG, all little-endian. A skipped frame has no JPEG.
         """
         sound = self.take(self.streaming.config.hop * SAMPLES_PER_FRAME)
@@ -191,7 +191,7 @@ class Live:
     async def converse(self, socket: WebSocket, name: str) -> None:
         """Let a person talk with an avatar.
 
-        The client sends sound as 16 kHz int16 after a byte (0: microphone, 1: a whole speech), or
+        The client sends audio as 16 kHz int16 after a byte (0: microphone, 1: a whole speech), or
         JSON: {"say": TEXT} or {"stop": true}. It receives the messages of `Session.advance`.
         """
         await socket.accept()

@@ -4,7 +4,7 @@
 
 The page is one file without external requests. It contains the avatar's deformation as blendshapes
 (talker/avatar/compact.py), their weights and the head pose in every frame, and a video with the
-sound and the layers behind the head. docs/player.md describes all of it.
+audio and the layers behind the head. docs/player.md describes all of it.
 """
 
 import base64
@@ -135,7 +135,7 @@ def turned(viewmats: Tensor, pivot: Tensor, yaw: float, pitch: float) -> Tensor:
 
 
 def layers(dataset: Dataset, drive: Drive, sound: Path, crf: int) -> bytes:
-    """Return an .mp4 with the torso and the background of every frame, and the sound."""
+    """Return an .mp4 with the torso and the background of every frame, and the audio."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "layers.mp4"
         with video_writer(path, sound, crf=crf) as write:
@@ -156,7 +156,7 @@ def write_player(
     """Write the page of a drive.
 
     Args:
-        sound: sound of the drive, a file of any format.
+        sound: audio of the drive, a file of any format.
         manifest: content of the avatar file's bundle.json, whose notes on consent and license are
             shown on the page.
     """

@@ -43,7 +43,7 @@ from talker.tools.screen import Screen
 from talker.tools.summary import summary, summary_of_many
 
 MEDIA = {".wav", ".mp3", ".flac", ".m4a", ".aac", ".ogg", ".opus", ".mp4", ".mov", ".mkv", ".webm"}
-"""Suffixes of sound files. `--say` treats any other value as a text."""
+"""Suffixes of audio files. `--say` treats any other value as a text."""
 EXAMPLE = "example:"
 """Prefix that marks the name of an example video (`talker weights`)."""
 NAME_LENGTH = 40
@@ -224,7 +224,7 @@ def _seen_from(out: Path, file: str) -> str:
 
 
 def _speeches(config: Config, folders: Sequence[Path]) -> Iterator[tuple[str, str]]:
-    """Yield the name and path of each sound file, and speak each text into a file in all folders.
+    """Yield the name and path of each audio file, and speak each text into a file in all folders.
 
     Args:
         folders: the folder of each subject in which the workflow finds new speech.
@@ -258,7 +258,7 @@ def _speak(text: str, voice: str, files: Sequence[Path]) -> None:
     """Speak a text into those of the files that do not exist.
 
     Raises:
-        UserError: espeak-ng is not installed, or one of the files exists with other sound.
+        UserError: espeak-ng is not installed, or one of the files exists with other audio.
     """
     from talker.media.espeak import write_speech
 

@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 PAGE = Path(__file__).with_name("studio.html")
 COOKIE = "talker_token"
 MAX_MESSAGE = 4 * 2**20
-"""Size in bytes of the largest message of a live session, which is two minutes of sound."""
+"""Size in bytes of the largest message of a live session, which is two minutes of audio."""
 FREE_DISK = 2 * 10**9
 """Number of bytes that must remain free on the disk after an upload."""
 POLICY = (

@@ -42,7 +42,7 @@ from talker.media.audio import WavFile
 logger = logging.getLogger(__name__)
 
 LEVEL_SLOTS = 10 * SLOT_RATE
-"""Number of the latest slots from which the loudness is computed."""
+"""Number of the latest time steps from which the loudness is computed."""
 BLINK_PERIOD = 600 * FPS
 """Frames after which the blinks repeat."""
 CLOSED_VIEWER = BrokenPipeError, ConnectionResetError
@@ -66,9 +66,9 @@ class Config:
     """Seed of the random numbers of the blinks."""
 
     def latency(self, look_ahead: int) -> float:
-        """Return the seconds from a sound to its frame, without the time for computing.
+        """Return the seconds from audio to its frame, without the time for computing.
 
-        The window of a frame extends 9 + `look_ahead` slots of 20 ms beyond the frame's start, the
+        The window of a frame extends 9 + `look_ahead` steps of 20 ms beyond the frame's start, the
         encoder waits for `ahead`, and frames are rendered in hops.
         """
         return (WINDOW // 2 + 1 + look_ahead) * 0.02 + self.ahead + self.hop / FPS
@@ -104,17 +104,17 @@ class StreamingAvatar:
         self.received = 0
         """Number of all samples so far."""
         self.levels = np.empty(0, np.float32)
-        """Loudness of the latest slots."""
+        """Loudness of the latest steps."""
         self.slots = np.empty((0, len(statistics.silence)), np.float32)
-        """Features of the latest encoded slots."""
+        """Features of the latest encoded steps."""
         self.encoded = 0
-        """Number of all encoded slots so far."""
+        """Number of all encoded steps so far."""
         self.rendered = 0
         """Number of all rendered frames so far."""
 
     @property
     def latency(self) -> float:
-        """Seconds from a sound to its frame, without the time for computing."""
+        """Seconds from audio to its frame, without the time for computing."""
         return self.config.latency(self.statistics.look_ahead)
 
     def push_audio(self, samples: np.ndarray) -> Iterator[np.ndarray]:
@@ -136,7 +136,7 @@ class StreamingAvatar:
             yield from self._render(frames)
 
     def _reach(self) -> int:
-        """Return how many slots beyond a frame's first one its window needs."""
+        """Return how many steps beyond a frame's first one its window needs."""
         return WINDOW // 2 - 1 + self.statistics.look_ahead
 
     def _store(self, samples: np.ndarray) -> None:
@@ -151,7 +151,7 @@ class StreamingAvatar:
         self.levels = levels[-max(LEVEL_SLOTS, self.received // SLOT - self.encoded) :]
 
     def _encode(self, ready: int) -> None:
-        """Encode the slots up to `ready`, with the audio before them as context."""
+        """Encode the steps up to `ready`, with the audio before them as context."""
         past = round(self.config.past * SAMPLE_RATE)
         first = self.encoded * SLOT - past
         gain = gain_between(speech_level(self.levels), self.statistics.level)
@@ -201,7 +201,7 @@ def measure_latency(streaming: StreamingAvatar, audio: np.ndarray) -> dict[str, 
     """Push int16 [S] in pieces of 40 ms, as fast as they are processed, and measure the time.
 
     Returns:
-        `waits_ms`: time from a sound to its frame, without computing. `hop_ms_median` and
+        `waits_ms`: time from audio to its frame, without computing. `hop_ms_median` and
         `hop_ms_p95`: time to compute a hop, median and 95th percentile. `latency_ms_p95`: the sum
         of waiting and computing. `real_time_factor`: computing time over the duration of the audio;
         below 1 the computer keeps up. `frames`: number of frames.

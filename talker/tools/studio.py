@@ -120,7 +120,7 @@ class Studio:
             raise
 
     def accept(self, video: Path, consent: str) -> None:
-        """Complete an upload with its consent; UserError if the file is not a video with sound."""
+        """Complete an upload with its consent; UserError if the file is not a video with audio."""
         require_talking_video(video)
         text = {"consent": consent, "given": datetime.now(UTC).isoformat(timespec="seconds")}
         (video.parent / CONSENT).write_text(json.dumps(text) + "\n", encoding="utf-8")
@@ -255,7 +255,7 @@ class Studio:
 
 
 def require_talking_video(file: Path) -> None:
-    """Raise UserError if a file is not a video with sound."""
+    """Raise UserError if a file is not a video with audio."""
     try:
         probe(file)
         with open_media(file, "sound") as container:

@@ -58,7 +58,7 @@ logger = logging.getLogger(__name__)
 MAX_SPEECH = 600
 """Longest speech in seconds; the rest of a longer file is ignored."""
 MAX_UPLOAD = 256 * 2**20
-"""Size in bytes of the largest sound file that the page may send."""
+"""Size in bytes of the largest audio file that the page may send."""
 SECONDS_BETWEEN_LOOKS = 1.0
 """Time in seconds between two looks at the file of the avatar, and the longest time between two
 updates of the text about the avatar."""
@@ -66,7 +66,7 @@ SHOWN_COMPONENTS = 4
 """Number of components of the mouth whose sliders are visible at once; the others are folded."""
 MAX_POSE = 4.0
 """Largest deviation of the head pose that the network receives from the mean pose of the training,
-in standard deviations. The pictures still show the whole rotation, but the network cannot
+in standard deviations. The images still show the whole rotation, but the network cannot
 extrapolate its deformation that far."""
 GRAY = 40
 """Gray level behind the head, 0 to 255."""
@@ -76,8 +76,8 @@ APPEARANCE = "appearance"
 """Name of the view in natural colors; the other views have the names of the tokens."""
 
 SOUND_PANEL = Path(__file__).with_name("view_sound.html")
-"""Page of the sound panel, which has its own frame. It sends sound files and the time of its player
-to `Viewer.attend`, and receives the sound that it plays."""
+"""Page of the audio panel, which has its own frame. It sends audio files and the time of its player
+to `Viewer.attend`, and receives the audio that it plays."""
 
 
 @validated
@@ -391,7 +391,7 @@ class Viewer:
         return " · ".join(rows)
 
     def attend(self, connection: ServerConnection) -> None:
-        """Take sound files and the time of the player from the sound panel of a page."""
+        """Take audio files and the time of the player from the audio panel of a page."""
         with suppress(ConnectionClosed):
             if self.speech is not None:
                 connection.send(wav_bytes(self.speech.sound))
@@ -416,10 +416,10 @@ class Viewer:
         self.clock.set(0.0, False)
 
     def hear(self, content: bytes) -> Speech:
-        """Extract the speech of a sound file of any format.
+        """Extract the speech of an audio file of any format.
 
         Raises:
-            UserError: the file contains no sound that can be decoded.
+            UserError: the file contains no audio that can be decoded.
         """
         subject = self.subject
         with tempfile.TemporaryDirectory() as folder:
@@ -437,7 +437,7 @@ class Viewer:
         return Speech(sound, rows, eye)
 
     def close(self) -> None:
-        """Close the page and its sound, and end `run`."""
+        """Close the page and its audio, and end `run`."""
         self.closed = True
         self.changed.set()
         self.sounds.shutdown()
