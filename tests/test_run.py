@@ -3,9 +3,11 @@
 import io
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -144,6 +146,55 @@ def test_ctrl_c_says_how_to_go_on(folder: Path):
     assert process.returncode == 130, out + err
     assert err.endswith(run.INTERRUPTED + "\n")
     assert "Traceback" not in out + err
+
+
+@pytest.mark.parametrize(
+    ("reaction", "signals"),
+    [
+        ("""print('{"event": "job_info"}', flush=True)""", 2),
+        ("""print('{"event": "job_finished"}', flush=True)""", 1),
+    ],
+    ids=["lost, so that another stage starts", "stopping"],
+)
+def test_stages_that_start_after_ctrl_c_are_interrupted_too(
+    monkeypatch: pytest.MonkeyPatch, reaction: str, signals: int
+):
+    """Here, Snakemake waits for 1.5 s after the first SIGINT, and stops after the second one."""
+    monkeypatch.setattr(run, "SECONDS_TO_REACT", 0.3)
+    program = f"""
+import signal, sys, time
+received = []
+def receive(*_):
+    received.append(1)
+    {reaction}
+signal.signal(signal.SIGINT, receive)
+print("{{}}", flush=True)
+end = time.monotonic() + 1.5
+while not received or (len(received) < 2 and time.monotonic() < end):
+    time.sleep(0.01)
+sys.exit(len(received))
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-S", "-c", program], stdout=subprocess.PIPE, text=True, process_group=0
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    lines: run.Lines = queue.Queue()
+    reader = threading.Thread(target=lambda: [lines.put(line) for line in process.stdout or ()])
+    reader.start()
+    run._stop(process, lines)
+    reader.join()
+    assert process.returncode == signals
+
+
+def test_a_stage_that_lost_ctrl_c_is_interrupted_again(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(run, "SECONDS_BETWEEN_SIGNALS", 0.3)
+    program = "trap 'count=${count}x; [ $count != xx ] || exit 2' INT; echo; while :; do :; done"
+    process = subprocess.Popen(["bash", "-c", program], stdout=subprocess.PIPE, process_group=0)
+    assert process.stdout is not None
+    process.stdout.readline()
+    run._stop(process, queue.Queue())
+    assert process.returncode == 2
 
 
 @pytest.mark.parametrize(

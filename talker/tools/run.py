@@ -13,6 +13,7 @@ data, results, logs and benchmarks of the current folder.
 
 import glob
 import importlib.util
+import math
 import os
 import queue
 import re
@@ -22,10 +23,11 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -39,7 +41,7 @@ from talker.core.config import validated
 from talker.core.files import file_lock
 from talker.data import layout
 from talker.errors import UserError
-from talker.tools.screen import Screen
+from talker.tools.screen import Screen, event_in
 from talker.tools.summary import summary, summary_of_many
 
 MEDIA = {".wav", ".mp3", ".flac", ".m4a", ".aac", ".ogg", ".opus", ".mp4", ".mov", ".mkv", ".webm"}
@@ -50,8 +52,12 @@ NAME_LENGTH = 40
 """Largest number of characters of the name of a spoken text."""
 SECONDS_BETWEEN_SIGNALS = 15.0
 """Time in seconds after which the stages are interrupted again if they still run."""
+SECONDS_TO_REACT = 2.0
+"""Time in seconds after which they are interrupted again if Snakemake has started another stage."""
 SECONDS_BETWEEN_UPDATES = 0.25
 """Time in seconds between two updates of the live lines."""
+Lines = queue.Queue[str | None]
+"""Lines of the output of Snakemake, and None at its end."""
 INTERRUPTED = (
     "Stopped. To continue, run the same command again: finished stages are kept, and training "
     "continues from its checkpoint."
@@ -318,15 +324,17 @@ def _run_snakemake(
         errors="replace",
         process_group=0,
     )
-    with _interruptible(process):
+    lines: Lines = queue.Queue()
+    with _interruptible(process, lines):
         if config.verbose:
             return process.wait(), ["The run failed. The reason is in the output above."]
-        return _watch(process, Screen(config.out, subjects, config.dry_run, config.status))
+        return _watch(process, lines, Screen(config.out, subjects, config.dry_run, config.status))
 
 
-def _watch(process: subprocess.Popen[str], screen: Screen) -> tuple[int, Sequence[str]]:
+def _watch(
+    process: subprocess.Popen[str], lines: Lines, screen: Screen
+) -> tuple[int, Sequence[str]]:
     """Show the events of a process until it ends; return its exit status and error messages."""
-    lines: queue.Queue[str | None] = queue.Queue()
     rest: deque[str] = deque(maxlen=30)
 
     def read_events() -> None:
@@ -356,21 +364,27 @@ def _watch(process: subprocess.Popen[str], screen: Screen) -> tuple[int, Sequenc
     return status, screen.errors
 
 
-def _stop(process: subprocess.Popen[str]) -> None:
-    """Interrupt a process group until its leader ends.
+def _stop(process: subprocess.Popen[str], lines: Lines) -> None:
+    """Interrupt a process group until its leader, Snakemake, ends.
 
-    Snakemake ignores a SIGINT that arrives while it writes a line of its log.
+    Snakemake loses a SIGINT that arrives while it writes a line of its log or handles the end of a
+    job, and then starts the next jobs. The stages are not interrupted more often than necessary,
+    because training writes no checkpoint after a second SIGINT.
     """
-    os.killpg(process.pid, signal.SIGINT)
+    sent = next_signal = -math.inf
     while process.poll() is None:
-        try:
-            process.communicate(timeout=SECONDS_BETWEEN_SIGNALS)
-        except subprocess.TimeoutExpired:
+        if time.monotonic() >= next_signal:
             os.killpg(process.pid, signal.SIGINT)
+            sent = time.monotonic()
+            next_signal = sent + SECONDS_BETWEEN_SIGNALS
+        with suppress(queue.Empty):
+            event = event_in(lines.get(timeout=SECONDS_BETWEEN_UPDATES) or "") or {}
+            if event.get("event") == "job_info":
+                next_signal = min(next_signal, sent + SECONDS_TO_REACT)
 
 
 @contextmanager
-def _interruptible(process: subprocess.Popen[str]) -> Iterator[None]:
+def _interruptible(process: subprocess.Popen[str], lines: Lines) -> Iterator[None]:
     """Stop the process and its jobs on Ctrl-C, SIGTERM and SIGHUP, and exit.
 
     The process has its own process group, so that each signal reaches it once. Jobs end with a
@@ -384,7 +398,7 @@ def _interruptible(process: subprocess.Popen[str]) -> Iterator[None]:
     except BaseException as error:
         print("Stopping the running stages.", file=sys.stderr, flush=True)
         try:
-            _stop(process)
+            _stop(process, lines)
         except (KeyboardInterrupt, ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         if isinstance(error, KeyboardInterrupt):

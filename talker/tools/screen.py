@@ -107,9 +107,8 @@ class Screen:
 
     def show(self, line: str) -> None:
         """Show an event, given as a line of JSON; other lines are ignored."""
-        try:
-            event = json.loads(line)
-        except ValueError:
+        event = event_in(line)
+        if event is None:
             return
         kind = event.get("event")
         if kind == "run_info":
@@ -258,6 +257,14 @@ def warnings_of(log: Path | None) -> list[str]:
         return []
     text = log.read_text(encoding="utf-8", errors="replace")
     return re.findall(r"^warning: (.*)$", text, flags=re.MULTILINE)
+
+
+def event_in(line: str) -> dict[str, Any] | None:
+    """Return the event of Snakemake that a line of JSON describes, or None for another line."""
+    with suppress(ValueError):
+        event = json.loads(line)
+        return event if isinstance(event, dict) else None
+    return None
 
 
 def plain_error(message: str) -> str:
