@@ -13,6 +13,7 @@ from published import scale_transforms
 
 from talker.check import Config, check, main
 from talker.errors import UserError
+from talker.measure.faults import FolderSpec, pose_faults
 from talker.measure.gate import Limits
 from talker.media.images import read_image, write_image
 
@@ -277,6 +278,22 @@ def test_transforms_of_other_scripts_may_be_in_decimeters(folder: Path):
     check(folder, Config())
     scale_transforms(folder, 1.1)
     assert len(faults_of(folder)) == 2
+
+
+def test_transforms_of_other_scripts_may_have_their_split(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """In a clip of 10 to 33 s, talker holds out more frames than the published 1/11."""
+    monkeypatch.setattr("talker.clip.MIN_HELD_OUT_CLIP", FRAMES)
+    monkeypatch.setattr("talker.clip.MIN_HELD_OUT", 20)
+    described = FolderSpec.of(folder)
+    assert described.own and described.train_frames == 80
+    assert not list(pose_faults(described)), "the files of the test clip have the published split"
+    edit_transforms(lambda frames: frames.pop())(folder)
+    assert [fault for fault in pose_faults(described) if "does not list frame 89" in fault]
+    edit_transforms(lambda frames: frames.__delitem__(slice(80, None)))(folder)
+    (fault,) = pose_faults(described)
+    assert "transforms_val.json does not list frames 80, 81, 82, 83, 84 and 5 more" in fault
 
 
 def test_the_verdict_does_not_depend_on_the_encoder(folder: Path):

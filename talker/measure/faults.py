@@ -6,6 +6,7 @@ audio may differ a little from the length of their frames.
 
 import wave
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -346,7 +347,7 @@ def pose_faults(folder: FolderSpec) -> Iterator[str]:
     if params.vertices is None:
         yield f"{path} has no head mesh (`vertices`). Run `talker track` again."
     matrices = transform_matrices(params.euler.astype(float), params.trans.astype(float))
-    split = folder.train_frames
+    split = _split_of_poses(folder)
     parts = (
         (layout.TRANSFORMS_TRAIN, range(split)),
         (layout.TRANSFORMS_VAL, range(split, folder.frames)),
@@ -358,6 +359,20 @@ def pose_faults(folder: FolderSpec) -> Iterator[str]:
             yield from transforms_faults(folder, file, tracked, matrices, params.focal)
         except UserError as error:
             yield str(error)
+
+
+def _split_of_poses(folder: FolderSpec) -> int:
+    """Return the number of training frames according to the transforms files.
+
+    Files of other programs may be in the folder of a clip that talker prepared. They use the
+    published split, which holds out fewer frames of a short clip.
+    """
+    published = published_train_length(folder.frames)
+    with suppress(UserError):
+        ids = read_transforms(folder.path / layout.TRANSFORMS_TRAIN, folder.frames).ids
+        if ids.max(initial=-1) >= folder.train_frames:
+            return published
+    return folder.train_frames
 
 
 def transforms_faults(
