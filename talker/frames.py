@@ -92,8 +92,8 @@ def detect_speaker(video: Path, source: Source, every: int) -> np.ndarray:
         )
     if len(all_boxes) > 1.5 * len(with_face):
         logger.warning(
-            "%s shows several faces. The crop is placed around the largest one. To "
-            "select another, set --crop.",
+            "%s shows several faces. The crop is placed around the largest one. To select "
+            "another face, set `--crop`.",
             video,
         )
     return speaker

@@ -250,9 +250,9 @@ def require_faces(images: Path, points: np.ndarray, selection: Selection, config
     if count < config.min_frames:
         width = np.ptp(points[..., 0], axis=1) if len(points) else np.zeros(1)
         raise UserError(
-            f"Only {count} of the {selection.frames} frames in {images} belong to a shot that is "
-            f"used, and show the whole face at least {config.min_face:g} pixels wide. At least "
-            f"{config.min_frames} such frames are required. (The median face is "
+            f"Only {count} of the {selection.frames} frames in {images} are usable: they belong "
+            f"to a shot that is used, and show the whole face at least {config.min_face:g} pixels "
+            f"wide. At least {config.min_frames} such frames are required. (The median face is "
             f"{np.median(width):.0f} pixels wide.) Use a longer clip, or one in which the face is "
             "larger."
         )

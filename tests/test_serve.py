@@ -612,6 +612,6 @@ def test_a_person_talks_with_the_avatar_in_a_browser(address: str, tmp_path: Pat
         page.wait_for_timeout(1500)
         heard.clear()
         page.fill("#text", "Good morning")
-        page.click("text=Be quiet")
+        page.click("text=Stop speaking")
         page.wait_for_timeout(1000)
         assert max(heard) == 0

@@ -252,7 +252,7 @@ def test_a_model_of_several_files_is_a_folder(server: Server, model: Weights) ->
     several = make_model(
         Download("a", "https://x.org/a"), Download("b", "https://x.org/b", begins=b"{")
     )
-    with pytest.raises(UserError, match="starts with other bytes than the published file"):
+    with pytest.raises(UserError, match="does not begin like the published file"):
         fetch(several)
     assert state_of(several) == "missing"
     server.files["/b"] = b"{}"

@@ -20,6 +20,8 @@ from talker.errors import UserError
 
 Schema = Mapping[str, Any]
 """A JSON schema."""
+EXTRA_CELLS = "extra cells"
+"""Key of the cells of a row for which the header has no column."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,9 @@ def _texts(error: ValidationError) -> list[str]:
         unknown = [key for key in error.instance if key not in known]
         close = [difflib.get_close_matches(str(key), known, 1) for key in unknown]
         return [
-            f"unknown key '{key}'" + (f"; did you mean '{names[0]}'?" if names else "")
+            "the row has more cells than the header has columns"
+            if key == EXTRA_CELLS
+            else f"unknown key '{key}'" + (f"; did you mean '{names[0]}'?" if names else "")
             for key, names in zip(unknown, close, strict=True)
         ]
     if error.context:
@@ -149,9 +153,7 @@ def _rows(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the place of each row, such as "subjects.tsv, line 2", and its cells by column."""
     try:
         with open(table, newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(
-                file, delimiter="\t", restkey="row with more cells than the header has columns"
-            )
+            rows = csv.DictReader(file, delimiter="\t", restkey=EXTRA_CELLS)
             for row in rows:
                 yield f"{table}, line {rows.line_num}", row
     except OSError as error:

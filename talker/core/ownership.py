@@ -23,6 +23,7 @@ from talker.core.files import (
     pending_manifest,
     write_manifest,
 )
+from talker.errors import counted
 
 logger = logging.getLogger(__name__)
 
@@ -55,9 +56,7 @@ def adding_to(folder: Path) -> Iterator[Path]:
         for name in files.keys() - kept:
             os.replace(files[name], folder / name)
     if kept:
-        logger.info(
-            "Files in %s that talker did not write, and that were kept: %d", folder, len(kept)
-        )
+        logger.info("Kept %s in %s that talker did not write.", counted(len(kept), "file"), folder)
 
 
 def foreign_outputs(outputs: Sequence[Path]) -> list[Path]:

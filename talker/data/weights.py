@@ -424,7 +424,7 @@ def fault_of(file: Download, path: Path) -> str | None:
         return None if actual == expected else f"has the {kind} checksum {actual}, not {expected}"
     with path.open("rb") as content:
         begins = content.read(len(file.begins))
-    return None if begins == file.begins else "starts with other bytes than the published file"
+    return None if begins == file.begins else "does not begin like the published file"
 
 
 def published(name: str) -> tuple[Path, str]:

@@ -59,7 +59,8 @@ class Choice:
 
     name: str = DEFAULT_ENCODER
     model: str = ""
-    """Folder or hub id of the weights of a transformer; empty selects the default of the family."""
+    """Weights of a transformer: a folder, or the ID of a model on the Hugging Face Hub. An empty
+    value selects the default of the family."""
     layer: int = 0
     """Layer whose output is used, counted from 1; 0 selects the one at 3/4 of the depth."""
 

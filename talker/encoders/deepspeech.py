@@ -89,9 +89,9 @@ def read(path: Path) -> np.ndarray:
         )
     if not np.array_equal(stored[1:, :-2], stored[:-1, 2:]):
         raise UserError(
-            f"{path} contains windows that do not overlap as expected: at 25 fps, a window starts "
-            "2 steps of 20 ms after the previous one, and the steps that two neighboring windows "
-            "share must have equal values. Compute the windows again."
+            f"{path} contains windows that do not overlap as expected. At 25 fps, each window "
+            "must start 40 ms (2 steps of 20 ms) after the previous one, and steps that are in "
+            "both windows must have equal values. Compute the windows again."
         )
     middle = WINDOW // 2
     return stored[:, middle : middle + 2].reshape(-1, DIMS).astype(np.float32)

@@ -67,9 +67,10 @@ def load(choice: Choice, wav: Path | None) -> Encoder:
         preprocessor = getattr(transformers, family.preprocessor).from_pretrained(source)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"The weights of the speech encoder {name} cannot be loaded from '{source}' ({error}). "
-            f"Run `talker weights fetch {name}`, or set the option `model` of `talker speech` to a "
-            "folder with config.json, preprocessor_config.json and the weights, or to a hub id."
+            f"The weights of the speech encoder {name} cannot be loaded from '{source}' "
+            f"({error}). Run `talker weights fetch {name}`, or set the option `model` of `talker "
+            "speech` to a folder with config.json, preprocessor_config.json and the weights, or "
+            "to the ID of a model on the Hugging Face Hub."
         ) from error
     network.eval().requires_grad_(False)
     depth = getattr(network.config, "encoder_layers", None) or network.config.num_hidden_layers

@@ -130,7 +130,7 @@ CONTROLS = {
     "shuffled_audio": (
         "The avatar is driven by the audio of other parts of the clip: the audio track is "
         "rotated by k/(K+1) of its length, for k = 1 .. K. Each value is the mean over these K "
-        "renderings. Only the lag is their median."
+        "renderings, except for the lag, which is the median."
     ),
 }
 """Renderings that an avatar has to beat, because they look alike but do not talk."""

@@ -384,7 +384,7 @@ def transforms_faults(
     ids, poses = content.ids.tolist(), content.matrices
     if not np.allclose(camera, (focal, folder.width / 2, folder.height / 2), rtol=1e-4):
         yield (
-            f"{path} has {camera} as focal_len, cx and cy. They must be the focal length of "
+            f"In {path}, focal_len, cx and cy are {camera}. They must be the focal length of "
             f"track_params.pt ({focal:.2f}) and the center of the image. Run `talker track` again."
         )
     if ids != content.audio_ids.tolist():

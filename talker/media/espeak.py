@@ -94,7 +94,7 @@ def synthesize(text: str, voice: str, words_per_minute: int, pitch: int) -> Spee
     if rate <= 0:
         raise UserError(f"espeak-ng ({path}) cannot be started; reinstall it")
     if library.espeak_SetVoiceByName(voice.encode()):
-        raise UserError(f"espeak-ng has no voice '{voice}'; `espeak-ng --voices` lists them")
+        raise UserError(f"espeak-ng has no voice '{voice}'; `espeak-ng --voices` lists the voices")
     samples: list[np.ndarray] = []
     phonemes: list[tuple[str, float]] = []
 

@@ -238,7 +238,9 @@ class Live:
         """Apply a message of a client to its session; UserError if it is not understood."""
         if (content := message.get("bytes")) is not None:
             if len(content) % 2 == 0:
-                raise UserError("A message with sound has one byte and then samples of 2 bytes.")
+                raise UserError(
+                    "An audio message must consist of one byte and then samples of 2 bytes each."
+                )
             samples = np.frombuffer(content[1:], "<i2").astype(np.int16)
             if content[0] == MICROPHONE:
                 session.listen(samples)
@@ -249,7 +251,7 @@ class Live:
             request = json.loads(message.get("text") or "")
             text = request.get("say")
         except (ValueError, AttributeError) as error:
-            raise UserError("The message is neither sound nor a JSON object.") from error
+            raise UserError("The message is neither audio nor a JSON object.") from error
         if isinstance(text, str) and text.strip():
             if len(text) > MAX_TEXT:
                 raise UserError(f"The text is longer than {MAX_TEXT} characters.")

@@ -140,7 +140,7 @@ def split(
     apart = np.abs(valid[:, None] - middles).min(1) > length / 2 + GAP
     if not apart.any() or min(map(len, held_out)) < 3:
         raise UserError(
-            f"{data.folder} has {data.frames} frames, which is too short for {stretches} held-out "
+            f"{data.folder} has {data.frames} frames, which are too few for {stretches} held-out "
             "stretches. Use fewer stretches or a smaller `held_out`."
         )
     return replace(data, train_ids=valid[apart], val_ids=np.concatenate(held_out)), held_out

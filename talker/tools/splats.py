@@ -133,13 +133,13 @@ def main(
         UserError: The avatar cannot be read, or `out` has a suffix that does not fit.
     """
     if (speech is None) != (wav is None):
-        raise UserError("Give --speech and --wav together, or none of them.")
+        raise UserError("Give --speech and --wav together, or neither of them.")
     if speech is None and out.suffix not in WRITERS:
-        raise UserError(f"{out} must end in {' or '.join(WRITERS)}, unless there is --speech.")
+        raise UserError(f"{out} must end in {' or '.join(WRITERS)}, unless `--speech` is given.")
     if speech is not None and out.suffix:
         raise UserError(
-            f"{out} has the suffix {out.suffix}. With --speech, a folder with one file for each "
-            "frame is written, whose name has no suffix."
+            f"{out} has the suffix {out.suffix}. With `--speech`, the output is a folder with one "
+            "file for each frame. Give a name without a suffix."
         )
     model, dataset = load_subject(avatar, data)
     with atomic_write(out) as (scratch,):

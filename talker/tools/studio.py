@@ -97,7 +97,7 @@ class Studio:
         """
         if not re.fullmatch(NAME, name):
             raise UserError(
-                f"The name {name!r} is not possible. Use up to 40 letters, digits, - and _."
+                f"The name {name!r} is not valid. Use up to 40 letters, digits, - and _."
             )
         if suffix not in SUFFIXES:
             raise UserError(
@@ -107,11 +107,11 @@ class Studio:
             raise UserError("State how the person in the video has consented to the avatar.")
         folder = self.uploads / name
         if any((self.out / room / name).exists() for room in ("data", "results")):
-            raise ExistsError(f"There already is a subject with the name {name}.")
+            raise ExistsError(f"A subject with the name {name} already exists.")
         try:
             folder.mkdir()
         except FileExistsError as error:
-            raise ExistsError(f"There already is a subject with the name {name}.") from error
+            raise ExistsError(f"A subject with the name {name} already exists.") from error
         try:
             video = folder / f"{name}.{suffix}"
             yield video
