@@ -36,7 +36,7 @@ def load(avatar: str | Path, data: str | Path | None = None) -> "TalkingAvatar":
 
     Args:
         avatar: file that `talker bundle` wrote, or folder that `talker train` wrote.
-        data: dataset folder; needed with an avatar folder only.
+        data: dataset folder; it is not needed if the avatar is a file.
 
     Raises:
         UserError: a file is missing, damaged or of another format version.
@@ -92,7 +92,7 @@ class TalkingAvatar:
     def player(
         self, speech: str | Path, page: str | Path, config: PlayerConfig = PlayerConfig()
     ) -> Path:
-        """Write a page that plays new speech in the browser, with an avatar that can be turned.
+        """Write a web page that plays new speech, with an avatar that the viewer can turn.
 
         Args:
             speech: audio or video file of any format.

@@ -28,7 +28,7 @@ TOKENS = ("speech", "eye", "pose", "null")
 STILLS = 4
 """Number of stills, evenly spaced over the video."""
 RANGE = (1, 99)
-"""Percentiles of a token's weights in the stills that become the ends of the color scale."""
+"""Percentiles of a token's weights, over all stills, at which its color scale begins and ends."""
 MIN_SPAN = 0.02
 """Smallest span of a color scale, so that a constant weight does not become noise."""
 HEADER = 24

@@ -33,7 +33,8 @@ PARAMETERS = GEOMETRY + 3
 """Number of parameters that are deformed: the geometry, and the constant color coefficients of red,
 green and blue."""
 LEAST_WEIGHT = 0.03
-"""Smallest sum over an image of a Gaussian's blending weights, in pixels, with which it is kept."""
+"""A Gaussian is kept if its blending weights, summed over the pixels of an image, reach this
+value."""
 LEVELS = 63
 """Largest magnitude of a quantized value. With 127 levels, files are a third larger and the
 images look hardly better."""

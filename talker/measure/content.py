@@ -3,8 +3,8 @@
 Every file is compared with files that it was computed from or that show the same thing. Layers and
 masks are compared with the frames; masks and poses are compared with the landmarks; blinks are
 compared with the eyelids; parts of the audio and speech features are compared with the audio. A
-frame is reported if it deviates
-much more than most frames of the clip, so that the limits also fit folders of other scripts.
+frame is reported if it deviates much more than most frames of the clip, so that the limits also fit
+folders of other scripts.
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -133,7 +133,8 @@ CONTROLS = {
         "renderings, except for the lag, which is the median."
     ),
 }
-"""Renderings that an avatar has to beat, because they look alike but do not talk."""
+"""Control renderings, which look like the avatar but do not follow the speech. The avatar must
+outperform them."""
 
 DETECTOR_FLOOR = (
     "The real frames are reduced to half their size, enlarged again, and measured like a "

@@ -31,7 +31,8 @@ COMPONENTS = 48
 DAMPING = 0.01
 """Ridge strength, relative to the number of frames and the largest variance of a component."""
 FOLDS, GAP = 5, 12
-"""Stretches of the cross-validation, and frames left out around each of them."""
+"""Number of stretches in the cross-validation, and number of frames left out around each of
+them."""
 MIN_SYNC_FRAMES = 3 * FPS
 """Number of tracked frames below which audio and mouth are not compared."""
 NULL_MARGIN = FPS
@@ -62,7 +63,8 @@ DOUBTFUL_LAG = 2.0
 CHANGED_LEVELS = 24
 """Difference in gray levels from which a background pixel counts as changed."""
 CLEARANCE = 8
-"""Distance around the person in pixels of a 512-pixel image that is not compared."""
+"""Distance from the person within which the background is not compared, in pixels of an image whose
+longer side is 512 pixels."""
 SHORT_SECONDS = 10.0
 """Duration of the tracked frames in seconds below which a clip gets a warning."""
 AT_LEAST = {"valid_percent", "usable_seconds", "held_out_frames", "mouth_range", "level_range_db"}

@@ -42,7 +42,7 @@ SHAKE_STEPS = {"head_shake": 1, "head_shake_5": 5}
 GAP = 16
 """Frames skipped between training and evaluation, so that their speech windows share no audio."""
 MIN_FRAMES_AFTER_GAP = 25
-"""Number of held-out frames that have to remain after the gap; with fewer there is no gap."""
+"""Minimum number of held-out frames after the gap. If fewer would remain, no frames are skipped."""
 
 Row = dict[str, float]
 

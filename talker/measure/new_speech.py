@@ -74,7 +74,7 @@ def evaluate_new_speech(
 
 
 def silence_row(sound: Waveform, opening: Float[np.ndarray, "T"], dataset: Dataset) -> Row:
-    """Measure the mouth in the pauses of a sound: the numbers of `SILENCE_DEFINITIONS`.
+    """Measure the mouth in the pauses of speech: the numbers of `SILENCE_DEFINITIONS`.
 
     Args:
         sound: int16 [640 T] at 16 kHz.

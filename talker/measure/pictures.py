@@ -42,7 +42,8 @@ small."""
 COMPARED_CRF = 22
 """Constant rate factor of that video."""
 WORST_APART = 8
-"""Smallest distance between two of the worst frames, so that they show different faults."""
+"""Minimum distance, in frames, between two of the worst frames that are shown, so that they show
+different faults."""
 DIFFERENCE_GAIN = 4
 """Factor by which differences between real and rendered frames are brightened."""
 

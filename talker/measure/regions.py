@@ -90,7 +90,7 @@ def compare_regions(
         ids: numbers of these frames.
         landmarks: landmarks of the real frames [N, 68, 2] in pixels.
         heads: head masks of the real frames, 0..255.
-        stlpips: network; without it there is no `stlpips`.
+        stlpips: network; without it, `stlpips` is not computed.
     """
     values: dict[str, list[float]] = {}
     before = None

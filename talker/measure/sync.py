@@ -54,8 +54,8 @@ MIN_FRAMES = 2 * FPS
 """Number of frames below which no score is computed."""
 MIN_NULL_FRAMES = 80
 """Number of frames below which no null distribution is computed, because it would consist of few
-and nearly equal shifts (10 % of unrelated sounds pass a 5 % test with 75 frames, and 5 % pass it
-with 100)."""
+and nearly equal shifts (10 % of unrelated recordings pass a 5 % test with 75 frames, and 5 % pass
+it with 100)."""
 
 
 def log_mel(sound: Float[np.ndarray, "S"], start: int = 0) -> Float[np.ndarray, "N 80"]:
@@ -72,7 +72,7 @@ MEL = Encoder("mel", BANDS, SAMPLE_RATE / HOP, first_center=0.0, sha256="", extr
 
 @dataclass(frozen=True)
 class Predictor:
-    """Predicts mouth shapes from sound: opening, width and jaw, in units of the eye distance."""
+    """Predicts mouth shapes from audio: opening, width and jaw, in units of the eye distance."""
 
     features: Encoder
     components: np.ndarray

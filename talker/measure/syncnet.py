@@ -50,7 +50,7 @@ BANDS, COEFFICIENTS, LIFTER, EMPHASIS = 26, 13, 22, 0.97
 
 
 class SyncNet(nn.Module):
-    """Two networks that map matching mouths and sounds to nearby embeddings."""
+    """Two networks that map matching mouths and speech to nearby embeddings."""
 
     def __init__(self, dims: int = 1024) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ def sync_distances(
 
 
 def shift_distances(faces: Tensor, sounds: Tensor) -> dict[str, float]:
-    """Compare embeddings [N, D] of faces and sounds over shifts; see `sync_distances`.
+    """Compare embeddings [N, D] of faces and audio over shifts; see `sync_distances`.
 
     Sync-D is the smallest mean distance over all shifts. Sync-C is the median of these distances
     minus Sync-D. Beyond the ends of the audio, its embedding is zero, as in the published

@@ -156,8 +156,8 @@ def grade_avatar(results: Mapping[str, Any]) -> Verdict:
 def blink_closing(real: np.ndarray, avatar: np.ndarray) -> tuple[float, float] | None:
     """Return the interval of how far the avatar's eyes close in a blink.
 
-    1 is as far as the real eyes, and 0 means that the avatar does not blink. The uncertainty is
-    that of the eye aspect ratio outside of the blinks.
+    A value of 1 means that they close as far as the real eyes, and 0 means that the avatar does not
+    blink. The uncertainty is that of the eye aspect ratio outside of the blinks.
 
     Args:
         real: eye aspect ratios of the real frames [N], nan where unknown.

@@ -74,7 +74,8 @@ class Orientation:
 
     @classmethod
     def of(cls, frame: av.VideoFrame) -> "Orientation":
-        """Read the display matrix of a frame; a missing or singular one leaves it as it is."""
+        """Read the display matrix of a frame; if it is missing or singular, the frame is not
+        turned."""
         side_data: Any = frame.side_data  # its type stub lacks this key
         matrix = side_data.get(SideDataType.DISPLAYMATRIX)
         values = np.frombuffer(bytes(matrix or b""), np.int32)

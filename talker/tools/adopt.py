@@ -360,7 +360,7 @@ def plate_rows(folder: Folder) -> Iterator[Row]:
 
 
 def clip_rows(folder: Folder) -> Iterator[Row]:
-    """Say whether clip.json exists."""
+    """Yield a row that says whether clip.json exists."""
     path = folder.path / layout.CLIP
     if not path.exists():
         yield Row(layout.CLIP, "derived", "from the frames and the poses")

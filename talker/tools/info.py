@@ -45,7 +45,7 @@ def main(config: Config = Config()) -> None:
 
 
 def collect() -> dict[str, str]:
-    """Return {name: value}, all of them text; the value says so if something is missing."""
+    """Return {name: value} as text; if something is missing, its value says so."""
     return {
         "talker": f"{__version__} in {Path(__file__).parent}",
         "python": platform.python_version(),

@@ -32,16 +32,16 @@ logger = logging.getLogger(__name__)
 MAX_SPEECH = 120
 """Longest speech in seconds that waits to be spoken; the rest is ignored."""
 MAX_DELAY = round(0.4 * SAMPLE_RATE)
-"""Largest number of samples of a microphone that wait; older ones are dropped."""
+"""Largest number of microphone samples in the buffer; older ones are dropped."""
 START_DELAY = 3 * SAMPLES_PER_FRAME
-"""Number of samples of a microphone that must arrive before they are spoken, so that the audio has
-no gaps if a few of them come late."""
+"""Number of microphone samples that are buffered before the avatar starts to speak them, so that
+samples that arrive late cause no gaps."""
 MAX_LATE = 0.5
 """Time in seconds by which a session may fall behind before its clock is set back."""
 MAX_TEXT = 500
 """Largest number of characters of a text to speak."""
 MICROPHONE, SPEECH = 0, 1
-"""First byte of a message with sound: part of a microphone's recording, or a whole speech."""
+"""First byte of a message with audio: part of a microphone recording, or a complete speech."""
 JPEG_QUALITY = 85
 """Quality of the frames, 1 to 100."""
 
@@ -159,7 +159,7 @@ class Avatars:
         self.loaded: dict[Path, tuple[int, SkippingAvatar]] = {}
 
     def session(self, file: Path) -> Session:
-        """Return a session of its own with an avatar; UserError if the file is damaged."""
+        """Return a new session with an avatar; UserError if the file is damaged."""
         with self.lock:
             changed = file.stat().st_mtime_ns
             if self.loaded.get(file, (0, None))[0] != changed:
@@ -168,7 +168,7 @@ class Avatars:
             return Session(self._copy(self.loaded[file][1]))
 
     def _copy(self, one: Any) -> SkippingAvatar:
-        """Return a streaming avatar with the same networks and a state of its own."""
+        """Return a streaming avatar with the same networks and its own state."""
         return SkippingAvatar(one.avatar, one.dataset, one.encoder, one.statistics, self.config)
 
 

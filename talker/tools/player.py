@@ -45,12 +45,13 @@ logger = logging.getLogger(__name__)
 
 
 ORBIT = 10.0, 8.0
-"""Largest yaw and pitch in degrees by which the view can be turned away from the recorded one. The
-avatar has not seen the head from much further aside."""
+"""Largest yaw and pitch in degrees by which the view can be turned away from the recorded one.
+Training frames rarely show the head from larger angles."""
 CORNERS = [(x * ORBIT[0], y * ORBIT[1]) for x in (-1, 1) for y in (-1, 1)]
 """Largest angles of a view, in degrees."""
 SAMPLED = 6
-"""Number of frames in one of which a Gaussian must be visible to be kept."""
+"""Number of frames that are sampled from the drive; a Gaussian is kept if it is visible in at least
+one of them."""
 
 
 @validated

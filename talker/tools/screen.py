@@ -1,7 +1,7 @@
 """Show a run of the workflow: live lines on a terminal, one line per finished stage in a log.
 
-The input are the events that the logger plugin `snakemake_logger_plugin_talker` prints, and the
-progress lines in the logs of the running stages.
+The input consists of the events that the logger plugin `snakemake_logger_plugin_talker` prints, and
+the progress lines in the logs of the running stages.
 """
 
 import json

@@ -92,9 +92,9 @@ class Config:
 class Guard:
     """Middleware that refuses foreign requests, and forbids pages to contact other servers.
 
-    Requests must have the token, if there is one. Without a token, they must be addressed to this
-    machine by its own name, so that no other site can reach the page by a name of its own (DNS
-    rebinding). A page of another site must not send any request.
+    Requests must contain the token, if there is one. Without a token, they must be addressed to
+    this machine by its own name, which prevents DNS rebinding. Requests from pages of other sites
+    are refused.
     """
 
     app: ASGIApp
