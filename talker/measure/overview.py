@@ -22,7 +22,7 @@ from talker.data import layout
 GRADES = ("good", "usable", "too short to tell", "failed")
 """Verdicts from best to worst, in the order of sorting. Subjects without a verdict come last."""
 NUMBERS = {
-    "mouth": ("mouth_correlation", "{:z.2f}"),
+    "mouth": ("mouth_correlation", "{:z.1f}"),
     "amplitude": ("mouth_std_ratio", "{:.1f}"),
     "PSNR, dB": ("psnr", "{:.1f}"),
 }

@@ -87,15 +87,16 @@ def tiles(metrics: Section) -> list[dict[str, str]]:
 
     return [
         of_mouth(
-            *("mouth follows speech", "mouth_correlation", "r", "{:z.2f}"),
-            f"{between}{number(shuffled['mouth_correlation'], '{:z.2f}')} with shuffled audio",
+            *("mouth follows speech", "mouth_correlation", "r", "{:z.1f}"),
+            f"{between}{number(shuffled['mouth_correlation'], '{:z.1f}')} with shuffled audio",
         ),
         of_mouth(
             *("mouth amplitude", "mouth_std_ratio", "x real", "{:.1f}"),
             f"{number(frozen['mouth_std_ratio'], '{:.1f}')} with a frozen mouth",
         ),
         of_mouth(
-            *("lag", "best_lag_frames", "frames", "{:.0f}"),
+            *("lag", "best_lag_frames", "frame" if row["best_lag_frames"] == 1 else "frames"),
+            "{:.0f}",
             f"0 is in sync; {number(shuffled['best_lag_frames'], '{:.0f}')} with shuffled audio",
         ),
         of_picture(

@@ -30,7 +30,7 @@ REPORTED_PARTS = 2
 """Number of parts of a long loop; a line is written to a log after each, except the last."""
 LAST_STAGE = "report"
 """Stage that completes a subject. With several subjects, only this stage has a line in the log."""
-LONG_SECONDS = 60.0
+LONG_SECONDS = 180.0
 """Duration of a stage in seconds from which its progress is written to a log."""
 
 
