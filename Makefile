@@ -7,7 +7,7 @@ CORES ?= all
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 comma := ,
 install = pip install --quiet --no-compile --no-warn-conflicts -c constraints.txt
-extras = prepare-without-jax,workflow,cluster,ffmpeg,serve,view$(if $(GPU),$(comma)$(GPU))
+extras = prepare-without-jax,workflow,cluster,ffmpeg,serve,view,webrtc$(if $(GPU),$(comma)$(GPU))
 
 .PHONY: help demo run video-exists test test-browser test-cluster fuzz faults lint docs envs audit clean
 

@@ -535,14 +535,14 @@ def test_sound_and_picture_stay_together_for_a_minute(talking: TestClient) -> No
 
 
 @pytest.fixture
-def address(streaming, tmp_path: Path, runs: Runs, monkeypatch) -> Iterator[str]:
-    """The address of a server, for a browser, with the avatar `me`."""
+def address(request, streaming, tmp_path: Path, runs: Runs, monkeypatch) -> Iterator[str]:
+    """The address of a server, for a browser, with the avatar `me`; the parameter is `webrtc`."""
     monkeypatch.setattr(live, "load_streaming_avatar", streaming)
     (tmp_path / "me.avatar").write_bytes(b"replaced by `streaming`")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    app = make_app(Config(out=tmp_path))
+    app = make_app(Config(out=tmp_path, webrtc=getattr(request, "param", False)))
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
     running = threading.Thread(target=server.run)
     running.start()
@@ -615,3 +615,76 @@ def test_a_person_talks_with_the_avatar_in_a_browser(address: str, tmp_path: Pat
         page.click("text=Stop speaking")
         page.wait_for_timeout(1000)
         assert max(heard) == 0
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("address", [True], indirect=True)
+def test_a_person_calls_the_avatar_in_a_browser(address: str, tmp_path: Path) -> None:
+    """Over WebRTC, a fake microphone comes back with a moving picture, both at the same time."""
+    pytest.importorskip("aiortc")
+    write_wav(tmp_path / "voice.wav", syllables(250, seed=4))
+    flags = [
+        "--use-fake-ui-for-media-stream",
+        "--use-fake-device-for-media-stream",
+        f"--use-file-for-fake-audio-capture={tmp_path / 'voice.wav'}",
+    ]
+    with open_page(f"{address}#talk/me", flags=flags) as page:
+        page.locator("#call:not([hidden])").wait_for()
+        page.get_by_text("Connected").wait_for()
+        page.evaluate(MEASURE_CALL)
+
+        def wait_for(condition: Callable[[dict[str, float]], bool]) -> None:
+            for _ in range(150):  # the policy of the page forbids `page.wait_for_function`
+                if condition(found := page.evaluate("measured")):
+                    return
+                page.wait_for_timeout(100)
+            raise AssertionError(found)
+
+        wait_for(lambda found: found["frames"] > 10 and found["pieces"] > 10)
+        assert page.evaluate("measured.loudest") < 0.001
+        page.click("#microphone")
+        wait_for(lambda found: found["loudest"] > 0.01 and found["changes"] > 10)
+        wait_for(lambda found: 0 < found["late"] < 50)
+        page.click("#microphone")
+        page.wait_for_timeout(1500)
+        page.evaluate("measured.loudest = 0")
+        page.wait_for_timeout(500)
+        assert page.evaluate("measured.loudest") < 0.001
+        page.fill("#text", "Good morning")
+        page.click("text=Stop speaking")
+        page.evaluate("location.hash = '#new'")
+        page.wait_for_timeout(200)
+        assert page.evaluate("call === null")
+
+
+MEASURE_CALL = """() => {
+  window.measured = {frames: 0, changes: 0, pieces: 0, loudest: 0, late: 0};
+  const video = document.getElementById("call"), sound = new AudioContext();
+  const analyser = sound.createAnalyser(), samples = new Float32Array(2048);
+  sound.createMediaStreamSource(video.srcObject).connect(analyser);
+  const picture = Object.assign(document.createElement("canvas"), {width: 8, height: 8});
+  const pen = picture.getContext("2d", {willReadFrequently: true});
+  let last = "";
+  const look = () => {
+    pen.drawImage(video, 0, 0, 8, 8);
+    const now = pen.getImageData(0, 0, 8, 8).data.join();
+    measured.frames++;
+    measured.changes += now !== last;
+    last = now;
+    video.requestVideoFrameCallback(look);
+  };
+  video.requestVideoFrameCallback(look);
+  setInterval(async () => {
+    if (!call) return;
+    analyser.getFloatTimeDomainData(samples);
+    measured.pieces++;
+    measured.loudest = Math.max(measured.loudest, ...samples.map(Math.abs));
+    const shown = {};
+    (await call.connection.getStats()).forEach((one) => {
+      if (one.type === "inbound-rtp") shown[one.kind] = one.estimatedPlayoutTimestamp;
+    });
+    measured.late = shown.audio && shown.video ? Math.abs(shown.audio - shown.video) : 0;
+  }, 50);
+}"""
+"""Script that measures what a call shows and plays: numbers of frames and of changes between them,
+the loudest sample, and the time in ms between the sound and the frame that are presented."""

@@ -1,7 +1,8 @@
 """Live speech of `talker serve`: every session is one person who talks with an avatar.
 
 The avatar never stops: without speech it receives silence, so it moves with a closed mouth. Every
-message holds one frame and exactly its 640 samples of audio, so the two cannot drift apart.
+answer is one frame with exactly its 640 samples of audio, so the two cannot drift apart. A session
+sends them over a WebSocket (here) or in a call (`talker/tools/calls.py`).
 """
 
 import asyncio
@@ -10,15 +11,15 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from fastapi import WebSocket
-from starlette.types import Message
 from starlette.websockets import WebSocketDisconnect
 
 from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
@@ -60,11 +61,38 @@ class SkippingAvatar(StreamingAvatar):
         yield from super()._render(frames)
 
 
-class Session:
-    """The speech of one person, and the frames and the audio that the avatar answers with."""
+@dataclass(frozen=True)
+class Answer:
+    """One frame of an avatar, with its audio."""
 
-    def __init__(self, streaming: SkippingAvatar) -> None:
-        self.streaming = streaming
+    number: int
+    """number of the frame"""
+    sound: np.ndarray
+    """int16 [640], samples at 16 kHz"""
+    image: np.ndarray
+    """RGB uint8 [H, W, 3]; empty if the frame was skipped"""
+
+    def message(self) -> bytes:
+        """Return the number (uint32), the audio (int16) and the frame as JPEG, little-endian.
+
+        A skipped frame has no JPEG.
+        """
+        number = self.number.to_bytes(4, "little")
+        return number + self.sound.astype("<i2").tobytes() + jpeg(self.image)
+
+
+class Session:
+    """The speech of one person, and the frames and the audio that the avatar answers with.
+
+    Args:
+        streaming: avatar with a state of its own.
+        pack: function that converts an answer into what is sent.
+    """
+
+    def __init__(
+        self, streaming: SkippingAvatar, pack: Callable[[Answer], Any] = Answer.message
+    ) -> None:
+        self.streaming, self.pack = streaming, pack
         self.speech = np.empty(0, np.int16)
         """Samples that wait to be spoken."""
         self.microphone = False
@@ -108,23 +136,18 @@ class Session:
             self.speech = speech[count:]
         return np.pad(speech[:count], (0, count - len(speech[:count])))
 
-    def advance(self) -> list[bytes]:
-        """Speak the next hop, and return a message for each frame that it completes.
-
-        A message is the number of the frame (uint32), its 640 samples of audio (int16) and the
-        frame as JPEG, all little-endian. A skipped frame has no JPEG.
-        """
+    def advance(self) -> list[Any]:
+        """Speak the next hop, and return the packed answer for each frame that it completes."""
         sound = self.take(self.streaming.config.hop * SAMPLES_PER_FRAME)
         self.spoken.extend(sound.reshape(-1, SAMPLES_PER_FRAME))
-        messages = []
+        answers = []
         for image in self.streaming.push_audio(sound):
-            number = self.frames.to_bytes(4, "little")
-            messages.append(number + self.spoken.popleft().astype("<i2").tobytes() + jpeg(image))
+            answers.append(self.pack(Answer(self.frames, self.spoken.popleft(), image)))
             self.frames += 1
-        return messages
+        return answers
 
-    async def run(self, send: Callable[[bytes], Awaitable[None]]) -> None:
-        """Send the messages in real time, until the task is canceled.
+    async def run(self, send: Callable[[Any], Awaitable[None]]) -> None:
+        """Send the answers in real time, until the task is canceled.
 
         If the computer is too slow, frames are skipped; if it is still too slow, the speech is
         slowed down, so that the delay stays bounded.
@@ -137,8 +160,8 @@ class Session:
                 due += behind
             await asyncio.sleep(max(0.0, -behind))
             self.streaming.late = behind > period
-            for message in await asyncio.to_thread(self.advance):
-                await send(message)
+            for answer in await asyncio.to_thread(self.advance):
+                await send(answer)
             due += period
 
 
@@ -158,18 +181,22 @@ class Avatars:
         self.lock = threading.Lock()
         self.loaded: dict[Path, tuple[int, SkippingAvatar]] = {}
 
-    def session(self, file: Path) -> Session:
+    def session(self, file: Path, pack: Callable[[Answer], Any] = Answer.message) -> Session:
         """Return a new session with an avatar; UserError if the file is damaged."""
         with self.lock:
             changed = file.stat().st_mtime_ns
             if self.loaded.get(file, (0, None))[0] != changed:
                 one = load_streaming_avatar(None, file, self.config)
                 self.loaded[file] = changed, self._copy(one)
-            return Session(self._copy(self.loaded[file][1]))
+            return Session(self._copy(self.loaded[file][1]), pack)
 
     def _copy(self, one: Any) -> SkippingAvatar:
         """Return a streaming avatar with the same networks and its own state."""
         return SkippingAvatar(one.avatar, one.dataset, one.encoder, one.statistics, self.config)
+
+
+class BusyError(UserError):
+    """There are as many sessions as allowed."""
 
 
 class Live:
@@ -185,20 +212,36 @@ class Live:
     def __init__(self, studio: Studio, config: Config, voice: str, max_sessions: int) -> None:
         self.studio, self.voice, self.max_sessions = studio, voice, max_sessions
         self.avatars = Avatars(config)
-        self.sockets: set[WebSocket] = set()
+        self.sessions = 0
+        """Number of sessions in progress."""
         self.speaking = threading.Lock()  # espeak-ng has one state for the whole process
 
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count the block as a session; BusyError if there are as many as allowed."""
+        if self.sessions >= self.max_sessions:
+            raise BusyError("Too many sessions. Try again later.")
+        self.sessions += 1
+        try:
+            yield
+        finally:
+            self.sessions -= 1
+
     async def converse(self, socket: WebSocket, name: str) -> None:
-        """Let a person talk with an avatar.
+        """Let a person talk with an avatar over a WebSocket.
 
         The client sends audio as 16 kHz int16 after a byte (0: microphone, 1: a whole speech), or
-        JSON: {"say": TEXT} or {"stop": true}. It receives the messages of `Session.advance`.
+        JSON: {"say": TEXT} or {"stop": true}. It receives a description of the session as JSON, and
+        then an `Answer.message` for each frame.
         """
         await socket.accept()
-        if len(self.sockets) >= self.max_sessions:
-            await socket.close(1013, "Too many sessions. Try again later.")
-            return
-        self.sockets.add(socket)
+        try:
+            with self.counted():
+                await self._converse(socket, name)
+        except BusyError as error:
+            await socket.close(1013, str(error))
+
+    async def _converse(self, socket: WebSocket, name: str) -> None:
         task = None
         try:
             session = await asyncio.to_thread(self.avatars.session, self.studio.avatar(name))
@@ -209,7 +252,7 @@ class Live:
                 if message["type"] == "websocket.disconnect":
                     break
                 try:
-                    await asyncio.to_thread(self._answer, session, message)
+                    await asyncio.to_thread(self.apply, session, message)
                 except UserError as error:
                     await socket.send_json({"error": str(error)})
         except UserError as error:
@@ -218,7 +261,6 @@ class Live:
         except WebSocketDisconnect:
             pass
         finally:
-            self.sockets.discard(socket)
             if task is not None:
                 task.cancel()
                 with suppress(asyncio.CancelledError, RuntimeError, WebSocketDisconnect):
@@ -234,8 +276,13 @@ class Live:
             logger.exception("A live session failed.")
             await socket.close(1011, "The session failed. See the log of the server.")
 
-    def _answer(self, session: Session, message: Message) -> None:
-        """Apply a message of a client to its session; UserError if it is not understood."""
+    def apply(self, session: Session, message: Mapping[str, Any]) -> None:
+        """Apply a message of a client to its session; UserError if it is not understood.
+
+        Args:
+            session: session of the client.
+            message: audio in `bytes`, or JSON in `text`, as in a message of ASGI.
+        """
         if (content := message.get("bytes")) is not None:
             if len(content) % 2 == 0:
                 raise UserError(

@@ -9,6 +9,7 @@ avatar speak what is typed or said. The same is available as an HTTP interface, 
 """
 
 import asyncio
+import importlib.util
 import ipaddress
 import logging
 import secrets
@@ -17,11 +18,11 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
 import uvicorn
-from fastapi import APIRouter, FastAPI, HTTPException, Request, WebSocket
+from fastapi import APIRouter, Body, FastAPI, HTTPException, Request, WebSocket
 from fastapi import Path as PathValue
 from fastapi.responses import (
     FileResponse,
@@ -37,9 +38,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from talker.core.config import AtLeast1, validated
 from talker.errors import UserError
-from talker.tools.live import Live
+from talker.tools.live import BusyError, Live
 from talker.tools.speak import Config as StreamConfig
 from talker.tools.studio import NAME, ExistsError, MissingError, Studio
+
+if TYPE_CHECKING:
+    from talker.tools.calls import Calls
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +58,11 @@ POLICY = (
     "form-action 'self'; frame-ancestors 'none'"
 )
 """Content security policy of all pages: browsers send no request to any other server."""
-STATUS = {ExistsError: 409, MissingError: 404}
+STATUS = {ExistsError: 409, MissingError: 404, BusyError: 503}
 """HTTP status of errors; any other `UserError` has the status 422."""
+Sdp = Annotated[
+    str, Body(embed=True, max_length=100_000, description="Offer of a call over WebRTC.")
+]
 Name = Annotated[str, PathValue(pattern=NAME, description="Name of a subject or an avatar.")]
 
 
@@ -78,6 +85,9 @@ class Config:
     """Maximum size of an uploaded video in megabytes."""
     max_sessions: AtLeast1 = 4
     """Maximum number of simultaneous live sessions."""
+    webrtc: bool = True
+    """Let live sessions use WebRTC, which needs the package aiortc and UDP between the page and the
+    server. Without it, or if the page cannot connect this way, a WebSocket is used."""
     preset: Literal["auto", "draft", "full", "full_2_layers"] = "auto"
     """Preset of the runs, as in `talker run`."""
     configfile: Path | None = None
@@ -163,9 +173,13 @@ def make_app(config: Config, token: str = "") -> FastAPI:
     studio = Studio(config.out, tuple(options))
     live = Live(studio, config.live, config.voice, config.max_sessions)
 
+    calls = make_calls(live) if config.webrtc else None
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
+        if calls is not None:
+            await calls.close()
         await asyncio.to_thread(studio.close)
 
     # the pages that FastAPI offers for its interface load scripts from other servers
@@ -178,6 +192,8 @@ def make_app(config: Config, token: str = "") -> FastAPI:
     )
     app.add_middleware(Guard, token=token)
     app.include_router(subject_routes(studio, config))
+    if calls is not None:
+        app.include_router(call_routes(calls))
 
     @app.exception_handler(UserError)
     def refuse(_: Request, error: UserError) -> JSONResponse:
@@ -203,6 +219,37 @@ def make_app(config: Config, token: str = "") -> FastAPI:
         await live.converse(socket, name)
 
     return app
+
+
+def make_calls(live: Live) -> "Calls | None":
+    """Return the calls over WebRTC; None if the package aiortc is not installed."""
+    if importlib.util.find_spec("aiortc") is None:
+        return None
+    from talker.tools.calls import Calls
+
+    return Calls(live)
+
+
+def call_routes(calls: "Calls") -> APIRouter:
+    """Return the part of the interface that is about calls over WebRTC."""
+    routes = APIRouter(prefix="/api")
+
+    @routes.post("/avatars/{name}/call", status_code=201)
+    async def call(name: Name, sdp: Sdp) -> dict[str, Any]:
+        """Take the offer of a page as the body of the request, and answer it."""
+        return await calls.accept(name, sdp)
+
+    @routes.post("/calls/{key}", status_code=204)
+    async def say(key: str, request: Request) -> None:
+        """Take sound or a command, as the WebSocket does."""
+        if int(request.headers.get("content-length") or MAX_MESSAGE + 1) > MAX_MESSAGE:
+            raise HTTPException(413, f"The message is larger than {MAX_MESSAGE} bytes.")
+        content = await request.body()
+        as_text = request.headers.get("content-type", "").startswith("application/json")
+        message = {"text": content.decode(errors="replace")} if as_text else {"bytes": content}
+        await calls.apply(key, message)
+
+    return routes
 
 
 def subject_routes(studio: Studio, config: Config) -> APIRouter:
