@@ -187,6 +187,18 @@ sys.exit(len(received))
     assert process.returncode == signals
 
 
+def test_a_run_in_the_background_can_be_stopped():
+    """A shell ignores SIGINT there, but stages are stopped with it after SIGTERM."""
+    program = "import signal, sys; sys.exit(signal.getsignal(signal.SIGINT) == signal.SIG_IGN)"
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        status, _ = run._run_snakemake([sys.executable, "-c", program], Config(verbose=True), ["a"])
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert status == 0
+
+
 def test_a_stage_that_lost_ctrl_c_is_interrupted_again(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(run, "SECONDS_BETWEEN_SIGNALS", 0.3)
     program = "trap 'count=${count}x; [ $count != xx ] || exit 2' INT; echo; while :; do :; done"

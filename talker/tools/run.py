@@ -313,22 +313,35 @@ def _run_snakemake(
 ) -> tuple[int, Sequence[str]]:
     """Run Snakemake and show its progress; return its exit status and its error messages."""
     pipe = None if config.verbose else subprocess.PIPE
-    process = subprocess.Popen(
-        command,
-        cwd=config.out,
-        stdin=subprocess.DEVNULL,
-        stdout=pipe,
-        stderr=pipe,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
-        process_group=0,
-    )
+    with _default_interrupt():
+        process = subprocess.Popen(
+            command,
+            cwd=config.out,
+            stdin=subprocess.DEVNULL,
+            stdout=pipe,
+            stderr=pipe,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            process_group=0,
+        )
     lines: Lines = queue.Queue()
     with _interruptible(process, lines):
         if config.verbose:
             return process.wait(), ["The run failed. The reason is in the output above."]
         return _watch(process, lines, Screen(config.out, subjects, config.dry_run, config.status))
+
+
+@contextmanager
+def _default_interrupt() -> Iterator[None]:
+    """Let processes that are started here end on SIGINT, which shells ignore in the background."""
+    before = signal.getsignal(signal.SIGINT)
+    if before == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _watch(
