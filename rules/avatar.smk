@@ -52,6 +52,7 @@ rule train:
         dataset=dataset_of,
         features=SPEECH_FEATURES,
         quality="<data>/{subject}/quality.json",
+        prior=speech_prior_of,
     output:
         avatar=directory("<results>/{subject}/avatar"),
     log:

@@ -388,6 +388,12 @@ def cli_flags(stage, subject):
     return shlex.join(flags_of(options_of(stage, subject)))
 
 
+def speech_prior_of(wildcards):
+    """Return the file of `talker prior` that the training of a subject uses, if any."""
+    options = options_of("train", subject_with_overrides(wildcards.subject))
+    return options.get("speech_prior") or []
+
+
 code_hash = functools.cache(code_of)
 
 

@@ -37,7 +37,7 @@ TABLE = dict(
 )
 SCHEMA = yaml.safe_load((ROOT / "workflow" / "schemas" / "config.schema.yaml").read_text())
 
-METRIC_FILES = {f"evaluate.{name}" for name in METRIC_NETWORKS}
+NAMED_FILES = {f"evaluate.{name}" for name in METRIC_NETWORKS} | {"train.speech_prior"}
 """Options that name a file, which has to exist."""
 
 MODES = {
@@ -154,7 +154,7 @@ def test_every_option_reruns_its_stage_and_what_follows(tmp_path: Path) -> None:
         if stage in BACKEND_OPTIONS and option == BACKEND_OPTIONS[stage][1]:
             needed = FILES.get((BACKEND_OPTIONS[stage][0], value))
             chosen |= {f"{stage}.{needed}": "config/config.yaml"} if needed else {}
-        if key in METRIC_FILES:
+        if key in NAMED_FILES:
             chosen[key] = "config/config.yaml"  # a run refuses files that do not exist
     workflow = Workflow(tmp_path)
     for name in cells:

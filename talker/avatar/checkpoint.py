@@ -35,8 +35,8 @@ class Origin:
     options: str
     """Options of the run."""
     data: str
-    """Content of the dataset's files. Arrays computed from the files are not hashed, because they
-    are rounded differently on different machines."""
+    """Content of the dataset's files and of the file `speech_prior`. Arrays computed from the files
+    are not hashed, because they are rounded differently on different machines."""
 
     @classmethod
     def of(cls, config: Config, data: Dataset) -> "Origin":
@@ -46,8 +46,11 @@ class Origin:
         def content(file: Folder) -> bytes:
             return hashlib.sha256(file.read_bytes()).digest()
 
+        files = [*data.training_files(config.encoder)]
+        if config.speech_prior:
+            files.append(Path(config.speech_prior))
         with ThreadPoolExecutor() as pool:
-            parts = b"".join(pool.map(content, data.training_files(config.encoder)))
+            parts = b"".join(pool.map(content, files))
         return cls(
             code=code_of("talker.train"),
             options=hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest(),

@@ -6,6 +6,8 @@ ridge regression from the speech window to the tracked expression is fast and ge
 as well as AudioNet, the convolutional encoder of the AD-NeRF family (docs/notes/quality.md).
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from jaxtyping import Float, Real
@@ -14,7 +16,7 @@ from torch.nn import functional as F
 
 from talker.clip import WINDOW
 from talker.core.parallel import one_thread
-from talker.core.ridge import fit_cross_validated
+from talker.core.ridge import CrossValidated, Ridge, fit_cross_validated
 
 EXPRESSIONS = 10
 """Number of expression components that speech predicts."""
@@ -32,6 +34,8 @@ with the distance of its step from the center of the window, like a Gaussian wit
 deviation."""
 STRENGTHS = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10_000.0)
 """Regularization strengths of the ridge regression that cross-validation chooses from."""
+STRENGTHS_TOWARD_PRIOR = (*STRENGTHS, 30_000.0, 100_000.0, 300_000.0, 1_000_000.0)
+"""The same with a prior from other speakers. With the largest ones, the prior is used unchanged."""
 MAX_GAIN = 1.5
 """Largest factor by which the predicted expression is amplified."""
 
@@ -46,14 +50,24 @@ class SpeechToExpression(nn.Linear):
         return super().forward(windows.flatten(1))
 
 
+class ExpressionComponents(NamedTuple):
+    """The principal components of tracked expressions."""
+
+    scores: Float[Tensor, "T 10"]
+    """[T, 10], the first has unit variance; if there are fewer than 10 components, the others are
+    zero"""
+    axes: Float[Tensor, "10 E"]
+    """[10, E], orthonormal directions, or zero"""
+
+
 @one_thread()
-def expression_targets(
+def expression_components(
     expression: Float[np.ndarray, "T E"], eye: Float[np.ndarray, "T"]
-) -> Float[Tensor, "T 10"]:
-    """Return the principal components [T, 10] of tracked expressions; the first has unit variance.
+) -> ExpressionComponents:
+    """Return the principal components of tracked expressions.
 
     The part that follows the blinks is removed: speech cannot predict it, and the avatar gets it
-    from the eye token. If there are fewer than 10 components, the others are zero.
+    from the eye token.
 
     Args:
         expression: [T, E], which does not depend on the head pose, unlike the shape of the mouth in
@@ -66,8 +80,17 @@ def expression_targets(
     )
     centered -= torch.outer(blink, blink @ centered) / (blink @ blink).clamp_min(1e-9)
     _, sizes, axes = torch.linalg.svd(centered, full_matrices=False)
-    scores = F.pad(centered @ axes[:EXPRESSIONS].T, (0, max(0, EXPRESSIONS - len(axes))))
-    return (scores * len(centered) ** 0.5 / sizes[0].clamp_min(1e-9)).float()
+    missing = max(0, EXPRESSIONS - len(axes))
+    scores = F.pad(centered @ axes[:EXPRESSIONS].T, (0, missing))
+    scores = (scores * len(centered) ** 0.5 / sizes[0].clamp_min(1e-9)).float()
+    return ExpressionComponents(scores, F.pad(axes[:EXPRESSIONS], (0, 0, 0, missing)))
+
+
+def expression_targets(
+    expression: Float[np.ndarray, "T E"], eye: Float[np.ndarray, "T"]
+) -> Float[Tensor, "T 10"]:
+    """Return the scores [T, 10] of `expression_components`, which speech is to predict."""
+    return expression_components(expression, eye).scores
 
 
 def rest_expression(
@@ -92,6 +115,7 @@ def fit_speech_to_expression(
     silence: Float[Tensor, "C"] | None = None,
     rest: Float[Tensor, "10"] | None = None,
     amplitude: float = 0.0,
+    other_speakers: Ridge | None = None,
 ) -> tuple[float, float]:
     """Set the weights of `layer` by ridge regression with cross-validated strength.
 
@@ -110,6 +134,9 @@ def fit_speech_to_expression(
         rest: output of `rest_expression`, needed with `silence`.
         amplitude: 0 keeps the least-squares prediction, 1 amplifies each component about its mean
             to the standard deviation of its target, by `MAX_GAIN` at most.
+        other_speakers: the map that other speakers suggest, from flattened windows to expressions
+            (`talker.avatar.speech_prior`). The penalty is then on the difference from this map, if
+            this predicts held-out stretches better.
 
     Returns:
         The ridge strength, and the correlation between the first component and its prediction on
@@ -126,6 +153,11 @@ def fit_speech_to_expression(
         window = silence.cpu().double().repeat(windows.shape[1]).numpy() * prior
         extra = np.tile(window, (count, 1)), np.tile(rest.cpu().double().numpy(), (count, 1))
     fitted = fit_cross_validated(x, y, STRENGTHS, extra)
+    if other_speakers is not None:
+        known = Ridge(other_speakers.weight / prior[:, None], other_speakers.bias)
+        alternative = _fit_toward(known, x, y, extra)
+        if _error(alternative, y) < _error(fitted, y):
+            fitted = alternative
     spread = fitted.held_out.std(0)
     gain = np.divide(y.std(0), spread, out=np.ones_like(spread), where=spread > 0)
     gain = 1 + amplitude * (gain.clip(1, MAX_GAIN) - 1)
@@ -136,6 +168,23 @@ def fit_speech_to_expression(
     with np.errstate(invalid="ignore"):
         correlation = np.corrcoef(fitted.held_out[:, 0], y[:, 0])[0, 1]
     return fitted.strength, float(correlation)
+
+
+def _fit_toward(
+    known: Ridge, x: np.ndarray, y: np.ndarray, extra: tuple[np.ndarray, np.ndarray] | None
+) -> CrossValidated:
+    """Fit a ridge regression whose penalty is on the difference from a `known` map."""
+    expected = known.predict(x)
+    if extra is not None:
+        extra = extra[0], extra[1] - known.predict(extra[0])
+    fitted = fit_cross_validated(x, y - expected, STRENGTHS_TOWARD_PRIOR, extra)
+    ridge = Ridge(known.weight + fitted.ridge.weight, known.bias + fitted.ridge.bias)
+    return CrossValidated(ridge, fitted.strength, expected + fitted.held_out)
+
+
+def _error(fitted: CrossValidated, y: np.ndarray) -> float:
+    """Return the mean squared error of the predictions for held-out stretches."""
+    return float(np.square(fitted.held_out - y).mean())
 
 
 def weight_prior(speech_scale: np.ndarray) -> np.ndarray:

@@ -115,6 +115,12 @@ class Config:
     predicted from speech. In these frames, the mouth is fully determined by the expression, so the
     network does not learn to infer it from the blink and the pose."""
 
+    speech_prior: str = ""
+    """File that `talker prior` wrote. The map from speech to expression then stays close to the map
+    that other speakers have in common, as far as this predicts held-out parts of the training
+    frames better. This helps most on clips of less than 20 s. By default, the map is fitted to the
+    clip alone."""
+
     rates: LearningRates = field(default_factory=LearningRates)
     weights: LossWeights = field(default_factory=LossWeights)
     density: DensityConfig = field(default_factory=DensityConfig)

@@ -33,6 +33,7 @@ from talker.avatar.losses import PerceptualNetwork, compute_loss
 from talker.avatar.model import Avatar, AvatarConfig
 from talker.avatar.options import Config
 from talker.avatar.rasterize import Rasterized, Splats, rasterize
+from talker.avatar.speech_prior import Speaker, SpeechPrior
 from talker.avatar.training_set import (
     EYES,
     MOUTH,
@@ -45,6 +46,7 @@ from talker.avatar.training_set import (
 from talker.core.files import atomic_write
 from talker.core.parallel import one_thread
 from talker.core.progress import progress
+from talker.core.ridge import Ridge
 from talker.dataset import Dataset
 from talker.errors import UserError
 
@@ -493,6 +495,10 @@ def fit(
         SystemExit: after SIGTERM, with status 143.
         UserError: training diverged.
     """
+    prior = None
+    if config.speech_prior:
+        speaker = Speaker.of(data, config.encoder)
+        prior = SpeechPrior.load(Path(config.speech_prior)).map_of(speaker)
     origin = Origin.of(config, data)
     trainer = Trainer(data, subset, config, perceptual)
 
@@ -500,7 +506,7 @@ def fit(
         save_checkpoint(checkpoint, trainer.state(), origin)
 
     with one_thread(), _stop_signals() as received:
-        _begin(trainer, load_checkpoint(checkpoint, origin), checkpoint)
+        _begin(trainer, load_checkpoint(checkpoint, origin), checkpoint, prior)
         saved = -math.inf  # the first step is saved, too
         while True:
             left = trainer.stage_steps - trainer.step
@@ -526,8 +532,16 @@ def _save_point_cloud(trainer: Trainer, folder: Path) -> None:
         trainer.avatar.save_point_cloud(scratch)
 
 
-def _begin(trainer: Trainer, state: dict[str, Any] | None, checkpoint: Path) -> None:
+def _begin(
+    trainer: Trainer, state: dict[str, Any] | None, checkpoint: Path, prior: Ridge | None
+) -> None:
     """Continue from the `state` of a checkpoint, or fit the map from speech to expression.
+
+    Args:
+        trainer: the training run.
+        state: content of the checkpoint, if there is one.
+        checkpoint: its file.
+        prior: the map that other speakers suggest.
 
     Raises:
         UserError: the state is damaged.
@@ -553,6 +567,7 @@ def _begin(trainer: Trainer, state: dict[str, Any] | None, checkpoint: Path) -> 
         subset.silence if len(subset.silence) else None,
         subset.rest,
         trainer.config.mouth_amplitude,
+        prior,
     )
     logger.info(
         "Ridge regression from speech predicts the expression with a correlation of %.2f "

@@ -167,6 +167,23 @@ def read_track_params(path: Path | zipfile.Path) -> TrackParams:
     return TrackParams(euler, trans, float(focal[0]), expression, valid, vertices, faces)
 
 
+def read_expression_basis(path: Path | zipfile.Path) -> np.ndarray:
+    """Read the expression basis float32 [E, 478, 3] of a track_params.pt file.
+
+    Row e is the displacement of the points of the face mesh in dm for coefficient e of 1.
+
+    Raises:
+        UserError: the file is missing or damaged, or has no basis of this shape.
+    """
+    faults: list[str] = []
+    basis = _numbers(_load_torch(path), "exp_basis", (None, None, 3), 1e6, faults)
+    if faults:
+        raise UserError(
+            f"{path}: {faults[0]} Run `talker track`, which writes the basis of the expressions."
+        )
+    return basis
+
+
 def _load_torch(path: Path | zipfile.Path) -> Mapping[str, Any]:
     if isinstance(path, Path) and not path.exists():
         raise UserError(f"{path} does not exist. Run `talker track`, which writes it.")
