@@ -309,8 +309,8 @@ def _speech_axes(
     """
     covariance = 0.0
     for speaker in speakers:
-        slots = speaker.windows[:, WINDOW // 2]
-        spoken = slots[np.abs(slots - speaker.silence).max(1) > 1e-3]
+        rows = speaker.windows[:, WINDOW // 2]
+        spoken = rows[np.abs(rows - speaker.silence).max(1) > 1e-3]
         moment = spoken.T @ spoken / max(len(spoken), 1)
         covariance = covariance + speaker.directions.T @ moment @ speaker.directions / len(speakers)
     values, vectors = np.linalg.eigh(covariance)
