@@ -36,9 +36,9 @@ class Config:
     batch: AtLeast0 = 0
     """Number of frames rendered at once. The default of 0 means 32 on a GPU and 8 on a CPU."""
     shuffles: AtLeast1 = 8
-    """Number of control renderings. For each, the audio of the clip is shifted circularly by
-    another time, so that it does not match the video. The control `shuffled_audio` is the mean over
-    these renderings."""
+    """Number of control renderings. For each, the audio of the clip is shifted circularly by a
+    different duration, so that it does not match the video. The control `shuffled_audio` is the
+    mean over these renderings."""
     lpips: str = ""
     """TorchScript file of LPIPS, or `published` for the file that `talker weights fetch lpips`
     downloads. By default, LPIPS is not computed."""

@@ -40,8 +40,8 @@ class Config:
     """Minimum fraction of frames in which the face is detected. With fewer frames, the stage
     fails."""
     min_overlap: Fraction = 0.3
-    """Minimum overlap (intersection over union) of two bounding boxes of the face: in a frame, and
-    in the last frame in which it was detected. With less overlap, the face counts as lost."""
+    """A face is followed from frame to frame if its bounding box overlaps the previous one by at
+    least this much (intersection over union). Otherwise, it counts as lost."""
     patience: AtLeast1 = 25
     """Number of frames to wait for a lost face to reappear. After that, the largest other face is
     tracked."""

@@ -68,7 +68,8 @@ class Config:
     focal_px: Positive | None = None
     """Focal length in pixels of the clip's frames. By default, it is estimated."""
     focal_range: tuple[Positive, Positive] = (0.8, 6.0)
-    """Bounds of an estimated focal length, in multiples of the longer image side."""
+    """Lower and upper bound of the estimated focal length, in multiples of the longer image
+    side."""
     distance: Positive = 8.0
     """Expected distance from camera to head in dm. The estimated focal length depends mostly on
     this value, because the motion of a talking head says little about the focal length."""

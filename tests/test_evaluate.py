@@ -121,7 +121,7 @@ def test_the_curves_are_those_of_the_numbers(results: dict[str, Any]) -> None:
 def test_measured_frames_share_no_sound_with_training(data: Dataset, results) -> None:
     """16 frames are skipped if 25 frames remain."""
     assert results["settings"]["frames"] == [56, 100]
-    assert results["settings"]["gap"].startswith("The first 16 held-out frames were skipped")
+    assert results["settings"]["gap"].startswith("The evaluation skipped 16 held-out frames")
     for end, first in ((81, 56), (80, 40)):
         some = dataclasses.replace(data, val_ids=np.arange(40, end))
         assert evaluated_ids(some)[0] == first

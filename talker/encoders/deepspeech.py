@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 DIMS = 29
 """Number of letters of DeepSpeech: a to z, space, apostrophe, and the CTC blank."""
 SPARE = 4
-"""Largest difference in time steps between the lengths of the scores and of the sound: 2 frames."""
+"""Largest difference in time steps between the lengths of the scores and of the audio: 2 frames."""
 
 
 def load(choice: Choice, wav: Path | None) -> Encoder:

@@ -1,8 +1,8 @@
 """DeepSpeech 0.1 (Hannun et al. 2014), with the weights of its published TensorFlow graph.
 
 The scripts of the AD-NeRF family run the graph with TensorFlow on the cepstra of the package
-python_speech_features. Here its weights are read from the
-file and the network is evaluated with PyTorch, so TensorFlow is not needed.
+python_speech_features. Here its weights are read from the file and the network is evaluated with
+PyTorch, so TensorFlow is not needed.
 """
 
 from collections.abc import Iterator

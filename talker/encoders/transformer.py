@@ -1,4 +1,5 @@
-"""HuBERT, wav2vec 2.0 and Whisper from the package transformers, loaded by folder or hub id.
+"""HuBERT, wav2vec 2.0 and Whisper from the package transformers, loaded from a folder or by model
+ID.
 
 They need `pip install 'transformers>=5.23,<6'`. Do not add torchvision from PyPI to a CPU build of
 PyTorch: it is built for CUDA and fails to load, and then transformers fails, too.
@@ -35,14 +36,14 @@ class Family:
     preprocessor: str
     """Name of the class of its preprocessor."""
     default: str
-    """Hub id of the default weights."""
+    """ID of the default model on the Hugging Face Hub."""
     first_center: float
     """Time in seconds on which the first row is centered."""
     extract: Callable[[Any, Any, int, np.ndarray], torch.Tensor]
 
 
 def load(choice: Choice, wav: Path | None) -> Encoder:
-    """Build an encoder from the weights in a folder or of a hub id.
+    """Build an encoder from the weights in a folder or of a model on the Hugging Face Hub.
 
     By default, these are the weights that `talker weights fetch` downloaded, else those of the hub.
 

@@ -91,8 +91,8 @@ class Limits:
     """Maximum difference between the motion of the tracked head and that of the image over 5
     frames, in pixels for a face that is 250 pixels wide."""
     max_person: Positive = 1.8
-    """Maximum ratio of the residual of the worst shot to that of the best shot. A higher ratio
-    suggests that a shot shows a different person."""
+    """Maximum ratio of the tracking error in the worst shot to that in the best shot. A higher
+    ratio suggests that a shot shows a different person."""
     max_rival: NonNegative = 20.0
     """Maximum percentage of frames that show another face that is at least half as large as the
     speaker's."""

@@ -15,7 +15,7 @@ from talker.core.progress import progress
 from talker.data import layout
 from talker.dataset import Dataset, over
 from talker.encoders import sync_encoder
-from talker.errors import UserError
+from talker.errors import UserError, counted
 from talker.head.flow import Flow, follow_points
 from talker.head.landmarks68 import (
     eye_aspect_ratio,
@@ -267,9 +267,9 @@ def _settings(dataset: Dataset, ids: np.ndarray, shuffles: int) -> dict[str, Any
         "width": dataset.width,
         "frames": [int(ids[0]), int(ids[-1]) + 1],
         "gap": (
-            f"Held-out frames that were skipped at the start: {skipped}. (`evaluate` skips up to "
-            f"{GAP} frames whose speech windows overlap the training audio, if at least "
-            f"{MIN_FRAMES_AFTER_GAP} frames remain.)"
+            f"The evaluation skipped {counted(skipped, 'held-out frame')} at the start. "
+            f"(`evaluate` skips up to {GAP} frames whose speech windows overlap the training "
+            f"audio, if at least {MIN_FRAMES_AFTER_GAP} frames remain.)"
         ),
         "shuffles": shuffles,
         "definitions": DEFINITIONS,

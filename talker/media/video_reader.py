@@ -66,7 +66,7 @@ Timed = tuple[Fraction, av.VideoFrame]
 
 @dataclass(frozen=True)
 class Orientation:
-    """One of the eight ways to turn a stored picture: transpose it, then flip its axes."""
+    """One of the eight ways to turn a stored frame: transpose it, then flip its axes."""
 
     transpose: bool = False
     flip_x: bool = False

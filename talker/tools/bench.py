@@ -102,9 +102,10 @@ def main(
         data: Dataset folder for `speed`. By default, a head with random colors is used.
         json: JSON file to write the numbers to. `quality` requires it, and continues an interrupted
             run from it.
-        table: YAML file for `quality`, with the keys `subjects` (dataset folders by name) and
-            `rows` (options of `talker train` by name), and optionally `options` (options of all
-            rows), `networks` (options of `talker evaluate`), `stretches` and `held_out`.
+        table: YAML file for `quality`. Required keys: `subjects` (names and their dataset folders)
+            and `rows` (names and their options of `talker train`). Optional keys: `options`
+            (options that all rows share), `networks` (options of `talker evaluate`), `stretches`
+            and `held_out`.
         config: Options of `speed`. `quality` only uses `device`.
     """
     if what == "speed":
