@@ -52,7 +52,7 @@ fuzz: .venv/installed-dev
 	pytest --hypothesis-profile=fuzz --hypothesis-seed=$(or $(SEED),0) tests/test_properties.py
 
 faults: .venv/installed-dev
-	python scripts/faults.py $(ARGS)
+	OPENBLAS_NUM_THREADS=1 python scripts/faults.py $(ARGS)
 	TALKER_KILL_MOMENTS=25 pytest --timeout 3600 tests/test_workflow_kill.py
 
 lint: .venv/installed-dev

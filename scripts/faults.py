@@ -28,11 +28,11 @@ from pathlib import Path
 
 import cv2
 import mediapipe.python.solutions.selfie_segmentation  # noqa: F401 - once, before the forks
-import numpy as np
-import scipy.linalg
 import torch
 from fuzz_files import STAGES
 from fuzzing import OUTCOMES, Case, Run, run_limited
+
+from talker.core.boundary import allocate_blas_buffers
 
 WRITING = (
     *("audio", "speech", "landmarks", "parsing", "blink", "track", "overlay", "background"),
@@ -44,8 +44,8 @@ DATED = ("pack", "bundle")
 TINY_DISK, SMALL_DISK = "16k", "120k"
 """Sizes of the file systems that are full before or while an output is written."""
 MEMORY_STEP = 256 << 20
-"""Bytes that a stage may allocate in the cases with little memory, after the copies of OpenBLAS in
-NumPy and SciPy have allocated their buffers: OpenBLAS waits forever if it cannot allocate them."""
+"""Bytes that a stage may allocate in the cases with little memory, in addition to the buffers of
+OpenBLAS."""
 
 
 DELAY = 0.01
@@ -93,8 +93,7 @@ def read_only(stage: str, subject: Path, out: Path, rng: random.Random) -> str:
 
 def little_memory(stage: str, subject: Path, out: Path, rng: random.Random) -> str:
     def limited(folder: Path) -> None:
-        square = np.eye(256)
-        scipy.linalg.lstsq(square @ square, square)
+        allocate_blas_buffers()  # as the command does
         pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
         limit = pages * resource.getpagesize() + MEMORY_STEP
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated
 
 from talker import __version__
-from talker.core.boundary import boundary, use_writable_caches
+from talker.core.boundary import allocate_blas_buffers, boundary, use_writable_caches
 from talker.errors import UserError
 
 COMMANDS = {
@@ -224,6 +224,7 @@ def main() -> None:
         sys.exit(f"talker: There is no stage '{stage}'.\n\n{_usage()}")
     use_writable_caches()
     with boundary(stage):
+        allocate_blas_buffers()
         _run(stage, args[1:])
 
 

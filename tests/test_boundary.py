@@ -327,6 +327,28 @@ def test_a_read_only_package_and_home_work(tmp_path: Path) -> None:
             folder.chmod(0o755)
 
 
+@pytest.mark.parametrize("mib", [140, 260])
+def test_a_limited_address_space_never_makes_a_command_hang(
+    dataset: Path, tmp_path: Path, mib: int
+) -> None:
+    """OpenBLAS would wait forever for memory, and ignore SIGTERM."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (mib << 20, mib << 20))
+
+    given = ("--clip", dataset / "clip.json", "--landmarks", dataset / "landmarks.npz")
+    done = run(
+        *("blink", *given, "--au", tmp_path / "au.csv"),
+        preexec_fn=limit,
+        timeout=120,
+        env={"OMP_NUM_THREADS": "2"},
+    )
+    assert "Traceback" not in done.stderr
+    if done.returncode:
+        assert "this machine has run out of memory" in done.stderr.splitlines()[-1]
+        assert not visible(tmp_path)
+
+
 def test_a_gpu_that_torch_cannot_use_stops_the_stage(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
 ) -> None:

@@ -5,9 +5,11 @@ without a traceback. The traceback of any other exception goes to a file, for a 
 """
 
 import errno
+import mmap
 import os
 import platform
 import re
+import resource
 import shlex
 import signal
 import sys
@@ -75,6 +77,9 @@ EXTRAS = {
 """What to pass to `pip install` for an optional package, in the folder of the project."""
 PACKAGES = {"cv2": "opencv-contrib-python==4.11.0.86", "yaml": "pyyaml"}
 """Names of packages whose modules have a different name."""
+
+BLAS_MEMORY = 256 << 20
+"""Address space in bytes for NumPy, SciPy and the buffers of OpenBLAS, which need about 210 MiB."""
 
 _ERRNO_IN_TEXT = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
 _GPU_MEMORY_TEXT = re.compile(
@@ -237,6 +242,28 @@ def use_writable_caches() -> None:
         private = _private_folder()
         os.environ["XDG_CACHE_HOME"] = str(private)
         os.environ.setdefault("TRITON_CACHE_DIR", str(private / "triton"))
+
+
+def allocate_blas_buffers() -> None:
+    """Let OpenBLAS allocate its buffers if the address space is limited (`ulimit -v`).
+
+    NumPy and SciPy each contain a copy of OpenBLAS, which allocates a buffer for every thread when
+    it is first used. If the memory is exhausted then, it tries again forever. OpenBLAS is therefore
+    limited to one thread. Call this before NumPy is imported, because the import uses OpenBLAS.
+
+    Raises:
+        OSError: there is not enough memory for the two packages and the buffers.
+    """
+    if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
+        return
+    mmap.mmap(-1, BLAS_MEMORY).close()
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    import numpy as np
+    import scipy.linalg.blas
+
+    square = np.eye(64)
+    np.dot(square, square)
+    scipy.linalg.blas.dgemm(1, square, square)
 
 
 def _is_writable(folder: Path) -> bool:
