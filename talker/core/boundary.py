@@ -259,11 +259,11 @@ def allocate_blas_buffers() -> None:
     mmap.mmap(-1, BLAS_MEMORY).close()
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     import numpy as np
-    import scipy.linalg.blas
+    import scipy.linalg
 
     square = np.eye(64)
     np.dot(square, square)
-    scipy.linalg.blas.dgemm(1, square, square)
+    scipy.linalg.lstsq(square, square)
 
 
 def _is_writable(folder: Path) -> bool:
