@@ -133,3 +133,11 @@ def test_the_encoder_of_the_tutorial_describes_the_right_time() -> None:
     assert rows.shape[1] == encoder.dims
     loudest = encoder.first_center + rows[:, 1].argmax() / encoder.rate
     assert loudest == pytest.approx(1.0, abs=0.011)
+
+
+def test_tests_named_on_the_page_on_reliability_exist():
+    page = (ROOT / "docs/reliability.md").read_text()
+    named = re.findall(r"`(test_\w+\.py)::(\w+)`", page)
+    assert len(named) > 30
+    for file, name in named:
+        assert f"def {name}(" in (ROOT / "tests" / file).read_text(), f"{file}::{name}"
