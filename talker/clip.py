@@ -323,7 +323,10 @@ def _read_npy(file: IO[bytes], size: int) -> np.ndarray:
         raise ValueError(f"its shape is {shape}, but lengths cannot be negative")
     claimed, stored = math.prod(shape) * dtype.itemsize, size - file.tell()
     if claimed != stored:
-        raise ValueError(f"{dtype} {shape} needs {claimed} bytes, but the file has {stored}")
+        raise ValueError(
+            f"an array of type {dtype} and shape {shape} needs {claimed} bytes, but the file has "
+            f"{stored}"
+        )
     content = bytearray(claimed)
     if file.readinto(content) != claimed:  # pyright: ignore[reportAttributeAccessIssue]
         raise EOFError("the file is cut off")
@@ -353,8 +356,8 @@ def load_per_frame(path: Path, frames: int, *names: str) -> dict[str, np.ndarray
             )
     if (valid := arrays["valid"]).dtype != bool or valid.ndim != 1:
         raise UserError(
-            f"{path} must have an array 'valid' of type bool and shape [{frames}], but it "
-            f"is {valid.dtype} {list(valid.shape)}."
+            f"{path} must have an array 'valid' of type bool and shape [{frames}], but it has the "
+            f"type {valid.dtype} and the shape {list(valid.shape)}."
         )
     return arrays
 

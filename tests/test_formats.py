@@ -80,8 +80,11 @@ def test_vertices_of_every_frame_are_averaged_also_where_they_are_stored_once(tm
             fields() | {"euler": torch.zeros(FRAMES, 3, dtype=torch.long)},
             "euler has the type torch.int64",
         ),
-        (fields() | {"valid": torch.ones(FRAMES)}, "`valid` is torch.float32"),
-        (fields() | {"valid": torch.ones(FRAMES + 1, dtype=torch.bool)}, "`valid` is torch.bool"),
+        (fields() | {"valid": torch.ones(FRAMES)}, "`valid` has the type torch.float32"),
+        (
+            fields() | {"valid": torch.ones(FRAMES + 1, dtype=torch.bool)},
+            "`valid` has the type torch.bool",
+        ),
         (fields() | {"faces": torch.full((10, 3), 50)}, "`faces` refers to the vertices 50 to 50"),
         (fields() | {"focal": torch.tensor([-1.0])}, "focal is -1"),
         (fields() | {"vertices": torch.full((1, 50, 3), torch.inf)}, "`vertices` has values"),

@@ -334,7 +334,8 @@ def _valid(fields: Mapping[str, Any], frames: int, faults: list[str]) -> np.ndar
         return np.ones(frames, bool)
     if str(tensor.dtype) != "torch.bool" or tuple(tensor.shape) != (frames,):
         faults.append(
-            f"`valid` is {tensor.dtype} {list(tensor.shape)}, but it must be torch.bool [{frames}]."
+            f"`valid` has the type {tensor.dtype} and the shape {list(tensor.shape)}, but it must "
+            f"be torch.bool of shape [{frames}]."
         )
         return np.ones(frames, bool)
     return tensor.numpy().copy()
@@ -352,7 +353,8 @@ def _faces(fields: Mapping[str, Any], vertices: int, faults: list[str]) -> np.nd
         or tensor.shape[1] != 3
     ):
         faults.append(
-            f"`faces` is {tensor.dtype} {list(tensor.shape)}, but it must be torch.int64 [F, 3]."
+            f"`faces` has the type {tensor.dtype} and the shape {list(tensor.shape)}, but it must "
+            "be torch.int64 of shape [F, 3]."
         )
         return None
     faces = tensor.long().numpy().copy()

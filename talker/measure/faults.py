@@ -191,7 +191,7 @@ def color_faults(folder: FolderSpec) -> Iterator[str]:
         if foreign := codes - set(known):
             yield (
                 f"{path} contains {counted(len(foreign), 'color')}, such as #{min(foreign):06x}, "
-                "outside the four mask colors. Masks must not be resized or compressed. Run "
+                "other than the four mask colors. Masks must not be resized or compressed. Run "
                 "`talker parsing` again."
             )
         elif known[HEAD] not in codes:

@@ -302,7 +302,7 @@ def _tracking_failures(facts: dict[str, Any], limits: Limits) -> Iterator[str]:
     yield from _beyond(
         facts,
         *("held_out_frames", limits.min_held_out),
-        "Too few held-out frames, at the end of the clip, are tracked: {}",
+        "Too few frames are tracked in the held-out part, at the end of the clip: {}",
         "Cut the video so that the face is visible up to its end.",
     )
     yield from _beyond(
