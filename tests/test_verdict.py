@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import yaml
 from scipy.ndimage import gaussian_filter1d
 
 from talker.measure.verdict import blink_closing, effective_frames, grade_avatar
@@ -82,6 +83,14 @@ def test_grades(avatar: dict, grade: str, words: str) -> None:
     assert verdict.grade == grade, verdict.text
     assert words in verdict.text
     assert grade == "good" or verdict.advice
+
+
+@pytest.mark.parametrize(("amplitude", "scale"), [(0.45, 2.0), (0.55, 1.8), (1.6, 0.6)])
+def test_the_advice_scales_the_mouth_to_its_real_amplitude(amplitude: float, scale: float) -> None:
+    verdict = grade_avatar(results(300, 0.8, amplitude=amplitude))
+    (line,) = [line for line in verdict.advice if "expression_scale" in line]
+    options = yaml.safe_load(line.split("`")[1])
+    assert options == {"options": {"render": {"expression_scale": scale}}}
 
 
 @pytest.mark.parametrize("frames", [52, 150])

@@ -55,6 +55,8 @@ SMALL_AMPLITUDE = 0.5
 """Amplitude below which a mouth that stays open in silence does not follow the speech."""
 OPEN_IN_SILENCE = 0.7
 """Mouth opening in silence, relative to that in speech, from which the mouth stays open."""
+MAX_SCALE = 2.0
+"""Largest factor by which the advice scales the mouth's motion up or down."""
 BLINK_DEPTH = 0.5
 """Eye aspect ratio, relative to its median, below which the real eyes blink."""
 BLINK_REACH = 3
@@ -213,10 +215,7 @@ def _grade(
         advice.append("Use a longer clip to get a verdict.")
         return Verdict("too short to tell", reasons, advice, intervals)
     if amplitude < MIN_AMPLITUDE:
-        advice.append(
-            "Use a longer clip, or increase the mouth's motion with the option "
-            "`expression_scale` of `render`."
-        )
+        advice += ["Use a longer clip.", _scaling_advice(amplitude)]
         return Verdict("failed", reasons, advice, intervals)
     reasons.append(f"The mouth follows the speech ({interval}).")
     flaws = []
@@ -225,7 +224,7 @@ def _grade(
         advice.append("A longer clip makes the mouth more accurate.")
     if not GOOD_AMPLITUDE[0] <= amplitude <= GOOD_AMPLITUDE[1]:
         flaws.append(f"The amplitude of the mouth is {100 * amplitude:.0f} % of the real one.")
-        advice.append("Set `render: {expression_scale: ...}` to scale the mouth's motion.")
+        advice.append(_scaling_advice(amplitude))
     low, high = intervals.get("eye_closing", (1.0, 1.0))
     if high < MIN_CLOSING:
         flaws.append(
@@ -241,6 +240,16 @@ def _grade(
             "{lag_frames: ...}`."
         )
     return Verdict("usable" if flaws else "good", reasons + flaws, advice, intervals)
+
+
+def _scaling_advice(amplitude: float) -> str:
+    """Return how to bring the mouth's motion closer to its real amplitude."""
+    scale = 1 / min(max(amplitude, 1 / MAX_SCALE), MAX_SCALE)
+    return (
+        "To scale the mouth's motion in the videos, write `options: {render: {expression_scale: "
+        f"{scale:.1f}}}}}` into a file mine.yaml, and repeat the command with `--configfile "
+        "mine.yaml`. The verdict always measures the unscaled motion."
+    )
 
 
 def _intervals(
