@@ -152,7 +152,7 @@ def has_frames_and_sound(folder):
 def require_input_files():
     """Stop if videos or speeches are missing, unless a rule of an importing workflow makes them.
 
-    A dataset with frames and sound does not need its video.
+    A dataset with frames and audio does not need its video.
     """
     if not workflow.modifier.is_main_snakefile() or workflow.remote_exec or not LOCAL:
         return

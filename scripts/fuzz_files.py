@@ -692,7 +692,7 @@ def _image_type(rng: random.Random, path: Path, subject: Path) -> None:
 
 
 def _image_size(rng: random.Random, path: Path, subject: Path) -> None:
-    """Write a real decompression bomb, or a header that claims a large picture."""
+    """Write a real decompression bomb, or a header that claims a large image."""
     width, height = rng.choice([(30_000, 30_000), (100_000, 9_000), (2**31 - 1, 1), (65_535, 2)])
     channels, color = rng.choice([(3, 2), (4, 6), (1, 0)])
     if rng.random() < 0.3 and path.suffix == ".jpg":

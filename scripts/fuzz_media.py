@@ -51,7 +51,7 @@ SEEDS = {
     "m.m4a": ("", "aac"),
     "n.aiff": ("", "pcm_s16be"),
 }
-"""Small media files to mutate: codecs of video and sound."""
+"""Small media files to mutate: codecs of video and audio."""
 
 PIXEL_FORMATS = {"prores_ks": "yuv422p10le", "mjpeg": "yuvj420p"}
 

@@ -116,10 +116,10 @@ class Config:
     network does not learn to infer it from the blink and the pose."""
 
     speech_prior: str = ""
-    """File that `talker prior` wrote. The map from speech to expression then stays close to the map
-    that other speakers have in common, as far as this predicts held-out parts of the training
-    frames better. This helps most on clips of less than 20 s. By default, the map is fitted to the
-    clip alone."""
+    """File written by `talker prior`. With it, the map from speech to expression stays close to a
+    map that other speakers have in common, to the degree that improves the prediction of held-out
+    parts of the training frames. This helps most on clips of less than 20 s. By default, the map is
+    fitted to the clip alone."""
 
     rates: LearningRates = field(default_factory=LearningRates)
     weights: LossWeights = field(default_factory=LossWeights)

@@ -289,8 +289,8 @@ def _require_alike(speakers: Sequence[Speaker]) -> None:
     encoders = sorted({speaker.encoder for speaker in speakers})
     if len(encoders) > 1:
         raise UserError(
-            f"The speech features of the datasets are not of one kind: {'; '.join(encoders)}. Run "
-            "`talker speech` with the same options for all of them."
+            "The speech features of the datasets were extracted with different options: "
+            f"{'; '.join(encoders)}. Run `talker speech` with the same options for all of them."
         )
     points = sorted({speaker.mesh_axes.shape[1] // 3 for speaker in speakers})
     if len(points) > 1:

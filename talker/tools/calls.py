@@ -135,7 +135,7 @@ class Call:
             await self.connection.setRemoteDescription(RTCSessionDescription(sdp, "offer"))
             answer = await self.connection.createAnswer()
             if answer is None:
-                raise ValueError("it has no answer")
+                raise ValueError("it cannot be answered")
             await self.connection.setLocalDescription(answer)
         except Exception as error:  # aiortc raises errors of many types for a wrong description
             await self.connection.close()

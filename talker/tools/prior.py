@@ -1,14 +1,14 @@
-"""Fit a prior on the map from speech to expression to the clips of several speakers.
+"""Learn a prior on the map from speech to expression from the clips of several speakers.
 
     talker prior --data data/anna data/ben data/carl --prior prior.npz
     talker train --data data/me --speech-prior prior.npz ...
 
-People move their mouths in similar ways when they say the same. A prior from other speakers
+People move their mouths in similar ways when they say the same thing. A prior from other speakers
 therefore improves the mouth of an avatar that is trained on a short clip. If the clip belongs to
 the same speakers, it gets the prior of the others.
 
-The file contains no images and no sound, but it is computed from the faces and voices of these
-people. Only pass it on if they agree.
+The file contains no images and no audio, but it is computed from the faces and voices of these
+people. Share it only if they agree.
 """
 
 import logging
@@ -38,7 +38,7 @@ class Config:
 
 
 def main(*, data: tuple[Path, ...], prior: Output, config: Config = Config()) -> None:
-    """Fit a prior to the training frames of datasets, and write it to a file.
+    """Learn a prior on the map from speech to expression from the training frames of datasets.
 
     Args:
         data: Dataset folders, or files of `talker pack`, one for each speaker.

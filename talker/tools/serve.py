@@ -241,7 +241,7 @@ def call_routes(calls: "Calls") -> APIRouter:
 
     @routes.post("/calls/{key}", status_code=204)
     async def say(key: str, request: Request) -> None:
-        """Take sound or a command, as the WebSocket does."""
+        """Take audio or a command, as the WebSocket does."""
         if int(request.headers.get("content-length") or MAX_MESSAGE + 1) > MAX_MESSAGE:
             raise HTTPException(413, f"The message is larger than {MAX_MESSAGE} bytes.")
         content = await request.body()
