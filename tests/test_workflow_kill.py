@@ -15,7 +15,20 @@ import pytest
 from fake_workflow import WRITING_TALKER, Workflow
 
 MOMENTS = int(os.environ.get("TALKER_KILL_MOMENTS", "5"))
+SUBJECTS = int(os.environ.get("TALKER_KILL_SUBJECTS", "3"))
+RATE = float(os.environ.get("TALKER_KILL_RATE", "0.1"))
 WAYS = "job", "snakemake", "session", "terminal", "power"
+
+
+MORTAL_TALKER = WRITING_TALKER.replace(
+    "import hashlib, os, sys, time\n",
+    f"""import hashlib, os, random, signal, sys, time
+if random.random() < {RATE}:
+    open("kills", "a").write("x")
+    signal.setitimer(signal.ITIMER_REAL, random.uniform(0.001, 0.3))
+""",
+)
+"""A stage that dies at a random moment with the probability `RATE`: SIGALRM ends a process."""
 
 
 def start(workflow: Workflow) -> subprocess.Popen[bytes]:
@@ -162,3 +175,30 @@ def test_the_next_run_waits_for_an_orphan_and_uses_its_outputs(
     assert successor.wait(60) == 0
     assert contents(workflow) == whole
     assert re.findall(r" (start|done|failed) ", lock.read_text()) == ["start", "done"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_many_subjects_survive_random_kills_of_their_jobs(tmp_path: Path) -> None:
+    """All subjects have the same video, so their files must be those of an undisturbed subject."""
+    workflow = Workflow(tmp_path, WRITING_TALKER)
+    (tmp_path / "me.mp4").write_bytes(b"video")
+    table = tmp_path / "config/subjects.tsv"
+    table.write_text("subject\tvideo\ns0\tme.mp4\n")
+    workflow.run()
+    whole = {name: content for name, content in contents(workflow).items() if "/s0/" in name}
+    assert whole
+    (tmp_path / "bin/talker").write_text(MORTAL_TALKER)
+    names = [f"s{i}" for i in range(SUBJECTS + 1)]
+    table.write_text("\n".join(["subject\tvideo", *(f"{name}\tme.mp4" for name in names)]) + "\n")
+    for _ in range(20):
+        if workflow.snakemake("--keep-going").returncode == 0:
+            break
+    assert (tmp_path / "kills").exists(), "no job was killed"
+    found = contents(workflow)
+    for name in names:
+        for path, content in whole.items():
+            assert found.pop(path.replace("/s0/", f"/{name}/")) == content, (name, path)
+    assert not found
+    assert not list(tmp_path.rglob(".*.talker-*")), "temporary files were left behind"
+    assert workflow.planned() == set()
