@@ -36,7 +36,19 @@ from talker.core.boundary import allocate_blas_buffers
 
 WRITING = (
     *("audio", "speech", "landmarks", "parsing", "blink", "track", "overlay", "background"),
-    *("layers", "check", "train", "render", "evaluate", "report", "pack", "bundle", "adopt"),
+    *(
+        "layers",
+        "verify",
+        "lipsync",
+        "check",
+        "train",
+        "render",
+        "evaluate",
+        "report",
+        "pack",
+        "bundle",
+        "adopt",
+    ),
 )
 """Stages that write files, by their names in `fuzz_files.STAGES`."""
 DATED = ("pack", "bundle")

@@ -1,7 +1,7 @@
 """Run stages on damaged files of a dataset folder and of an avatar, and count what happens.
 
 `python scripts/fuzz_files.py --count 2000 --seed 0` makes a small subject and its avatar, mutates
-one of their files at a time, and runs `talker check` and another stage that reads the file, see
+one of their files at a time, and runs the gate and another stage that reads the file, see
 `scripts/fuzzing.py`. The exit status is 1 if there is a fault.
 """
 
@@ -42,6 +42,7 @@ from talker import (
     evaluate,
     landmarks,
     layers,
+    lipsync,
     overlay,
     parsing,
     render,
@@ -49,6 +50,7 @@ from talker import (
     speech,
     track,
     train,
+    verify,
 )
 from talker.__main__ import _read_options
 from talker.avatar.density import DensityConfig
@@ -114,7 +116,7 @@ def make_subject(folder: Path, first: int = 0) -> None:
         features=me / "aud_hama.npy",
         clip=me / "clip.json",
     )
-    check.main(data=me, quality=me / "quality.json", config=FORCED)
+    _gate(me)
     train.main(me, folder / "avatar", folder / "checkpoints", TINY)
     render.main(avatar=folder / "avatar", data=me, video=folder / "val.mp4", split="val")
     evaluate.main(data=me, avatar=folder / "avatar", metrics=folder / "metrics.json")
@@ -192,6 +194,13 @@ def _report(s: Path, o: Path) -> None:
     )
 
 
+def _gate(me: Path) -> None:
+    """Run the three stages of the gate, each of which reads what the one before it wrote."""
+    verify.main(data=me, verified=me / "verified.json")
+    lipsync.main(data=me, lipsync=me / "lipsync.json")
+    check.main(data=me, quality=me / "quality.json", config=FORCED)
+
+
 def _continue(s: Path, o: Path) -> None:
     """Train from a checkpoint, which is read only if nothing else has changed."""
     shutil.copytree(s / "checkpoints", o / ".checkpoints", symlinks=True)
@@ -204,6 +213,9 @@ def _landmarks(s: Path, o: Path) -> None:
 
 
 STAGES: dict[str, Stage] = {
+    "gate": lambda s, o: _gate(s / "me"),
+    "verify": lambda s, o: verify.main(data=s / "me", verified=o / "verified.json"),
+    "lipsync": lambda s, o: lipsync.main(data=s / "me", lipsync=o / "lipsync.json"),
     "check": lambda s, o: check.main(data=s / "me", quality=o / "q.json", config=FORCED),
     "audio": lambda s, o: audio.main(
         source=s / "me/aud.wav",
@@ -299,6 +311,8 @@ TARGETS = [
     Target("me/transforms_train.json", "json", ("load", "train", "adopt", "export")),
     Target("me/transforms_val.json", "json", ("load", "render", "evaluate")),
     Target("me/track_report.json", "json", ("load", "train", "evaluate", "report")),
+    Target("me/verified.json", "json", ("lipsync", "check")),
+    Target("me/lipsync.json", "json", ("check",)),
     Target("me/quality.json", "json", ("report",)),
     Target("me/aud.wav", "wav", ("audio", "speech", "render speech", "report", "adopt")),
     Target("me/aud_train.wav", "wav", ("adopt",)),
@@ -959,7 +973,7 @@ def prepare(case: Case, folder: Path, seed: int, seeds: Path) -> tuple[Path, lis
     MUTATIONS[case.kind][target.form](rng, path, subject)
     stages = [rng.choice(target.stages)]
     if name.startswith("me/"):
-        stages.insert(0, "check")
+        stages.insert(0, "gate")
     must_refuse = (
         case.kind == "foreign content"
         and name not in SILENT
@@ -969,7 +983,7 @@ def prepare(case: Case, folder: Path, seed: int, seeds: Path) -> tuple[Path, lis
         Run(
             stage,
             partial(STAGES[stage], subject),
-            must_refuse=must_refuse and stage == "check",
+            must_refuse=must_refuse and stage == "gate",
         )
         for stage in stages
     ]
@@ -988,9 +1002,11 @@ def _means_the_same(path: Path, original: Path) -> bool:
 SAME_MASK = 0.01
 """Fraction of the pixels of a mask that may differ if the head is at the same place."""
 SILENT = {
+    "me/verified.json": "an output of `verify` itself",
+    "me/lipsync.json": "an output of `lipsync` itself",
     "me/quality.json": "an output of `check` itself",
 }
-"""Files whose content `check` does not compare with that of other files, with the reason."""
+"""Files whose content the gate does not compare with that of other files, with the reason."""
 
 
 def make_seeds(seeds: Path) -> None:

@@ -22,7 +22,8 @@ from talker.encoders import Choice, load_encoder
 from talker.encoders.features import extract_clip, windows
 from talker.encoders.loudness import slot_levels
 from talker.head.landmarks68 import landmarks68, mouth_opening
-from talker.measure.gate import Limits, assess, sync_facts
+from talker.lipsync import sync_facts
+from talker.measure.gate import Limits, assess
 from talker.media.audio import read_wav
 
 LENGTHS = 5, 8, 12, 20

@@ -60,6 +60,8 @@ def stages(video: Path, me: Path) -> dict[str, tuple[object, ...]]:
         "background": (*clip, *images, *masks, *plate),
         "layers": (*clip, *images, *masks, *plate, *layers),
         "speech": (*clip, "--wav", me / "aud.wav", *features),
+        "verify": ("--data", me, "--verified", me / "verified.json"),
+        "lipsync": ("--data", me, "--lipsync", me / "lipsync.json"),
         "check": ("--data", me, "--quality", me / "quality.json", "--force"),
     }
 

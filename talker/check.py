@@ -1,7 +1,7 @@
-"""Check that a dataset folder is complete and consistent, and that it can give a good avatar.
+"""Judge whether a dataset folder can give a good avatar, by what was measured in it.
 
-All faults are listed at once, including files that belong to another frame or clip. A clip beyond
-the limits of `talker.measure.gate` is refused with reasons and advice, unless `--force` is given.
+A clip beyond the limits of `talker.measure.gate` is refused with reasons and advice, unless
+`--force` is given. `talker verify` and `talker lipsync` write the measurements.
 
     talker check --data data/me --quality data/me/quality.json
 """
@@ -12,13 +12,14 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any
 
+from talker.clip import LipSync, Verified
 from talker.core.config import AtLeast1, validated
 from talker.core.files import Output, atomic_write
-from talker.errors import UserError, counted
-from talker.measure.content import content_faults, edited_files
-from talker.measure.faults import FolderSpec, folder_faults
+from talker.data import layout
+from talker.data.formats import read_track_report
+from talker.errors import UserError
 from talker.measure.gate import Limits, assess
-from talker.measure.quality import dataset_facts
+from talker.measure.quality import background_percent, clip_facts, edited_files
 
 logger = logging.getLogger(__name__)
 
@@ -43,43 +44,42 @@ class Config:
     """Options of `talker check`."""
 
     sample: AtLeast1 = 12
-    """Number of frames whose mask and background are checked pixel by pixel. For all other frames,
-    only the size of the images is checked."""
+    """Number of frames whose background is compared with the background plate."""
     force: bool = False
     """Accept the clip even if it violates limits, and log the violated limits as warnings."""
     limits: Limits = field(default_factory=Limits)
 
 
-def check(path: Path, config: Config) -> dict[str, Any]:
-    """Check the dataset folder `path`.
+def collect(folder: Path, sample: int) -> dict[str, Any]:
+    """Return the facts about a dataset folder that `talker verify` has verified, as JSON values.
 
-    Returns:
-        Facts about it, as JSON values.
+    Args:
+        folder: the dataset folder.
+        sample: number of frames whose background is compared with the plate.
 
     Raises:
-        UserError: the folder has faults; the message has one line for each.
+        UserError: a stage that measures facts has not been run, or its file is damaged.
     """
-    folder = FolderSpec.of(path, config.sample)
-    if faults := folder_faults(folder) or content_faults(folder):
-        count = counted(len(faults), "fault")
-        raise UserError(
-            "\n  ".join([f"{path} is not a complete and consistent dataset ({count})", *faults])
-        )
-    return dataset_facts(folder) | {"edited": list(edited_files(folder))}
+    verified = Verified.load(folder / layout.VERIFIED)
+    lipsync = LipSync.load(folder / layout.LIPSYNC)
+    path = folder / layout.TRACK_REPORT
+    report = read_track_report(path) if path.exists() else None
+    change = background_percent(folder, verified.frames, sample)
+    return clip_facts(verified, report, lipsync, change)
 
 
 def main(*, data: Path, quality: Output, config: Config = Config()) -> None:
-    """Check that a dataset folder is complete, consistent and suitable for training.
+    """Judge whether a dataset folder can give a good avatar.
 
     Args:
-        data: Dataset folder.
+        data: Dataset folder that `talker verify` and `talker lipsync` have measured.
         quality: JSON file to write: the measurements, the reasons to refuse the clip, and the
             warnings.
         config: Options.
     """
-    facts = check(data, config)
+    facts = collect(data, config.sample)
     assessment = assess(facts, config.limits)
-    warnings = [*assessment.warnings, *facts.pop("edited")]
+    warnings = [*assessment.warnings, *edited_files(data)]
     facts |= {
         "accepted": not assessment.failures or config.force,
         "failures": assessment.failures,
@@ -102,8 +102,7 @@ def main(*, data: Path, quality: Output, config: Config = Config()) -> None:
     for failure in assessment.failures:
         logger.warning("Warning (ignored because of --force): %s", failure)
     logger.info(
-        "%s is complete and consistent. It has %d frames, and the head is tracked in "
-        "%.0f %% of them.",
+        "%s is accepted. It has %d frames, and the head is tracked in %.0f %% of them.",
         data,
         facts["frames"],
         facts["valid_percent"],

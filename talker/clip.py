@@ -14,7 +14,7 @@ import stat
 import zipfile
 import zlib
 from pathlib import Path
-from typing import IO, Annotated, Any, Literal
+from typing import IO, Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.lib import format as npy
@@ -166,10 +166,113 @@ class Clip:
 
     def save(self, path: Path) -> None:
         """Write a `clip.json`."""
-        with atomic_write(path) as (scratch,):
-            scratch.write_text(
-                json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8"
+        _save_record(self, path)
+
+
+IN_SYNC = 2.0
+"""Largest lag or lead of the audio, in frames, of a clip that counts as in sync."""
+
+
+@validated
+class Verified:
+    """What `talker verify` knows about a folder without faults: its size and facts of each frame.
+
+    `talker lipsync` and `talker check` judge these facts.
+    """
+
+    height: Pixels
+    width: Pixels
+    train_frames: AtLeast0
+    own: bool
+    """Whether talker made the folder, not other scripts."""
+    valid: tuple[bool, ...]
+    """Whether the head is tracked."""
+    mouth_opening: tuple[NonNegative, ...]
+    """Distance between the inner lips, in multiples of that between the outer eye corners."""
+    face_width: tuple[NonNegative, ...]
+    """Width of the face in pixels."""
+    au45: tuple[NonNegative, ...]
+    """Intensity of AU45, the eye closure."""
+    rival: tuple[NonNegative, ...] | None
+    """Size of another face relative to the subject's; None if it is unknown."""
+
+    @property
+    def frames(self) -> int:
+        """Number of frames."""
+        return len(self.valid)
+
+    def array(self, name: str) -> np.ndarray:
+        """Return the facts of a name as float32 [T]."""
+        return np.array(getattr(self, name), np.float32)
+
+    @classmethod
+    def load(cls, path: Path) -> "Verified":
+        """Read a `verified.json`.
+
+        Raises:
+            UserError: the file is missing or damaged.
+        """
+        verified = _load_record(cls, path, "verify")
+        lengths = {len(values) for values in vars(verified).values() if isinstance(values, tuple)}
+        if lengths != {verified.frames} or not verified.frames:
+            raise UserError(
+                f"{path} must have a value of each kind for every frame. Run `talker verify` again."
             )
+        return verified
+
+    def save(self, path: Path) -> None:
+        """Write a `verified.json`."""
+        _save_record(self, path)
+
+
+@validated
+class LipSync:
+    """How well the mouth moves with the audio, as `talker lipsync` measured it.
+
+    All values but the first are None if the clip is too short to measure them.
+    """
+
+    level_range_db: NonNegative
+    """Range of the level of the audio in dB (5th to 95th percentile)."""
+    sync_correlation: float | None
+    """Correlation of the mouth opening with its prediction from the audio, at the best lag."""
+    sync_lag_frames: float | None
+    """Lag of the audio behind the video, in frames."""
+    sync_z: float | None
+    """Standard deviations by which the correlation exceeds the mean of the null distribution."""
+    sync_frames: AtLeast0 | None
+    """Number of frames that were compared."""
+    sync_lag_z: float | None
+    """Standard deviations by which the correlation at the best lag exceeds that at the lags of
+    clips in sync (`IN_SYNC`)."""
+
+    @classmethod
+    def load(cls, path: Path) -> "LipSync":
+        """Read a `lipsync.json`.
+
+        Raises:
+            UserError: the file is missing or damaged.
+        """
+        return _load_record(cls, path, "lipsync")
+
+    def save(self, path: Path) -> None:
+        """Write a `lipsync.json`."""
+        _save_record(self, path)
+
+
+Record = TypeVar("Record")
+
+
+def _load_record(cls: type[Record], path: Path, stage: str) -> Record:
+    """Read a record that a stage wrote as JSON."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist. Run `talker {stage}`, which writes it.")
+    return from_mapping(cls, load_json(path), str(path))
+
+
+def _save_record(record: Any, path: Path) -> None:
+    with atomic_write(path) as (scratch,):
+        scratch.write_text(json.dumps(dataclasses.asdict(record), indent=2) + "\n", "utf-8")
 
 
 def train_length(frames: int) -> int:

@@ -91,7 +91,7 @@ class Dataset:
 
         Raises:
             UserError: a file is missing or damaged, or does not have one row for each frame.
-                `talker check` lists all faults of a folder at once.
+                `talker verify` lists all faults of a folder at once.
         """
         folder = open_folder(folder)
         params_path = folder / layout.TRACK_PARAMS

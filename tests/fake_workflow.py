@@ -53,7 +53,8 @@ OUTPUTS = {{
     "speech": "features statistics", "landmarks": "landmarks", "parsing": "masks", "blink": "au",
     "track": "params train val report", "overlay": "video",
     "background": "plate", "layers": "truth torso",
-    "check": "quality", "train": "avatar", "render": "video", "evaluate": "metrics",
+    "verify": "verified", "lipsync": "lipsync", "check": "quality",
+    "train": "avatar", "render": "video", "evaluate": "metrics",
     "report": "html", "adopt": "clip",
 }}
 stage, *words = sys.argv[1:]

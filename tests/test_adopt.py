@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gated import gate
 from published import (
     FEATURES,
     FRAMES,
@@ -18,8 +19,6 @@ from published import (
 )
 
 from talker import speech
-from talker.check import Config as CheckConfig
-from talker.check import check
 from talker.clip import Clip
 from talker.data.formats import read_track_params, read_transforms
 from talker.dataset import Dataset
@@ -74,7 +73,7 @@ def test_an_adopted_folder_passes_the_check_and_takes_any_encoder(folder: Path, 
         features=folder / "aud_mel.npy",
         config=speech.Config(encoder="mel", components=8),
     )
-    assert check(folder, CheckConfig())["frames"] == FRAMES
+    assert gate(folder)["frames"] == FRAMES
     assert Dataset.load(folder, 64, "mel").speech.shape == (FRAMES, 16, 8)
     assert Dataset.load(folder, 64, "deepspeech").speech.shape == (FRAMES, 16, 29)
 

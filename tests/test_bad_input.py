@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 from conftest import FRAMES, SIZE, Synthetic
+from gated import measure
 from scipy.spatial.transform import Rotation
 
 from talker import check, landmarks, layers, parsing, track
@@ -58,6 +59,7 @@ def refusal(dataset: Path, images: np.ndarray, folder: Path) -> str:
     """Return the message that stops a clip, and check that only `force` continues."""
     with pytest.raises(UserError) as caught:
         prepare(dataset, images, folder)
+        measure(folder)
         check.main(data=folder, quality=folder / "quality.json", config=check.Config(limits=SHORT))
     message = str(caught.value)
     assert str(folder) in message
@@ -168,6 +170,7 @@ def test_hand_over_the_face_is_left_out(dataset: Path, synthetic: Synthetic, tmp
 
 def test_force_goes_on(dataset: Path, synthetic: Synthetic, tmp_path: Path):
     prepare(dataset, freezing(synthetic), tmp_path)
+    measure(tmp_path)
     quality = tmp_path / "quality.json"
     check.main(data=tmp_path, quality=quality, config=check.Config(force=True, limits=SHORT))
     facts = load_json(quality)

@@ -1,4 +1,4 @@
-"""A complete folder passes the check, and all faults of a folder are reported at once."""
+"""A complete folder passes the gate, and all faults of a folder are reported at once."""
 
 import json
 import shutil
@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gated import gate, measure
 from published import scale_transforms
 
-from talker.check import Config, check, main
+from talker import verify
+from talker.check import Config, main
 from talker.errors import UserError
 from talker.measure.faults import FolderSpec, pose_faults
 from talker.measure.gate import Limits
@@ -30,13 +32,12 @@ def folder(dataset: Path, tmp_path: Path) -> Path:
 
 def faults_of(folder: Path) -> list[str]:
     with pytest.raises(UserError) as caught:
-        check(folder, Config())
+        measure(folder)
     return str(caught.value).splitlines()[1:]
 
 
-def test_whole_folder_passes(dataset: Path, tmp_path: Path):
-    main(data=dataset, quality=tmp_path / "quality.json", config=Config())
-    facts = json.loads((tmp_path / "quality.json").read_text())
+def test_whole_folder_passes(folder: Path):
+    facts = gate(folder)
     assert facts["frames"] == FRAMES and facts["seconds"] == FRAMES / 25
     assert facts["valid_percent"] == 100.0 and facts["longest_valid_seconds"] == FRAMES / 25
     assert facts["train_frames"] == 90
@@ -46,24 +47,25 @@ def test_whole_folder_passes(dataset: Path, tmp_path: Path):
 
 
 def test_poor_clip_is_refused_with_reasons_unless_forced(
-    dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     quality = tmp_path / "quality.json"
+    measure(folder)
     with pytest.raises(UserError, match=r"(?s)--force.*Only 4\.0 s of the clip.*longer clip"):
-        main(data=dataset, quality=quality, config=Config(limits=LONG))
+        main(data=folder, quality=quality, config=Config(limits=LONG))
     facts = json.loads(quality.read_text())
     assert not facts["accepted"] and len(facts["failures"]) == 1
-    main(data=dataset, quality=quality, config=Config(limits=LONG, force=True))
+    main(data=folder, quality=quality, config=Config(limits=LONG, force=True))
     assert json.loads(quality.read_text())["accepted"]
     assert "because of --force): Only 4.0 s" in caplog.text
 
 
-def test_blinks_are_counted(folder: Path, tmp_path: Path):
+def test_blinks_are_counted(folder: Path):
     closed = np.zeros(FRAMES)
     closed[[0, 1, 20, 21, 22, 60]] = 4.0
     rows = [f"{i + 1}, {value:.3f}" for i, value in enumerate(closed)]
     (folder / "au.csv").write_text("\n".join(["frame, AU45_r", *rows]) + "\n")
-    assert check(folder, Config())["blinks"] == 3
+    assert gate(folder)["blinks"] == 3
 
 
 def replace_text(name: str, old: str, new: str) -> Callable[[Path], object]:
@@ -266,7 +268,7 @@ def test_folder_of_the_published_scripts_passes(folder: Path):
     edit_params(
         lambda p: [p.pop(k) for k in ("valid", "frame_ids", "faces", "model", "units", "exp_basis")]
     )(folder)
-    facts = check(folder, Config())
+    facts = gate(folder)
     assert facts["frames"] == FRAMES
 
 
@@ -275,7 +277,7 @@ def test_transforms_of_other_scripts_may_be_in_decimeters(folder: Path):
     assert len(faults_of(folder)) == 2
     for name in ("clip.json", "landmarks.npz"):
         (folder / name).unlink()
-    check(folder, Config())
+    measure(folder)
     scale_transforms(folder, 1.1)
     assert len(faults_of(folder)) == 2
 
@@ -297,19 +299,37 @@ def test_transforms_of_other_scripts_may_have_their_split(
 
 
 def test_the_verdict_does_not_depend_on_the_encoder(folder: Path):
-    before = check(folder, Config())
+    before = gate(folder)
     (folder / "aud_hama.npy").rename(folder / "aud_mel.npy")
     edit_array("aud_mel.npy", lambda x: x[..., :3] * 0)(folder)
-    assert check(folder, Config()) == before
+    assert gate(folder) == before
 
 
 def test_no_dataset_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match=r"clip\.json"):
-        check(tmp_path, Config())
+        measure(tmp_path)
 
 
-def test_quality_is_not_written_for_a_faulty_folder(folder: Path, tmp_path: Path):
+def test_nothing_is_written_for_a_faulty_folder(folder: Path, tmp_path: Path):
     remove("bc.jpg")(folder)
     with pytest.raises(UserError):
+        verify.main(data=folder, verified=tmp_path / "verified.json")
+    assert not (tmp_path / "verified.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "key"),
+    [("verified.json", "verify", "mouth_opening"), ("lipsync.json", "lipsync", "sync_correlation")],
+)
+def test_evidence_that_is_missing_or_damaged_is_refused(
+    folder: Path, tmp_path: Path, name: str, stage: str, key: str
+):
+    measure(folder)
+    values = json.loads((folder / name).read_text())
+    for damaged in ({**values, key: "high"}, {**values, key: [1.0]}, {**values, "more": 1}, {}):
+        (folder / name).write_text(json.dumps(damaged))
+        with pytest.raises(UserError, match=name):
+            main(data=folder, quality=tmp_path / "quality.json")
+    (folder / name).unlink()
+    with pytest.raises(UserError, match=f"{name} does not exist. Run `talker {stage}`"):
         main(data=folder, quality=tmp_path / "quality.json")
-    assert not (tmp_path / "quality.json").exists()

@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gated import measure
 
 from talker import check, layers, speech
 from talker.core.files import atomic_write
 from talker.data import layout
 from talker.errors import UserError
-from talker.measure.content import edited_files, reprojection_errors
+from talker.measure.content import reprojection_errors
 from talker.measure.faults import FolderSpec
+from talker.measure.quality import edited_files
 from talker.media.audio import read_wav, write_wav
 from talker.media.images import read_image, write_image
 
@@ -158,7 +160,7 @@ FAULTS = {
 
 
 def test_nothing_is_found_in_a_consistent_folder(folder: Path):
-    check.check(folder, check.Config())
+    measure(folder)
 
 
 @pytest.mark.parametrize(("replace", "words"), FAULTS.values(), ids=FAULTS)
@@ -167,7 +169,7 @@ def test_a_file_of_something_else_is_found(
 ):
     replace(folder)
     with pytest.raises(UserError, match="consistent") as caught:
-        check.check(folder, check.Config())
+        measure(folder)
     faults = str(caught.value).splitlines()[1:]
     assert any(all(word in fault for word in words) for fault in faults), faults
 
@@ -187,7 +189,7 @@ def test_blinks_of_another_clip_are_found(folder: Path, monkeypatch: pytest.Monk
 
 
 def test_a_file_that_was_changed_by_hand_is_a_warning(folder: Path, tmp_path: Path):
-    assert not list(edited_files(FolderSpec.of(folder)))
+    assert not list(edited_files(folder))
     path = layout.TORSOS.path(folder, 3)
     pixels = read_image(path)
     pixels[0, 0] = 7
@@ -196,6 +198,7 @@ def test_a_file_that_was_changed_by_hand_is_a_warning(folder: Path, tmp_path: Pa
         scratch.write_text((folder / "au.csv").read_text())
     (folder / "au.csv").write_text((folder / "au.csv").read_text().replace("1.00", "0.99"))
     quality = tmp_path / "quality.json"
+    measure(folder)
     check.main(data=folder, quality=quality, config=check.Config())
     warnings = json.loads(quality.read_text())["warnings"]
     assert any("au.csv was changed after talker wrote it" in text for text in warnings)

@@ -5,17 +5,9 @@ import pytest
 from scipy.ndimage import gaussian_filter1d
 
 from talker.data.layout import BACKGROUND, HEAD
-from talker.measure.gate import (
-    LAGS,
-    LEAD,
-    SURE_Z,
-    Limits,
-    assess,
-    background_change,
-    peak_lag,
-    sync_curve,
-    sync_facts,
-)
+from talker.lipsync import LAGS, LEAD, peak_lag, sync_curve, sync_facts
+from talker.measure.gate import SURE_Z, Limits, assess
+from talker.measure.quality import background_change
 
 FRAMES = 400
 GOOD = {

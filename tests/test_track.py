@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import DEMO
+from gated import gate
 from scipy.spatial import KDTree
 from scipy.spatial.transform import Rotation
 
-from talker.check import Config as CheckConfig
-from talker.check import check
 from talker.clip import Clip, Source, load_per_frame, save_per_frame
 from talker.core.config import from_mapping
 from talker.errors import UserError
@@ -158,7 +157,7 @@ def test_files_keep_the_contract(dataset: Path, tmp_path: Path):
         (folder / name).unlink()
     run(folder, dataset, *given(dataset))
     shutil.copyfile(dataset / "landmarks.npz", folder / "landmarks.npz")  # those of the .lms files
-    assert check(folder, CheckConfig())["valid_percent"] == 100.0
+    assert gate(folder)["valid_percent"] == 100.0
     params = torch.load(folder / "track_params.pt", weights_only=True)
     clip = Clip.load(dataset / "clip.json")
     shapes = {name: tuple(value.shape) for name, value in params.items() if name[0] not in "mu"}

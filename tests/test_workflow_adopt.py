@@ -44,7 +44,7 @@ def test_only_what_a_method_lacks_is_planned(workflow: Workflow, dataset: Path, 
     publish(dataset, workflow.folder / "data" / name, method)
     list_subjects(workflow, f"{name}\tdata/{name}")
     missing = {"AD-NeRF": {"blink", "layers"}, "SyncTalk": {"blink"}}.get(method, set())
-    always = {"adopt", "landmarks", "overlay", "speech", "check"}
+    always = {"adopt", "landmarks", "overlay", "speech", "verify", "lipsync", "check"}
     assert workflow.planned() == always | missing | RESULTS
 
 
@@ -82,7 +82,7 @@ def test_a_changed_mask_reruns_the_check(workflow: Workflow, dataset: Path):
     assert (folder / "ori_imgs/0.lms").exists()
     assert workflow.planned() == set()
     shutil.copy(folder / "parsing/4.png", folder / "parsing/5.png")
-    assert workflow.planned() == {"check"} | RESULTS
+    assert workflow.planned() == {"verify", "lipsync", "check"} | RESULTS
 
 
 @pytest.mark.slow
@@ -105,7 +105,8 @@ def test_a_published_folder_trains_untouched(dataset: Path, tmp_path: Path, meth
     assert before.items() <= after.items()
     added = {name for name in after.keys() - before.keys() if "/." not in f"/{name}"}
     expected = {f"ori_imgs/{i}.lms" for i in (3, 40, 41)}
-    expected |= {"clip.json", "landmarks.npz", "track_overlay.mp4", "quality.json"}
+    expected |= {"clip.json", "landmarks.npz", "track_overlay.mp4"}
+    expected |= {"verified.json", "lipsync.json", "quality.json"}
     expected |= {"aud_mel.npy", "aud_mel.npz"}
     if method == "AD-NeRF":
         expected |= {"au.csv"}

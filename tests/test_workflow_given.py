@@ -72,7 +72,8 @@ def test_au_csv_of_openface_is_used_and_survives(finished: Workflow) -> None:
     """The published step: run OpenFace and put its csv into the folder."""
     file = finished.folder / "data/demo/au.csv"
     file.write_bytes(THEIRS)
-    rest = {"check", "train", "render", "evaluate", "report", "render_novel", "evaluate_novel"}
+    rest = {"verify", "lipsync", "check", "train", "render", "evaluate", "report"}
+    rest |= {"render_novel", "evaluate_novel"}
     assert finished.planned() == rest
     message = "data/demo contains files that talker did not write and that are used as they are: au"
     assert message in finished.run()
@@ -82,7 +83,7 @@ def test_au_csv_of_openface_is_used_and_survives(finished: Workflow) -> None:
     file.write_bytes(THEIRS + b"1, 0.5\n")
     assert "check" in finished.planned()
     file.unlink()
-    assert {"blink", "check"} <= finished.planned()
+    assert {"blink", "verify", "check"} <= finished.planned()
     finished.run()
     assert finished.planned() == set()
     assert "au.csv" not in finished.run("-n")
@@ -210,7 +211,7 @@ def test_a_dataset_of_another_program_is_used_untouched(finished: Workflow) -> N
     (finished.folder / "guest.mp4").touch()
     (finished.folder / "config/subjects.tsv").write_text("subject\tvideo\nguest\tguest.mp4\n")
     before = {path: path.read_bytes() for path in guest.rglob("*") if path.is_file()}
-    preparation = {"adopt", "landmarks", "overlay", "speech", "check"}
+    preparation = {"adopt", "landmarks", "overlay", "speech", "verify", "lipsync", "check"}
     assert finished.planned() == preparation | {"train", "render", "evaluate", "report"}
     finished.run()
     assert finished.planned() == set()

@@ -193,7 +193,7 @@ def test_every_option_reruns_its_stage_and_what_follows(tmp_path: Path) -> None:
         ("jobs_per_gpu", 4, set()),
         ("venvs", "/opt/talker", set()),
         ("modules.prepare", ["talker/prepare"], {"synthesize", "frames", "audio", "landmarks"}),
-        ("modules.avatar", ["talker/avatar"], {"check"}),
+        ("modules.avatar", ["talker/avatar"], {"verify"}),
         ("pathvars.results", "elsewhere", {"train", "render", "evaluate", "report"}),
         ("pathvars.logs", "elsewhere", set()),
         ("pathvars.benchmarks", "elsewhere", set()),

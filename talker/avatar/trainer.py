@@ -346,7 +346,7 @@ class Trainer:
                 f"Training diverged before step {self.step + 1} of the {self.stage} stage: a "
                 "gradient is NaN or infinite. The last checkpoint was written before that "
                 "and is valid. Lower the learning rates, or look for invalid values in the "
-                "dataset with `talker check`."
+                "dataset with `talker verify`."
             )
 
     def state(self) -> dict[str, Any]:

@@ -71,6 +71,35 @@ class Transforms:
     """float64 [N, 4, 4], camera to world, with translations in m"""
 
 
+@dataclass(frozen=True)
+class TrackReport:
+    """The facts of track_report.json by which the tracking is judged."""
+
+    frames: int
+    tracked: int
+    """number of frames in which the head is tracked"""
+    focal: float
+    """focal length in pixels"""
+    focal_at_bound: bool
+    face_width: float
+    """pixels"""
+    residual_percent: float
+    """distance to the landmarks, as a percentage of the face width"""
+    c1: float | None
+    """difference of the motion from that of the image over 1 frame, in pixels"""
+    c5: float | None
+    """the same over 5 frames"""
+    yaw_range: float
+    """degrees"""
+    shots: int
+    shot_residuals: list[float]
+    """pixels, for each shot with a residual"""
+    reasons: list[str]
+    """for each rejected frame"""
+    cut_by_border: int | None
+    """number of frames in which the border cuts off the face"""
+
+
 def eye_closure(au45: np.ndarray) -> np.ndarray:
     """Map AU45 intensities to the avatar's eye closure float32 [T], 0 open to 1 closed."""
     return (np.clip(au45, 0, AU45_SATURATION) / AU45_SATURATION).astype(np.float32)
@@ -392,6 +421,40 @@ def write_track_params(path: Path, arrays: Mapping[str, np.ndarray], model: str)
         "units": "dm",
     }
     torch.save(fields, path)
+
+
+def read_track_report(path: Path | zipfile.Path) -> TrackReport:
+    """Read a track_report.json.
+
+    Raises:
+        UserError: the file is missing or damaged, or lacks a fact.
+    """
+    report = load_json(path)
+    try:
+        motion, angles = report["motion_px"]["final"], report["degrees"]
+        residuals = [shot["residual_px"] for shot in report["segments"]]
+        facts = TrackReport(
+            frames=int(report["frames"]),
+            tracked=int(report["valid"]),
+            focal=float(report["focal"]["px"]),
+            focal_at_bound=report["focal"]["at_bound"],
+            face_width=float(report["face_width_px"]),
+            residual_percent=float(report["residual"]["percent_of_face"]),
+            c1=None if motion["c1"] is None else float(motion["c1"]),
+            c5=None if motion["c5"] is None else float(motion["c5"]),
+            yaw_range=float(angles["yaw_high"] - angles["yaw_low"]),
+            shots=len(residuals),
+            shot_residuals=[float(value) for value in residuals if value is not None],
+            reasons=[str(row["reason"]) for row in report["rejected"]],
+            cut_by_border=report.get("cut_by_border"),
+        )
+        if not (facts.face_width > 0 and facts.shot_residuals and min(facts.shot_residuals) > 0):
+            raise ValueError("the face width and the residuals of the shots must be positive")
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise UserError(
+            f"{path} is not a report of `talker track` ({error!r}). Run `talker track` again."
+        ) from error
+    return facts
 
 
 def read_transforms(path: Path | zipfile.Path, frames: int) -> Transforms:

@@ -95,7 +95,7 @@ def stage_encoder(stage: str, encoder: str) -> str | None:
         stage: name of the stage, such as "speech".
         encoder: the speech encoder that drives the avatar.
     """
-    encoders = {"speech": encoder, "check": DEFAULT_ENCODER, "evaluate": sync_encoder(encoder)}
+    encoders = {"speech": encoder, "lipsync": DEFAULT_ENCODER, "evaluate": sync_encoder(encoder)}
     return encoders.get(stage)
 
 

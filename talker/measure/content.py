@@ -1,10 +1,9 @@
-"""Find files of a dataset folder that belong to another frame, clip or recording.
+"""Find files of a dataset folder that belong to another frame or another clip.
 
 Every file is compared with files that it was computed from or that show the same thing. Layers and
-masks are compared with the frames; masks and poses are compared with the landmarks; blinks are
-compared with the eyelids; parts of the audio and speech features are compared with the audio. A
-frame is reported if it deviates much more than most frames of the clip, so that the limits also fit
-folders of other scripts.
+masks are compared with the frames, masks and poses with the landmarks, and blinks with the eyelids.
+(`talker lipsync` compares speech features with the sound.) A frame is reported if it deviates much
+more than most frames of the clip, so that the limits also fit folders of other scripts.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -13,19 +12,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from talker.clip import load_array, load_json, load_per_frame
-from talker.core.ownership import differing_files
+from talker.clip import load_per_frame
 from talker.data import layout
-from talker.data.formats import TrackParams, read_au45, read_track_params
-from talker.encoders import ENCODERS, load_encoder
-from talker.encoders.features import FeatureStats, extract, mute, windows
-from talker.encoders.loudness import pauses, slot_levels
+from talker.data.formats import TrackParams, read_au45, read_track_params, read_track_report
 from talker.errors import UserError, counted
 from talker.head.camera import viewmats_from_pose
 from talker.head.landmarks68 import JAW, eye_aspect_ratio, landmarks68, read_lms
 from talker.measure.faults import FolderSpec
-from talker.measure.quality import tracking_facts
-from talker.media.audio import read_wav
 from talker.media.images import read_image
 
 BLOCK = 16
@@ -54,11 +47,6 @@ BLINK_FRAMES = 250
 """Number of frames from which blinks are compared with the eyelids."""
 MIN_BLINK_CORRELATION = 0.1
 """Smallest accepted correlation of AU45 with the closure of the eyelids."""
-QUICK_ENCODERS = ("hama", "mel")
-"""Encoders that are fast enough to compute the speech features again."""
-SPEECH_TOLERANCE = 0.1
-"""Largest accepted difference of a speech feature in standard deviations; most windows must meet
-it."""
 
 
 def content_faults(folder: FolderSpec) -> list[str]:
@@ -70,28 +58,6 @@ def content_faults(folder: FolderSpec) -> list[str]:
         except UserError as error:
             faults.append(str(error))
     return faults
-
-
-def edited_files(folder: FolderSpec) -> Iterator[str]:
-    """Yield a sentence for every output of talker that was changed after talker wrote it."""
-    names = (
-        *(layout.CLIP, layout.SOUND, layout.TRAIN_SOUND, layout.NOVEL_SOUND, layout.LANDMARKS),
-        *(layout.ACTION_UNITS, layout.TRACK_PARAMS, layout.TRANSFORMS_TRAIN),
-        *(layout.TRANSFORMS_VAL, layout.TRACK_REPORT, layout.PLATE),
-        *(layout.speech_features(encoder) for encoder in ENCODERS),
-        *(layout.speech_statistics(encoder) for encoder in ENCODERS),
-        *(kind.folder for kind in layout.IMAGES),
-    )
-    for name in names:
-        path = folder.path / name
-        if path.exists() and (changed := differing_files(path)):
-            inside = f": {', '.join(sorted(changed)[:5])}" if path.is_dir() else ""
-            more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
-            yield (
-                f"{path}{inside}{more} was changed after talker wrote it. Training uses the "
-                "changed file. To restore the original, delete the file and run the workflow "
-                "again."
-            )
 
 
 def image_faults(folder: FolderSpec) -> Iterator[str]:
@@ -265,14 +231,8 @@ def report_faults(folder: FolderSpec) -> Iterator[str]:
     if not path.exists():
         return
     params = read_track_params(folder.path / layout.TRACK_PARAMS)
-    report = load_json(path)
-    try:
-        stored = int(report["frames"]), int(report["valid"]), float(report["focal"]["px"])
-        tracking_facts(folder)  # reads the other values
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise UserError(
-            f"{path} is not a report of `talker track` ({error!r}). Run `talker track` again."
-        ) from error
+    report = read_track_report(path)
+    stored = report.frames, report.tracked, report.focal
     expected = folder.frames, int(params.valid.sum()), params.focal
     if not np.allclose(stored, expected, rtol=1e-4):
         yield (
@@ -280,20 +240,6 @@ def report_faults(folder: FolderSpec) -> Iterator[str]:
             f"{stored[2]:.1f} px), but {layout.TRACK_PARAMS} has {expected[0]} frames "
             f"({expected[1]} tracked, focal length {expected[2]:.1f} px). Run `talker track` again."
         )
-
-
-def sound_faults(folder: FolderSpec) -> Iterator[str]:
-    """Check that the two parts of the audio are parts of the whole, in a folder of talker."""
-    if not folder.own:
-        return
-    whole = read_wav(folder.path / layout.SOUND)
-    split = len(read_wav(folder.path / layout.TRAIN_SOUND))
-    for name, part in ((layout.TRAIN_SOUND, whole[:split]), (layout.NOVEL_SOUND, whole[split:])):
-        if not np.array_equal(read_wav(folder.path / name), part):
-            yield (
-                f"{folder.path / name} differs from the same part of {layout.SOUND}. "
-                "Run `talker audio` again."
-            )
 
 
 def blink_faults(folder: FolderSpec) -> Iterator[str]:
@@ -315,29 +261,6 @@ def blink_faults(folder: FolderSpec) -> Iterator[str]:
         )
 
 
-def speech_faults(folder: FolderSpec) -> Iterator[str]:
-    """Compute speech features again, where the encoder is fast, and compare them."""
-    for encoder in QUICK_ENCODERS:
-        path = layout.speech_file(folder.path, encoder)
-        statistics = folder.path / layout.speech_statistics(encoder)
-        if not folder.own or not path.exists() or not statistics.exists():
-            continue
-        stats = FeatureStats.load(statistics)
-        sound = read_wav(folder.path / layout.SOUND)
-        slots = stats.reduce(np.concatenate(list(extract(load_encoder(stats.choice), sound))))
-        slots = mute(slots, pauses(slot_levels(sound), stats.pause), stats)
-        expected = np.concatenate(list(windows([slots], stats.look_ahead)))
-        stored = load_array(path)
-        if stored.shape != expected.shape or not (
-            np.median(np.abs(stored - expected)) <= SPEECH_TOLERANCE
-        ):
-            yield (
-                f"{path} differs from the features that talker computes from {layout.SOUND} with "
-                f"{statistics.name}. One of these files belongs to another clip. Run "
-                "`talker speech` again."
-            )
-
-
 def all_landmarks(folder: FolderSpec) -> np.ndarray:
     """Read the landmarks of all frames, float32 [T, 68, 2]."""
     files: Iterable[Path] = (layout.FRAME_LANDMARKS.path(folder.path, i) for i in folder.ids)
@@ -349,7 +272,5 @@ CHECKS: tuple[Callable[[FolderSpec], Iterator[str]], ...] = (
     landmark_faults,
     pose_faults,
     report_faults,
-    sound_faults,
     blink_faults,
-    speech_faults,
 )

@@ -1,44 +1,17 @@
 """Decide whether a prepared clip can give a good avatar: limits, reasons and advice.
 
 A lost face, a jittering head or the audio of somebody else is found here in seconds instead of
-after training. The correlation of audio and mouth is compared with a null distribution from the
-same clip, so that a short clip is not refused only because it is too short for a reliable result.
+after training.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import cv2
-import numpy as np
-from jaxtyping import Bool, Float, Real, UInt8
-
-from talker.clip import FPS
+from talker.clip import FPS, IN_SYNC
 from talker.core.config import AtLeast0, Fraction, NonNegative, Positive, validated
-from talker.core.pca import pca
-from talker.core.ridge import fit_ridge, stretches
-from talker.data.layout import BACKGROUND
 from talker.errors import counted
 
-LAGS = np.arange(-12, 13)
-"""Lags of the audio behind the image, in frames, at which the two are compared."""
-LEAD = 0.5
-"""Natural lag of the audio behind the lips in frames, as measured on clips that are in sync."""
-SLOTS = 4
-"""Number of time steps of 20 ms around a frame from which its mouth opening is predicted."""
-COMPONENTS = 48
-"""Largest number of principal components of these time steps."""
-DAMPING = 0.01
-"""Ridge strength, relative to the number of frames and the largest variance of a component."""
-FOLDS, GAP = 5, 12
-"""Number of stretches in the cross-validation, and number of frames left out around each of
-them."""
-MIN_SYNC_FRAMES = 3 * FPS
-"""Number of tracked frames below which audio and mouth are not compared."""
-NULL_MARGIN = FPS
-"""Number of frames by which the circular shifts of the null distribution exceed the largest lag."""
-NULL_SHIFTS = 60
-"""Largest number of circular shifts of the null distribution."""
 SURE_Z = 2.8
 """Number of standard deviations above the mean of the null distribution from which the audio is
 considered to belong to the mouth. The best of 25 lags, of which about 8 are independent, exceeds it
@@ -58,13 +31,6 @@ STEADY_RANGE = 3.0
 """Range of the level in dB (5th to 95th percentile) below which the audio is not speech."""
 SMALL_YAW_RANGE = 5.0
 """Range of the head's yaw in degrees below which a warning is given."""
-DOUBTFUL_LAG = 2.0
-"""Lag in frames above which a warning is given."""
-CHANGED_LEVELS = 24
-"""Difference in gray levels from which a background pixel counts as changed."""
-CLEARANCE = 8
-"""Distance from the person within which the background is not compared, in pixels of an image whose
-longer side is 512 pixels."""
 SHORT_SECONDS = 10.0
 """Duration of the tracked frames in seconds below which a clip gets a warning."""
 AT_LEAST = {"valid_percent", "usable_seconds", "held_out_frames", "mouth_range", "level_range_db"}
@@ -117,92 +83,6 @@ class Assessment:
     warnings: list[str] = field(default_factory=list)
 
 
-def sync_facts(
-    speech: Real[np.ndarray, "T 16 C"],
-    opening: Float[np.ndarray, "T"],
-    valid: Bool[np.ndarray, "T"],
-) -> dict[str, float | None]:
-    """Measure how well the audio predicts the mouth opening, compared with chance.
-
-    Args:
-        speech: speech windows [T, 16, C].
-        opening: mouth opening [T].
-        valid: whether the frame is tracked, bool [T].
-
-    Returns:
-        `sync_correlation` at the best lag, `sync_lag_frames` (positive: the audio is late),
-        `sync_frames` (number of frames compared), `sync_z` (standard deviations above the mean of
-        the null distribution) and `sync_lag_z` (standard deviations by which the best lag exceeds
-        the lags of clips in sync).
-        All are None if the clip is too short.
-    """
-    names = ("correlation", "lag_frames", "z", "frames", "lag_z")
-    facts: dict[str, float | None] = {f"sync_{name}": None for name in names}
-    features = _components(speech)
-    curve = _lag_curve(features, opening, valid)
-    if not np.isfinite(curve).any():
-        return facts
-    lag, peak = peak_lag(curve)
-    facts |= {
-        "sync_correlation": peak,
-        "sync_lag_frames": lag,
-        "sync_frames": int(valid.sum()),
-    }
-    null = null_correlations(features, opening, valid)
-    if len(null) >= 10 and null.std() > 0:
-        in_sync = np.nanmax(curve[np.abs(LAGS - LEAD) <= DOUBTFUL_LAG])
-        facts |= {
-            "sync_z": float((peak - null.mean()) / null.std()),
-            "sync_lag_z": float((peak - in_sync) / null.std()),
-        }
-    return facts
-
-
-def sync_curve(
-    speech: Real[np.ndarray, "T 16 C"],
-    opening: Float[np.ndarray, "T"],
-    valid: Bool[np.ndarray, "T"],
-) -> Float[np.ndarray, "L"]:
-    """Correlate the mouth opening with its prediction from the audio, at each lag in `LAGS`.
-
-    The prediction is a ridge regression evaluated on stretches of the clip that it was not fitted
-    to. Arguments as in `sync_facts`; nan where too few frames are left.
-    """
-    return _lag_curve(_components(speech), opening, valid)
-
-
-def null_correlations(
-    features: Float[np.ndarray, "T C"],
-    opening: Float[np.ndarray, "T"],
-    valid: Bool[np.ndarray, "T"],
-) -> Float[np.ndarray, "S"]:
-    """Return the correlations after circular audio shifts that exceed the largest lag by 1 s."""
-    frames = len(opening)
-    first = LAGS[-1] + NULL_MARGIN
-    shifts = np.unique(np.linspace(first, frames - first, NULL_SHIFTS).astype(int))
-    if frames < 2 * first + 2 or int(valid.sum()) < MIN_SYNC_FRAMES:
-        return np.empty(0)
-    return np.array(
-        [_held_out_correlation(np.roll(features, s, axis=0)[valid], opening[valid]) for s in shifts]
-    )
-
-
-def peak_lag(curve: Float[np.ndarray, "L"]) -> tuple[float, float]:
-    """Return the lag of the audio in frames, and the correlation there, of a `sync_curve`.
-
-    The lag is the center of the upper half of the peak, minus the natural lag of audio.
-    """
-    best = int(np.nanargmax(curve))
-    floor = curve[best] - 0.5 * (curve[best] - np.nanmedian(curve))
-    above = np.nan_to_num(curve - floor, nan=-1.0) > 0
-    first = best - int(np.argmin(np.append(above[best::-1], False))) + 1
-    last = best + int(np.argmin(np.append(above[best:], False)))
-    peak = slice(first, last)
-    height = curve[peak] - floor
-    center = (height * LAGS[peak]).sum() / height.sum() if height.any() else LAGS[best]
-    return float(center - LEAD), float(curve[best])
-
-
 def assess(facts: dict[str, Any], limits: Limits) -> Assessment:
     """Compare the facts of a dataset (`talker.measure.quality`) with the limits.
 
@@ -210,65 +90,6 @@ def assess(facts: dict[str, Any], limits: Limits) -> Assessment:
     """
     failures = [*_tracking_failures(facts, limits), *_sound_failures(facts, limits)]
     return Assessment(failures, list(_warnings(facts, limits)))
-
-
-def background_change(
-    images: Iterable[np.ndarray], masks: Iterable[np.ndarray], plate: UInt8[np.ndarray, "H W 3"]
-) -> float:
-    """Return the percentage of the background that differs from the plate, median over frames.
-
-    Args:
-        images: RGB uint8 [H, W, 3].
-        masks: their classes uint8 [H, W].
-        plate: RGB uint8 [H, W, 3].
-    """
-    size = 2 * round(max(plate.shape) * CLEARANCE / 512) + 1
-    percentages = []
-    for image, mask in zip(images, masks, strict=True):
-        person = cv2.dilate((mask != BACKGROUND).astype(np.uint8), np.ones((size, size)))
-        difference = cv2.absdiff(cv2.blur(image, (3, 3)), cv2.blur(plate, (3, 3))).max(axis=-1)
-        if not person.all():
-            changed = difference[person == 0] > CHANGED_LEVELS
-            percentages.append(100.0 * float(changed.mean()))
-    return float(np.median(percentages)) if percentages else 0.0
-
-
-def _components(speech: np.ndarray) -> np.ndarray:
-    """Return principal components [T, F] of the steps around the center of each window."""
-    middle = speech.shape[1] // 2
-    slots = speech[:, middle - SLOTS // 2 : middle + SLOTS // 2].reshape(len(speech), -1)
-    slots = slots.astype(float) - slots.mean(axis=0)
-    return pca(slots, COMPONENTS)[0]
-
-
-def _lag_curve(features: np.ndarray, opening: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Return the correlation at each lag in `LAGS`; see `sync_curve`."""
-    return np.array([_shifted_correlation(features, opening, valid, lag) for lag in LAGS.tolist()])
-
-
-def _shifted_correlation(
-    features: np.ndarray, opening: np.ndarray, valid: np.ndarray, lag: int
-) -> float:
-    frames = np.arange(len(opening))
-    audio = frames + lag
-    both = valid & (audio >= 0) & (audio < len(frames))
-    if both.sum() < MIN_SYNC_FRAMES:
-        return float("nan")
-    return _held_out_correlation(features[audio[both]], opening[both])
-
-
-def _held_out_correlation(features: np.ndarray, target: np.ndarray) -> float:
-    """Correlate a target [N] with its cross-validated regression on features [N, F]."""
-    pairs = []
-    for test, train in stretches(len(target), FOLDS, GAP):
-        x, y = features[train], target[train, None]
-        strength = DAMPING * len(x) * x.var(axis=0).max()
-        predicted = fit_ridge(x, y, strength).predict(features[test])[:, 0]
-        true = target[test]
-        pairs.append((predicted - predicted.mean(), true - true.mean()))
-    predicted, true = (np.concatenate(part) for part in zip(*pairs, strict=True))
-    scale = np.linalg.norm(predicted) * np.linalg.norm(true)
-    return float(predicted @ true / scale) if scale > 0 else 0.0
 
 
 def _beyond(
@@ -420,7 +241,7 @@ def _warnings(facts: dict[str, Any], limits: Limits) -> Iterator[str]:
         )
         return
     lag = facts["sync_lag_frames"]
-    if z >= SURE_Z and abs(lag) > DOUBTFUL_LAG:
+    if z >= SURE_Z and abs(lag) > IN_SYNC:
         side = "lag" if lag > 0 else "lead"
         if not _lag_is_sure(facts):
             yield (
@@ -437,7 +258,7 @@ def _warnings(facts: dict[str, Any], limits: Limits) -> Iterator[str]:
 
 def _certain_frames(facts: dict[str, Any]) -> int:
     """Return the number of frames from which a missing correlation is a reason to refuse."""
-    in_sync = abs(facts["sync_lag_frames"]) <= DOUBTFUL_LAG and not facts.get("sync_lag_z")
+    in_sync = abs(facts["sync_lag_frames"]) <= IN_SYNC and not facts.get("sync_lag_z")
     likely = in_sync and facts["sync_z"] >= LIKELY_Z
     return CERTAIN_FRAMES if likely else MIN_REFUSAL_FRAMES
 

@@ -13,8 +13,8 @@ from talker.errors import UserError
 
 STAGES = (
     *("synthesize", "frames", "audio", "speech", "landmarks", "parsing", "blink", "track"),
-    *("overlay", "background", "layers", "check", "train", "render_val", "render_train"),
-    *("evaluate", "report"),
+    *("overlay", "background", "layers", "verify", "lipsync", "check", "train", "render_val"),
+    *("render_train", "evaluate", "report"),
 )
 """Order of the rows in the table of run times."""
 PACKAGES = ["talker-avatar", "torch", "gsplat", "mediapipe", "hama", "numpy", "numba", "av"]

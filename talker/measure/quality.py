@@ -1,118 +1,139 @@
-"""Facts about a dataset folder that `talker.measure.gate` compares with its limits."""
+"""Facts about a verified dataset folder that `talker.measure.gate` compares with its limits."""
 
+import dataclasses
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import UInt8
 
-from talker.clip import FPS, load_json, load_per_frame, runs
+from talker.clip import FPS, LipSync, Verified, runs
+from talker.core.ownership import differing_files
 from talker.data import layout
-from talker.data.formats import AU45_BLINK, read_au45, read_track_params
-from talker.data.layout import to_classes
-from talker.encoders import Choice, load_encoder
-from talker.encoders.features import extract_clip, windows
-from talker.encoders.loudness import slot_levels
-from talker.head.landmarks68 import mouth_opening, read_lms
-from talker.measure.faults import FolderSpec
-from talker.measure.gate import background_change, sync_facts
-from talker.media.audio import clip_sound
+from talker.data.formats import AU45_BLINK, TrackReport
+from talker.encoders import ENCODERS
 from talker.media.images import read_image
 
 REFERENCE_FACE = 250.0
 """Width of a face in pixels to which motion errors are scaled before they are compared."""
 RIVAL_SIZE = 0.5
 """Size of another face, relative to that of the subject, from which it counts as a rival."""
+CHANGED_LEVELS = 24
+"""Difference in gray levels from which a background pixel counts as changed."""
+CLEARANCE = 8
+"""Distance from the person within which the background is not compared, in pixels of an image whose
+longer side is 512 pixels."""
 
 
-def dataset_facts(folder: FolderSpec) -> dict[str, Any]:
-    """Measure a folder without faults. Facts that its files do not contain are None."""
-    path = folder.path
-    valid = read_track_params(path / layout.TRACK_PARAMS).valid
-    au45 = read_au45(path / layout.ACTION_UNITS)[: folder.frames]
-    landmarks = np.stack([read_lms(layout.FRAME_LANDMARKS.path(path, i)) for i in folder.ids])
+def clip_facts(
+    verified: Verified, report: TrackReport | None, lipsync: LipSync, background_change: float
+) -> dict[str, Any]:
+    """Return the facts of a clip. Facts that its files do not contain are None.
+
+    Args:
+        verified: facts of each frame.
+        report: facts about the tracking; None in folders that other scripts prepared.
+        lipsync: how well the mouth moves with the audio.
+        background_change: percentage of the background that changes.
+    """
+    valid, au45 = np.array(verified.valid), verified.array("au45")
     starts, ends = runs(valid)
     closed = au45 > AU45_BLINK
-    tracking = tracking_facts(folder)
+    tracking = {"rejected": {}} if report is None else tracking_facts(report)
     other_shots = tracking["rejected"].get("another shot", 0)
+    rival = verified.rival
+    low, high = np.percentile(verified.array("mouth_opening")[valid], [2, 98])
     return {
-        "frames": folder.frames,
-        "seconds": folder.frames / FPS,
-        "width": folder.width,
-        "height": folder.height,
-        "train_frames": folder.train_frames,
-        "valid_percent": 100.0 * int(valid.sum()) / max(folder.frames - other_shots, 1),
+        "frames": verified.frames,
+        "seconds": verified.frames / FPS,
+        "width": verified.width,
+        "height": verified.height,
+        "train_frames": verified.train_frames,
+        "valid_percent": 100.0 * int(valid.sum()) / max(verified.frames - other_shots, 1),
         "usable_seconds": int(valid.sum()) / FPS,
         "longest_valid_seconds": int((ends - starts).max(initial=0)) / FPS,
-        "held_out_frames": int(valid[folder.train_frames :].sum()),
-        "face_width_px": float(np.median(np.ptp(landmarks[valid, :, 0], axis=1))),
+        "held_out_frames": int(valid[verified.train_frames :].sum()),
+        "face_width_px": float(np.median(verified.array("face_width")[valid])),
         **tracking,
-        "rival_percent": rival_percent(folder),
+        "rival_percent": rival and 100.0 * float((np.array(rival) > RIVAL_SIZE).mean()),
         "blinks": int((closed[1:] & ~closed[:-1]).sum() + closed[0]),
         "blink_range": float(np.ptp(au45)),
-        **mouth_facts(folder, mouth_opening(landmarks), valid),
-        "background_change_percent": background_percent(folder),
-    }
-
-
-def tracking_facts(folder: FolderSpec) -> dict[str, Any]:
-    """Return the facts of track_report.json, in folders that talker made."""
-    path = folder.path / layout.TRACK_REPORT
-    if not path.exists():
-        return {"rejected": {}}
-    report = load_json(path)
-    scale = REFERENCE_FACE / report["face_width_px"]
-    motion = report["motion_px"]["final"]
-    shots = [shot["residual_px"] for shot in report["segments"] if shot["residual_px"] is not None]
-    return {
-        "rejected": dict(Counter(row["reason"] for row in report["rejected"])),
-        "shots": len(report["segments"]),
-        "worst_shot_ratio": max(shots) / min(shots),
-        "residual_percent_of_face": report["residual"]["percent_of_face"],
-        "c1_px": motion["c1"],
-        "c5_px": motion["c5"],
-        "c1_px_at_250": None if motion["c1"] is None else scale * motion["c1"],
-        "c5_px_at_250": None if motion["c5"] is None else scale * motion["c5"],
-        "yaw_range_degrees": report["degrees"]["yaw_high"] - report["degrees"]["yaw_low"],
-        "focal_at_bound": report["focal"]["at_bound"],
-        "cut_by_border": report.get("cut_by_border"),
-    }
-
-
-def rival_percent(folder: FolderSpec) -> float | None:
-    """Return the percentage of frames that show another face of at least half the size."""
-    if not folder.own:
-        return None
-    rival = load_per_frame(folder.path / layout.LANDMARKS, folder.frames).get("rival")
-    return None if rival is None else 100.0 * float((rival > RIVAL_SIZE).mean())
-
-
-def mouth_facts(
-    folder: FolderSpec, opening: Float[np.ndarray, "T"], valid: Bool[np.ndarray, "T"]
-) -> dict[str, float | None]:
-    """Measure how far the mouth opens [T], and how well the audio predicts it.
-
-    The default encoder is used for all avatars, so that the limits remain comparable.
-    """
-    low, high = np.percentile(opening[valid], [2, 98])
-    sound = clip_sound(folder.path / layout.SOUND, folder.frames)
-    choice = Choice()
-    statistics, slots = extract_clip(load_encoder(choice), choice, sound, folder.train_frames)
-    speech = np.concatenate(list(windows([slots], statistics.look_ahead)))
-    quiet, loud = np.percentile(slot_levels(sound), [5, 95])
-    return {
         "mouth_range": float(high - low),
-        "level_range_db": float(loud - quiet),
-        **sync_facts(speech, opening, valid),
+        **dataclasses.asdict(lipsync),
+        "background_change_percent": background_change,
     }
 
 
-def background_percent(folder: FolderSpec) -> float:
-    """Return the percentage of the background that changes, in a sample of frames."""
-    ids = np.unique(np.linspace(0, folder.frames - 1, folder.sample).astype(int)).tolist()
-    masks = [layout.MASKS.path(folder.path, i) for i in ids]
+def tracking_facts(report: TrackReport) -> dict[str, Any]:
+    """Return the facts about the tracking."""
+    scale = REFERENCE_FACE / report.face_width
+    return {
+        "rejected": dict(Counter(report.reasons)),
+        "shots": report.shots,
+        "worst_shot_ratio": max(report.shot_residuals) / min(report.shot_residuals),
+        "residual_percent_of_face": report.residual_percent,
+        "c1_px": report.c1,
+        "c5_px": report.c5,
+        "c1_px_at_250": None if report.c1 is None else scale * report.c1,
+        "c5_px_at_250": None if report.c5 is None else scale * report.c5,
+        "yaw_range_degrees": report.yaw_range,
+        "focal_at_bound": report.focal_at_bound,
+        "cut_by_border": report.cut_by_border,
+    }
+
+
+def background_percent(folder: Path, frames: int, sample: int) -> float:
+    """Return the percentage of the background that changes, in a sample of the frames."""
+    ids = np.unique(np.linspace(0, frames - 1, sample).astype(int)).tolist()
+    masks = [layout.MASKS.path(folder, i) for i in ids]
     return background_change(
-        (read_image(layout.FRAMES.path(folder.path, i)) for i in ids),
-        (to_classes(read_image(path), path) for path in masks),
-        read_image(folder.path / layout.PLATE),
+        (read_image(layout.FRAMES.path(folder, i)) for i in ids),
+        (layout.to_classes(read_image(path), path) for path in masks),
+        read_image(folder / layout.PLATE),
     )
+
+
+def background_change(
+    images: Iterable[np.ndarray], masks: Iterable[np.ndarray], plate: UInt8[np.ndarray, "H W 3"]
+) -> float:
+    """Return the percentage of the background that differs from the plate, median over frames.
+
+    Args:
+        images: RGB uint8 [H, W, 3].
+        masks: their classes uint8 [H, W].
+        plate: RGB uint8 [H, W, 3].
+    """
+    size = 2 * round(max(plate.shape) * CLEARANCE / 512) + 1
+    percentages = []
+    for image, mask in zip(images, masks, strict=True):
+        person = cv2.dilate((mask != layout.BACKGROUND).astype(np.uint8), np.ones((size, size)))
+        difference = cv2.absdiff(cv2.blur(image, (3, 3)), cv2.blur(plate, (3, 3))).max(axis=-1)
+        if not person.all():
+            changed = difference[person == 0] > CHANGED_LEVELS
+            percentages.append(100.0 * float(changed.mean()))
+    return float(np.median(percentages)) if percentages else 0.0
+
+
+def edited_files(folder: Path) -> Iterator[str]:
+    """Yield a sentence for every output of talker that was changed after talker wrote it."""
+    names = (
+        *(layout.CLIP, layout.SOUND, layout.TRAIN_SOUND, layout.NOVEL_SOUND, layout.LANDMARKS),
+        *(layout.ACTION_UNITS, layout.TRACK_PARAMS, layout.TRANSFORMS_TRAIN),
+        *(layout.TRANSFORMS_VAL, layout.TRACK_REPORT, layout.PLATE),
+        *(layout.speech_features(encoder) for encoder in ENCODERS),
+        *(layout.speech_statistics(encoder) for encoder in ENCODERS),
+        *(kind.folder for kind in layout.IMAGES),
+    )
+    for name in names:
+        path = folder / name
+        if path.exists() and (changed := differing_files(path)):
+            inside = f": {', '.join(sorted(changed)[:5])}" if path.is_dir() else ""
+            more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+            yield (
+                f"{path}{inside}{more} was changed after talker wrote it. Training uses the "
+                "changed file. To restore the original, delete the file and run the workflow "
+                "again."
+            )
