@@ -565,7 +565,7 @@ def test_a_video_is_uploaded_in_a_browser(address: str, video: bytes, tmp_path: 
         page.fill("#consent", "The person agreed.")
         page.set_input_files("#file", tmp_path / "bad.mp4")
         page.click("#upload")
-        assert "confirm" in page.inner_text("#refusal")
+        assert "check the box" in page.inner_text("#refusal")
         page.check("#agreed")
         page.click("#upload")
         page.get_by_text("The file cannot be read as").wait_for()

@@ -24,7 +24,7 @@ from talker.encoders.mel import load
 from talker.errors import UserError
 from talker.media.audio import write_wav
 from talker.tools import speak as stage
-from talker.tools.speak import Config, StreamingAvatar, measure_latency, speak
+from talker.tools.speak import Config, StreamingAvatar, measure_latency, raw_frames, speak
 
 
 class Listener(Avatar):
@@ -153,7 +153,7 @@ def test_nothing_that_was_heard_long_ago_is_kept(data, encoder, learned) -> None
 
 def test_pcm_goes_in_and_raw_frames_come_out(data, encoder, learned) -> None:
     sound, picture = io.BytesIO(syllables(60).astype("<i2").tobytes()), io.BytesIO()
-    frames = speak(streaming_avatar(data, encoder, learned), sound, picture)
+    frames = speak(streaming_avatar(data, encoder, learned), sound, raw_frames(picture))
     assert frames == 60
     assert len(picture.getvalue()) == 60 * data.height * data.width * 3
 
@@ -196,7 +196,7 @@ class Closed(io.BytesIO):
 def test_it_ends_when_the_viewer_is_closed(data, encoder, learned, caplog) -> None:
     caplog.set_level(logging.INFO)
     sound = io.BytesIO(syllables(60).astype("<i2").tobytes())
-    assert speak(streaming_avatar(data, encoder, learned), sound, Closed()) == 10
+    assert speak(streaming_avatar(data, encoder, learned), sound, raw_frames(Closed())) == 10
     assert "closed the connection" in caplog.text
 
 

@@ -2,6 +2,7 @@
 
     arecord -q -t raw -f S16_LE -r 16000 | talker speak --data data/me --avatar results/me/avatar \
         | ffplay -f rawvideo -pixel_format rgb24 -video_size 512x512 -framerate 25 -
+    ... | talker speak --avatar me.avatar --output rtmp://localhost/live/me
 """
 
 import logging
@@ -15,7 +16,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from talker.avatar.bundle import load_subject, speech_statistics
+from talker.avatar.bundle import disclosure_of, load_subject, speech_statistics
 from talker.avatar.drive import longest_stretch, natural_blinks, ping_pong
 from talker.avatar.live import live_avatar
 from talker.avatar.model import Avatar
@@ -38,6 +39,7 @@ from talker.encoders.features import (
 from talker.encoders.loudness import gain_between, pauses, slot_levels, speech_level
 from talker.errors import UserError
 from talker.media.audio import WavFile
+from talker.media.broadcast import Show, broadcast
 
 logger = logging.getLogger(__name__)
 
@@ -229,29 +231,42 @@ def measure_latency(streaming: StreamingAvatar, audio: np.ndarray) -> dict[str, 
     }
 
 
-def speak(streaming: StreamingAvatar, source: BinaryIO, sink: BinaryIO) -> int:
-    """Read PCM (s16le, 16 kHz, mono) from `source` and write raw RGB frames to `sink`.
+def speak(streaming: StreamingAvatar, source: BinaryIO, show: Show) -> int:
+    """Read PCM (s16le, 16 kHz, mono) from `source`, and show each frame with its 640 samples.
 
     It stops when the audio ends or the reader of the frames is closed. Returns the number of
     frames.
     """
     count = 0
+    heard = np.empty(0, np.int16)
 
-    def write(frames: Iterable[np.ndarray]) -> None:
-        nonlocal count
+    def show_all(frames: Iterable[np.ndarray]) -> None:
+        nonlocal count, heard
         for frame in frames:
-            sink.write(frame.tobytes())
-            sink.flush()
+            audio, heard = heard[:SAMPLES_PER_FRAME], heard[SAMPLES_PER_FRAME:]
+            show(frame, np.pad(audio, (0, SAMPLES_PER_FRAME - len(audio))))
             count += 1
 
     try:
         while chunk := source.read(2 * SAMPLES_PER_FRAME):
             whole = chunk[: len(chunk) // 2 * 2]
-            write(streaming.push_audio(np.frombuffer(whole, "<i2").astype(np.int16)))
-        write(streaming.finish())
+            samples = np.frombuffer(whole, "<i2").astype(np.int16)
+            heard = np.concatenate([heard, samples])
+            show_all(streaming.push_audio(samples))
+        show_all(streaming.finish())
     except CLOSED_VIEWER:
         logger.info("The program that reads the frames closed the connection.")
     return count
+
+
+def raw_frames(sink: BinaryIO) -> Show:
+    """Return a function that writes frames as raw RGB, without audio."""
+
+    def show(frame: np.ndarray, _: np.ndarray) -> None:
+        sink.write(frame.tobytes())
+        sink.flush()
+
+    return show
 
 
 def _connection(port: int) -> socket.socket:
@@ -269,6 +284,7 @@ def main(
     avatar: Path,
     data: Path | None = None,
     port: int | None = None,
+    output: str | None = None,
     benchmark: Path | None = None,
     config: Config = Config(),
 ) -> None:
@@ -280,6 +296,9 @@ def main(
         port: Port of 127.0.0.1 on which to wait for one connection that sends the audio and reads
             the frames. By default, the audio is read from stdin and the frames are written to
             stdout.
+        output: File (.mp4, .mkv, .flv or .ts) or address of a streaming server (rtmp:// or
+            rtmps://) that receives the frames with their audio, encoded as H.264 and AAC. By
+            default, raw frames are written to stdout or to the connection.
         benchmark: Wav file written by `talker audio`. If it is given, the command only measures
             the latency and the speed with this audio, and does not read or write streams.
         config: Options.
@@ -306,5 +325,10 @@ def main(
             connection = stack.enter_context(_connection(port))
             source = stack.enter_context(connection.makefile("rb"))
             sink = stack.enter_context(connection.makefile("wb"))
-        count = speak(streaming, source, sink)
+        show = raw_frames(sink)
+        if output is not None:
+            disclosure = disclosure_of(streaming.avatar, dataset)
+            place = broadcast(output, dataset.height, dataset.width, disclosure)
+            show = stack.enter_context(place)
+        count = speak(streaming, source, show)
     logger.info("Wrote %d frames.", count)
