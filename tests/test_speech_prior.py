@@ -18,12 +18,23 @@ from talker.avatar.expression import (
 )
 from talker.avatar.options import Config
 from talker.avatar.speech_prior import Speaker, SpeechPrior, fit_speech_prior
+from talker.avatar.trainer import fit
+from talker.avatar.training_set import training_set
 from talker.data.formats import read_expression_basis
 from talker.dataset import Dataset
 from talker.encoders.features import FeatureStats
 from talker.errors import UserError
 from talker.tools.prior import main
 
+TINY = Config(
+    image_size=64,
+    device="cpu",
+    gaussians=300,
+    plane_resolutions=(8,),
+    canonical_steps=1,
+    deformation_steps=1,
+    deformation_batch=2,
+)
 DIMS, COMPONENTS, POINTS = 30, 24, 20
 SECONDS_5, GAP = 125, 16
 
@@ -207,9 +218,15 @@ def test_the_command_fits_a_prior_that_training_uses(dataset: Path, tmp_path: Pa
     predicted = found.predict(data.speech[data.train_ids].reshape(len(data.train_ids), -1))
     truth = Speaker.of(data, "hama").expressions
     assert np.corrcoef(predicted[:, 0], truth[:, 0])[0, 1] > 0.5
-    config = Config(speech_prior=str(tmp_path / "prior.npz"))
+    config = dataclasses.replace(TINY, speech_prior=str(tmp_path / "prior.npz"))
+    subset = training_set(data, torch.device("cpu"))
+    maps = [
+        fit(data, subset, options, tmp_path / f"{k}.pt").avatar.speech_to_expression.weight
+        for k, options in enumerate((config, TINY))
+    ]
+    assert not torch.equal(*maps)
     before = Origin.of(config, data)
-    assert before.data != Origin.of(Config(), data).data
+    assert before.data != Origin.of(TINY, data).data
     fit_speech_prior([a_person(0, a_mouth(0), 100).speaker]).save(tmp_path / "prior.npz")
     assert Origin.of(config, data).differences(before) == ["data"]
 

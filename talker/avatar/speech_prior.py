@@ -160,6 +160,11 @@ class SpeechPrior:
         Raises:
             UserError: the file is missing or damaged, or was not written by `talker prior`.
         """
+        if not path.exists():
+            raise UserError(
+                f"{path} does not exist. Write it with `talker prior`, or remove the option "
+                "`speech_prior`."
+            )
         try:
             arrays = load_arrays(path)
             prior = cls(
