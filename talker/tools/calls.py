@@ -33,8 +33,9 @@ logger = logging.getLogger(__name__)
 
 PATIENCE = 15.0
 """Time in seconds in which the page must connect after its offer."""
-MAX_WAITING = 25
-"""Largest number of frames or pieces of audio that wait in a track; older ones are dropped."""
+MAX_HOPS = 3
+"""Largest number of hops whose frames or audio wait in a track; older ones are dropped. It is the
+same for both, so that they stay together if the network is slow."""
 PIECE = SAMPLE_RATE // 50
 """Number of samples of a piece of audio, which becomes one packet of 20 ms."""
 ENDED = "closed", "failed"
@@ -42,12 +43,12 @@ ENDED = "closed", "failed"
 
 
 class OutgoingTrack(MediaStreamTrack):
-    """The frames or the audio of the avatar."""
+    """The frames or the audio of the avatar, of which at most `capacity` wait."""
 
-    def __init__(self, kind: Literal["audio", "video"]) -> None:
+    def __init__(self, kind: Literal["audio", "video"], capacity: int) -> None:
         super().__init__()
         self.kind = kind
-        self.waiting: asyncio.Queue[av.VideoFrame | av.AudioFrame] = asyncio.Queue(MAX_WAITING)
+        self.waiting: asyncio.Queue[av.VideoFrame | av.AudioFrame] = asyncio.Queue(capacity)
 
     def put(self, frame: av.VideoFrame | av.AudioFrame) -> None:
         """Append what is sent next."""
@@ -96,13 +97,14 @@ class Call:
         """Return a call whose connection waits for an offer. It must be called by an event loop."""
         # the default of aiortc asks a server of Google for the public address
         connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        capacity = MAX_HOPS * session.streaming.config.hop
         call = cls(
             session,
             connection,
             asyncio.Event(),
             asyncio.Event(),
-            OutgoingTrack("video"),
-            OutgoingTrack("audio"),
+            OutgoingTrack("video", capacity),
+            OutgoingTrack("audio", capacity * SAMPLES_PER_FRAME // PIECE),
         )
         connection.addTrack(call.audio)
         connection.addTrack(call.video)
