@@ -24,13 +24,13 @@ HALF = 500, 240
 
 def verdict(metrics: Section) -> Section:
     """Return grade, reasons and advice of the verdict on the avatar."""
-    found = metrics["verdict"]
-    if not str(found["grade"]).strip():
+    stored = metrics["verdict"]
+    if not str(stored["grade"]).strip():
         raise ValueError("the grade is empty")
     return {
-        "grade": str(found["grade"]),
-        "reasons": list(found["reasons"]),
-        "advice": list(found["advice"]),
+        "grade": str(stored["grade"]),
+        "reasons": list(stored["reasons"]),
+        "advice": list(stored["advice"]),
     }
 
 
