@@ -89,3 +89,15 @@ def test_hash_does_not_depend_on_the_place(package, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     elsewhere = package.rename(tmp_path / "elsewhere" / "talker")
     assert code_of("talker.track", package=elsewhere) == here
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        *("frames", "audio", "speech", "landmarks", "parsing", "blink", "overlay", "background"),
+        *("layers", "verify", "lipsync", "check"),
+    ],
+)
+def test_a_preparation_stage_imports_few_files(stage):
+    """So that a reader sees all of its code, and few edits rerun it."""
+    assert len(closure(f"talker.{stage}")) <= 15
