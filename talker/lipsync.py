@@ -1,4 +1,4 @@
-"""Measure how well the mouth moves with the sound, and verify that the speech features are its own.
+"""Measure how well the mouth moves with the audio, and verify that the speech features are its own.
 
 The correlation of audio and mouth is compared with a null distribution from the same clip, so that
 a short clip is not refused only because it is too short for a reliable result. `talker check`
@@ -61,7 +61,7 @@ class Config:
 
 
 def main(*, data: Path, lipsync: Output, config: Config = Config()) -> None:
-    """Measure how well the mouth moves with the sound.
+    """Measure how well the mouth moves with the audio.
 
     Args:
         data: Dataset folder that `talker verify` has verified.
@@ -131,7 +131,7 @@ def speech_faults(folder: Path) -> Iterator[str]:
 
 
 def measure(folder: Path, verified: Verified) -> LipSync:
-    """Measure the level of the sound and the lip sync of a dataset folder.
+    """Measure the level of the audio and the lip sync of a dataset folder.
 
     The default encoder is used for all avatars, so that the limits remain comparable.
     """

@@ -2,7 +2,7 @@
 
 Every file is compared with files that it was computed from or that show the same thing. Layers and
 masks are compared with the frames, masks and poses with the landmarks, and blinks with the eyelids.
-(`talker lipsync` compares speech features with the sound.) A frame is reported if it deviates much
+(`talker lipsync` compares speech features with the audio.) A frame is reported if it deviates much
 more than most frames of the clip, so that the limits also fit folders of other scripts.
 """
 
