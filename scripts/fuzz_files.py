@@ -201,6 +201,14 @@ def _gate(me: Path) -> None:
     check.main(data=me, quality=me / "quality.json", config=FORCED)
 
 
+def _linked(folder: Path, copy: Path) -> Path:
+    """Return a copy of a folder in which a stage may replace files that others still have to read.
+
+    Its files are hard links.
+    """
+    return shutil.copytree(folder, copy, symlinks=True, copy_function=os.link)
+
+
 def _continue(s: Path, o: Path) -> None:
     """Train from a checkpoint, which is read only if nothing else has changed."""
     shutil.copytree(s / "checkpoints", o / ".checkpoints", symlinks=True)
@@ -213,7 +221,7 @@ def _landmarks(s: Path, o: Path) -> None:
 
 
 STAGES: dict[str, Stage] = {
-    "gate": lambda s, o: _gate(s / "me"),
+    "gate": lambda s, o: _gate(_linked(s / "me", o / ".me")),
     "verify": lambda s, o: verify.main(data=s / "me", verified=o / "verified.json"),
     "lipsync": lambda s, o: lipsync.main(data=s / "me", lipsync=o / "lipsync.json"),
     "check": lambda s, o: check.main(data=s / "me", quality=o / "q.json", config=FORCED),
