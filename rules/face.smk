@@ -1,4 +1,4 @@
-"""Face analysis: landmarks, segmentation, blinks, head poses, background and layers.
+"""Face analysis: landmarks, segmentation, blinks, shots, head poses, background and layers.
 
 `landmarks` writes .lms files into the folder of frames, which changes its modification time.
 Therefore rules depend on clip.json, which is written with the frames, and take the folder as
@@ -93,10 +93,69 @@ rule blink:
         " --landmarks {input.landmarks:q} --au {output.au:q} {params.options} > {log:q} 2>&1"
 
 
+rule shots:
+    input:
+        clip="<data>/{subject}/clip.json",
+        landmarks="<data>/{subject}/landmarks.npz",
+    output:
+        shots="<data>/{subject}/shots.npz",
+    log:
+        "<logs>/{subject}/shots.log",
+    benchmark:
+        "<benchmarks>/{subject}/shots.tsv"
+    conda:
+        "../envs/prepare.yaml"
+    envmodules:
+        *ENV_MODULES["prepare"],
+    threads: 1
+    resources:
+        mem_mb=scale_with_attempt(2000),
+        runtime=scale_with_attempt(20),
+    params:
+        images=rules.frames.output.images,
+        options=stage_options("shots"),
+        fingerprint=fingerprint("shots", after=[rules.landmarks]),
+    message:
+        "{wildcards.subject}: finding cuts and frames without a usable face"
+    shell:
+        "talker shots --clip {input.clip:q} --images {params.images:q}"
+        " --landmarks {input.landmarks:q} --shots {output.shots:q} {params.options} > {log:q} 2>&1"
+
+
+rule fit:
+    input:
+        clip="<data>/{subject}/clip.json",
+        landmarks="<data>/{subject}/landmarks.npz",
+        shots="<data>/{subject}/shots.npz",
+    output:
+        fit="<data>/{subject}/fit.npz",
+    log:
+        "<logs>/{subject}/fit.log",
+    benchmark:
+        "<benchmarks>/{subject}/fit.tsv"
+    conda:
+        "../envs/prepare.yaml"
+    envmodules:
+        *ENV_MODULES["prepare"],
+    threads: 1
+    resources:
+        mem_mb=scale_with_attempt(3000),
+        runtime=scale_with_attempt(20),
+    params:
+        options=stage_options("fit"),
+        fingerprint=fingerprint("fit", after=[rules.shots]),
+    message:
+        "{wildcards.subject}: fitting the head, the focal length and the poses to the landmarks"
+    shell:
+        "talker fit --clip {input.clip:q} --landmarks {input.landmarks:q} --shots {input.shots:q}"
+        " --fit {output.fit:q} {params.options} > {log:q} 2>&1"
+
+
 rule track:
     input:
         clip="<data>/{subject}/clip.json",
         landmarks="<data>/{subject}/landmarks.npz",
+        fit="<data>/{subject}/fit.npz",
     output:
         params="<data>/{subject}/track_params.pt",
         train="<data>/{subject}/transforms_train.json",
@@ -117,12 +176,12 @@ rule track:
     params:
         images=rules.frames.output.images,
         options=stage_options("track"),
-        fingerprint=fingerprint("track", after=[rules.landmarks]),
+        fingerprint=fingerprint("track", after=[rules.fit]),
     message:
-        "{wildcards.subject}: estimating focal length, face shape and head poses"
+        "{wildcards.subject}: estimating the head poses from landmarks and optical flow"
     shell:
         "talker track --clip {input.clip:q} --images {params.images:q}"
-        " --landmarks {input.landmarks:q}"
+        " --landmarks {input.landmarks:q} --fit {input.fit:q}"
         " --params {output.params:q} --train {output.train:q} --val {output.val:q}"
         " --report {output.report:q} {params.options} > {log:q} 2>&1"
 

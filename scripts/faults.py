@@ -35,7 +35,18 @@ from fuzzing import OUTCOMES, Case, Run, run_limited
 from talker.core.boundary import allocate_blas_buffers
 
 WRITING = (
-    *("audio", "speech", "landmarks", "parsing", "blink", "track", "overlay", "background"),
+    *(
+        "audio",
+        "speech",
+        "landmarks",
+        "parsing",
+        "blink",
+        "shots",
+        "fit",
+        "track",
+        "overlay",
+        "background",
+    ),
     *(
         "layers",
         "verify",

@@ -40,6 +40,7 @@ from talker import (
     blink,
     check,
     evaluate,
+    fit,
     landmarks,
     layers,
     lipsync,
@@ -47,6 +48,7 @@ from talker import (
     parsing,
     render,
     report,
+    shots,
     speech,
     track,
     train,
@@ -127,13 +129,37 @@ def make_subject(folder: Path, first: int = 0) -> None:
     np.savez(folder / "expression.npz", e0=np.linspace(-1, 1, FRAMES), e1=np.zeros(FRAMES))
 
 
+def run_shots(me: Path, at: Path) -> None:
+    """Run `talker shots` into the folder `at`."""
+    shots.main(
+        clip=me / "clip.json",
+        images=me / "ori_imgs",
+        landmarks=me / "landmarks.npz",
+        shots=at / "shots.npz",
+    )
+
+
+def run_fit(me: Path, at: Path) -> None:
+    """Run `talker fit` into the folder `at`."""
+    fit.main(
+        clip=me / "clip.json",
+        landmarks=me / "landmarks.npz",
+        shots=me / "shots.npz",
+        fit=at / "fit.npz",
+    )
+
+
 def run_track(me: Path, out: Path) -> None:
     """Run `talker track` into `me`, or to `out` if that is another folder than the parent of it."""
     at = me if out == me.parent else out
+    if at == me:
+        run_shots(me, me)
+        run_fit(me, me)
     track.main(
         clip=me / "clip.json",
         images=me / "ori_imgs",
         landmarks=me / "landmarks.npz",
+        fit=me / "fit.npz",
         params=at / "track_params.pt",
         train=at / "transforms_train.json",
         val=at / "transforms_val.json",
@@ -238,6 +264,8 @@ STAGES: dict[str, Stage] = {
         **_given(s, "clip", "images", "landmarks"), masks=o / "parsing"
     ),
     "blink": lambda s, o: blink.main(**_given(s, "clip", "landmarks"), au=o / "au.csv"),
+    "shots": lambda s, o: run_shots(s / "me", o),
+    "fit": lambda s, o: run_fit(s / "me", o),
     "track": lambda s, o: run_track(s / "me", o),
     "overlay": lambda s, o: overlay.main(
         **_given(s, "clip", "images", "landmarks"),
@@ -309,7 +337,9 @@ TARGETS = [
     Target("me/torso_imgs/57.png", "image", ("render", "evaluate", "bundle", "pack")),
     Target("me/gt_imgs/7.jpg", "image", ("evaluate", "report", "adopt", "export")),
     Target("me/bc.jpg", "image", ("layers", "load", "render", "pack", "bundle", "adopt")),
-    Target("me/landmarks.npz", "npz", ("parsing", "blink", "track", "overlay")),
+    Target("me/shots.npz", "npz", ("fit",)),
+    Target("me/fit.npz", "npz", ("track",)),
+    Target("me/landmarks.npz", "npz", ("parsing", "blink", "shots", "fit", "track", "overlay")),
     Target("me/au.csv", "text", ("load", "train", "render tracks", "adopt", "export")),
     Target(
         "me/track_params.pt",

@@ -45,6 +45,7 @@ def stages(video: Path, me: Path) -> dict[str, tuple[object, ...]]:
     clip, images = ("--clip", me / "clip.json"), ("--images", me / "ori_imgs")
     masks, plate = ("--masks", me / "parsing"), ("--plate", me / "bc.jpg")
     landmarks = "--landmarks", me / "landmarks.npz"
+    shots, fit = ("--shots", me / "shots.npz"), ("--fit", me / "fit.npz")
     parts = "--train", me / "aud_train.wav", "--novel", me / "aud_novel.wav"
     poses = "--train", me / "transforms_train.json", "--val", me / "transforms_val.json"
     tracked = "--params", me / "track_params.pt", "--report", me / "track_report.json"
@@ -56,7 +57,9 @@ def stages(video: Path, me: Path) -> dict[str, tuple[object, ...]]:
         "landmarks": (*clip, *images, *landmarks),
         "parsing": (*clip, *images, *landmarks, *masks),
         "blink": (*clip, *landmarks, "--au", me / "au.csv"),
-        "track": (*clip, *images, *landmarks, *tracked, *poses),
+        "shots": (*clip, *images, *landmarks, *shots),
+        "fit": (*clip, *landmarks, *shots, *fit),
+        "track": (*clip, *images, *landmarks, *fit, *tracked, *poses),
         "background": (*clip, *images, *masks, *plate),
         "layers": (*clip, *images, *masks, *plate, *layers),
         "speech": (*clip, "--wav", me / "aud.wav", *features),

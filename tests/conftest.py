@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
 if TYPE_CHECKING:
+    from talker import fit, shots, track
     from talker.synthetic.subject import GroundTruth, SyntheticSubject
 
 ROOT = Path(__file__).parents[1]
@@ -170,3 +171,43 @@ def pytest_terminal_summary(
 ) -> None:
     for line in config.stash.get(LEFT_OUT, []):
         terminalreporter.write_line(line)
+
+
+def track_files(
+    folder: Path,
+    images: Path,
+    shots_config: "shots.Config | None" = None,
+    fit_config: "fit.Config | None" = None,
+    track_config: "track.Config | None" = None,
+) -> None:
+    """Run the stages shots, fit and track on the clip.json and the landmarks.npz of a folder."""
+    from talker import fit, shots, track
+    from talker.data import layout
+
+    clip, landmarks = folder / layout.CLIP, folder / layout.LANDMARKS
+    found, fitted = folder / layout.SHOTS, folder / layout.FIT
+    shots.main(
+        clip=clip,
+        images=images,
+        landmarks=landmarks,
+        shots=found,
+        config=shots_config or shots.Config(),
+    )
+    fit.main(
+        clip=clip,
+        landmarks=landmarks,
+        shots=found,
+        fit=fitted,
+        config=fit_config or fit.Config(),
+    )
+    track.main(
+        clip=clip,
+        images=images,
+        landmarks=landmarks,
+        fit=fitted,
+        params=folder / layout.TRACK_PARAMS,
+        train=folder / layout.TRANSFORMS_TRAIN,
+        val=folder / layout.TRANSFORMS_VAL,
+        report=folder / layout.TRACK_REPORT,
+        config=track_config or track.Config(),
+    )

@@ -51,7 +51,7 @@ core_files.flush = ownership.flush = flush_and_list
 OUTPUTS = {{
     "synthesize": "video truth", "frames": "clip images", "audio": "wav train novel",
     "speech": "features statistics", "landmarks": "landmarks", "parsing": "masks", "blink": "au",
-    "track": "params train val report", "overlay": "video",
+    "shots": "shots", "fit": "fit", "track": "params train val report", "overlay": "video",
     "background": "plate", "layers": "truth torso",
     "verify": "verified", "lipsync": "lipsync", "check": "quality",
     "train": "avatar", "render": "video", "evaluate": "metrics",

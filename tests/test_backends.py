@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from talker import blink, landmarks, parsing, track
+from talker import blink, fit, landmarks, parsing
 from talker.backends import (
     BACKENDS,
     OPTIONS,
@@ -36,7 +36,7 @@ from talker.head.complete_mesh import complete_meshes
 from talker.head.landmarks68 import landmarks68
 from talker.media.images import write_image
 
-STAGES = {"landmarks": landmarks, "parsing": parsing, "blink": blink, "track": track}
+STAGES = {"landmarks": landmarks, "parsing": parsing, "blink": blink, "fit": fit}
 
 
 def make_clip(folder: Path, images: np.ndarray) -> Clip:

@@ -9,7 +9,7 @@ from conftest import FRAMES, SIZE, Synthetic
 from gated import measure
 from scipy.spatial.transform import Rotation
 
-from talker import check, landmarks, layers, parsing, track
+from talker import check, landmarks, layers, parsing
 from talker.clip import Clip, load_json
 from talker.data.layout import IMAGES
 from talker.errors import UserError
@@ -35,15 +35,7 @@ def prepare(dataset: Path, images: np.ndarray, folder: Path) -> None:
     clip, frames, found = (folder / name for name in ("clip.json", "ori_imgs", "landmarks.npz"))
     patient = landmarks.Config(min_valid=0.3)
     landmarks.main(clip=clip, images=frames, landmarks=found, config=patient)
-    track.main(
-        clip=clip,
-        images=frames,
-        landmarks=found,
-        params=folder / "track_params.pt",
-        train=folder / "transforms_train.json",
-        val=folder / "transforms_val.json",
-        report=folder / "track_report.json",
-    )
+    track_files(folder, frames)
     parsing.main(clip=clip, images=frames, landmarks=found, masks=folder / "parsing")
     layers.main(
         clip=clip,

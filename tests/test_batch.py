@@ -168,3 +168,18 @@ def test_the_outcome_says_where_and_why(tmp_path: Path) -> None:
         ["broken", "failed", "frames", "talker frames: error: b.mp4: cannot be read as a video"],
         ["says", "failed", "render_novel", "torch.OutOfMemoryError: CUDA out of memory."],
     ]
+
+
+def test_an_option_of_another_stage_is_named_with_its_stage(tmp_path: Path) -> None:
+    path = table(
+        tmp_path,
+        "subject | video | track.focal_px | track.min_frames",
+        "me | me.mp4 | 900 | 9",
+    )
+    with pytest.raises(UserError) as refused:
+        subjects(path)
+    lines = str(refused.value).splitlines()
+    assert any(
+        line.endswith("track: unknown key 'focal_px'; it is an option of `fit`") for line in lines
+    )
+    assert any(line.endswith("it is an option of `shots` and `fit`") for line in lines)

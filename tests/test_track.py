@@ -1,22 +1,29 @@
-"""The track stage on the synthetic subject: poses, head, expressions, files, refusals."""
+"""The stages shots, fit and track on the synthetic subject: poses, head, files, refusals."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import DEMO
+from conftest import DEMO, track_files
 from gated import gate
 from scipy.spatial import KDTree
 from scipy.spatial.transform import Rotation
 
+from talker import fit as fit_stage
+from talker import shots as shots_stage
+from talker import track as track_stage
 from talker.clip import Clip, Source, load_per_frame, save_per_frame
 from talker.core.config import from_mapping
+from talker.data.formats import read_fit, read_shots, write_fit
 from talker.errors import UserError
 from talker.head.camera import intrinsics, project, transform_matrices, viewmats_from_pose
 from talker.head.fitting import stable_points
@@ -26,7 +33,7 @@ from talker.media.images import read_image, write_image
 from talker.media.video_reader import probe, read_frames
 from talker.synthetic.acting import read_timings
 from talker.synthetic.subject import GroundTruth, SyntheticSubject
-from talker.track import Config, Track, main, track
+from talker.track import Track
 
 INNER_LIPS = 13, 14
 SOURCE = Source("synthetic.mp4", 256, 256, 25.0, False, 0, 6.0, 0.0, 0.0, "h264")
@@ -46,9 +53,25 @@ def given(dataset: Path) -> tuple[Clip, np.ndarray, np.ndarray]:
     return clip, noisy(landmarks["points"]), landmarks["valid"]
 
 
+def options_of(stage: ModuleType, options: dict) -> Any:
+    """Return the options of a stage that are among `options` of several stages."""
+    names = {field.name for field in dataclasses.fields(stage.Config)}
+    return stage.Config(**{name: value for name, value in options.items() if name in names})
+
+
+def track(
+    clip: Clip, images: Path, points: np.ndarray, valid: np.ndarray, head: MorphableHead, **options
+) -> Track:
+    """Run the three stages in memory."""
+    config = functools.partial(options_of, options=options)
+    shots = shots_stage.find_shots(clip, images, points, valid, config(shots_stage))
+    fitted = fit_stage.fit_clip(clip, points, shots, head, config(fit_stage))
+    return track_stage.track(clip, images, points, fitted, config(track_stage))
+
+
 def follow(dataset: Path, head: MorphableHead, **options) -> Track:
     clip, points, valid = given(dataset)
-    return track(clip, dataset / "ori_imgs", points, valid, head, Config(**options))
+    return track(clip, dataset / "ori_imgs", points, valid, head, **options)
 
 
 @pytest.fixture(scope="module")
@@ -69,20 +92,12 @@ def run(
     valid: np.ndarray,
     **options,
 ) -> Path:
-    """Run the stage in `folder` on the frames of `dataset`."""
+    """Run the three stages in `folder` on the frames of `dataset`."""
     folder.mkdir(exist_ok=True)
     clip.save(folder / "clip.json")
     save_per_frame(folder / "landmarks.npz", valid, points=points)
-    main(
-        clip=folder / "clip.json",
-        images=dataset / "ori_imgs",
-        landmarks=folder / "landmarks.npz",
-        params=folder / "track_params.pt",
-        train=folder / "transforms_train.json",
-        val=folder / "transforms_val.json",
-        report=folder / "track_report.json",
-        config=Config(**options),
-    )
+    config = functools.partial(options_of, options=options)
+    track_files(folder, dataset / "ori_imgs", *map(config, (shots_stage, fit_stage, track_stage)))
     return folder
 
 
@@ -265,8 +280,8 @@ def test_a_missing_frame_is_named_alone(dataset: Path, tmp_path: Path):
     ],
 )
 def test_impossible_options_are_refused(options: dict):
-    with pytest.raises(UserError, match=f"^track: {next(iter(options))}(:| must be)"):
-        from_mapping(Config, options, "track")
+    with pytest.raises(UserError, match=f"^fit: {next(iter(options))}(:| must be)"):
+        from_mapping(fit_stage.Config, options, "fit")
 
 
 def test_small_faces_are_refused(dataset: Path, tmp_path: Path):
@@ -316,7 +331,7 @@ def test_head_does_not_shake(found: Track, dataset: Path, head: MorphableHead, s
 
 def test_detected_meshes_are_good_enough(synthetic, head: MorphableHead, tmp_path: Path):
     given = detected(tmp_path, synthetic.images, probe(synthetic.video))
-    found = track(*given, head, Config())
+    found = track(*given, head)
     assert found.valid.mean() > 0.95 and not found.cuts
     assert rms(angles(found.viewmats, synthetic.truth.viewmats)[found.valid]) <= 4.0
     assert np.nanmedian(found.residual) <= 1.5
@@ -337,11 +352,11 @@ def two_shots(dataset: Path, folder: Path, first: int) -> tuple[Clip, Path, np.n
 
 def test_cut_is_found_and_the_longest_shot_kept(dataset: Path, head: MorphableHead, tmp_path: Path):
     shots = two_shots(dataset, tmp_path, 35)
-    found = track(*shots, head, Config())
+    found = track(*shots, head)
     assert found.cuts == [35]
     assert list(found.rejected) == list(range(35))
     assert set(found.rejected.values()) == {"another shot"}
-    both = track(*shots, head, Config(all_segments=True))
+    both = track(*shots, head, all_segments=True)
     assert both.cuts == [35] and both.valid.all()
     assert both.motion["final"][1] < 0.05
     shift = project(np.zeros((1, 3)), both.viewmats[34:36], np.diag([both.focal, 1, 1.0]))
@@ -359,7 +374,7 @@ def test_jump_cut_limits_shots_and_loses_nothing(
     for i, frame in enumerate(kept):
         (tmp_path / f"{i}.jpg").symlink_to(dataset / "ori_imgs" / f"{frame}.jpg")
     clip = dataclasses.replace(clip, frames=len(kept))
-    found = track(clip, tmp_path, points[kept], valid[kept], head, Config())
+    found = track(clip, tmp_path, points[kept], valid[kept], head)
     assert found.cuts == [40]
     assert found.valid.all()
 
@@ -369,7 +384,7 @@ def test_exposure_step_is_no_cut(dataset: Path, head: MorphableHead, tmp_path: P
     for i in range(clip.frames):
         image = read_image(dataset / "ori_imgs" / f"{i}.jpg")
         write_image(tmp_path / f"{i}.jpg", (image * (0.8 if i >= 50 else 1.0)).astype(np.uint8))
-    assert not track(clip, tmp_path, points, valid, head, Config()).cuts
+    assert not track(clip, tmp_path, points, valid, head).cuts
 
 
 def test_chin_below_the_border_is_kept_with_a_warning(
@@ -398,7 +413,7 @@ def test_picture_that_stands_still_is_rejected(dataset: Path, head: MorphableHea
         shown = 50 if 50 <= i < 80 else i
         (tmp_path / f"{i}.jpg").symlink_to(dataset / "ori_imgs" / f"{shown}.jpg")
     points[50:80] = points[50]
-    found = track(clip, tmp_path, points, valid, head, Config())
+    found = track(clip, tmp_path, points, valid, head)
     assert list(found.rejected) == list(range(51, 80))
     assert set(found.rejected.values()) == {"the image is frozen"}
 
@@ -409,7 +424,7 @@ def test_useless_faces_are_rejected(dataset: Path, head: MorphableHead):
     turned = points[20:24] - points[20:24].mean(axis=1, keepdims=True)
     turned = turned @ Rotation.from_euler("y", 65, degrees=True).as_matrix().T
     points[20:24] = turned + points[20:24].mean(axis=1, keepdims=True)
-    found = track(clip, dataset / "ori_imgs", points, valid, head, Config())
+    found = track(clip, dataset / "ori_imgs", points, valid, head)
     assert set(found.rejected) == {*range(10, 14), *range(20, 24)}
     assert found.rejected[10] == "the face leaves the image"
     assert found.rejected[20] in {"the head is turned away", "the landmarks do not fit the head"}
@@ -422,7 +437,7 @@ def test_rendered_people_do_not_shake(seed: int, head: MorphableHead, tmp_path: 
     subject = SyntheticSubject.create(read_timings(DEMO / "timings.json"), 150, 384, seed)
     images, masks = map(np.stack, zip(*subject.render(), strict=True))
     source = dataclasses.replace(SOURCE, width=384, height=384)
-    found = track(*detected(tmp_path, images, source), head, Config())
+    found = track(*detected(tmp_path, images, source), head)
     truth = subject.ground_truth(masks)
     assert rms(angles(found.viewmats, truth.viewmats)) <= 4.0
     assert jitter(found, truth) <= 0.35
@@ -435,7 +450,7 @@ def test_rendered_people_do_not_shake(seed: int, head: MorphableHead, tmp_path: 
 def test_real_faces_fit(clips: Path, head: MorphableHead, name: str, tmp_path: Path):
     source = probe(clips / name)
     clip, images, points, valid = detected(tmp_path, read_frames(clips / name, source), source)
-    found = track(clip, images, points, valid, head, Config())
+    found = track(clip, images, points, valid, head)
     assert found.valid.mean() > 0.95 and not found.cuts
     face = np.median(np.ptp(points[valid][..., 0], axis=1))
     assert np.nanmedian(found.residual) <= 0.006 * face
@@ -461,6 +476,52 @@ def test_cut_between_people_who_look_alike_is_found(
     images = []
     for name, count in (("newsreader_20s.mp4", 30), ("presenter_45s.mp4", 50)):
         images += itertools.islice(read_frames(clips / name, probe(clips / name)), count)
-    found = track(*detected(tmp_path, images, source), head, Config())
+    found = track(*detected(tmp_path, images, source), head)
     assert found.cuts == [30]
     assert np.flatnonzero(found.valid).tolist() == list(range(30, 80))
+
+
+@pytest.fixture(scope="module")
+def intermediate_files(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run(tmp_path_factory.mktemp("intermediate") / "me", dataset, *given(dataset))
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "change", "message"),
+    [
+        ("fit.npz", "viewmats", lambda a: a[1:], r"real numbers of shape \[100, 4, 4\]"),
+        ("fit.npz", "viewmats", lambda a: 2 * a, "a pose in front of the camera"),
+        ("fit.npz", "viewmats", lambda a: a * [[1], [1], [-1], [1]], "in front of the camera"),
+        ("fit.npz", "focal", lambda a: 0 * a, "'focal' that are NaN or not from 0.001"),
+        ("fit.npz", "mesh", lambda a: a * np.nan, "'mesh' that are NaN"),
+        ("fit.npz", "stable", lambda a: a[::-1].copy(), "four increasing indices"),
+        ("fit.npz", "stable", lambda a: a.astype(float), "whole numbers of shape"),
+        ("fit.npz", "faces", lambda a: a + 10**6, "'faces' that are NaN or not from 0"),
+        ("fit.npz", "model", None, "has no array 'model'"),
+        ("fit.npz", "reasons", lambda a: a[:-1], r"text of shape \[100\]"),
+        ("fit.npz", "cuts", lambda a: np.array([100]), "not from 1 to 99"),
+        ("shots.npz", "cuts", lambda a: np.array([9, 9]), "increasing frame numbers"),
+        ("shots.npz", "reasons", lambda a: np.ones(100), r"text of shape \[100\]"),
+    ],
+)
+def test_damaged_intermediate_files_are_refused(
+    intermediate_files: Path, tmp_path: Path, name: str, key: str, change: Any, message: str
+):
+    shutil.copytree(intermediate_files, tmp_path / "me")
+    file = tmp_path / "me" / name
+    with np.load(file) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    value = arrays.pop(key)
+    np.savez(file, **arrays, **({key: change(value)} if change else {}))
+    read = read_fit if name == "fit.npz" else read_shots
+    with pytest.raises(UserError, match=rf"^{file} .*{message}.* Run `talker \w+` again\.$"):
+        read(file, 100)
+
+
+def test_intermediate_files_keep_full_precision(intermediate_files: Path, tmp_path: Path):
+    fitted = read_fit(intermediate_files / "fit.npz", 100)
+    write_fit(tmp_path / "fit.npz", fitted)
+    assert (tmp_path / "fit.npz").read_bytes() == (intermediate_files / "fit.npz").read_bytes()
+    assert fitted.viewmats.dtype == fitted.expression.dtype == np.float64
+    with pytest.raises(UserError, match=r"absent\.npz does not exist. Run `talker fit`"):
+        read_fit(tmp_path / "absent.npz", 100)

@@ -21,7 +21,7 @@ OPTIONS = {
     "landmarks": ("landmarks", "backend"),
     "parsing": ("parsing", "backend"),
     "blink": ("blink", "backend"),
-    "track": ("head", "model"),
+    "fit": ("head", "model"),
 }
 """For each stage with backends: the step that they implement, and the option that selects one."""
 
@@ -30,7 +30,7 @@ def backend_module(stage: str, options: Mapping[str, Any]) -> str | None:
     """Return the dotted name of the module that a stage loads, or None if it has no backends.
 
     Args:
-        stage: name of the stage, such as "track".
+        stage: name of the stage, such as "fit".
         options: options of the stage as the configuration gives them; missing ones are defaults.
     """
     if stage not in OPTIONS:

@@ -56,29 +56,44 @@ def schema_errors(data: Any, schema: Schema, where: str) -> list[str]:
         where: the file and line that `data` comes from, which begins every message.
     """
     lines = []
+    stages = schema.get("properties", {}).get("options", schema).get("properties", {})
     for error in Draft202012Validator(schema).iter_errors(data):
         key = ".".join(map(str, error.absolute_path))
         lines += [
-            f"{where}: {key}: {text}" if key else f"{where}: {text}" for text in _texts(error)
+            f"{where}: {key}: {text}" if key else f"{where}: {text}"
+            for text in _texts(error, stages)
         ]
     return lines
 
 
-def _texts(error: ValidationError) -> list[str]:
-    """Return the messages of a schema error, in the wording of `talker.core.config.explain`."""
+def _texts(error: ValidationError, stages: Schema) -> list[str]:
+    """Return the messages of a schema error, in the wording of `talker.core.config.explain`.
+
+    Args:
+        stages: {stage: schema of its options}, to find the stage that has an unknown option.
+    """
     if error.validator == "additionalProperties" and isinstance(error.instance, dict):
         known = list(error.schema.get("properties", {}))  # pyright: ignore[reportAttributeAccessIssue]
         unknown = [key for key in error.instance if key not in known]
-        close = [difflib.get_close_matches(str(key), known, 1) for key in unknown]
         return [
             "the row has more cells than the header has columns"
             if key == EXTRA_CELLS
-            else f"unknown key '{key}'" + (f"; did you mean '{names[0]}'?" if names else "")
-            for key, names in zip(unknown, close, strict=True)
+            else f"unknown key '{key}'{_hint(str(key), known, error, stages)}"
+            for key in unknown
         ]
     if error.context:
         return [", or ".join(dict.fromkeys(part.message for part in error.context))]
     return [error.message]
+
+
+def _hint(key: str, known: list[str], error: ValidationError, stages: Schema) -> str:
+    """Return which stages have the option `key`, or else a known key with a similar name."""
+    if error.absolute_path and error.absolute_path[-1] in stages:
+        homes = [name for name, part in stages.items() if key in part.get("properties", {})]
+        if homes:
+            return f"; it is an option of {' and '.join(f'`{name}`' for name in homes)}"
+    close = difflib.get_close_matches(key, known, 1)
+    return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def read_subjects(table: Path, schema: Schema, options: Schema) -> dict[str, SubjectRow]:

@@ -13,11 +13,11 @@ import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from talker.clip import FPS, check_regular, load_json, load_text
+from talker.clip import FPS, check_regular, load_arrays, load_json, load_text
 from talker.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,6 +33,85 @@ AU_HEADER = "frame, timestamp, confidence, success, AU45_r"
 """Columns of au.csv, with the blank before each name that most readers of the family expect."""
 MAX_DISTANCE = 1e4
 """Largest translation and vertex coordinate that is accepted, in dm: 1 km."""
+EXPRESSIONS = 79
+"""Number of columns of `exp` in published track_params.pt files."""
+MESH_POINTS = 478
+"""Number of points of the face mesh that `talker landmarks` detects."""
+
+
+@dataclass
+class Shots:
+    """The shots of a clip of T frames, and why frames are rejected."""
+
+    cuts: list[int]
+    """first frame of each new shot, increasing"""
+    reasons: list[str]
+    """[T], why each frame is rejected; empty for accepted frames"""
+
+    @property
+    def usable(self) -> np.ndarray:
+        """Whether each frame is accepted, bool [T]."""
+        return np.array([not reason for reason in self.reasons], bool)
+
+    @property
+    def accepted_frames(self) -> np.ndarray:
+        """Sorted indices of the frames that are not rejected."""
+        return np.flatnonzero(self.usable)
+
+    def reject(self, ids: np.ndarray, reason: str) -> None:
+        """Reject the frames `ids`."""
+        for i in ids:
+            self.reasons[i] = reason
+
+
+@dataclass(frozen=True)
+class FocalPrior:
+    """What was known about the focal length before it was estimated."""
+
+    given: bool
+    """whether the user specified the focal length"""
+    bounds: tuple[float, float]
+    """bounds of an estimated focal length, in multiples of the longer image side"""
+    distance: float
+    """expected distance from camera to head in dm"""
+    distance_sigma: float
+    """standard deviation of the logarithm of the distance"""
+
+
+@dataclass(frozen=True)
+class HeadFit:
+    """What `talker fit` estimates from the landmarks of T frames, N of which are accepted."""
+
+    shots: Shots
+    """the shots, with the frames that are rejected so far"""
+    viewmats: np.ndarray
+    """[N, 4, 4], OpenCV world-to-camera matrices of the accepted frames, dm"""
+    focal: float
+    """focal length in pixels"""
+    focal_curve: dict[float, float]
+    """residual in pixels with the focal length multiplied by the key"""
+    prior: FocalPrior
+    """what was known about the focal length"""
+    mesh: np.ndarray
+    """[478, 3] dm, mean mesh of the clip"""
+    stable: np.ndarray
+    """int [S], indices of the rigid points that determine the poses"""
+    weights: np.ndarray
+    """[S], weights of the rigid points"""
+    unit: float
+    """size of a detector unit in pixels (`talker.head.poses`)"""
+    expression: np.ndarray
+    """[T, E] dm, weights of `basis`; 0 in rejected frames"""
+    basis: np.ndarray
+    """[E, 478, 3], orthonormal deviations from `mesh`"""
+    model: str
+    """name of the head model"""
+    identity: np.ndarray
+    """[I], identity weights of the head model"""
+    vertices: np.ndarray
+    """[V, 3] dm, head with a little hair, and upper neck"""
+    faces: np.ndarray
+    """int [F, 3], triangles of `vertices`"""
 
 
 @dataclass(frozen=True)
@@ -166,6 +245,143 @@ def write_au45(path: Path, au45: np.ndarray, valid: np.ndarray) -> None:
         for i, (ok, value) in enumerate(zip(valid, au45, strict=True))
     ]
     path.write_text("\n".join([AU_HEADER, *rows]) + "\n", encoding="utf-8")
+
+
+def write_shots(path: Path, shots: Shots) -> None:
+    """Write a shots.npz."""
+    np.savez(path, cuts=np.array(shots.cuts, np.int64), reasons=np.array(shots.reasons, str))
+
+
+def read_shots(path: Path, frames: int) -> Shots:
+    """Read the shots.npz of a clip of `frames` frames.
+
+    Raises:
+        UserError: the file is missing or damaged, or does not fit the clip.
+    """
+    return _shots(_Stored(path, "talker shots"), frames)
+
+
+def write_fit(path: Path, fit: HeadFit) -> None:
+    """Write a fit.npz, in full precision."""
+    curve = np.array(list(fit.focal_curve.items()), float).reshape(-1, 2)
+    prior = fit.prior
+    np.savez(
+        path,
+        cuts=np.array(fit.shots.cuts, np.int64),
+        reasons=np.array(fit.shots.reasons, str),
+        viewmats=fit.viewmats,
+        focal=np.array([fit.focal]),
+        focal_curve=curve,
+        prior=np.array([prior.given, *prior.bounds, prior.distance, prior.distance_sigma], float),
+        mesh=fit.mesh,
+        stable=fit.stable.astype(np.int64),
+        weights=fit.weights,
+        unit=np.array([fit.unit]),
+        expression=fit.expression,
+        basis=fit.basis,
+        model=np.array([fit.model]),
+        identity=fit.identity,
+        vertices=fit.vertices,
+        faces=fit.faces.astype(np.int64),
+    )
+
+
+def read_fit(path: Path, frames: int) -> HeadFit:
+    """Read the fit.npz of a clip of `frames` frames.
+
+    Raises:
+        UserError: the file is missing or damaged, does not fit the clip, or holds values that are
+            not finite or out of range.
+    """
+    stored = _Stored(path, "talker fit")
+    shots = _shots(stored, frames)
+    count = len(shots.accepted_frames)
+    viewmats = stored.numbers("viewmats", (count, 4, 4))
+    turns = viewmats[:, :3, :3]
+    rigid = np.abs(turns @ turns.transpose(0, 2, 1) - np.eye(3)).max(initial=0) < 1e-6
+    rigid &= bool((np.linalg.det(turns) > 0).all() and (viewmats[:, 2, 3] > 0).all())
+    if not count or not rigid or (viewmats[:, 3] != [0, 0, 0, 1]).any():
+        stored.refuse("must have a pose in front of the camera for at least one frame")
+    expression = stored.numbers("expression", (frames, None))
+    rank = expression.shape[1]
+    stable = stored.numbers("stable", (None,), 0, MESH_POINTS - 1, "iu")
+    if len(stable) < 4 or (np.diff(stable) <= 0).any():
+        stored.refuse("must list at least four increasing indices in the array 'stable'")
+    vertices = stored.numbers("vertices", (None, 3))
+    given, low, high, distance, sigma = stored.numbers("prior", (5,), 0, 1e6).tolist()
+    return HeadFit(
+        shots=shots,
+        viewmats=viewmats,
+        focal=float(stored.numbers("focal", (1,), 1e-3, 1e6)[0]),
+        focal_curve=dict(stored.numbers("focal_curve", (None, 2), 0, 1e6).tolist()),
+        prior=FocalPrior(bool(given), (low, high), distance, sigma),
+        mesh=stored.numbers("mesh", (MESH_POINTS, 3)),
+        stable=stable,
+        weights=stored.numbers("weights", (len(stable),), 1e-9, 1e6),
+        unit=float(stored.numbers("unit", (1,), 1e-6, 1e6)[0]),
+        expression=expression,
+        basis=stored.numbers("basis", (rank, MESH_POINTS, 3), -1.01, 1.01),
+        model=stored.texts("model", 1)[0],
+        identity=stored.numbers("identity", (None,), -1e6, 1e6),
+        vertices=vertices,
+        faces=stored.numbers("faces", (None, 3), 0, len(vertices) - 1, "iu"),
+    )
+
+
+def _shots(stored: "_Stored", frames: int) -> Shots:
+    cuts = stored.numbers("cuts", (None,), 1, frames - 1, "iu")
+    if (np.diff(cuts) <= 0).any():
+        stored.refuse("must list increasing frame numbers in the array 'cuts'")
+    return Shots(cuts.tolist(), stored.texts("reasons", frames))
+
+
+class _Stored:
+    """The arrays of an .npz file that `command` wrote, each checked when it is taken."""
+
+    def __init__(self, path: Path, command: str) -> None:
+        if not path.exists():
+            raise UserError(f"{path} does not exist. Run `{command}`, which writes it.")
+        self.path, self.command, self.arrays = path, command, load_arrays(path)
+
+    def refuse(self, what: str) -> NoReturn:
+        """Raise a UserError that says what the file must contain."""
+        raise UserError(f"{self.path} {what}. Run `{self.command}` again.")
+
+    def _array(self, name: str, shape: tuple[int | None, ...], kinds: str) -> np.ndarray:
+        array = self.arrays.get(name)
+        if array is None:
+            self.refuse(f"has no array '{name}'")
+        fits = len(array.shape) == len(shape) and all(
+            length in (None, size) for length, size in zip(shape, array.shape, strict=True)
+        )
+        if not fits or array.dtype.kind not in kinds:
+            kind = {"f": "real numbers", "iu": "whole numbers", "U": "text"}[kinds]
+            expected = ", ".join("any" if length is None else str(length) for length in shape)
+            self.refuse(
+                f"must have {kind} of shape [{expected}] in the array '{name}', but has "
+                f"{array.dtype} {list(array.shape)}"
+            )
+        return array
+
+    def numbers(
+        self,
+        name: str,
+        shape: tuple[int | None, ...],
+        low: float = -MAX_DISTANCE,
+        high: float = MAX_DISTANCE,
+        kinds: str = "f",
+    ) -> np.ndarray:
+        """Return numbers of `shape`, where None allows any length, from `low` to `high`."""
+        array = self._array(name, shape, kinds)
+        if not ((array >= low) & (array <= high)).all():
+            self.refuse(
+                f"has values in the array '{name}' that are NaN or not from {low:g} to {high:g}"
+            )
+        return array.astype(float if kinds == "f" else np.int64)
+
+    def texts(self, name: str, count: int) -> list[str]:
+        """Return `count` texts."""
+        return self._array(name, (count,), "U").tolist()
 
 
 def read_track_params(path: Path | zipfile.Path) -> TrackParams:

@@ -177,7 +177,7 @@ _MODELS = {
     "bfm2009": Weights(
         name="01_MorphableModel.mat",
         purpose="head model Basel Face Model 2009",
-        use="track: {model: bfm2009, model_files: FOLDER}",
+        use="fit: {model: bfm2009, model_files: FOLDER}",
         source="https://faces.dmi.unibas.ch/bfm",
         license="agreement of the University of Basel, for non-commercial research only",
         restricted=True,
@@ -187,7 +187,7 @@ _MODELS = {
     "ict": Weights(
         name="ICT-FaceKit",
         purpose="head model ICT-FaceKit",
-        use="track: {model: ict, model_files: FOLDER}",
+        use="fit: {model: ict, model_files: FOLDER}",
         source="https://github.com/ICT-VGL/ICT-FaceKit",
         license="MIT",
         manual="run `git clone https://github.com/ICT-VGL/ICT-FaceKit`",

@@ -184,6 +184,13 @@ def _normalized(image: np.ndarray) -> np.ndarray:
     return (image - image.mean()) / max(image.std(), 1.0)
 
 
+def outside_fraction(clip: Clip, points: Float[np.ndarray, "T 478 3"]) -> Float[np.ndarray, "T"]:
+    """Return the fraction [T] of the points of meshes [T, 478, 3] that are outside the image."""
+    inside = (points[..., :2] >= 0).all(axis=-1)
+    inside &= (points[..., :2] <= [clip.width, clip.height]).all(axis=-1)
+    return 1.0 - inside.mean(axis=1)
+
+
 def gray_histogram(image: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "64 1"]:
     """Return the histogram of 64 gray levels of RGB uint8 [H, W, 3]: float32 [64, 1]."""
     gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)

@@ -118,7 +118,7 @@ def _tracking_failures(facts: dict[str, Any], limits: Limits) -> Iterator[str]:
         facts,
         *("usable_seconds", limits.min_seconds),
         "Only {:.1f} s of the clip are tracked",
-        "Use a longer clip without cuts, or use every shot with `track: {all_segments: true}`.",
+        "Use a longer clip without cuts, or use every shot with `shots: {all_segments: true}`.",
     )
     yield from _beyond(
         facts,
@@ -210,7 +210,7 @@ def _warnings(facts: dict[str, Any], limits: Limits) -> Iterator[str]:
     if facts.get("focal_at_bound"):
         yield (
             "The estimated focal length is at a bound of the allowed range. If you know "
-            "the focal length, set `track: {focal_px: ...}`."
+            "the focal length, set `fit: {focal_px: ...}`."
         )
     seconds = facts.get("usable_seconds", SHORT_SECONDS)
     if seconds < SHORT_SECONDS:

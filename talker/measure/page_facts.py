@@ -12,7 +12,8 @@ from talker.data import layout
 from talker.errors import UserError
 
 STAGES = (
-    *("synthesize", "frames", "audio", "speech", "landmarks", "parsing", "blink", "track"),
+    *("synthesize", "frames", "audio", "speech", "landmarks", "parsing", "blink"),
+    *("shots", "fit", "track"),
     *("overlay", "background", "layers", "verify", "lipsync", "check", "train", "render_val"),
     *("render_train", "evaluate", "report"),
 )
