@@ -4,7 +4,11 @@ import importlib
 
 __version__ = "0.1.0"
 
-_API = {"load": "talker.api", "TalkingAvatar": "talker.api", "Dataset": "talker.dataset"}
+_API = {
+    "load": "talker.tools.api",
+    "TalkingAvatar": "talker.tools.api",
+    "Dataset": "talker.dataset",
+}
 """Public names and the modules that define them; they are imported at first use."""
 
 

@@ -1,5 +1,5 @@
-from talker.api import TalkingAvatar as TalkingAvatar
-from talker.api import load as load
 from talker.dataset import Dataset as Dataset
+from talker.tools.api import TalkingAvatar as TalkingAvatar
+from talker.tools.api import load as load
 
 __version__: str

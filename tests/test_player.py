@@ -14,7 +14,6 @@ import torch
 from browser import open_page
 from fake_avatar import untrained_avatar
 
-from talker.api import TalkingAvatar
 from talker.avatar.bundle import write_bundle
 from talker.avatar.compact import expand
 from talker.avatar.gaussians import Gaussians, to_view
@@ -27,6 +26,7 @@ from talker.encoders import Choice, load_encoder
 from talker.encoders.features import extract_clip
 from talker.media.audio import read_wav, write_wav
 from talker.render import speech_drive
+from talker.tools.api import TalkingAvatar
 from talker.tools.player import ORBIT, Config, main, turned
 
 SIZE, FRAMES = 96, 25

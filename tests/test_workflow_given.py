@@ -46,7 +46,7 @@ def outputs(workflow: Workflow) -> list[str]:
     """Return all outputs of the rules, as paths relative to the folder."""
     summary = workflow.run("--summary").splitlines()
     rows = [line.split("\t")[0] for line in summary if line.startswith(("data/", "results/"))]
-    assert len(rows) == 29
+    assert len(rows) == 33
     return rows
 
 
