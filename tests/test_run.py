@@ -118,8 +118,8 @@ def test_several_videos_are_run_and_a_failure_stops_only_its_own(folder: Path):
         (folder / f"{name}.mp4").touch()
     # the shell expands a pattern only if it is not quoted
     out, _ = start(folder, "run", "*.mp4", "--dry-run").communicate(timeout=120)
-    assert f"would run: train ({len(names) + 2} jobs)\n" in out
-    assert len(set(out.splitlines())) == out.count("\n") <= 25  # one line for each stage
+    assert f" {len(names) + 2} train," in " ".join(out.split())
+    assert out.count("\n") < 20
     (folder / "broken").write_text("landmarks --clip data/bad/clip.json")
     process = start(folder, "run", "good.mp4", "bad.mp4", "--snakemake=--retries 0")
     out, err = process.communicate(timeout=120)

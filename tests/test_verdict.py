@@ -16,7 +16,12 @@ def signal(frames: int, seed: int) -> np.ndarray:
 
 
 def results(
-    frames: int, follows: float, amplitude: float = 0.8, lag: float = 0.0, lost: int = 0
+    frames: int,
+    follows: float,
+    amplitude: float = 0.8,
+    lag: float = 0.0,
+    lost: int = 0,
+    frozen: float = 0.05,
 ) -> dict:
     """Metrics of an avatar whose mouth correlates by about `follows` with the real one."""
     real = signal(frames, 1)
@@ -36,7 +41,7 @@ def results(
             "mouth_opening": {
                 "real": real,
                 "avatar": avatar,
-                "frozen_mouth": 0.05 * noise[1],
+                "frozen_mouth": frozen * noise[1],
                 "shuffled_audio": noise[2:],
             }
         },
@@ -50,6 +55,7 @@ def results(
         (results(120, 0.8), "good", "follows the speech"),
         (results(400, 0.45), "usable", "only loosely"),
         (results(300, 0.8, amplitude=0.45), "usable", "45 %"),
+        (results(75, 0.7), "usable", "The 75 held-out frames cannot show"),
         (results(300, 0.8, lag=5.0), "usable", "5 frames late"),
         (results(300, 0.0), "failed", "does not follow the speech"),
         (results(100, 0.15, amplitude=0.07), "failed", "hardly moves"),
@@ -75,6 +81,8 @@ def results(
             "too short to tell",
             "show how the mouth moves: 12",
         ),
+        (results(20, 0.33, amplitude=0.29, frozen=0.32), "failed", "no more than a frozen mouth"),
+        (results(20, 0.33, amplitude=0.4, frozen=0.9), "too short to tell", "moves: 20"),
         (results(20, 0.9), "too short to tell", "show how the mouth moves: 20"),
     ],
 )

@@ -45,6 +45,8 @@ CONTROLS = {
 """Intervals that must be above 0, and the control that the avatar then outperforms."""
 GOOD_CORRELATION = 0.5
 """Correlation of the mouth opening from which an avatar can be called good."""
+GOOD_LOWEST = 0.25
+"""Lower end of the correlation's interval from which an avatar can be called good."""
 GOOD_AMPLITUDE = (0.6, 1.4)
 """Range of the mouth's amplitude relative to the real one in a good avatar."""
 MIN_AMPLITUDE = 0.3
@@ -118,6 +120,17 @@ def grade_avatar(results: Mapping[str, Any]) -> Verdict:
             ],
             [LONGER],
         )
+    frozen = np.asarray(mouth["frozen_mouth"], float)
+    noise = float(np.nanstd(frozen) / np.nanstd(real)) if frames else math.nan
+    if MIN_AMPLITUDE_FRAMES <= frames < MIN_FRAMES and amplitude <= noise < SMALL_AMPLITUDE:
+        return Verdict(
+            "failed",
+            [
+                "The mouth does not follow the speech: it moves no more than a frozen mouth seems "
+                f"to move ({100 * amplitude:.0f} % of the real amplitude)."
+            ],
+            [LONGER],
+        )
     open_in_silence = results.get("responses", {}).get("silence_opening", 0.0)
     if (
         MIN_AMPLITUDE_FRAMES <= frames < MIN_FRAMES
@@ -144,7 +157,6 @@ def grade_avatar(results: Mapping[str, Any]) -> Verdict:
                 "minute or more works best."
             ],
         )
-    frozen = np.asarray(mouth["frozen_mouth"], float)
     shuffled = [np.asarray(curve, float) for curve in mouth["shuffled_audio"]]
     intervals = _intervals(real, avatar, frozen, shuffled)
     eyes = results["curves"].get("eye_opening")
@@ -222,6 +234,12 @@ def _grade(
     if r < GOOD_CORRELATION:
         flaws.append("The mouth follows the speech only loosely.")
         advice.append("A longer clip makes the mouth more accurate.")
+    elif low < GOOD_LOWEST:
+        flaws.append(
+            f"The {counted(frames, 'held-out frame')} cannot show whether the mouth follows the "
+            "speech closely."
+        )
+        advice.append("Use a longer clip to get a more certain verdict.")
     if not GOOD_AMPLITUDE[0] <= amplitude <= GOOD_AMPLITUDE[1]:
         flaws.append(f"The amplitude of the mouth is {100 * amplitude:.0f} % of the real one.")
         advice.append(_scaling_advice(amplitude))

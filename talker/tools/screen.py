@@ -8,6 +8,7 @@ import json
 import os
 import re
 import statistics
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -95,8 +96,9 @@ class Screen:
 
     def __exit__(self, *_: object) -> None:
         if self.dry_run and len(self.subjects) > 1:
-            for rule, count in self.left.items():
-                self.print(f"would run: {rule} ({counted(count, 'job')})")
+            jobs = ", ".join(f"{count} {rule}" for rule, count in self.left.items())
+            text = f"would run {counted(self.total, 'job')}: {jobs or 'all outputs exist'}"
+            self.print(textwrap.fill(text, subsequent_indent="  "))
         if self.console.is_terminal:
             self.bars.stop()
 
