@@ -12,19 +12,20 @@ from scipy.ndimage import gaussian_filter1d
 from talker.avatar.checkpoint import Origin
 from talker.avatar.expression import (
     EXPRESSIONS,
+    Speaker,
+    SpeechPrior,
     SpeechToExpression,
     expression_components,
     fit_speech_to_expression,
 )
 from talker.avatar.options import Config
-from talker.avatar.speech_prior import Speaker, SpeechPrior, fit_speech_prior
 from talker.avatar.trainer import fit
 from talker.avatar.training_set import training_set
 from talker.data.formats import read_expression_basis
 from talker.dataset import Dataset
 from talker.encoders.features import FeatureStats
 from talker.errors import UserError
-from talker.tools.prior import main
+from talker.tools.prior import fit_speech_prior, main
 
 TINY = Config(
     image_size=64,

@@ -4,8 +4,17 @@ The mapping from speech to mouth decides how well an avatar follows new speech, 
 learn from images: a minute of video shows only about 1,500 mouths, which a network memorizes. A
 ridge regression from the speech window to the tracked expression is fast and generalizes at least
 as well as AudioNet, the convolutional encoder of the AD-NeRF family (docs/notes/quality.md).
+
+Short clips can use a prior from other speakers (`SpeechPrior`, which `talker prior` fits). Every
+clip has its own principal components of speech and of expressions, so maps of different clips
+cannot be compared directly. The prior therefore uses quantities that all speakers share: principal
+components of the encoder's features, and displacements of the points of the face mesh. Because all
+conversions are linear, the prior is a linear map for each speaker, too.
 """
 
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,9 +23,15 @@ from jaxtyping import Float, Real
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from talker.clip import WINDOW
+from talker.clip import WINDOW, load_arrays
 from talker.core.parallel import one_thread
 from talker.core.ridge import CrossValidated, Ridge, fit_cross_validated
+from talker.data import layout
+from talker.data.formats import read_expression_basis
+from talker.data.layout import Folder, speech_file, speech_statistics
+from talker.dataset import Dataset
+from talker.errors import UserError
+from talker.head.landmarks68 import mouth_opening
 
 EXPRESSIONS = 10
 """Number of expression components that speech predicts."""
@@ -135,7 +150,7 @@ def fit_speech_to_expression(
         amplitude: 0 keeps the least-squares prediction, 1 amplifies each component about its mean
             to the standard deviation of its target, by `MAX_GAIN` at most.
         other_speakers: the map that other speakers suggest, from flattened windows to expressions
-            (`talker.avatar.speech_prior`). The penalty is then on the difference from this map, if
+            (`SpeechPrior`). The penalty is then on the difference from this map, if
             this predicts held-out stretches better.
 
     Returns:
@@ -203,3 +218,197 @@ def weight_prior(speech_scale: np.ndarray) -> np.ndarray:
     near = np.exp(-0.5 * (distance / PRIOR_WIDTH) ** 2)
     prior = np.outer(near, speech_scale).ravel()
     return prior / np.sqrt(np.mean(prior**2))
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """Speech and expressions of one clip: N training frames, C speech components, P mesh points."""
+
+    windows: np.ndarray
+    """[N, 16, C], speech windows"""
+    silence: np.ndarray
+    """[C], features of a pause"""
+    directions: np.ndarray
+    """[C, D], deviation of the encoder's features from their mean for a speech component of 1"""
+    expressions: np.ndarray
+    """[N, 10], scores of `expression_components`"""
+    rest: np.ndarray
+    """[10], expression of a closed mouth"""
+    mesh_axes: np.ndarray
+    """[10, 3 P], displacement of the mesh for each component, orthonormal or zero"""
+    encoder: str
+    """the encoder and its settings, which must be the same for all speakers"""
+    identity: str
+    """hash of the clip's speech windows, by which a clip is recognized"""
+
+    @classmethod
+    def of(cls, data: Dataset, encoder: str) -> "Speaker":
+        """Read the training frames of a dataset.
+
+        Raises:
+            UserError: the speech features have no statistics, or the dataset was not tracked with
+                `talker track`.
+        """
+        path = data.folder / speech_statistics(encoder)
+        if data.silence is None or data.speech_scale is None:
+            raise UserError(
+                f"{path} does not exist, but the prior on speech needs the statistics of the "
+                "features. Run `talker speech`, which writes them."
+            )
+        components, encoder_key = _read_statistics(path, data.speech_scale)
+        ids = data.train_ids
+        parts = expression_components(data.expression[ids], data.eye[ids])
+        basis = read_expression_basis(data.folder / layout.TRACK_PARAMS)
+        if len(basis) != data.expression.shape[1]:
+            raise UserError(
+                f"{data.folder / layout.TRACK_PARAMS}: `exp_basis` has {len(basis)} rows, but `exp`"
+                f" has {data.expression.shape[1]} coefficients. Run `talker track` again."
+            )
+        rest = rest_expression(parts.scores, mouth_opening(data.landmarks[ids]))
+        return cls(
+            windows=data.speech[ids].astype(np.float64),
+            silence=data.silence.astype(np.float64),
+            directions=components.astype(np.float64) * data.speech_scale[:, None],
+            expressions=parts.scores.double().numpy(),
+            rest=rest.double().numpy(),
+            mesh_axes=parts.axes.numpy() @ basis.reshape(len(basis), -1).astype(np.float64),
+            encoder=encoder_key,
+            identity=_content_hash(speech_file(data.folder, encoder)),
+        )
+
+
+@dataclass(frozen=True)
+class SpeechPrior:
+    """Linear maps from speech to displacements of the face mesh, fitted to S speakers.
+
+    There are S + 1 maps: one for each speaker that is fitted to all others, and one that is fitted
+    to all of them. A clip that the prior was fitted to thus gets a prior from the others.
+    """
+
+    encoder: str
+    """the encoder and its settings"""
+    speakers: np.ndarray
+    """[S], hashes of the clips; see `Speaker.identity`"""
+    speech_axes: np.ndarray
+    """[D, K], maps features of the encoder to components of variance 1"""
+    modes: np.ndarray
+    """[M, 3 P], orthonormal displacements of the mesh"""
+    weight: np.ndarray
+    """[S + 1, 16 K, M]; the last map is fitted to all speakers"""
+    bias: np.ndarray
+    """[S + 1, M]"""
+    strength: float
+    """chosen regularization strength"""
+    correlations: np.ndarray
+    """[S], correlation between the first expression component of each speaker and its prediction by
+    the map that is fitted to the others; nan if there is only one speaker"""
+
+    def map_of(self, speaker: Speaker) -> Ridge:
+        """Return the map from flattened windows [N, 16 C] of a speaker to expressions [N, 10].
+
+        Raises:
+            UserError: the speaker's features are from another encoder, or the mesh differs.
+        """
+        if speaker.encoder != self.encoder:
+            raise UserError(
+                f"The prior on speech was fitted with the speech features of {self.encoder}, but "
+                f"this clip has features of {speaker.encoder}. Fit the prior again with `talker "
+                "prior`, or change the options of `talker speech`."
+            )
+        if speaker.mesh_axes.shape[1] != self.modes.shape[1]:
+            raise UserError(
+                f"The prior on speech was fitted with a face mesh of {self.modes.shape[1] // 3} "
+                f"points, but this clip has {speaker.mesh_axes.shape[1] // 3}. Fit the prior again "
+                "with `talker prior`."
+            )
+        known = np.flatnonzero(self.speakers == speaker.identity)
+        row = int(known[0]) if len(known) and len(self.speakers) > 1 else -1
+        to_expression = self.modes @ speaker.mesh_axes.T
+        return Ridge(
+            _through(speaker.directions @ self.speech_axes, self.weight[row]) @ to_expression,
+            self.bias[row] @ to_expression,
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the prior as an .npz file."""
+        with open(path, "wb") as file:
+            np.savez(file, **vars(self))
+
+    @classmethod
+    def load(cls, path: Path) -> "SpeechPrior":
+        """Read a prior.
+
+        Raises:
+            UserError: the file is missing or damaged, or was not written by `talker prior`.
+        """
+        if not path.exists():
+            raise UserError(
+                f"{path} does not exist. Write it with `talker prior`, or remove the option "
+                "`speech_prior`."
+            )
+        try:
+            arrays = load_arrays(path)
+            prior = cls(
+                encoder=str(arrays["encoder"]),
+                speakers=arrays["speakers"],
+                speech_axes=arrays["speech_axes"],
+                modes=arrays["modes"],
+                weight=arrays["weight"],
+                bias=arrays["bias"],
+                strength=float(arrays["strength"]),
+                correlations=arrays["correlations"],
+            )
+            prior._check()
+        except (UserError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path} is not a file that `talker prior` wrote ({error}).") from error
+        return prior
+
+    def _check(self) -> None:
+        """Raise ValueError if the shapes of the arrays do not fit together."""
+        (speakers,), (_, components) = self.speakers.shape, self.speech_axes.shape
+        modes = len(self.modes)
+        shapes = {
+            "weight": (speakers + 1, WINDOW * components, modes),
+            "bias": (speakers + 1, modes),
+            "correlations": (speakers,),
+        }
+        for name, shape in shapes.items():
+            if getattr(self, name).shape != shape:
+                raise ValueError(f"{name} does not have the shape {list(shape)}")
+        for name in ("speech_axes", "modes", "weight", "bias"):
+            if not np.isfinite(getattr(self, name)).all():
+                raise ValueError(f"{name} has values that are not finite")
+
+
+def _through(
+    conversion: Float[np.ndarray, "C K"], weight: Float[np.ndarray, "F M"]
+) -> Float[np.ndarray, "G M"]:
+    """Return weights [16 C, M] of own components from weights [16 K, M] of shared ones."""
+    components, modes = conversion.shape[1], weight.shape[1]
+    own = conversion @ weight.reshape(WINDOW, components, modes)
+    return own.reshape(-1, modes)
+
+
+def _read_statistics(path: Folder, scale: np.ndarray) -> tuple[np.ndarray, str]:
+    """Return the speech components [C, D], and the encoder with all settings that matter.
+
+    Raises:
+        UserError: the file is not complete.
+    """
+    arrays = load_arrays(path)
+    names = ("encoder", "layer", "look_ahead", "sha256")
+    if missing := [name for name in ("components", *names) if name not in arrays]:
+        raise UserError(f"{path} has no array '{missing[0]}'. Run `talker speech` again.")
+    components = arrays["components"]
+    if components.ndim != 2 or len(components) != len(scale) or not np.isfinite(components).all():
+        raise UserError(
+            f"{path} has an array 'components' of shape {list(components.shape)}. It must have one "
+            f"row of finite numbers for each of the {len(scale)} speech components. Run `talker "
+            "speech` again."
+        )
+    encoder, layer, look_ahead, checksum = (str(arrays[name]) for name in names)
+    return components, f"{encoder} (layer {layer}, look_ahead {look_ahead}, {checksum[:12]})"
+
+
+def _content_hash(path: Folder) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -27,13 +27,12 @@ from torch.nn.utils import get_total_norm
 
 from talker.avatar.checkpoint import Origin, load_checkpoint, save_checkpoint
 from talker.avatar.density import DensityControl, refine
-from talker.avatar.expression import fit_speech_to_expression
+from talker.avatar.expression import Speaker, SpeechPrior, fit_speech_to_expression
 from talker.avatar.gaussians import initial_gaussians, mean_colors, sample_surface, to_view
 from talker.avatar.losses import PerceptualNetwork, compute_loss
 from talker.avatar.model import Avatar, AvatarConfig
 from talker.avatar.options import Config
 from talker.avatar.rasterize import Rasterized, Splats, rasterize
-from talker.avatar.speech_prior import Speaker, SpeechPrior
 from talker.avatar.training_set import (
     EYES,
     MOUTH,
