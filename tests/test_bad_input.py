@@ -5,7 +5,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import FRAMES, SIZE, Synthetic
+from conftest import FRAMES, SIZE, Synthetic, track_files
 from gated import measure
 from scipy.spatial.transform import Rotation
 
