@@ -43,6 +43,10 @@ class Images:
     """[B, H, W], 0..255"""
 
 
+MAX_FEATURE = 1e6
+"""Largest absolute value of a speech feature; those of all encoders are below 1,000."""
+
+
 @dataclass(frozen=True)
 class Dataset:
     """A prepared clip of T frames, its images scaled so that the longer side has `size` pixels."""
@@ -245,7 +249,7 @@ def read_speech(path: Folder, frames: int) -> np.ndarray:
 
     Raises:
         UserError: the file is missing or damaged, has another shape or length, or holds values that
-            are not finite.
+            are not finite or too large.
     """
     windows = load_array(path)
     if windows.ndim != 3 or windows.shape[1] != WINDOW or windows.dtype.kind != "f":
@@ -255,8 +259,11 @@ def read_speech(path: Folder, frames: int) -> np.ndarray:
             "again."
         )
     windows = rows(windows, frames, path).astype(np.float32)
-    if not np.isfinite(windows).all():
-        raise UserError(f"{path} contains values that are not finite. Run `talker speech` again.")
+    if not (np.abs(windows) <= MAX_FEATURE).all():
+        raise UserError(
+            f"{path} contains values that are not finite or above {MAX_FEATURE:g}. Run `talker "
+            "speech` again."
+        )
     return windows
 
 
@@ -284,11 +291,17 @@ def _load_statistics(
                 f"{', '.join(arrays) or 'none'}. Run `talker speech` again."
             )
         array = arrays[name]
-        if array.shape != (components,) or array.dtype.kind != "f" or not np.isfinite(array).all():
+        smallest = 0 if name == "scale" else -np.inf
+        if (
+            array.shape != (components,)
+            or array.dtype.kind != "f"
+            or not ((array > smallest) & (np.abs(array) <= MAX_FEATURE)).all()
+        ):
             raise UserError(
                 f"{statistics} has an array '{name}' of type {array.dtype} and shape "
                 f"{list(array.shape)}. It must contain {components} finite numbers, one for each "
-                "component of the speech features. Run `talker speech` again."
+                f"component of the speech features, of at most {MAX_FEATURE:g} (and positive for "
+                "'scale'). Run `talker speech` again."
             )
     return arrays["silence"], arrays["scale"]
 

@@ -1,5 +1,6 @@
 """Unknown options and values of a wrong type are refused, with the name of the option."""
 
+import os
 from dataclasses import field
 from pathlib import Path
 from typing import Literal
@@ -56,6 +57,7 @@ def test_a_fault_is_named(values, key):
     ("text", "message"),
     [
         ("a: [1", "is not valid YAML"),
+        ("{a: " * 20_000, "cannot be read as YAML"),
         ("- 1\n- 2\n", "must contain a mapping of options, but it contains a value of type list"),
     ],
 )
@@ -66,6 +68,11 @@ def test_a_file_that_holds_no_options_is_refused(tmp_path, text, message):
         read_yaml(file)
     with pytest.raises(UserError, match=r"absent\.yaml cannot be read"):
         read_yaml(tmp_path / "absent.yaml")
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "endless.yaml").symlink_to("/dev/zero")
+    for name in ("pipe.yaml", "endless.yaml"):
+        with pytest.raises(UserError, match=f"{name} is a folder, pipe or device"):
+            read_yaml(tmp_path / name)
 
 
 def test_an_empty_file_holds_no_options(tmp_path: Path):

@@ -96,13 +96,25 @@ def test_wrong_row_count_is_named(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "silence", [np.zeros(31, np.float32), np.full(32, np.nan), np.zeros(32, int)]
+    "silence",
+    [np.zeros(31, np.float32), np.full(32, np.nan), np.zeros(32, int), np.full(32, -1e30)],
 )
 def test_statistics_that_do_not_fit_the_windows_are_named(
     folder: Path, silence: np.ndarray
 ) -> None:
     np.savez(folder / "aud_hama.npz", silence=silence, scale=np.ones(32))
     with pytest.raises(UserError, match=r"aud_hama\.npz has an array 'silence' .* 32 finite"):
+        Dataset.load(folder, 64)
+    np.savez(folder / "aud_hama.npz", silence=np.ones(32), scale=np.zeros(32))
+    with pytest.raises(UserError, match=r"aud_hama\.npz has an array 'scale' .* 32 finite"):
+        Dataset.load(folder, 64)
+
+
+def test_speech_features_that_are_too_large_are_refused(folder: Path) -> None:
+    windows = np.load(folder / "aud_hama.npy")
+    windows[3, 0, 0] = 1e30
+    np.save(folder / "aud_hama.npy", windows)
+    with pytest.raises(UserError, match=r"aud_hama\.npy contains values .* above 1e\+06"):
         Dataset.load(folder, 64)
 
 

@@ -23,7 +23,7 @@ from talker.data.formats import (
 )
 from talker.errors import UserError
 from talker.head.landmarks68 import read_lms, write_lms
-from talker.media.images import read_image, read_numbered, write_image
+from talker.media.images import image_header, read_image, read_numbered, write_image
 
 FRAMES = 12
 
@@ -116,6 +116,14 @@ def test_transforms_are_read_as_written(tmp_path: Path):
     write_transforms(tmp_path / "t.json", matrices, 1100.0, (200, 300), [2, 5])
     found = read_transforms(tmp_path / "t.json", FRAMES)
     assert (found.focal, found.center) == (1100.0, (150.0, 100.0))
+    assert found.ids.tolist() == found.audio_ids.tolist() == [2, 5]
+    np.testing.assert_array_equal(found.matrices, matrices[[2, 5]])
+
+
+def test_transforms_in_another_order_are_sorted(tmp_path: Path):
+    matrices = np.random.default_rng(0).normal(size=(FRAMES, 4, 4))
+    write_transforms(tmp_path / "t.json", matrices, 1100.0, (200, 300), [5, 2])
+    found = read_transforms(tmp_path / "t.json", FRAMES)
     assert found.ids.tolist() == found.audio_ids.tolist() == [2, 5]
     np.testing.assert_array_equal(found.matrices, matrices[[2, 5]])
 
@@ -261,6 +269,7 @@ def png_header(width: int, height: int) -> bytes:
         (b"\xff\xd8\xff\xc0\0\x11\x08\xff\xdc\xff\xdc\x03" + bytes(99), "declares 65500x65500"),
         (b"BM" + bytes(16) + b"\x50\xc3\0\0\x50\xc3\0\0" + bytes(99), "declares 50000x50000"),
         (b"RIFF\0\0\0\0WEBPVP8X\x0a\0\0\0" + bytes(4) + b"\xff" * 6, "declares 16777216x16777216"),
+        (png_header(2**31 - 1, 1), "declares 2147483647x1 pixels"),
         (b"P6 30000 30000 255\n", "not a PNG, JPEG, WebP or BMP image"),
         (b"", "not a PNG"),
     ],
@@ -269,6 +278,9 @@ def test_images_that_claim_too_much_are_not_decoded(tmp_path: Path, content: byt
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(UserError, match=rf"a\.png .*{message}"):
         read_image(tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes(content + b"IEND")
+    with pytest.raises(UserError, match=r"a\.png "):
+        image_header(tmp_path / "a.png")
 
 
 def test_images_of_16_bits_are_refused_and_those_of_8_bits_are_read(tmp_path: Path):

@@ -121,10 +121,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file cannot be read, is not valid YAML or holds something else.
     """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is a folder, pipe or device. Give the path of a YAML file.")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from error
+    except RecursionError as error:
+        raise UserError(f"{path} cannot be read as YAML (it is nested too deeply).") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {error}") from error
     if content is None:

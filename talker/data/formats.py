@@ -674,7 +674,7 @@ def read_track_report(path: Path | zipfile.Path) -> TrackReport:
 
 
 def read_transforms(path: Path | zipfile.Path, frames: int) -> Transforms:
-    """Read a transforms file of a clip of `frames` frames.
+    """Read a transforms file of a clip of `frames` frames, in the order of the frames.
 
     Raises:
         UserError: the file is missing or damaged, lacks a key, or holds a frame number outside of
@@ -702,8 +702,9 @@ def read_transforms(path: Path | zipfile.Path, frames: int) -> Transforms:
         raise UserError(
             f"{path} is not a valid transforms file ({error}). Run `talker track` again."
         ) from error
-    numbers = np.array(ids, np.int64), np.array(audio_ids, np.int64)
-    return Transforms(focal, (cx, cy), *numbers, matrices)
+    order = np.argsort(ids, kind="stable")
+    numbers = np.array(ids, np.int64)[order], np.array(audio_ids, np.int64)[order]
+    return Transforms(focal, (cx, cy), *numbers, matrices[order])
 
 
 def _number(value: Any, key: str) -> float:

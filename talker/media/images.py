@@ -16,6 +16,8 @@ from talker.errors import UserError
 
 MAX_PIXELS = 1 << 26
 """Largest accepted number of pixels of an image: 8192 x 8192, the limit of `talker frames`."""
+MAX_SIDE = 32_768
+"""Largest accepted width and height of an image in pixels, the limit of clip.json."""
 PNG_HEADER = 26
 """Length in bytes of the start of a PNG file, up to its color type."""
 PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
@@ -64,12 +66,16 @@ def _decode(encoded: np.ndarray, path: Path | zipfile.Path) -> np.ndarray | None
         size = None
     if size is None:
         return None
-    if abs(size[0] * size[1]) > MAX_PIXELS:
-        raise UserError(
-            f"{path} declares {size[1]}x{size[0]} pixels; expected at most {MAX_PIXELS / 1e6:.0f} "
-            "million pixels."
-        )
+    _check_size(path, abs(size[0]), size[1])
     return cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
+
+
+def _check_size(path: Path | zipfile.Path, height: int, width: int) -> None:
+    if height * width > MAX_PIXELS or max(height, width) > MAX_SIDE:
+        raise UserError(
+            f"{path} declares {width}x{height} pixels; expected at most {MAX_PIXELS / 1e6:.0f} "
+            f"million pixels, and at most {MAX_SIDE} on each side."
+        )
 
 
 def write_image(path: Path, pixels: np.ndarray, quality: int = 95) -> None:
@@ -126,7 +132,8 @@ def image_header(path: Path) -> tuple[int, int, int]:
     """Return height, width and channels of a .png or .jpg file without decoding it.
 
     Raises:
-        UserError: the file is missing, has another format, or is truncated (no end marker).
+        UserError: the file is missing, has another format, is truncated (no end marker), or
+            declares too many pixels.
     """
     check_regular(path)
     try:
@@ -144,6 +151,7 @@ def image_header(path: Path) -> tuple[int, int, int]:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from error
     if header is None or not complete:
         raise UserError(f"{path} is truncated.")
+    _check_size(path, *header[:2])
     return header
 
 
