@@ -272,7 +272,9 @@ def _load_record(cls: type[Record], path: Path, stage: str) -> Record:
 
 def _save_record(record: Any, path: Path) -> None:
     with atomic_write(path) as (scratch,):
-        scratch.write_text(json.dumps(dataclasses.asdict(record), indent=2) + "\n", "utf-8")
+        scratch.write_text(
+            json.dumps(dataclasses.asdict(record), indent=2) + "\n", encoding="utf-8"
+        )
 
 
 def train_length(frames: int) -> int:

@@ -19,11 +19,13 @@ from published import (
 )
 
 from talker import speech
-from talker.clip import Clip
+from talker.clip import Clip, train_length
+from talker.data import layout
 from talker.data.formats import read_track_params, read_transforms
 from talker.dataset import Dataset
 from talker.errors import UserError
 from talker.head.camera import transform_matrices
+from talker.measure.faults import split_of_transforms
 from talker.media.audio import read_wav, write_wav
 from talker.media.images import write_image
 from talker.tools.adopt import inspect, main, recognize
@@ -330,3 +332,14 @@ def test_a_folder_of_the_published_files_lacks_only_what_was_removed(clips: Path
     assert rows["track_params.pt: vertices"].status == "inconsistent"
     assert rows["transforms_val.json"].text.endswith("frames, translations in m")
     assert rows["transforms_train.json"].status == "missing"
+
+
+@pytest.mark.parametrize(("listed", "split"), [(325, 325), (320, 325), (363, 363), (350, 363)])
+def test_the_split_is_that_of_the_transforms_files(tmp_path: Path, listed: int, split: int):
+    """Talker holds out 75 of 400 frames, and the published split 37."""
+    frames = [
+        {"img_id": i, "aud_id": i, "transform_matrix": np.eye(4).tolist()} for i in range(listed)
+    ]
+    content = {"focal_len": 500.0, "cx": 64.0, "cy": 64.0, "frames": frames}
+    (tmp_path / layout.TRANSFORMS_TRAIN).write_text(json.dumps(content), encoding="utf-8")
+    assert split_of_transforms(tmp_path, 400, train_length(400)) == split

@@ -347,7 +347,7 @@ def pose_faults(folder: FolderSpec) -> Iterator[str]:
     if params.vertices is None:
         yield f"{path} has no head mesh (`vertices`). Run `talker track` again."
     matrices = transform_matrices(params.euler.astype(float), params.trans.astype(float))
-    split = _split_of_poses(folder)
+    split = split_of_transforms(folder.path, folder.frames, folder.train_frames)
     parts = (
         (layout.TRANSFORMS_TRAIN, range(split)),
         (layout.TRANSFORMS_VAL, range(split, folder.frames)),
@@ -361,18 +361,17 @@ def pose_faults(folder: FolderSpec) -> Iterator[str]:
             yield str(error)
 
 
-def _split_of_poses(folder: FolderSpec) -> int:
-    """Return the number of training frames according to the transforms files.
+def split_of_transforms(folder: Path, frames: int, own: int) -> int:
+    """Return the number of training frames that a folder's transforms files assume.
 
-    Files of other programs may be in the folder of a clip that talker prepared. They use the
-    published split, which holds out fewer frames of a short clip.
+    Talker trains on the first `own` frames. Files of other programs, which may be in a folder that
+    talker prepared, use the published split, which holds out fewer frames of a short clip.
     """
-    published = published_train_length(folder.frames)
     with suppress(UserError):
-        ids = read_transforms(folder.path / layout.TRANSFORMS_TRAIN, folder.frames).ids
-        if ids.max(initial=-1) >= folder.train_frames:
-            return published
-    return folder.train_frames
+        ids = read_transforms(folder / layout.TRANSFORMS_TRAIN, frames).ids
+        if ids.max(initial=-1) >= own:
+            return published_train_length(frames)
+    return own
 
 
 def transforms_faults(

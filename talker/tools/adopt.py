@@ -23,7 +23,7 @@ from talker.clip import (
     Source,
     load_array,
     load_json,
-    published_train_length,
+    train_length,
 )
 from talker.core.config import AtLeast1, validated
 from talker.core.files import Output
@@ -38,6 +38,7 @@ from talker.data.formats import (
 from talker.data.layout import FrameFiles
 from talker.errors import UserError, counted
 from talker.head.camera import transform_matrices
+from talker.measure.faults import split_of_transforms
 from talker.media.audio import decode_audio
 from talker.media.images import image_header
 
@@ -234,7 +235,7 @@ def pose_rows(folder: Folder) -> Iterator[Row]:
     matrices = transform_matrices(
         folder.params.euler.astype(float), folder.params.trans.astype(float)
     )
-    split = published_train_length(folder.frames)
+    split = split_of_transforms(folder.path, folder.frames, train_length(folder.frames))
     halves = {
         layout.TRANSFORMS_TRAIN: range(split),
         layout.TRANSFORMS_VAL: range(split, folder.frames),
