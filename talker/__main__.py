@@ -41,7 +41,7 @@ COMMANDS = {
     "adopt": "check a dataset folder of another project (such as GaussianTalker) before using it",
     "export": "copy a dataset folder and convert it for another project (such as GaussianTalker)",
     "pack": "pack a dataset folder into one file for training on another machine",
-    "prior": "learn from other speakers how speech maps to expressions, for avatars of short clips",
+    "prior": "learn from other speakers how speech maps to expressions, for short clips",
     "train": "train the avatar",
     "bundle": "write a trained avatar to one file that can be rendered without the dataset folder",
     "render": "render the avatar to a video",

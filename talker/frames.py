@@ -48,8 +48,8 @@ class Config:
     filters: str = ""
     """FFmpeg filters that are applied to the video first, in the syntax of ffmpeg's option -vf; for
     example `hqdn3d` reduces noise. This requires `pip install '.[ffmpeg]'`. After the filters,
-    interlaced video is deinterlaced, and HDR video is converted to SDR, as it is without
-    filters."""
+    interlaced video is deinterlaced and HDR video is converted to SDR, which also happens if no
+    filters are given."""
     look_every: AtLeast1 = 10
     """Detect faces in every N-th frame. Smaller values take longer, but follow fast movements
     better."""

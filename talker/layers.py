@@ -45,8 +45,8 @@ class Config:
     blur: NonNegative = 5.0
     """Window size of the Gaussian blur of the extended neck, in the unit of `clothes_up`."""
     darkening: Annotated[float, Field(gt=0, le=1)] = 0.98
-    """Factor that darkens the extended neck and clothes: from each pixel to the one above it, the
-    color is multiplied by this factor."""
+    """Factor that darkens the extended neck and clothes: the color of each pixel is that of the
+    pixel below it, multiplied by this factor."""
 
 
 def split(

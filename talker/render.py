@@ -56,7 +56,7 @@ class Config:
 
     batch: AtLeast0 = 0
     """Number of frames rendered at once. The default of 0 means 32 on a GPU and 8 on a CPU. Larger
-    batches need more memory. The length of the speech does not matter."""
+    batches need more memory. The memory needed does not depend on the length of the speech."""
     crf: AtLeast0 = 18
     """Constant rate factor, from 0 (best quality) to 51 (.mp4) or 63 (.webm). Larger values give
     smaller files of lower quality."""

@@ -59,8 +59,8 @@ class Config:
     """Maximum size in MB of a video that is embedded in the page. The page links to larger videos
     instead."""
     worst: AtLeast1 = 4
-    """Number of held-out frames to show in which the rendered mouth differs most from the real
-    one."""
+    """Number of worst held-out frames to show, that is, those in which the rendered mouth differs
+    most from the real one."""
     rejected: AtLeast1 = 6
     """Number of rejected frames that are shown."""
 

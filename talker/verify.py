@@ -29,7 +29,7 @@ class Config:
     """Options of `talker verify`."""
 
     sample: AtLeast1 = 12
-    """Number of frames of which every pixel of the mask must have one of the four mask colors."""
+    """Number of frames whose mask is checked: every pixel must have one of the four mask colors."""
 
 
 def main(*, data: Path, verified: Output, config: Config = Config()) -> None:
@@ -37,8 +37,8 @@ def main(*, data: Path, verified: Output, config: Config = Config()) -> None:
 
     Args:
         data: Dataset folder.
-        verified: JSON file to write: the size of the clip, and the facts of each frame by which
-            the clip is judged.
+        verified: JSON file to write: the size of the clip, and the properties of each frame that
+            `talker check` uses to judge the clip.
         config: Options.
     """
     folder = FolderSpec.of(data, config.sample)

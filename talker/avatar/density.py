@@ -35,8 +35,8 @@ class DensityConfig:
     """Number of steps between two such changes."""
     grad_threshold: NonNegative = 4e-4
     """Threshold of the mean gradient of the loss with respect to a Gaussian's projected center,
-    which is measured in units of half the image size. Above the threshold, the Gaussian is cloned
-    or split."""
+    where the position of the center is measured in units of half the image size. Above the
+    threshold, the Gaussian is cloned or split."""
     split_scale: Positive = 0.03
     """Size in dm above which a Gaussian is split in two; smaller ones are cloned."""
     min_opacity: Annotated[float, Field(gt=0, lt=0.5)] = 0.005

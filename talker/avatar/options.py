@@ -116,9 +116,9 @@ class Config:
     network does not learn to infer it from the blink and the pose."""
 
     speech_prior: str = ""
-    """File written by `talker prior`. With it, the map from speech to expression stays close to a
-    map that other speakers have in common, to the degree that improves the prediction of held-out
-    parts of the training frames. This helps most on clips of less than 20 s. By default, the map is
+    """File written by `talker prior`. With it, the map from speech to expression is kept close to a
+    map that is common to other speakers. How close is chosen so that held-out parts of the training
+    frames are predicted best. This helps most on clips of less than 20 s. By default, the map is
     fitted to the clip alone."""
 
     rates: LearningRates = field(default_factory=LearningRates)
@@ -133,8 +133,8 @@ class Config:
     stops if the file has a different checksum."""
     point_cloud_steps: tuple[AtLeast1, ...] = ()
     """Steps after which the Gaussians are saved as `point_cloud_STEP.ply` next to the checkpoint.
-    Steps are counted from the start of training, through both stages. By default, only the trained
-    Gaussians are saved, with the avatar."""
+    Steps are counted from the start of training and continuously across both stages. By default,
+    the Gaussians are saved only at the end of training, as part of the avatar."""
     checkpoint_seconds: NonNegative = 30.0
     """Time between two checkpoints in seconds. A killed run loses at most this much training."""
 

@@ -51,8 +51,8 @@ class Limits:
     """Maximum distance between the tracked head and the landmarks, as a percentage of the face
     width (median over frames)."""
     max_c1: Positive = 0.25
-    """Maximum difference between the motion of the tracked head and that of the image from one
-    frame to the next, in pixels for a face that is 250 pixels wide."""
+    """Maximum difference between the motion of the tracked head and the motion seen in the image,
+    from one frame to the next, in pixels for a face that is 250 pixels wide."""
     max_c5: Positive = 1.0
     """Maximum difference between the motion of the tracked head and that of the image over 5
     frames, in pixels for a face that is 250 pixels wide."""
@@ -69,8 +69,8 @@ class Limits:
     """Minimum correlation between the mouth opening and its prediction from the audio. It applies
     only if the clip is long enough to measure the correlation."""
     max_lag: Positive = 3.0
-    """Maximum lag of the audio behind the video, or lead before it, in frames. Clips that are in
-    sync have a measured lag of -1 (lead) to 2."""
+    """Maximum number of frames by which the audio may lag behind the video or run ahead of it.
+    Clips that are in sync have a measured lag of -1 (lead) to 2."""
     max_background: NonNegative = 15.0
     """Maximum percentage of the background that differs from the plate (median over frames)."""
 

@@ -51,12 +51,13 @@ class Config:
     """Options of `talker prior`."""
 
     encoder: str = DEFAULT_ENCODER
-    """Speech encoder whose features are used. It must be that of the avatars that use the prior.
-    The workflow sets it from the key `encoder` of its configuration."""
+    """Speech encoder whose features are used. The avatars that use the prior must be trained with
+    the same encoder. The workflow sets it from the key `encoder` of its configuration."""
 
 
 def main(*, data: tuple[Path, ...], prior: Output, config: Config = Config()) -> None:
-    """Learn a prior on the map from speech to expression from the training frames of datasets.
+    """Use the training frames of several datasets to learn a prior on the map from speech to
+    expression.
 
     Args:
         data: Dataset folders, or files of `talker pack`, one for each speaker.

@@ -84,8 +84,8 @@ class Config:
     out: Path = Path()
     """Folder to write to; by default, the current folder."""
     configfile: Path | None = None
-    """YAML file with settings of the workflow. They override the default settings and, if it
-    exists, the file config/config.yaml in the folder `--out`."""
+    """YAML file with settings of the workflow. They override the default settings and those of
+    config/config.yaml in the folder given with `--out`, if that file exists."""
     dry_run: bool = False
     """Print which stages would run, without running them."""
     verbose: bool = False

@@ -72,7 +72,7 @@ class Config:
 
     out: Path = Path()
     """Folder with the uploads and results; by default, the current folder. The page also offers the
-    avatars in files *.avatar in this folder."""
+    avatars that are stored as *.avatar files in this folder."""
     host: str = "127.0.0.1"
     """Address to listen on. The default accepts connections from this machine only. Any other
     address requires a token."""
@@ -312,7 +312,7 @@ def subject_routes(studio: Studio, config: Config) -> APIRouter:
 def main(*, config: Config = Config()) -> None:
     """Serve a web page on which people make avatars from videos and talk with these avatars.
 
-    The uploaded videos wait in a queue, and `talker run` processes one after the other.
+    The uploaded videos wait in a queue, and `talker run` processes them one after the other.
 
     Args:
         config: Options.

@@ -63,8 +63,8 @@ def main(
             in which talker searches for them. The environment variable TALKER_WEIGHTS sets this
             folder; the default is ~/.cache/talker/weights. An interrupted download is continued.
         names: Names of the models. By default, `list` prints all models.
-        to: Path to write instead of the default: a file, or a folder for a model with several
-            files. It requires exactly one name.
+        to: Path to download to, instead of the default path: a file, or a folder if the model has
+            several files. With this option, exactly one model must be named.
         config: Options.
     """
     chosen = [_weights(name) for name in names]
