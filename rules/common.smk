@@ -93,7 +93,7 @@ def example_video(name):
 
 
 def with_video(name, row):
-    """Return the row of a subject, with a video in place of the dataset folder that it may name.
+    """Return the row of a subject. If the row names a dataset folder, replace that by a video.
 
     Raises:
         UserError: the folder is not the subject's.
@@ -204,7 +204,7 @@ def speeches_of(subject):
 
 
 def speech_of(wildcards):
-    """Return the file of a speech; `--config speech=FILE` sets it for any name in a target."""
+    """Return the file of a speech; `--config speech=FILE` sets it for all names."""
     subject, name = wildcards.subject, wildcards.name
     speeches = speeches_of(subject)
     if name in speeches:
@@ -248,7 +248,7 @@ def dataset_of(wildcards):
 
 
 def deepspeech_scores(folder):
-    """Return the DeepSpeech scores that the encoder `deepspeech` reads, else none.
+    """Return the file of DeepSpeech scores if the encoder `deepspeech` reads one, else an empty list.
 
     Scores are not needed if the network that computes them is there.
     """

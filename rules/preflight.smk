@@ -105,7 +105,7 @@ def fault_of_video(file, min_seconds):
 
 
 def require_usable_videos(jobs):
-    """Stop, and list the videos, if videos without frames cannot be used."""
+    """Stop, and list the videos that cannot be used and whose frames do not exist yet."""
     faults = []
     for job in jobs:
         if job.rule.name != "frames" or not LOCAL:

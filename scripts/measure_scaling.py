@@ -107,14 +107,14 @@ if __name__ == "__main__":
         type=int,
         nargs="*",
         help="How many subjects to run; several values give several runs. Each run is repeated "
-        "after all its outputs exist.",
+        "once its outputs exist, to measure a run with nothing to do.",
     )
     parser.add_argument(
         "--dry",
         type=int,
         nargs="*",
         default=[],
-        help="How many subjects to plan the jobs for, without running them.",
+        help="Number of subjects for which the jobs are planned but not run.",
     )
     parser.add_argument(
         "--real",

@@ -100,7 +100,7 @@ def main(*, data: Path, quality: Output, config: Config = Config()) -> None:
             f"{reasons}"
         )
     for failure in assessment.failures:
-        logger.warning("Warning (ignored because of --force): %s", failure)
+        logger.warning("Warning (the clip would be refused without --force): %s", failure)
     logger.info(
         "%s is accepted. It has %d frames, and the head is tracked in %.0f %% of them.",
         data,

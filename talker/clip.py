@@ -216,7 +216,8 @@ class Verified:
         lengths = {len(values) for values in vars(verified).values() if isinstance(values, tuple)}
         if lengths != {verified.frames} or not verified.frames:
             raise UserError(
-                f"{path} must have a value of each kind for every frame. Run `talker verify` again."
+                f"Each list in {path} must have one value for every frame. Run `talker verify` "
+                "again."
             )
         return verified
 
@@ -362,7 +363,9 @@ def save_per_frame(path: Path, valid: np.ndarray, **arrays: np.ndarray) -> None:
     """Write an .npz of arrays [T, ...] and of `valid` bool [T]."""
     for name, array in arrays.items():
         if len(array) != len(valid):
-            raise ValueError(f"{name} has {len(array)} rows, but valid has {len(valid)} rows.")
+            raise ValueError(
+                f"{name} has {len(array)} rows, but the array 'valid' has {len(valid)} rows."
+            )
     with atomic_write(path) as (scratch,):
         np.savez_compressed(scratch, valid=valid.astype(bool), **arrays)
 

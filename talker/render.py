@@ -330,8 +330,8 @@ def read_speech(speech: Path, wav: Path, dataset: Dataset) -> WindowsFile:
     if windows.shape[1:] != shape or len(windows) == 0:
         raise UserError(
             f"{speech} has the shape {list(windows.shape)}. It must be [N, {shape[0]}, "
-            f"{shape[1]}] with N >= 1, as in the dataset. Write it with "
-            "`talker speech --statistics FILE`, with the statistics of the avatar (speech.npz)."
+            f"{shape[1]}] with N >= 1, as in the dataset. Write it with `talker speech "
+            "--statistics FILE`, where FILE is the speech.npz of the avatar."
         )
     frames, samples = len(windows), len(WavFile(wav))
     if abs(samples - frames * SAMPLES_PER_FRAME) >= SAMPLES_PER_FRAME:

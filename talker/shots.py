@@ -88,11 +88,11 @@ def require_faces(images: Path, points: np.ndarray, shots: Shots, config: Config
     if count < config.min_frames:
         width = np.ptp(points[..., 0], axis=1) if len(points) else np.zeros(1)
         raise UserError(
-            f"Only {count} of the {len(shots.reasons)} frames in {images} are usable: they belong "
-            f"to a shot that is used, and show the whole face at least {config.min_face:g} pixels "
-            f"wide. At least {config.min_frames} such frames are required. (The median face is "
-            f"{np.median(width):.0f} pixels wide.) Use a longer clip, or one in which the face is "
-            "larger."
+            f"Only {count} of the {len(shots.reasons)} frames in {images} are usable. A "
+            "usable frame belongs to a selected shot and shows the whole face, at least "
+            f"{config.min_face:g} pixels wide. At least {config.min_frames} such frames are "
+            f"required. (The median face is {np.median(width):.0f} pixels wide.) Use a longer "
+            "clip, or one in which the face is larger."
         )
 
 

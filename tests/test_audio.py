@@ -189,7 +189,8 @@ def test_a_split_needs_a_clip(tmp_path):
 def test_a_wav_of_another_kind_is_refused_with_advice(tmp_path):
     write_media(tmp_path / "a.wav", sound=np.zeros((2, 4410)), codecs=("", "pcm_s16le"))
     with pytest.raises(
-        UserError, match=r"has 44100 Hz, 2 .*It must have 16000 Hz, 1 channel and 16 bits"
+        UserError,
+        match=r"has a sample rate of 44100 Hz, 2 .*It must have 16000 Hz, 1 channel and 16 bits",
     ):
         read_wav(tmp_path / "a.wav")
     (tmp_path / "b.wav").write_text("no wav")

@@ -147,7 +147,7 @@ def without(*parts: str) -> dict[str, Any]:
             without() | {"conv.weight": torch.zeros(4, 1, 1, 1)},
             "conv.weight has the shape [4, 1, 1, 1] instead of [4, 3, 1, 1]",
         ),
-        ([torch.zeros(2)], "the file contains a list instead of a state dict"),
+        ([torch.zeros(2)], "the file contains a value of type list instead of a state dict"),
     ],
 )
 def test_other_parameters_are_named(tmp_path: Path, state: Any, reason: str):

@@ -93,7 +93,7 @@ def test_per_frame_arrays_are_read_as_they_were_written(tmp_path):
 
 
 def test_a_row_for_every_frame(tmp_path):
-    with pytest.raises(ValueError, match="points has 2 rows, but valid has 3"):
+    with pytest.raises(ValueError, match="points has 2 rows, but the array 'valid' has 3"):
         save_per_frame(tmp_path / "a.npz", np.ones(3), points=np.zeros((2, 2)))
     save_per_frame(tmp_path / "a.npz", np.ones(3), points=np.zeros((3, 2)))
     with pytest.raises(UserError, match=r"has 3 rows .* one for each of the 4 frames"):

@@ -40,7 +40,7 @@ def test_stretches_are_apart_from_the_training_frames(data: Dataset) -> None:
     assert [len(ids) for ids in held_out] == pytest.approx([data.frames / 10] * 2, abs=1)
     apart = np.abs(parts.train_ids[:, None] - parts.val_ids).min(1)
     assert apart.min() > GAP
-    with pytest.raises(UserError, match="too short for 4 held-out stretches"):
+    with pytest.raises(UserError, match="too few for 4 held-out stretches"):
         split(data, 4, 0.5)
 
 

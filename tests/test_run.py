@@ -214,7 +214,7 @@ def test_a_stage_that_lost_ctrl_c_is_interrupted_again(monkeypatch: pytest.Monke
     [
         (["absent.mp4"], "talker run: error: absent.mp4 does not exist.\n"),
         (["a{b}.mp4"], "a{b}.mp4: The name must not contain any of the characters { } < >."),
-        (["bin"], "bin is a folder, but neither a video nor a dataset folder, which would "),
+        (["bin"], "bin is a folder, but not a dataset folder, because it contains neither "),
         (["me.mp4", "--say", "absent.wav"], "--say: The file absent.wav does not exist.\n"),
         (["me.mp4", "--say", " "], "--say: The value is empty. Give an audio file or a text.\n"),
         (["me.mp4", "--say", "a.wav", "--say", "bin/a.wav"], "Two values have the name 'a'"),

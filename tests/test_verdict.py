@@ -81,7 +81,7 @@ def results(
             "too short to tell",
             "show how the mouth moves: 12",
         ),
-        (results(20, 0.33, amplitude=0.29, frozen=0.32), "failed", "no more than a frozen mouth"),
+        (results(20, 0.33, amplitude=0.29, frozen=0.32), "failed", "noise on a frozen mouth"),
         (results(20, 0.33, amplitude=0.4, frozen=0.9), "too short to tell", "moves: 20"),
         (results(20, 0.9), "too short to tell", "show how the mouth moves: 20"),
     ],

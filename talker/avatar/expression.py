@@ -252,7 +252,7 @@ class Speaker:
         path = data.folder / speech_statistics(encoder)
         if data.silence is None or data.speech_scale is None:
             raise UserError(
-                f"{path} does not exist, but the prior on speech needs the statistics of the "
+                f"{path} does not exist, but the speech prior needs the statistics of the speech "
                 "features. Run `talker speech`, which writes them."
             )
         components, encoder_key = _read_statistics(path, data.speech_scale)
@@ -311,13 +311,13 @@ class SpeechPrior:
         """
         if speaker.encoder != self.encoder:
             raise UserError(
-                f"The prior on speech was fitted with the speech features of {self.encoder}, but "
+                f"The speech prior was fitted with the speech features of {self.encoder}, but "
                 f"this clip has features of {speaker.encoder}. Fit the prior again with `talker "
                 "prior`, or change the options of `talker speech`."
             )
         if speaker.mesh_axes.shape[1] != self.modes.shape[1]:
             raise UserError(
-                f"The prior on speech was fitted with a face mesh of {self.modes.shape[1] // 3} "
+                f"The speech prior was fitted with a face mesh of {self.modes.shape[1] // 3} "
                 f"points, but this clip has {speaker.mesh_axes.shape[1] // 3}. Fit the prior again "
                 "with `talker prior`."
             )

@@ -314,7 +314,7 @@ class Avatar(nn.Module):
         except (KeyError, RuntimeError) as error:
             raise UserError(
                 f"{folder} contains a weights.safetensors that does not belong to its "
-                f"config.json ({error}). Use the two files of one training run."
+                f"config.json ({error}). Use the two files of the same training run."
             ) from error
 
     @classmethod

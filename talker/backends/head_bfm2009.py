@@ -80,7 +80,7 @@ def _expressions(folder: Path, count: int) -> tuple[np.ndarray | float, np.ndarr
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise UserError(
             f"{paths[0]} does not match {paths[1]} and {MODEL} "
-            f"({error!r}). Use the files of one download."
+            f"({error!r}). Use files from the same download."
         ) from error
     return mean, basis
 

@@ -44,8 +44,8 @@ def load(files: Path | None) -> MorphableHead:
         for each, shape in zip(paths, shapes, strict=True):
             if shape.shape != mean.shape:
                 raise UserError(
-                    f"{each} has {len(shape)} vertices, but {NEUTRAL} has {len(mean)}. Use the "
-                    "files of one version of ICT-FaceKit."
+                    f"{each} has {len(shape)} vertices, but {NEUTRAL} has {len(mean)}. Use files "
+                    "from the same version of ICT-FaceKit."
                 )
         return np.stack(shapes) - mean
 

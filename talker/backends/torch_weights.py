@@ -19,7 +19,9 @@ def load_state(network: torch.nn.Module, file: Path, weights: Weights) -> torch.
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
-            raise ValueError(f"the file contains a {type(state).__name__} instead of a state dict")
+            raise ValueError(
+                f"the file contains a value of type {type(state).__name__} instead of a state dict"
+            )
         state = {key.removeprefix("module."): value for key, value in state.items()}
         if fault := _difference(network, state):
             raise ValueError(fault)

@@ -55,7 +55,7 @@ def require_gsplat() -> None:
         return
     missing = _missing_tool()
     if missing:
-        raise UserError(f"gsplat compiles its CUDA kernels at first use, but {missing}.")
+        raise UserError(f"gsplat compiles its CUDA kernels on first use, but {missing}.")
     _try_to_compile(home)
 
 
@@ -95,13 +95,13 @@ def cuda_home() -> Path:
             others[home] = release
     if not others:
         raise UserError(
-            "gsplat compiles its CUDA kernels at first use, but its compiler nvcc was not found. "
-            "CUDA_HOME, the installed wheels, the PATH and /usr/local/cuda were searched. "
+            "gsplat compiles its CUDA kernels on first use, but the CUDA compiler nvcc was not "
+            "found. CUDA_HOME, the installed wheels, the PATH and /usr/local/cuda were searched. "
             f"{INSTALL_NVCC}."
         )
     installed = ", ".join(f"CUDA {release} in {home}" for home, release in others.items())
     raise UserError(
-        f"gsplat compiles its CUDA kernels at first use. For torch {torch.__version__}, it needs "
+        f"gsplat compiles its CUDA kernels on first use. For torch {torch.__version__}, it needs "
         f"nvcc of CUDA {expected}, but this machine only has {installed}. {INSTALL_NVCC}."
     )
 
@@ -224,6 +224,6 @@ def _try_to_compile(home: Path) -> None:
                 lines = (answer.stderr + answer.stdout).strip().splitlines()
                 reason = next((line for line in lines if "error" in line), (lines or ["?"])[0])
                 raise UserError(
-                    f"gsplat compiles its CUDA kernels at first use, but `{command[0]}` failed to "
+                    f"gsplat compiles its CUDA kernels on first use, but `{command[0]}` failed to "
                     f"compile a small program: {reason.strip()}"
                 )

@@ -375,7 +375,7 @@ class _Stored:
         array = self._array(name, shape, kinds)
         if not ((array >= low) & (array <= high)).all():
             self.refuse(
-                f"has values in the array '{name}' that are NaN or not from {low:g} to {high:g}"
+                f"has values in the array '{name}' that are NaN or outside of {low:g} to {high:g}"
             )
         return array.astype(float if kinds == "f" else np.int64)
 

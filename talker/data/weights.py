@@ -355,7 +355,8 @@ _MODELS = {
         purpose="metric CSIM",
         use="evaluate: {identity: FILE, identity_sha256: ...}",
         source="https://github.com/deepinsight/insightface/tree/master/recognition/arcface_torch",
-        license=f"that of the weights that you choose; those of InsightFace are {RESEARCH}",
+        license="the license of the weights that you choose; the weights of InsightFace are "
+        f"{RESEARCH}",
         restricted=True,
         manual="trace an ArcFace network of "
         "https://github.com/deepinsight/insightface/tree/master/recognition/arcface_torch with "

@@ -255,9 +255,9 @@ def blink_faults(folder: FolderSpec) -> Iterator[str]:
     correlation = -float(np.corrcoef(closure, opening)[0, 1])
     if not correlation >= MIN_BLINK_CORRELATION:
         yield (
-            f"{path} has blinks whose correlation with the landmarks of the eyes is "
-            f"{correlation:.2f}, but must be at least {MIN_BLINK_CORRELATION}. The blinks belong "
-            "to another clip. Run `talker blink` again."
+            f"The blinks in {path} have a correlation of {correlation:.2f} with the landmarks of "
+            f"the eyes. It must be at least {MIN_BLINK_CORRELATION}. The blinks belong to another "
+            "clip. Run `talker blink` again."
         )
 
 

@@ -68,9 +68,9 @@ SYNC_DEFINITIONS = {
         "(`features`). This score is not SyncNet's Sync-C."
     ),
     "null_mean": (
-        "Mean of the null distribution, which is the same correlation with the audio "
-        "circularly shifted by at least 1 s. `null_sd` is its standard deviation. `null_share` "
-        "is the fraction of all shifts, including a shift of 0, whose correlation is at least "
+        "Mean of the null distribution, which is the same correlation with the audio circularly "
+        "shifted by at least 1 s. `null_sd` is its standard deviation. `null_share` is the "
+        "fraction of all shifts, including a shift of 0, whose correlation is at least as high as "
         "that of the unshifted audio. At least 80 frames are needed."
     ),
     "best_lag": (
@@ -83,8 +83,9 @@ SYNC_DEFINITIONS = {
 
 RESPONSE_DEFINITIONS = {
     "blink_rank_correlation": (
-        "Spearman correlation between six eye closures from 0 to 1 and the closing of the rendered "
-        "eyes, with everything else unchanged. It is 1 if the eyes close step by step."
+        "Spearman correlation between six input values of the eye closure, from 0 to 1, and how "
+        "far the rendered eyes are closed, with all other inputs unchanged. It is 1 if the eyes "
+        "close further with every increase of the input."
     ),
     "blink_closing": (
         "Difference between the rendered eye aspect ratios at the closures 0 and 1, divided by the "
@@ -92,8 +93,9 @@ RESPONSE_DEFINITIONS = {
         "frames contain no blink."
     ),
     "silence_opening": (
-        "Mean mouth opening of the avatar in silence. 0 is the mean of the 10 % of the real "
-        "held-out frames in which the mouth is least open, and 1 is the mean of all of them."
+        "Mean mouth opening of the avatar in silence. 0 is the mean opening of the 10 % of real "
+        "held-out frames in which the mouth is least open, and 1 is the mean opening of all real "
+        "held-out frames."
     ),
     "pose_mouth_correlation": (
         "Correlation between the mouth openings of two renderings of the same speech, one with the "
@@ -114,8 +116,8 @@ SILENCE_DEFINITIONS = {
         "inner lips, divided by the distance between the outer eye corners."
     ),
     "opening_closed": (
-        "Mean opening of the 10 % of real training frames in which the mouth is least open, "
-        "detected at the avatar's image size."
+        "Mean opening of the 10 % of real training frames in which the mouth is least open. It is "
+        "measured at the avatar's image size."
     ),
     "opening_mean": "Mean opening of all real training frames.",
     "chatter": "Standard deviation of the mouth opening in silence, divided by that in speech.",

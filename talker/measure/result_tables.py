@@ -106,7 +106,7 @@ def tiles(metrics: Section) -> list[dict[str, str]]:
         of_picture(
             *("mouth landmarks", "lmd_mouth", "px"),
             f"{number(frozen['lmd_mouth'], '{:.1f}')} with a frozen mouth, "
-            f"{number(metrics['detector_floor']['lmd_mouth'], '{:.1f}')} by detector noise alone",
+            f"{number(metrics['detector_floor']['lmd_mouth'], '{:.1f}')} from detector noise alone",
         ),
         of_picture(
             *("whole frame PSNR", "psnr", "dB"),

@@ -126,8 +126,8 @@ def grade_avatar(results: Mapping[str, Any]) -> Verdict:
         return Verdict(
             "failed",
             [
-                "The mouth does not follow the speech: it moves no more than a frozen mouth seems "
-                f"to move ({100 * amplitude:.0f} % of the real amplitude)."
+                "The mouth does not follow the speech: its measured motion is not larger than the "
+                f"noise on a frozen mouth ({100 * amplitude:.0f} % of the real amplitude)."
             ],
             [LONGER],
         )

@@ -253,9 +253,9 @@ class WavFile:
         if kind != (SAMPLE_RATE, 1, 16):
             rate, channels, bits = kind
             raise UserError(
-                f"{path} has {rate} Hz, {counted(channels, 'channel')} and {bits} bits. It must "
-                f"have {SAMPLE_RATE} Hz, 1 channel and 16 bits. Convert it with `talker audio "
-                f"--source {path} --wav OUT.wav`."
+                f"{path} has a sample rate of {rate} Hz, {counted(channels, 'channel')} and "
+                f"{bits} bits. It must have {SAMPLE_RATE} Hz, 1 channel and 16 bits. Convert it "
+                f"with `talker audio --source {path} --wav OUT.wav`."
             )
 
     def __len__(self) -> int:

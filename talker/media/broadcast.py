@@ -54,8 +54,8 @@ def broadcast(
     path = Path(target)
     if separator and scheme not in SERVERS:
         raise UserError(
-            f"{target} has the scheme {scheme}. It must be {' or '.join(SERVERS)}, or the name of "
-            "a file."
+            f"{target} has the scheme {scheme}. Use an address with the scheme "
+            f"{' or '.join(SERVERS)}, or the name of a file."
         )
     if not separator and path.suffix not in FILES:
         raise UserError(

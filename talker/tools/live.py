@@ -286,7 +286,8 @@ class Live:
         if (content := message.get("bytes")) is not None:
             if len(content) % 2 == 0:
                 raise UserError(
-                    "An audio message must consist of one byte and then samples of 2 bytes each."
+                    "An audio message must start with one byte that gives its type, followed by "
+                    "samples of 2 bytes each."
                 )
             samples = np.frombuffer(content[1:], "<i2").astype(np.int16)
             if content[0] == MICROPHONE:

@@ -84,7 +84,8 @@ def _report(prior: Path, data: tuple[Path, ...], fitted: SpeechPrior) -> None:
         return
     for folder, correlation in zip(data, fitted.correlations, strict=True):
         logger.info(
-            "%s: the map of the other speakers predicts the expression with a correlation of %.2f.",
+            "%s: the map that is fitted to the other speakers predicts the expression of this "
+            "speaker with a correlation of %.2f.",
             *(folder, correlation),
         )
     logger.info(
@@ -184,7 +185,7 @@ def fit_speech_prior(speakers: Sequence[Speaker]) -> SpeechPrior:
 
 def _require_alike(speakers: Sequence[Speaker]) -> None:
     if not speakers:
-        raise UserError("A prior on speech needs at least one dataset.")
+        raise UserError("A speech prior needs at least one dataset.")
     encoders = sorted({speaker.encoder for speaker in speakers})
     if len(encoders) > 1:
         raise UserError(

@@ -122,8 +122,8 @@ def main(
                 (Path(name) / file).exists() for file in (layout.FRAMES.folder, layout.CLIP)
             ):
                 raise UserError(
-                    f"{name} is a folder, but neither a video nor a dataset folder, which would "
-                    f"contain {layout.FRAMES.folder}/ or {layout.CLIP}."
+                    f"{name} is a folder, but not a dataset folder, because it contains neither "
+                    f"{layout.FRAMES.folder}/ nor {layout.CLIP}. Give a video or a dataset folder."
                 )
         elif not Path(name).exists() and (not name.startswith(EXAMPLE) or len(names) > 1):
             raise UserError(f"{name} does not exist.")
