@@ -27,6 +27,8 @@ TAIL_BYTES = 4000
 """Number of bytes at the end of a log that are searched for a progress line."""
 FIXED_STAGES = {"train", "synthesize"}
 """Stages whose time does not depend on the length of the video."""
+UNLISTED_STAGES = {"shots", "fit", "verify", "novel_audio", "novel_speech"}
+"""Quick stages without a line in a log, which would otherwise be too long to read."""
 REPORTED_PARTS = 2
 """Number of parts of a long loop; a line is written to a log after each, except the last."""
 LAST_STAGE = "report"
@@ -102,10 +104,11 @@ class Screen:
         if self.console.is_terminal:
             self.bars.stop()
 
-    def print(self, text: str) -> None:
-        """Print a line above the live lines."""
+    def print(self, text: str, in_log: bool = True) -> None:
+        """Print a line above the live lines of a terminal, or into a log if `in_log`."""
         self.lines.append(text)
-        self.console.print(text)
+        if in_log or self.console.is_terminal:
+            self.console.print(text)
 
     def show(self, line: str) -> None:
         """Show an event, given as a line of JSON; other lines are ignored."""
@@ -152,7 +155,8 @@ class Screen:
             self.times = mean_times(self.out, self.subjects)
         width = len(str(self.total))
         if len(self.subjects) == 1 or job.rule == LAST_STAGE:
-            self.print(f"[{self.done:>{width}}/{self.total}] {job.message} ({duration(seconds)})")
+            text = f"[{self.done:>{width}}/{self.total}] {job.message} ({duration(seconds)})"
+            self.print(text, in_log=job.rule not in UNLISTED_STAGES)
         for warning in warnings_of(job.log):
             self.print(f"warning: {job.subject}: {warning}")
 
