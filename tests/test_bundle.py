@@ -137,6 +137,11 @@ def test_what_is_no_avatar_is_refused(avatar: Path, mel_only: Path, tmp_path: Pa
     os.mkfifo(tmp_path / "half" / "speech.npz")
     with pytest.raises(UserError, match=r"speech\.npz is a pipe"):
         main(avatar=tmp_path / "half", data=mel_only, file=tmp_path / "me.avatar")
+    (tmp_path / "half" / "speech.npz").unlink()
+    (tmp_path / "half" / "speech.npz").write_bytes((avatar / "speech.npz").read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"speech\.npz"):
+        main(avatar=tmp_path / "half", data=mel_only, file=tmp_path / "me.avatar")
+    assert not (tmp_path / "me.avatar").exists()
 
 
 def test_importing_talker_imports_nothing_heavy() -> None:

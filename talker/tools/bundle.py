@@ -13,6 +13,7 @@ from talker.avatar.bundle import write_bundle
 from talker.avatar.renderer import avatar_dataset, load_avatar
 from talker.core.config import validated
 from talker.core.files import Output
+from talker.encoders.features import FeatureStats
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,8 @@ def main(*, avatar: Path, data: Path, file: Output, config: Config = Config()) -
         config: Options.
     """
     dataset = avatar_dataset(data, load_avatar(avatar))
+    if (avatar / "speech.npz").exists():
+        FeatureStats.load(avatar / "speech.npz")  # raises if it is damaged
     write_bundle(file, avatar, dataset, config.license, config.consent)
     logger.info(
         "Wrote %s: %.1f MB, %d frames.", file, file.stat().st_size / 1e6, dataset.valid.sum()
