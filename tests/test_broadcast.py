@@ -81,7 +81,7 @@ def test_a_server_receives_the_broadcast(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("http://127.0.0.1/me", "It must be rtmp or rtmps"),
+        ("http://127.0.0.1/me", "Use an address with the scheme rtmp or rtmps"),
         ("me.avi", "It must be one of .mp4"),
         ("rtmp://127.0.0.1:9/live/me", "FFmpeg could not write to rtmp"),
     ],

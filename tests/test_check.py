@@ -57,7 +57,7 @@ def test_poor_clip_is_refused_with_reasons_unless_forced(
     assert not facts["accepted"] and len(facts["failures"]) == 1
     main(data=folder, quality=quality, config=Config(limits=LONG, force=True))
     assert json.loads(quality.read_text())["accepted"]
-    assert "because of --force): Only 4.0 s" in caplog.text
+    assert "be refused without --force): Only 4.0 s" in caplog.text
 
 
 def test_blinks_are_counted(folder: Path):
