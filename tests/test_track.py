@@ -499,7 +499,7 @@ def intermediate_files(dataset: Path, tmp_path_factory: pytest.TempPathFactory) 
         ("fit.npz", "faces", lambda a: a + 10**6, "'faces' that are NaN or outside of 0"),
         ("fit.npz", "model", None, "has no array 'model'"),
         ("fit.npz", "reasons", lambda a: a[:-1], r"text of shape \[100\]"),
-        ("fit.npz", "cuts", lambda a: np.array([100]), "not from 1 to 99"),
+        ("fit.npz", "cuts", lambda a: np.array([100]), "outside of 1 to 99"),
         ("shots.npz", "cuts", lambda a: np.array([9, 9]), "increasing frame numbers"),
         ("shots.npz", "reasons", lambda a: np.ones(100), r"text of shape \[100\]"),
     ],
