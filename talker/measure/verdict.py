@@ -110,41 +110,12 @@ def grade_avatar(results: Mapping[str, Any]) -> Verdict:
             [f"No face was detected in {row['faces_lost']} of {row['frames']} rendered frames."],
             ["Look at the video. If it shows no face, train longer or use a sharper clip."],
         )
-    amplitude = row["mouth_std_ratio"]
-    if MIN_AMPLITUDE_FRAMES <= frames < MIN_FRAMES and amplitude < STILL_AMPLITUDE:
-        return Verdict(
-            "failed",
-            [
-                "The mouth does not follow the speech, because it hardly moves "
-                f"({100 * amplitude:.0f} % of the real amplitude)."
-            ],
-            [LONGER],
-        )
     frozen = np.asarray(mouth["frozen_mouth"], float)
-    noise = float(np.nanstd(frozen) / np.nanstd(real)) if frames else math.nan
-    if MIN_AMPLITUDE_FRAMES <= frames < MIN_FRAMES and amplitude <= noise < SMALL_AMPLITUDE:
-        return Verdict(
-            "failed",
-            [
-                "The mouth does not follow the speech: its measured motion is not larger than the "
-                f"noise on a frozen mouth ({100 * amplitude:.0f} % of the real amplitude)."
-            ],
-            [LONGER],
-        )
-    open_in_silence = results.get("responses", {}).get("silence_opening", 0.0)
-    if (
-        MIN_AMPLITUDE_FRAMES <= frames < MIN_FRAMES
-        and amplitude < SMALL_AMPLITUDE
-        and open_in_silence > OPEN_IN_SILENCE
-    ):
-        return Verdict(
-            "failed",
-            [
-                "The mouth does not follow the speech: it stays open in silence, and it moves only "
-                f"{100 * amplitude:.0f} % as much as the real mouth."
-            ],
-            [LONGER],
-        )
+    if MIN_AMPLITUDE_FRAMES <= frames < MIN_FRAMES:
+        noise = float(np.nanstd(frozen) / np.nanstd(real))
+        open_in_silence = results.get("responses", {}).get("silence_opening", 0.0)
+        if reason := _why_not_moving(row["mouth_std_ratio"], noise, open_in_silence):
+            return Verdict("failed", [f"The mouth does not follow the speech{reason}"], [LONGER])
     if frames < MIN_FRAMES:
         return Verdict(
             "too short to tell",
@@ -165,6 +136,27 @@ def grade_avatar(results: Mapping[str, Any]) -> Verdict:
         if closing is not None:
             intervals["eye_closing"] = closing
     return _grade(row, frames, intervals)
+
+
+def _why_not_moving(amplitude: float, noise: float, open_in_silence: float) -> str | None:
+    """Return why the mouth of a short clip fails, as the end of a sentence; None if it may move.
+
+    Args:
+        amplitude: amplitude of the mouth relative to the real one.
+        noise: the same of a frozen mouth, which only detector noise moves.
+        open_in_silence: mouth opening in silence, relative to that in speech.
+    """
+    percent = f"{100 * amplitude:.0f} %"
+    if amplitude < STILL_AMPLITUDE:
+        return f", because it hardly moves ({percent} of the real amplitude)."
+    if amplitude <= noise < SMALL_AMPLITUDE:
+        return (
+            ": its measured motion is not larger than the noise on a frozen mouth "
+            f"({percent} of the real amplitude)."
+        )
+    if amplitude < SMALL_AMPLITUDE and open_in_silence > OPEN_IN_SILENCE:
+        return f": it stays open in silence, and it moves only {percent} as much as the real mouth."
+    return None
 
 
 def blink_closing(real: np.ndarray, avatar: np.ndarray) -> tuple[float, float] | None:
