@@ -77,7 +77,7 @@ def clip_sound(path: Path | zipfile.Path, frames: int) -> np.ndarray:
     Audio that is slightly too long is cut, audio that is slightly too short is padded with silence.
 
     Raises:
-        UserError: there is no audio, or its duration differs by more than `SOUND_TOLERANCE`.
+        UserError: the audio is missing, or its duration differs by more than `SOUND_TOLERANCE`.
     """
     samples = frames * SAMPLES_PER_FRAME
     sound = decode_audio(path)

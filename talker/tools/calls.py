@@ -198,7 +198,7 @@ class Calls:
 
         Raises:
             BusyError: there are as many sessions as allowed.
-            MissingError: there is no avatar with this name.
+            MissingError: no avatar has this name.
             UserError: the file of the avatar is damaged, or the offer cannot be used.
         """
         with ExitStack() as stack:
@@ -223,7 +223,7 @@ class Calls:
         """Apply a message to the session of a call, as `Live.apply` does.
 
         Raises:
-            MissingError: there is no such call.
+            MissingError: the call does not exist.
             UserError: the message is not understood.
         """
         if key not in self.calls:

@@ -142,7 +142,7 @@ def fit_speech_prior(speakers: Sequence[Speaker]) -> SpeechPrior:
     less, and silence is added with the face at rest.
 
     Raises:
-        UserError: there is no speaker, or their encoders or meshes differ.
+        UserError: no speaker is given, or their encoders or meshes differ.
     """
     _require_alike(speakers)
     axes, scale = _speech_axes(speakers)
