@@ -144,4 +144,4 @@ rule train:
         " --checkpoints {params.checkpoints:q}"
         " {params.options} > {log:q} 2>&1"
         " && {{ [ ! -e {params.source:q} ]"
-        " || {{ cp {params.source:q} {params.record:q} && sync {params.record:q}; }}; }}"
+        " || {{ cat {params.source:q} > {params.record:q} && sync {params.record:q}; }}; }}"

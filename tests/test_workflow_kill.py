@@ -32,14 +32,16 @@ if random.random() < {RATE}:
 
 
 def start(workflow: Workflow) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        workflow.command(),
-        cwd=workflow.folder,
-        env=os.environ | workflow.environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    """Start Snakemake in a session of its own; it prints into the file `driver.log`."""
+    with (workflow.folder / "driver.log").open("wb") as log:
+        return subprocess.Popen(
+            workflow.command(),
+            cwd=workflow.folder,
+            env=os.environ | workflow.environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
 
 def jobs(workflow: Workflow) -> list[int]:
@@ -172,7 +174,7 @@ def test_the_next_run_waits_for_an_orphan_and_uses_its_outputs(
         time.sleep(0.05)
     time.sleep(0.5)
     os.kill(orphan, signal.SIGCONT)
-    assert successor.wait(60) == 0
+    assert successor.wait(60) == 0, (workflow.folder / "driver.log").read_text()
     assert contents(workflow) == whole
     assert re.findall(r" (start|done|failed) ", lock.read_text()) == ["start", "done"]
 
