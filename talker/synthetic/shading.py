@@ -141,6 +141,14 @@ def _kajiya_kay(tangent, view, key, sharp):
     return shine, diffuse
 
 
+@inlined
+def _tone_mapped(value):
+    """Return the gamma-encoded value 0..255 of linear light, compressed above 0.6."""
+    if value > 0.6:
+        value = 0.6 + 0.4 * (1 - np.exp(-(value - 0.6) / 0.4))
+    return _GAMMA[min(int(value * 4096), 4095)]
+
+
 @njit(cache=True, nogil=True, fastmath={"reassoc", "nsz", "contract"})
 def shade(
     face,
@@ -221,10 +229,7 @@ def shade(
                 light += around * (reddened if channel == 0 else visible)
                 value = color[channel] * light + shine * KEY_COLOR[channel]
                 value += glow * visible * FILL_COLOR[channel] + outline * RIM_COLOR[channel]
-                value *= EXPOSURE
-                if value > 0.6:
-                    value = 0.6 + 0.4 * (1 - np.exp(-(value - 0.6) / 0.4))
-                image[row, column, channel] = _GAMMA[min(int(value * 4096), 4095)]
+                image[row, column, channel] = _tone_mapped(value * EXPOSURE)
 
 
 @njit(cache=True, nogil=True)
