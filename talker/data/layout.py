@@ -9,6 +9,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from talker.errors import UserError
@@ -131,9 +132,6 @@ COLORS = np.array([(255, 255, 255), (0, 0, 255), (0, 255, 0), (255, 0, 0)], np.u
 """RGB color of each class, so that `COLORS[mask]` is the image of a mask. The AD-NeRF family writes
 them with OpenCV, as BGR."""
 
-_CLASS_OF_BITS = np.full(8, 255, np.uint8)
-_CLASS_OF_BITS[(COLORS >> 7) @ [1, 2, 4]] = range(4)
-
 
 def to_classes(colors: np.ndarray, path: Path) -> np.ndarray:
     """Convert mask colors, RGB uint8 [H, W, 3], to classes uint8 [H, W].
@@ -145,11 +143,12 @@ def to_classes(colors: np.ndarray, path: Path) -> np.ndarray:
     Raises:
         UserError: a pixel has none of the four colors.
     """
-    bits = (colors[..., 0] >> 7) | ((colors[..., 1] >> 7) << 1) | ((colors[..., 2] >> 7) << 2)
-    mask = _CLASS_OF_BITS[bits]
-    wrong = (mask == 255) | ((colors != 0) & (colors != 255)).any(-1)
-    if wrong.any():
-        y, x = np.argwhere(wrong)[0]
+    unknown = len(COLORS)
+    mask = np.full(colors.shape[:2], unknown, np.uint8)
+    for label in range(len(COLORS)):
+        mask[class_mask(colors, label) > 0] = label
+    if mask.max(initial=0) == unknown:
+        y, x = np.argwhere(mask == unknown)[0]
         raise UserError(
             f"{path} has the color {tuple(colors[y, x].tolist())} at pixel ({x}, {y}). Only these "
             f"mask colors are allowed: {[tuple(color) for color in COLORS.tolist()]}."
@@ -164,4 +163,5 @@ def class_mask(colors: np.ndarray, label: int) -> np.ndarray:
         colors: mask colors, RGB uint8 [H, W, 3].
         label: the class.
     """
-    return np.all(colors == COLORS[label], axis=-1).astype(np.uint8) * 255
+    color = tuple(COLORS[label].tolist())
+    return cv2.inRange(colors, color, color)

@@ -68,7 +68,7 @@ def image_faults(folder: FolderSpec) -> Iterator[str]:
 
     def measure(i: int) -> tuple[float, float, float]:
         images = [read_image(kind.path(folder.path, i)) for kind in layout.IMAGES]
-        head = np.all(images[1] == layout.COLORS[layout.HEAD], axis=2)
+        head = layout.class_mask(images[1], layout.HEAD)
         share = head_share(head, landmarks[i]) if valid[i] else 1.0
         frame, mask, composite, torso = (image[::ROW_STEP] for image in images)
         return (
@@ -104,27 +104,31 @@ def composite_error(
 
     The layers are the frame, and the background plate where the mask is background.
     """
-    behind = np.all(mask == layout.COLORS[layout.BACKGROUND], axis=2)
-    expected = np.where(behind[..., None], plate, frame)
-    return float(_blocks(cv2.absdiff(composite, expected).max(axis=2)).max())
+    expected = frame.copy()
+    cv2.copyTo(plate, layout.class_mask(mask, layout.BACKGROUND), expected)
+    return float(_blocks(_largest_channel(cv2.absdiff(composite, expected))).max())
 
 
 def torso_error(frame: np.ndarray, mask: np.ndarray, torso: np.ndarray) -> float:
     """Return the upper quartile of the mean differences of the clothes' blocks from the frame."""
-    clothes = np.all(mask == layout.COLORS[layout.TORSO], axis=2)
-    covered = _blocks(clothes.astype(np.uint8) * 255) > 254
+    covered = _blocks(layout.class_mask(mask, layout.TORSO)) > 254
     if not covered.any():
         return 0.0
-    difference = cv2.absdiff(np.ascontiguousarray(torso[..., :3]), np.ascontiguousarray(frame))
-    difference = difference.max(axis=2)
+    difference = _largest_channel(cv2.absdiff(cv2.cvtColor(torso, cv2.COLOR_RGBA2RGB), frame))
     difference[torso[..., 3] < 255] = 255
     return float(np.percentile(_blocks(difference)[covered], 75))
 
 
 def head_share(head: np.ndarray, landmarks: np.ndarray) -> float:
-    """Return the fraction of the inner landmarks [68, 2] that lie on the head, bool [H, W]."""
+    """Return the fraction of the inner landmarks [68, 2] on the head, nonzero in uint8 [H, W]."""
     x, y = np.clip(landmarks[JAW.stop :].astype(int), 0, np.array(head.shape)[::-1] - 1).T
-    return float(head[y, x].mean())
+    return float((head[y, x] > 0).mean())
+
+
+def _largest_channel(image: np.ndarray) -> np.ndarray:
+    """Return the largest of the three channels of each pixel of uint8 [H, W, 3]."""
+    first, second, third = cv2.split(image)
+    return cv2.max(cv2.max(first, second), third)
 
 
 def _blocks(image: np.ndarray) -> np.ndarray:
