@@ -67,21 +67,27 @@ def split(
     scale = max(mask.shape) / 512
     shade = config.darkening ** (1 / scale)
     head, neck, clothes = mask == HEAD, mask == NECK, mask == TORSO
-    truth = np.where((mask == BACKGROUND)[..., None], plate, image)
-    torso = np.where(head[..., None], plate, truth)
+    truth = image.copy()
+    cv2.copyTo(plate, _to_bytes(mask == BACKGROUND), truth)
+    torso = truth.copy()
+    cv2.copyTo(plate, _to_bytes(head), torso)
     filled = _continue_up(torso, clothes, head, round(config.clothes_up * scale), 0, shade)
 
     reach = max(1, round(config.neck_grow * scale))
-    grown = cv2.dilate(neck.astype(np.uint8), np.ones((2 * reach + 1, 1), np.uint8)) > 0
+    grown = cv2.dilate(_to_bytes(neck), np.ones((2 * reach + 1, 1), np.uint8)) > 0
     grown &= mask != BACKGROUND
     up, down = round(config.neck_up * scale), round(config.neck_sample * scale)
     filled_neck = _continue_up(torso, grown, head, up, down, shade)
     window = 2 * round(config.blur * scale / 2 - 0.5) + 1
-    torso[filled_neck] = cv2.GaussianBlur(torso, (window, window), 0)[filled_neck]
+    cv2.copyTo(cv2.GaussianBlur(torso, (window, window), 0), _to_bytes(filled_neck), torso)
 
     opaque = neck | clothes | filled | filled_neck
-    alpha = np.where(opaque, np.uint8(255), np.uint8(0))
-    return truth, np.dstack([torso * opaque[..., None], alpha])
+    return truth, cv2.copyTo(cv2.cvtColor(torso, cv2.COLOR_RGB2RGBA), _to_bytes(opaque))
+
+
+def _to_bytes(region: np.ndarray) -> np.ndarray:
+    """Return bool [H, W] as the uint8 mask that OpenCV expects, without copying it."""
+    return region.view(np.uint8)
 
 
 def _continue_up(
