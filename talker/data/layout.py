@@ -163,5 +163,4 @@ def class_mask(colors: np.ndarray, label: int) -> np.ndarray:
         colors: mask colors, RGB uint8 [H, W, 3].
         label: the class.
     """
-    color = tuple(COLORS[label].tolist())
-    return cv2.inRange(colors, color, color)
+    return cv2.inRange(colors, COLORS[label], COLORS[label])
