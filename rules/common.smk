@@ -456,7 +456,7 @@ def report_outcome(logs):
     done, rest = write_outcome(table, targets, failed, LOGS)
     page = RESULTS / "index.html"
     write_overview(page, table, Folders(DATA, RESULTS, BENCHMARKS))
-    logger.info(f"Complete subjects: {done} of {done + rest}. {page} shows all of them.")
+    logger.info(f"Complete subjects: {done} of {done + rest}. {page} shows all subjects.")
     for failure in failed:
         if failure.from_stage:
             logger.error(f"{failure.log}: {failure.reason}")

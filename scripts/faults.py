@@ -184,7 +184,7 @@ FAULTS: dict[str, Fault] = {
     "read-only folder": read_only,
     "slow disk": slow_disk,
     "no locks": no_locks,
-    "two at once": two_at_once,
+    "two runs at once": two_at_once,
     "256 MiB of memory": little_memory,
     "killed": killed,
 }

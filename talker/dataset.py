@@ -232,7 +232,7 @@ class Dataset:
             raise UserError(
                 f"{path} has {width}x{height} pixels and {depth}. It must have "
                 f"{expected[1]}x{expected[0]} pixels and {channels} channels. `talker "
-                "check` lists all files with such faults."
+                "verify` lists all files with such faults."
             )
         return image
 
@@ -261,8 +261,8 @@ def read_speech(path: Folder, frames: int) -> np.ndarray:
     windows = rows(windows, frames, path).astype(np.float32)
     if not (np.abs(windows) <= MAX_FEATURE).all():
         raise UserError(
-            f"{path} contains values that are not finite or above {MAX_FEATURE:g}. Run `talker "
-            "speech` again."
+            f"{path} contains values that are NaN, infinite, or of a magnitude above "
+            f"{MAX_FEATURE:g}. Run `talker speech` again."
         )
     return windows
 
@@ -300,8 +300,9 @@ def _load_statistics(
             raise UserError(
                 f"{statistics} has an array '{name}' of type {array.dtype} and shape "
                 f"{list(array.shape)}. It must contain {components} finite numbers, one for each "
-                f"component of the speech features, of at most {MAX_FEATURE:g} (and positive for "
-                "'scale'). Run `talker speech` again."
+                "component of the speech features. Their magnitude must be at most "
+                f"{MAX_FEATURE:g}, and those of 'scale' must be positive. Run `talker speech` "
+                "again."
             )
     return arrays["silence"], arrays["scale"]
 

@@ -136,8 +136,8 @@ def sync_text(sync: dict[str, Any]) -> str:
     """Return one line about a sync score, its null distribution and the real video's score."""
     row, real = sync["avatar"], sync["real"]
     return (
-        f"Sync score ({sync['features']} features): correlation {_shown(row['correlation'])}, "
-        f"shifted audio {_shown(row['null_mean'])} ± {_shown(row['null_sd'])}, best lag "
+        f"Sync score ({sync['features']} features): correlation {_shown(row['correlation'])} "
+        f"({_shown(row['null_mean'])} ± {_shown(row['null_sd'])} with shifted audio), best lag "
         f"{_shown(row['best_lag'])} frames; real video: correlation {_shown(real['correlation'])}, "
         f"best lag {_shown(real['best_lag'])} frames"
     )

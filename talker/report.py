@@ -208,7 +208,7 @@ def _section(name: str, make: Callable[[], Section]) -> Section:
     try:
         section = make()
         if not isinstance(section, dict):
-            raise TypeError(f"expected an object, found {type(section).__name__}")
+            raise TypeError(f"it must be a JSON object, not {type(section).__name__}")
         return section
     except (
         *(OSError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, UserError),

@@ -286,7 +286,7 @@ def test_images_that_claim_too_much_are_not_decoded(tmp_path: Path, content: byt
 def test_images_of_16_bits_are_refused_and_those_of_8_bits_are_read(tmp_path: Path):
     pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
     cv2.imwrite(str(tmp_path / "a.png"), pixels.astype(np.uint16))
-    with pytest.raises(UserError, match=r"uint16; expected 8 bits"):
+    with pytest.raises(UserError, match=r"uint16. It must have 8 bits"):
         read_image(tmp_path / "a.png")
     for suffix in (".png", ".bmp", ".webp"):
         path = tmp_path / f"b{suffix}"

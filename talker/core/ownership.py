@@ -56,7 +56,7 @@ def adding_to(folder: Path) -> Iterator[Path]:
         for name in files.keys() - kept:
             os.replace(files[name], folder / name)
     if kept:
-        logger.info("Kept %s in %s that talker did not write.", counted(len(kept), "file"), folder)
+        logger.info("Kept %s (not written by talker) in %s.", counted(len(kept), "file"), folder)
 
 
 def foreign_outputs(outputs: Sequence[Path]) -> list[Path]:

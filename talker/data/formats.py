@@ -468,7 +468,7 @@ def _check_stored(archive: zipfile.ZipFile) -> None:
     """Refuse compressed members, which torch.save never writes and which may exhaust the memory."""
     with archive:
         if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-            raise ValueError("its content is compressed, which torch.save never does")
+            raise ValueError("its content is compressed, but torch.save never compresses a file")
 
 
 def _first_line(error: Exception) -> str:

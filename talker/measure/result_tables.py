@@ -97,7 +97,8 @@ def tiles(metrics: Section) -> list[dict[str, str]]:
         of_mouth(
             *("lag", "best_lag_frames", "frame" if row["best_lag_frames"] == 1 else "frames"),
             "{:.0f}",
-            f"0 is in sync; {number(shuffled['best_lag_frames'], '{:.0f}')} with shuffled audio",
+            "0 means that the mouth is in sync; the lag is "
+            f"{number(shuffled['best_lag_frames'], '{:.0f}')} with shuffled audio",
         ),
         of_picture(
             *("mouth PSNR", "psnr_mouth", "dB"),

@@ -59,8 +59,9 @@ def broadcast(
         )
     if not separator and path.suffix not in FILES:
         raise UserError(
-            f"{target} has the suffix {path.suffix!r}. It must be one of {', '.join(FILES)}, or "
-            f"the address of a server ({' or '.join(one + '://' for one in SERVERS)})."
+            f"{target} has the suffix {path.suffix!r}. It must be one of {', '.join(FILES)}. To "
+            "send to a server, give its address, which begins with "
+            f"{' or '.join(one + '://' for one in SERVERS)}."
         )
     name, protocols = SERVERS[scheme] if separator else (FILES[path.suffix], "file")
     options = {"protocol_whitelist": protocols}

@@ -44,7 +44,9 @@ def read_image(path: Path | zipfile.Path) -> np.ndarray:
     if pixels is None:
         raise UserError(f"{path} is not a PNG, JPEG, WebP or BMP image that OpenCV can read.")
     if pixels.dtype != np.uint8:
-        raise UserError(f"{path} has the pixel type {pixels.dtype}; expected 8 bits per channel.")
+        raise UserError(
+            f"{path} has the pixel type {pixels.dtype}. It must have 8 bits per channel."
+        )
     if pixels.ndim == 2:
         return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
     code = cv2.COLOR_BGRA2RGBA if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB
@@ -73,8 +75,8 @@ def _decode(encoded: np.ndarray, path: Path | zipfile.Path) -> np.ndarray | None
 def _check_size(path: Path | zipfile.Path, height: int, width: int) -> None:
     if height * width > MAX_PIXELS or max(height, width) > MAX_SIDE:
         raise UserError(
-            f"{path} declares {width}x{height} pixels; expected at most {MAX_PIXELS / 1e6:.0f} "
-            f"million pixels, and at most {MAX_SIDE} on each side."
+            f"{path} declares {width}x{height} pixels. It must have at most {MAX_PIXELS / 1e6:.0f} "
+            f"million pixels, and each side must have at most {MAX_SIDE}."
         )
 
 
@@ -122,7 +124,7 @@ def read_numbered(
                 f"declares {clip.width}x{clip.height}. Run `talker frames` again."
             )
         if image.shape[2] != 3:
-            raise UserError(f"{path} has an alpha channel; expected an image without one.")
+            raise UserError(f"{path} has an alpha channel. Use an image without one.")
         return image
 
     return ordered_map(read, range(clip.frames) if ids is None else ids)

@@ -175,7 +175,9 @@ class Call:
             if running.done():
                 running.result()
         except TimeoutError:
-            logger.info("A page did not connect within %g s after its offer.", PATIENCE)
+            logger.info(
+                "A page did not connect within %g s after it sent its WebRTC offer.", PATIENCE
+            )
         except Exception:
             logger.exception("A live session failed.")
         finally:
