@@ -103,8 +103,8 @@ def config_schema() -> dict[str, Any]:
             },
             "speech": {
                 "description": (
-                    "Audio or video file with new speech for every subject, or a mapping of "
-                    "several: {name: file}."
+                    "Audio or video file with new speech that every subject speaks, or several "
+                    "such files as a mapping {name: file}."
                 ),
                 "type": ["string", "object"],
                 "pattern": FILE,

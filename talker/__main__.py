@@ -41,7 +41,7 @@ COMMANDS = {
     "adopt": "check a dataset folder of another project (such as GaussianTalker) before using it",
     "export": "copy a dataset folder and convert it for another project (such as GaussianTalker)",
     "pack": "pack a dataset folder into one file for training on another machine",
-    "prior": "learn from other speakers how speech maps to expressions, for short clips",
+    "prior": "learn from other speakers how speech maps to expressions; for avatars of short clips",
     "train": "train the avatar",
     "bundle": "write a trained avatar to one file that can be rendered without the dataset folder",
     "render": "render the avatar to a video",
@@ -99,9 +99,11 @@ def _usage() -> str:
         "`talker STAGE --help` lists the options of a stage. `talker STAGE --config FILE` reads\n"
         "them from a YAML file: either the configuration of the Snakemake workflow\n"
         "(config/config.yaml), or a file with one section for each stage. Options on the command\n"
-        "line override those of the file. (`run` and `demo` have `--configfile` instead.)\n\n"
-        "Help texts name options as in the YAML file: `density.min_opacity` is the option\n"
-        "--density.min-opacity on the command line. docs/conventions.md explains the terms."
+        "line override those of the file. `run`, `demo` and `serve` also have `--configfile FILE`\n"
+        "for the configuration of the workflow that they start.\n\n"
+        "Where a help text writes an option without leading dashes, it is the name in the YAML\n"
+        "file: `density.min_opacity` is the option --density.min-opacity on the command line.\n"
+        "docs/conventions.md explains the terms."
     )
 
 

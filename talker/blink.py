@@ -34,9 +34,9 @@ class Config:
     """Path of the weights: face_landmarker.task for `blendshapes`. By default, the file that
     `talker weights fetch` downloads is used."""
     open_percentile: Percentile = 75.0
-    """Percentile of the eye aspect ratio at which `ear` considers the eyes open."""
+    """Percentile (0 to 100) of the eye aspect ratio at which `ear` considers the eyes open."""
     closed_percentile: Percentile = 0.5
-    """Percentile of the eye aspect ratio at which `ear` considers the eyes closed."""
+    """Percentile (0 to 100) of the eye aspect ratio at which `ear` considers the eyes closed."""
     closed_ratio: Fraction = 0.25
     """`ear` counts the eyes as fully closed only below this fraction of the aspect ratio of open
     eyes. Without this limit, small eye movements in a clip without blinks would count as blinks."""

@@ -57,7 +57,8 @@ class Config:
     max_pitch: NonNegative = 35.0
     """Maximum rotation of the head up or down in degrees; frames beyond it are rejected."""
     min_frames: AtLeast1 = 25
-    """Minimum number of frames that show a face from the front."""
+    """Minimum number of frames in which the head fits the landmarks, and is rotated by at most
+    `max_yaw` and `max_pitch`."""
 
     def __post_init__(self) -> None:
         low, high = self.focal_range
@@ -80,7 +81,7 @@ def fit_clip(
         config: options.
 
     Raises:
-        UserError: too few frames show a face from the front.
+        UserError: too few frames remain after misfits and turned heads are rejected.
     """
     points = points.astype(float)
     rigid = fit_poses(clip, points[shots.accepted_frames], head, config)
@@ -88,9 +89,10 @@ def fit_clip(
     ids = shots.accepted_frames
     if len(ids) < config.min_frames:
         raise UserError(
-            f"The clip shows a face from the front in only {len(ids)} of {clip.frames} frames. At "
-            f"least {config.min_frames} are required. Use a clip of one person who looks towards "
-            "the camera."
+            f"Only {len(ids)} of {clip.frames} frames show a face that fits the head model and is "
+            f"turned by at most {config.max_yaw:g} degrees to the side and {config.max_pitch:g} "
+            f"degrees up or down. At least {config.min_frames} are required. Use a clip of one "
+            "person who looks towards the camera."
         )
 
     # Expressions are computed from the poses before their fusion with optical flow, which moves

@@ -65,8 +65,9 @@ def main(*, data: Path, lipsync: Output, config: Config = Config()) -> None:
 
     Args:
         data: Dataset folder that `talker verify` has verified.
-        lipsync: JSON file to write: the range of the level of the audio, the correlation of audio
-            and mouth, and the lag.
+        lipsync: JSON file to write: by how many dB the level of the audio varies, the correlation
+            between the mouth opening and its prediction from the audio, and the number of frames by
+            which the audio lags behind the video.
         config: Options.
     """
     verified = Verified.load(data / layout.VERIFIED)

@@ -238,8 +238,10 @@ def main(
             used, or the columns rx ry rz tx ty tz in the convention of track_params.pt.
         blink: File with the eye closure: a column `blink` from 0 (open) to 1 (closed), or a column
             `AU45_r` as written by OpenFace.
-        expression: File with columns e0 to e9, the 10 components of the avatar's expression, which
-            replace the predicted ones. Components without a column are 0.
+        expression: File with columns e0 to e9: values of the 10 components of the avatar's
+            expression, which replace the predicted ones. The components are the first principal
+            components of the expressions that `talker fit` estimated in the training frames.
+            Components without a column are 0.
         config: Options.
     """
     _require_consistent(data, video, side_by_side, split, speech, wav, sound)

@@ -31,7 +31,9 @@ class Config:
     """How speech features are extracted; new speech uses the options of the clip's statistics."""
 
     encoder: EncoderName = DEFAULT_ENCODER
-    """Speech encoder. The workflow sets it from the key `encoder` of its configuration."""
+    """Speech encoder: `hama` (layers of a small phoneme recognizer, installed with talker), `mel`
+    (mel spectrogram), `deepspeech`, `hubert`, `wav2vec2` or `whisper`. docs/speech.md describes
+    them. The workflow sets this option from the key `encoder` of its configuration."""
     model: str = ""
     """For hubert, wav2vec2 and whisper: folder with the weights, or model ID on the Hugging Face
     Hub. By default, facebook/hubert-base-ls960, facebook/wav2vec2-base-960h or openai/whisper-tiny

@@ -37,8 +37,9 @@ def main(*, data: Path, verified: Output, config: Config = Config()) -> None:
 
     Args:
         data: Dataset folder.
-        verified: JSON file to write: the size of the clip, and the properties of each frame that
-            `talker check` uses to judge the clip.
+        verified: JSON file to write: the height and width of the frames, the number of training
+            frames, and the measurements of each frame (such as the mouth opening) by which `talker
+            lipsync` and `talker check` judge the clip.
         config: Options.
     """
     folder = FolderSpec.of(data, config.sample)

@@ -113,13 +113,14 @@ class Config:
     expression_share: Fraction = 0.5
     """Fraction of the training frames that are driven by the tracked expression instead of the one
     predicted from speech. In these frames, the mouth is fully determined by the expression, so the
-    network does not learn to infer it from the blink and the pose."""
+    network does not learn to infer the shape of the mouth from the eye closure and the head
+    pose."""
 
     speech_prior: str = ""
     """File written by `talker prior`. With it, the map from speech to expression is kept close to a
-    map that is common to other speakers. How close is chosen so that held-out parts of the training
-    frames are predicted best. This helps most on clips of less than 20 s. By default, the map is
-    fitted to the clip alone."""
+    map that is common to other speakers. Cross-validation on the training frames chooses the
+    strength of this constraint, and whether it is used at all. This helps most on clips of less
+    than 20 s. By default, the map is fitted to the clip alone."""
 
     rates: LearningRates = field(default_factory=LearningRates)
     weights: LossWeights = field(default_factory=LossWeights)

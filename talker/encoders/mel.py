@@ -35,6 +35,6 @@ def load(choice: Choice, wav: Path | None) -> Encoder:
 
 
 def log_mel(sound: Float[np.ndarray, "S"]) -> Float[np.ndarray, "N 80"]:
-    """Map audio, float32 [S], to float32 [1 + S // 160, 80]; row k is centered on sample 160 k."""
+    """Map audio [S] to float32 [1 + S // 160, 80]; row k is centered on sample 160 * k."""
     power = melspectrogram(y=sound, sr=SAMPLE_RATE, n_fft=WINDOW, hop_length=HOP, n_mels=BANDS)
     return np.log(np.maximum(power.T, FLOOR))

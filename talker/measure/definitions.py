@@ -50,10 +50,10 @@ DEFINITIONS = {
         "If the eyes never blink, it is 0."
     ),
     "head_shake": (
-        "Jitter of the rendered head in pixels of the rendered frame: the difference between "
-        "the motion of the rendered and the real head from one frame to the next. The motion "
-        "is the optical flow of brows, nose and eye corners. The value is the median over "
-        "these points, and the root mean square over the frames."
+        "Jitter of the rendered head in pixels of the rendered frame. From one frame to the next, "
+        "the optical flow of brows, nose and eye corners is measured in the rendered and in the "
+        "real video. The jitter of a frame is the length of the median, over these points, of the "
+        "difference between both. The value is the root mean square of the jitter of all frames."
     ),
     "head_shake_5": "The same jitter for the motion over 5 frames.",
     "faces_lost": "Number of rendered frames in which no face was detected.",
@@ -158,7 +158,11 @@ NETWORK_METRICS = {
         "stlpips",
         "ST-LPIPS between the mouth boxes of the rendered and the real frame, mean over frames.",
     ),
-    "FID": ("inception", "Fréchet Inception distance between the same two sets of frames."),
+    "FID": (
+        "inception",
+        "Fréchet Inception distance between the rendered heads and the real heads of all frames, "
+        "both over the torso and background of the real frames.",
+    ),
     "CSIM": (
         "identity",
         "Cosine similarity between the identity embeddings of the rendered and the real "

@@ -70,7 +70,8 @@ class Limits:
     only if the clip is long enough to measure the correlation."""
     max_lag: Positive = 3.0
     """Maximum number of frames by which the audio may lag behind the video or run ahead of it.
-    Clips that are in sync have a measured lag of -1 (lead) to 2."""
+    In clips that are in sync, the measured lag is between -1 frame (the audio is ahead of the
+    video) and 2 frames (the audio is behind the video)."""
     max_background: NonNegative = 15.0
     """Maximum percentage of the background that differs from the plate (median over frames)."""
 

@@ -74,8 +74,9 @@ class Config:
     """How a folder is adopted."""
 
     listed: AtLeast1 = 5
-    """Maximum number of frames that each row of the printed table lists by number. Further frames
-    are only counted."""
+    """The command prints a table with a row for each kind of file. If a row reports that files of
+    some frames are missing or inconsistent, it lists at most this number of frames, and counts the
+    others."""
 
 
 @dataclass(frozen=True)

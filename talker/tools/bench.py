@@ -102,10 +102,12 @@ def main(
         data: Dataset folder for `speed`. By default, a head with random colors is used.
         json: JSON file to write the numbers to. `quality` requires it, and continues an interrupted
             run from it.
-        table: YAML file for `quality`. Required keys: `subjects` (names and their dataset folders)
-            and `rows` (names and their options of `talker train`). Optional keys: `options`
-            (options that all rows share), `networks` (options of `talker evaluate`), `stretches`
-            and `held_out`.
+        table: YAML file for `quality`. Required keys: `subjects` (a mapping from names to dataset
+            folders) and `rows` (a mapping from the name of each compared variant to its options of
+            `talker train`). Optional keys: `options` (options of `talker train` that all rows
+            share), `networks` (options of `talker evaluate`), `stretches` (number of separate parts
+            of each clip that are held out, 4 by default) and `held_out` (fraction of the clip in
+            all of these parts together, 0.25 by default).
         config: Options of `speed`. `quality` only uses `device`.
     """
     if what == "speed":
@@ -343,8 +345,8 @@ def time_speaking(
     result = measure_latency(StreamingAvatar(*parts), audio)
     logger.info(
         "  live speech: 95 %% of the frames are ready at most %.0f ms after their audio "
-        "(%.0f ms of this is waiting for later audio; computing takes %.1f ms per step, as the "
-        "median). The computation takes %.2f s per second of speech",
+        "(%.0f ms of this is waiting for later audio). The median computing time is %.1f ms per "
+        "step. The computation takes %.2f s per second of speech",
         *(result["latency_ms_p95"], result["waits_ms"], result["hop_ms_median"]),
         result["real_time_factor"],
     )

@@ -63,8 +63,8 @@ class Config:
     about 0.3 MB to the page (with 30,000 Gaussians). The default of 24 lowers the PSNR by less than
     0.1 dB."""
     crf: Annotated[int, Field(ge=0, le=51)] = 23
-    """Constant rate factor of the video with the layers behind the head, from 0 (best quality) to
-    51. Larger values give smaller pages of lower quality."""
+    """Constant rate factor of the video that the page shows behind the head (the torso and the
+    background), from 0 (best quality) to 51. Larger values give smaller pages of lower quality."""
     blinks: Literal["natural", "recorded", "none"] = "natural"
     """Blinks: `natural` samples the subject's own blinks at random, `recorded` repeats the blinks
     of the recorded frames from which the torso is taken, and `none` keeps the eyes open."""

@@ -76,9 +76,10 @@ class Config:
     voices."""
     preset: Literal["auto", "draft", "full", "full_2_layers"] | None = None
     """Named set of options. `draft` trains a small avatar on a CPU. `full` trains an avatar as
-    large as those of GaussianTalker, and needs an NVIDIA GPU. `full_2_layers` is `full` with two
-    attention layers. `auto` selects `full` if this machine has a GPU, and `draft` otherwise. By
-    default, the key `preset` of the configuration is used, which is `auto` unless you change it."""
+    large as those of GaussianTalker, but with one attention layer instead of two, and needs an
+    NVIDIA GPU. `full_2_layers` is `full` with two attention layers. `auto` selects `full` if this
+    machine has a GPU, and `draft` otherwise. By default, the key `preset` of the configuration is
+    used, which is `auto` unless you change it."""
     cores: Annotated[str, Field(pattern="^(all|[1-9][0-9]*)$")] = "all"
     """Number of CPU cores to use, or `all`."""
     out: Path = Path()

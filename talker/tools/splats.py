@@ -117,8 +117,9 @@ def main(
 ) -> None:
     """Write the Gaussians of an avatar to a .ply or .spz file, or to one file per frame.
 
-    The files contain the motion of the mouth and the eyes, and the deformation that depends on the
-    recorded head pose, but the head itself does not turn.
+    The files contain the motion of the mouth and the eyes. They also contain the deformation that
+    the network predicts from the recorded head poses, but not the motion of the head itself: the
+    head always faces in the same direction.
 
     Args:
         avatar: File written by `talker bundle`, or avatar folder written by `talker train`.
