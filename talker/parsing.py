@@ -59,7 +59,7 @@ def main(
 
         def write(numbered: tuple[int, np.ndarray]) -> None:
             i, mask = numbered
-            write_image(scratch / MASKS.file_name(i), COLORS[mask])
+            write_image(scratch / MASKS.file_name(i), COLORS.take(mask, axis=0))
 
         parsed = progress(parse(described, images, points, config), "masks", described.frames)
         for _ in ordered_map(write, enumerate(parsed)):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import read_mask
 
-from talker.backends.color_model import Pose, align_heads, learn, posterior
+from talker.backends.color_model import Pose, align_heads, color_bins, learn, posterior
 from talker.backends.parsing_color import label, parse, smooth_in_time
 from talker.clip import Clip, Source, load_per_frame
 from talker.data.layout import BACKGROUND, COLORS, HEAD, NECK, TORSO
@@ -184,7 +184,7 @@ def test_locks_beside_the_neck_are_hair(caption: int):
     pose = Pose(np.eye(2, 3), oval, (skin,))
     person = (classes > 0).astype(np.float32)
     model = learn([image] * 8, [person] * 8, [pose] * 8, Config().rounds)
-    found = label(person, posterior(model, image, person, pose))
+    found = label(person, posterior(model, color_bins(image), person, pose))
     for part, least in ((HEAD, 0.98), (NECK, 0.95), (TORSO, 0.98)):
         assert overlap(found == part, classes == part) > least
 

@@ -122,9 +122,9 @@ def _warp(planes: np.ndarray, to_frame: np.ndarray, inverse: bool = False) -> np
     flags = cv2.INTER_LINEAR | (cv2.WARP_INVERSE_MAP if inverse else 0)
     size = planes.shape[:0:-1]
     border = cv2.BORDER_CONSTANT if inverse else cv2.BORDER_REPLICATE
-    return np.stack(
-        [cv2.warpAffine(plane, to_frame, size, flags=flags, borderMode=border) for plane in planes]
-    )
+    together = cv2.merge(tuple(planes))
+    warped = cv2.warpAffine(together, to_frame, size, flags=flags, borderMode=border)
+    return np.stack(cv2.split(warped))
 
 
 def _below(oval: np.ndarray, part: slice) -> np.ndarray:
@@ -166,12 +166,13 @@ def anatomical_prior(oval: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def color_bins(image: np.ndarray) -> np.ndarray:
     """Return the Lab color bin of each pixel of RGB uint8 [..., 3]."""
-    lab = cv2.cvtColor(image.reshape(-1, 1, 3), cv2.COLOR_RGB2LAB).astype(np.int32)
-    lightness, a, b = np.moveaxis(lab.reshape(image.shape), -1, 0)
+    lab = cv2.cvtColor(image.reshape(1, -1, 3), cv2.COLOR_RGB2LAB)
+    lightness, a, b = (plane.astype(np.int32) for plane in cv2.split(lab))
     ab_shift = 8 - AB_BITS
-    return (
+    bins = (
         (lightness >> (8 - L_BITS) << (2 * AB_BITS)) | (a >> ab_shift << AB_BITS) | (b >> ab_shift)
     )
+    return bins.reshape(image.shape[:-1])
 
 
 def smooth_histogram(counts: np.ndarray) -> np.ndarray:
@@ -197,19 +198,19 @@ def _likelihood(counts: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray((rows / rows.sum(0)).T, np.float32)
 
 
-def posterior(model: Model, image: np.ndarray, person: np.ndarray, pose: Pose) -> np.ndarray:
+def posterior(model: Model, bins: np.ndarray, person: np.ndarray, pose: Pose) -> np.ndarray:
     """Return p(hair, face, throat, clothes) of each pixel that shows the person.
 
     Args:
         model: the mixture model.
-        image: RGB uint8 [h, w, 3] of the decision size.
+        bins: color bins of the image at the decision size, int32 [h, w] (`color_bins`).
         person: probability that a pixel shows the person, float32 [h, w].
         pose: position of the head.
 
     Returns:
         float32 [4, h, w], sums to 1.
     """
-    height, width = image.shape[:2]
+    height, width = bins.shape
     oval = _polygon(pose.oval, height, width)
     under, core = (
         np.minimum(_polygon(_below(pose.oval, part), height, width), 1 - oval)
@@ -219,7 +220,7 @@ def posterior(model: Model, image: np.ndarray, person: np.ndarray, pose: Pose) -
     belief[FACE] *= 1 - 0.95 * under
     belief[HAIR] *= 1 - 0.95 * core
     belief[[THROAT, CLOTHES]] *= np.where(_hanging(person), np.float32(0.05), 1)
-    belief *= np.moveaxis(model.likelihood[color_bins(image)], -1, 0)
+    belief *= np.moveaxis(model.likelihood.take(bins, axis=0), -1, 0)
     belief *= (1 - oval) / (belief.sum(0) + 1e-12)
     belief[FACE] += oval
     return belief
@@ -261,17 +262,18 @@ def learn(
     shades = [color_bins(np.clip(skin * shade, 0, 255).astype(np.uint8)) for shade in SHADES]
     shades = np.stack([np.bincount(bins, minlength=BINS) for bins in shades])
     frequencies = np.ones(len(SHADES))
+    all_bins = [color_bins(image) for image in images]
     model = Model(anatomy, np.ones((BINS, 4), np.float32))
     for _ in range(rounds):
         counts = np.zeros((4, BINS))
         throat = np.zeros(BINS)
         visible = np.zeros((4, height, width), np.float32)
-        for image, person, pose in zip(images, persons, poses, strict=True):
-            belief = posterior(model, image, person, pose) * np.where(person > 0.8, person, 0)
-            bins = color_bins(image).ravel()
-            counts += [np.bincount(bins, plane.ravel(), BINS) for plane in belief]
+        for bins, person, pose in zip(all_bins, persons, poses, strict=True):
+            belief = posterior(model, bins, person, pose) * np.where(person > 0.8, person, 0)
+            flat = bins.ravel()
+            counts += [np.bincount(flat, plane.ravel(), BINS) for plane in belief]
             sure = belief[THROAT] * _polygon(_below(pose.oval, CHIN_LINE), height, width)
-            throat += np.bincount(bins, sure.ravel(), BINS)
+            throat += np.bincount(flat, sure.ravel(), BINS)
             visible += _warp(belief, pose.to_frame, inverse=True)
         frequencies = _mixture(
             frequencies, np.stack([smooth_histogram(row) for row in shades]), throat

@@ -55,9 +55,10 @@ class Backdrop:
 
     plate: np.ndarray
     """float32 [h, w, 3], mean RGB color of the background."""
-    noise: np.ndarray
-    """float32 [h, w], standard deviation of a channel; infinite where the background was never
-    visible."""
+    variance: np.ndarray
+    """float32 [h, w], variance of a channel; infinite where the background was never visible."""
+    peak: np.ndarray
+    """float32 [h, w], log density of the background at its mean color."""
     person: np.ndarray
     """float32 [BINS], log density of the RGB colors of the person."""
 
@@ -81,24 +82,33 @@ def learn_backdrop(images: list[np.ndarray], persons: list[np.ndarray]) -> Backd
     noise[count < 3] = np.inf
     smooth = smooth_histogram(colors)
     density = 0.9 * smooth / max(smooth.sum(), 1e-9) + 0.1 / BINS
-    return Backdrop(plate, noise, np.log(density * BINS / 256**3).astype(np.float32))
+    return Backdrop(
+        plate=plate,
+        variance=noise**2,
+        peak=-1.5 * LOG_2PI - 3 * np.log(noise),
+        person=np.log(density * BINS / 256**3).astype(np.float32),
+    )
 
 
-def apply_backdrop(person: np.ndarray, image: np.ndarray, backdrop: Backdrop) -> np.ndarray:
+def apply_backdrop(
+    person: np.ndarray, image: np.ndarray, bins: np.ndarray, backdrop: Backdrop
+) -> np.ndarray:
     """Update the person probability by the similarity of each pixel to the backdrop (Bayes' rule).
 
     Args:
         person: probability that a pixel shows the person, float32 [h, w].
         image: RGB uint8 [h, w, 3].
+        bins: its color bins, int32 [h, w].
         backdrop: the learned background.
 
     Returns:
         float32 [h, w].
     """
-    distance = ((image - backdrop.plate) ** 2).sum(-1) / backdrop.noise**2
-    plate = -1.5 * LOG_2PI - 3 * np.log(backdrop.noise) - distance / 2
-    evidence = (backdrop.person[color_bins(image)] - plate).clip(-EVIDENCE, EVIDENCE)
-    evidence[np.isinf(backdrop.noise)] = 0
+    red, green, blue = cv2.split((image - backdrop.plate) ** 2)
+    distance = (red + green + blue) / backdrop.variance
+    plate = backdrop.peak - distance / 2
+    evidence = (backdrop.person.take(bins) - plate).clip(-EVIDENCE, EVIDENCE)
+    evidence[np.isinf(backdrop.variance)] = 0
     prior = person.clip(0.002, 0.998)
     return 1 / (1 + (1 / prior - 1) * np.exp(-evidence))
 
@@ -115,7 +125,7 @@ def _parts(region: np.ndarray, enough: float = 1.0, at_the_bottom: bool = False)
     if at_the_bottom:
         ends = statistics[:, cv2.CC_STAT_TOP] + statistics[:, cv2.CC_STAT_HEIGHT]
         keep &= ends == np.max(ends, initial=0, where=keep)
-    return keep[parts]
+    return keep.take(parts)
 
 
 def _starts_at_mouth(hair: np.ndarray, face: np.ndarray) -> np.ndarray:
@@ -129,7 +139,7 @@ def _starts_at_mouth(hair: np.ndarray, face: np.ndarray) -> np.ndarray:
         return np.zeros_like(hair)
     low = statistics[:, cv2.CC_STAT_TOP] > rows[0] + MOUTH_LEVEL * np.ptp(rows)
     low[0] = False
-    return low[parts]
+    return low.take(parts)
 
 
 def label(person: np.ndarray, belief: np.ndarray) -> np.ndarray:
@@ -228,8 +238,9 @@ def parse(clip: Clip, images: Path, points: np.ndarray, options: Options) -> Ite
     def score(frame: tuple[np.ndarray, np.ndarray, Pose]) -> tuple[np.ndarray, np.ndarray]:
         image, person, pose = frame
         small = shrink(image)
-        person = apply_backdrop(cv2.resize(person, size), small, backdrop)
-        return outline(image, person), posterior(model, small, person, pose)
+        bins = color_bins(small)
+        person = apply_backdrop(cv2.resize(person, size), small, bins, backdrop)
+        return outline(image, person), posterior(model, bins, person, pose)
 
     first, second = tee(read_numbered(images, clip))
     scores = ordered_map(score, zip(first, segment_person(second), heads, strict=True))
