@@ -58,6 +58,52 @@ def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
     }
 
 
+def input_properties() -> dict[str, Any]:
+    """Return the schema of the keys that name videos and speech."""
+    return {
+        "subjects": {
+            "type": "string",
+            "description": (
+                "Path of the table of subjects (tab-separated): their names and videos."
+            ),
+        },
+        "speeches": {
+            "type": "string",
+            "description": ("Path of the table of new speech (tab-separated) for the subjects."),
+        },
+        "video": {
+            "type": ["string", "array"],
+            "pattern": FILE,
+            "items": {"type": "string", "pattern": FILE},
+            "description": (
+                "Video, list of videos, or a pattern such as videos/*.mp4, to use instead of "
+                "the table of subjects."
+            ),
+        },
+        "example": {
+            "enum": list(EXAMPLES),
+            "description": ("Example video to download and use instead of the table of subjects."),
+        },
+        "speech": {
+            "description": (
+                "Audio or video file with new speech that every subject speaks, or several "
+                "such files as a mapping {name: file}."
+            ),
+            "type": ["string", "object"],
+            "pattern": FILE,
+            "propertyNames": {"pattern": r"^\w[\w.-]*$"},
+            "additionalProperties": {"type": "string", "pattern": FILE},
+        },
+        "sample_speech": {
+            "type": "boolean",
+            "description": (
+                "Whether to render a video with the speech demo/hello.wav for each subject "
+                "without new speech."
+            ),
+        },
+    }
+
+
 def config_schema() -> dict[str, Any]:
     """Return the schema of the whole workflow configuration."""
     stages = {
@@ -74,50 +120,7 @@ def config_schema() -> dict[str, Any]:
         "properties": {
             "preset": {"enum": ["auto", *sorted(path.stem for path in PRESETS.glob("*.yaml"))]},
             "encoder": schema_of(typing.get_type_hints(options_of("speech"))["encoder"]),
-            "subjects": {
-                "type": "string",
-                "description": (
-                    "Path of the table of subjects (tab-separated): their names and videos."
-                ),
-            },
-            "speeches": {
-                "type": "string",
-                "description": (
-                    "Path of the table of new speech (tab-separated) for the subjects."
-                ),
-            },
-            "video": {
-                "type": ["string", "array"],
-                "pattern": FILE,
-                "items": {"type": "string", "pattern": FILE},
-                "description": (
-                    "Video, list of videos, or a pattern such as videos/*.mp4, to use instead of "
-                    "the table of subjects."
-                ),
-            },
-            "example": {
-                "enum": list(EXAMPLES),
-                "description": (
-                    "Example video to download and use instead of the table of subjects."
-                ),
-            },
-            "speech": {
-                "description": (
-                    "Audio or video file with new speech that every subject speaks, or several "
-                    "such files as a mapping {name: file}."
-                ),
-                "type": ["string", "object"],
-                "pattern": FILE,
-                "propertyNames": {"pattern": r"^\w[\w.-]*$"},
-                "additionalProperties": {"type": "string", "pattern": FILE},
-            },
-            "sample_speech": {
-                "type": "boolean",
-                "description": (
-                    "Whether to render a video with the speech demo/hello.wav for each subject "
-                    "without new speech."
-                ),
-            },
+            **input_properties(),
             "extras": {
                 "description": "Additional outputs to write with the video of the held-out frames.",
                 "type": "array",
