@@ -23,7 +23,9 @@ from talker.clip import FPS
 from talker.core.parallel import one_thread
 from talker.dataset import Dataset
 from talker.errors import UserError
-from talker.tools.view import GRAY, Clock, Config, Subject, Viewer
+from talker.tools.view import Config, Viewer
+from talker.tools.view_scene import GRAY, Subject
+from talker.tools.view_sound import Clock
 
 SIZE = 64
 
@@ -64,8 +66,8 @@ def viewer(file: Path, tmp_path: Path) -> Iterator[Viewer]:
 
 def recording_camera(viewer: Viewer) -> SimpleNamespace:
     """The camera of a page that looks at the head as the recording camera did."""
-    dataset = viewer.subject.dataset
-    viewmat = dataset.viewmats[viewer.subject.path[0]].astype(float)
+    dataset = viewer.scene.subject.dataset
+    viewmat = dataset.viewmats[viewer.scene.subject.path[0]].astype(float)
     return SimpleNamespace(
         wxyz=Rotation.from_matrix(viewmat[:3, :3].T).as_quat(scalar_first=True),
         position=-viewmat[:3, :3].T @ viewmat[:3, 3],
@@ -76,12 +78,13 @@ def recording_camera(viewer: Viewer) -> SimpleNamespace:
 
 
 def shown(viewer: Viewer, seconds: float = 0.0) -> np.ndarray:
-    return viewer.image(recording_camera(viewer), viewer.moment(seconds)).astype(int)
+    camera, style = recording_camera(viewer), viewer.controls.style()
+    return viewer.scene.image(camera, viewer.moment(seconds), style).astype(int)
 
 
 def rendered(viewer: Viewer, transparent: bool) -> np.ndarray:
     """The picture of `talker render` at rest."""
-    subject = viewer.subject
+    subject = viewer.scene.subject
     drive = Drive(
         background_frame_ids=subject.path[:1],
         windows=subject.rest[None],
@@ -100,13 +103,14 @@ def test_the_recorded_view_is_the_rendered_frame(viewer: Viewer) -> None:
 def test_the_camera_of_the_page_is_that_of_the_renderer(viewer: Viewer) -> None:
     """The head covers the same pixels; the torso is missing in front of the gray."""
     image = shown(viewer)
-    subject = viewer.subject
+    subject = viewer.scene.subject
     moment = viewer.moment(0)
-    expected = viewer.render(
+    expected = viewer.scene.render(
         moment,
         moment.viewmat,
         subject.dataset.K,
         np.full_like(image, GRAY, dtype=np.uint8),
+        viewer.controls.style(),
     )
     assert np.abs(image - expected.astype(int)).max() <= 2
     assert (np.abs(image - GRAY) > 8).any(-1).mean() > 0.05
@@ -117,7 +121,7 @@ def test_each_control_changes_the_picture(viewer: Viewer, control: str) -> None:
     before = shown(viewer)
     controls = viewer.controls
     with torch.no_grad():  # an untrained network ignores its inputs
-        viewer.subject.avatar.heads.weight.mul_(100)
+        viewer.scene.subject.avatar.heads.weight.mul_(100)
     before = shown(viewer)
     handle, value = {
         "yaw": (controls.pose[0], 20),
@@ -148,12 +152,12 @@ def test_it_reads_a_changed_avatar_again(viewer: Viewer, folder: Path, data: Dat
     before = shown(viewer)
     viewer.look()
     assert not viewer.changed.is_set()
-    viewer.file.write_bytes(b"half a file")
+    viewer.scene.file.write_bytes(b"half a file")
     viewer.look()
     assert np.array_equal(shown(viewer), before)
-    write_bundle(viewer.file, folder, data)
-    read_bundle(viewer.file)
-    viewer.subject.avatar.canonical["sh"].data.add_(1)
+    write_bundle(viewer.scene.file, folder, data)
+    read_bundle(viewer.scene.file)
+    viewer.scene.subject.avatar.canonical["sh"].data.add_(1)
     viewer.look()
     assert viewer.changed.is_set()
     assert np.array_equal(shown(viewer), before)
@@ -174,9 +178,9 @@ def test_it_speaks_the_sound_that_the_page_sends(viewer: Viewer, synthetic) -> N
         page.send('{"time": 2.0, "playing": false}')
         page.recv(10)
         wait_until(lambda: viewer.clock.time() == 2.0)
-    assert viewer.speech is not None and len(viewer.speech.windows) == 100
+    assert viewer.sound.speech is not None and len(viewer.sound.speech.windows) == 100
     viewer.clock.set(2.0, False)
-    path = viewer.subject.path
+    path = viewer.scene.subject.path
     assert viewer.moment(2.0).frame == path[50 % len(path)]
     viewer.controls.motion.value = False
     assert viewer.moment(2.0).frame == path[0]
