@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -43,6 +43,7 @@ from talker.media.audio import WavFile, clip_sound, write_wav
 from talker.media.backdrop import backdrop
 from talker.media.disclosure import labeled
 from talker.media.ffmpeg import side_by_side as write_side_by_side
+from talker.media.signature import Signature
 from talker.media.video_writer import FORMATS, video_writer
 
 logger = logging.getLogger(__name__)
@@ -84,6 +85,8 @@ class Config:
     label: str = ""
     """Text that is drawn in the lower left corner of every frame, such as "Synthetic". By default,
     there is none. The metadata of the video always states that it is synthetic."""
+    signature: Signature = field(default_factory=Signature)
+    """Certificate for a signed statement that the video is synthetic (C2PA content credentials)."""
     seed: AtLeast0 = 0
     """Seed of the random numbers of the `natural` blinks."""
 
@@ -181,7 +184,7 @@ def render(
     if config.background not in (PLATE, TRANSPARENT):
         backgrounds = backdrop(Path(config.background), dataset.height, dataset.width)
     frames = render_frames(avatar, dataset, drive, config.batch, backgrounds, transparent)
-    disclosure = disclosure_of(avatar, dataset)
+    disclosure = disclosure_of(avatar, dataset, signature=config.signature)
     with video_writer(
         video, sound, crf=config.crf, codec=config.video_codec, disclosure=disclosure
     ) as write:
@@ -252,6 +255,7 @@ def main(
         with _excerpt(dataset, drive.window_ids) as part:
             _write_all(model, dataset, drive, part, video, attention, config)
         if side_by_side is not None and data is not None:
+            disclosure = disclosure_of(model, dataset, signature=config.signature)
             write_side_by_side(
                 data / layout.FRAMES.folder / f"%d{layout.FRAMES.suffix}",
                 first=int(drive.window_ids[0]),
@@ -260,6 +264,8 @@ def main(
                 target=side_by_side,
                 crf=config.crf,
                 codec=config.video_codec,
+                tags=disclosure.tags(),
+                finish=lambda path: disclosure.complete(path, ".mp4"),
             )
     elif speech is not None and wav is not None:
         windows = read_speech(speech, wav, dataset)
@@ -308,7 +314,10 @@ def _write_all(
     if attention is not None:
         with atomic_write(attention) as (folder,):
             folder.mkdir()
-            write_attention(folder, avatar, dataset, drive, sound, config.batch, config.crf)
+            write_attention(
+                *(folder, avatar, dataset, drive, sound, config.batch, config.crf),
+                signature=config.signature,
+            )
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
+from talker.avatar.bundle import disclosure_of
 from talker.avatar.renderer import avatar_dataset, load_avatar
 from talker.clip import load_json
 from talker.core.config import AtLeast1, NonNegative, validated
@@ -137,8 +138,9 @@ def main(
     def measured() -> Section:
         return load_json(_given(metrics, "metrics"))
 
+    disclosure = disclosure_of(model, dataset)
     held_out = _section(
-        "comparison", lambda: comparison(_given(video, "video"), dataset, config.worst)
+        "comparison", lambda: comparison(_given(video, "video"), dataset, config.worst, disclosure)
     )
     sections = {
         "verdict": _section("verdict", lambda: verdict(measured())),

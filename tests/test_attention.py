@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from fake_avatar import FakeAvatar, untrained_avatar
+from test_disclosure import SOURCE, TYPE, xmp_of_boxes, xmp_of_chunks
 
 from talker import render as stage
 from talker.avatar.attention import (
@@ -110,8 +111,10 @@ def test_a_folder_of_videos_and_stills(
         with av.open(str(tmp_path / f"{name}.mp4")) as container:
             assert len(list(container.decode(video=0))) == 5
             assert container.streams.audio
+        assert xmp_of_boxes((tmp_path / f"{name}.mp4").read_bytes())[SOURCE] == TYPE
     stills = sorted(tmp_path.glob("still_*.png"))
     assert [path.name for path in stills] == [f"still_0000{i}.png" for i in (0, 1, 3, 4)]
+    assert all(xmp_of_chunks(path.read_bytes())[SOURCE] == TYPE for path in stills)
     assert read_image(stills[0]).shape == (data.height + 24, 5 * data.width, 3)
 
 
@@ -144,6 +147,8 @@ def test_a_video_next_to_the_real_frames(
         stream = container.streams.video[0]
         assert stream.average_rate == 25 and container.streams.audio
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        assert container.metadata["comment"].startswith("Synthetic video. The face was generated")
+    assert xmp_of_boxes(both.read_bytes()) == xmp_of_boxes(video.read_bytes())
     assert len(frames) == len(data.val_ids)
     height, width = (2 * -(-side // 2) for side in (data.height, data.width))
     for i, frame in zip(data.val_ids, frames, strict=True):

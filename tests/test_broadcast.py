@@ -9,6 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from test_disclosure import SOURCE, TYPE, XMP_UUID, attributes
 from test_speak import data, encoder, learned, streaming_avatar, syllables  # noqa: F401
 
 from talker.errors import UserError
@@ -16,6 +17,8 @@ from talker.media.broadcast import broadcast
 from talker.media.disclosure import Disclosure
 from talker.tools.speak import speak
 
+DISCLOSURE = Disclosure("me", "0" * 64, consent="By letter: 'yes'; [2026], 100 %=\\é")
+INSTRUCTIONS = "{http://ns.adobe.com/photoshop/1.0/}Instructions"
 FLASH = 25
 """Number of the frame that is bright and loud."""
 
@@ -26,6 +29,18 @@ def flash(target: str, frames: int = 50, disclosure: Disclosure | None = None) -
         for k in range(frames):
             loud = 8000 * np.sin(np.arange(640)) if k == FLASH else np.zeros(640)
             show(np.full((33, 48, 3), 255 * (k == FLASH), np.uint8), loud.astype(np.int16))
+
+
+def marks_of_pictures(file: Path) -> list[dict[str, str]]:
+    """Return the XMP properties that the user data of the H.264 stream contain."""
+    marks = []
+    with av.open(str(file)) as container:
+        for frame in container.decode(video=0):
+            for data in frame.side_data:
+                content = bytes(data)
+                if data.type.name == "SEI_UNREGISTERED" and content[:16].hex() == XMP_UUID:
+                    marks.append(attributes(content[16:].rstrip(b"\0")))
+    return marks
 
 
 def times_of_flash(file: str) -> tuple[float, float, int]:
@@ -46,13 +61,17 @@ def times_of_flash(file: str) -> tuple[float, float, int]:
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".flv", ".ts"])
 def test_a_file_has_sound_and_picture_together(tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"me{suffix}"
-    flash(str(file), disclosure=Disclosure("me", "0" * 64))
+    flash(str(file), disclosure=DISCLOSURE)
     shown, heard, frames = times_of_flash(str(file))
     assert frames == 50
     assert -0.02 < heard - shown < 0.06  # the audio of a frame lasts 40 ms
+    marks = marks_of_pictures(file)
+    assert len(marks) > 1 if suffix == ".ts" else len(marks) == 1  # one for each header
     if suffix != ".ts":  # it has no metadata
         with av.open(str(file)) as container:
             assert "Synthetic video" in str(container.metadata)
+    assert marks[0][SOURCE] == TYPE
+    assert DISCLOSURE.consent in marks[0][INSTRUCTIONS]
 
 
 def test_a_server_receives_the_broadcast(tmp_path: Path) -> None:
@@ -67,7 +86,7 @@ def test_a_server_receives_the_broadcast(tmp_path: Path) -> None:
             for _ in range(50):
                 time.sleep(0.2)
                 try:
-                    flash(address)
+                    flash(address, disclosure=DISCLOSURE)
                     break
                 except UserError as error:  # the server does not listen yet
                     assert "refused" in str(error)
@@ -76,6 +95,7 @@ def test_a_server_receives_the_broadcast(tmp_path: Path) -> None:
             server.kill()
     shown, heard, frames = times_of_flash(str(received))
     assert frames == 50 and -0.02 < heard - shown < 0.06
+    assert DISCLOSURE.consent in marks_of_pictures(received)[0][INSTRUCTIONS]
 
 
 @pytest.mark.parametrize(

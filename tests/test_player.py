@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import gzip
+import json
 import re
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from talker.dataset import Dataset
 from talker.encoders import Choice, load_encoder
 from talker.encoders.features import extract_clip
 from talker.media.audio import read_wav, write_wav
+from talker.media.disclosure import SOURCE_TYPE
 from talker.render import speech_drive
 from talker.tools.api import TalkingAvatar
 from talker.tools.player import ORBIT, Config, main, turned
@@ -127,6 +129,11 @@ def test_the_container_is_a_public_format_and_renders_as_the_avatar_does(
 
 def test_the_page_is_complete_and_its_notes_are_only_text(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
+    assert f'<meta name="digital_source_type" content="{SOURCE_TYPE}">' in text
+    content = gzip.decompress(embedded(page, "avatar"))
+    size = int.from_bytes(content[:8], "little")
+    metadata = json.loads(content[8 : 8 + size])["__metadata__"]
+    assert metadata["digital_source_type"] == SOURCE_TYPE and CONSENT in metadata["comment"]
     assert "throw Error('consent')</script>" not in text
     assert "Hello &lt;b&gt;there&lt;/b&gt;" in text
     markup = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)

@@ -1,5 +1,6 @@
 """The report is self-contained and complete, and says what is missing."""
 
+import base64
 import copy
 import dataclasses
 import functools
@@ -19,6 +20,7 @@ import cv2
 import numpy as np
 import pytest
 from fake_avatar import FakeAvatar
+from test_disclosure import SOURCE, TYPE, xmp_of_boxes
 
 from talker import report as stage
 from talker.dataset import Dataset
@@ -235,6 +237,8 @@ def test_a_large_video_is_linked(inputs: dict) -> None:
     page = written(inputs)
     assert page.count("<video") == 1, "the comparison is made for the page, so it has no file"
     assert 'href="novel/hello.mp4"' in page
+    (video,) = re.findall(r'src="data:video/mp4;base64,([^"]+)"', page)
+    assert xmp_of_boxes(base64.b64decode(video))[SOURCE] == TYPE
 
 
 def test_few_frames_give_no_number_about_the_mouth() -> None:

@@ -158,6 +158,17 @@ def test_pcm_goes_in_and_raw_frames_come_out(data, encoder, learned) -> None:
     assert len(picture.getvalue()) == 60 * data.height * data.width * 3
 
 
+def test_a_label_is_drawn_into_every_frame(data, encoder, learned) -> None:
+    plain, labeled = (
+        list(streaming_avatar(data, encoder, learned, label=label).push_audio(syllables(20)))
+        for label in ("", "Synthetic")
+    )
+    assert len(plain) == len(labeled) > 5
+    for one, other in zip(plain, labeled, strict=True):
+        rows, columns = np.nonzero((one != other).any(-1))
+        assert len(rows) > 20 and rows.mean() > len(one) / 2 and columns.min() <= 2
+
+
 def test_a_socket_serves_one_client(
     data, encoder, learned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,12 +15,14 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int64, UInt8
 
+from talker.avatar.bundle import disclosure_of
 from talker.avatar.model import Avatar
 from talker.avatar.rasterize import rasterize
 from talker.avatar.renderer import BATCH, Drive, head_inputs, render_frames
 from talker.core.progress import progress
 from talker.dataset import Dataset
 from talker.media.images import write_image
+from talker.media.signature import Signature
 from talker.media.video_writer import video_writer
 
 TOKENS = ("speech", "eye", "pose", "null")
@@ -87,6 +89,7 @@ def write_attention(
     sound: Path,
     batch: int = 0,
     crf: int = 18,
+    signature: Signature = Signature(),
 ) -> None:
     """Write a video for each token, stills, and the mean weights into `folder`.
 
@@ -102,7 +105,9 @@ def write_attention(
         sound: file whose audio the videos have.
         batch: number of frames rendered at once; 0 selects it by device.
         crf: constant rate factor of the videos.
+        signature: certificate that the videos are signed with.
     """
+    disclosure = disclosure_of(avatar, dataset, signature=signature)
     chosen = np.unique((np.arange(STILLS) * 2 + 1) * len(drive) // (2 * STILLS))
     samples = list(attention_maps(avatar, dataset, drive, chosen, batch))
     scales = color_scales(samples)
@@ -110,12 +115,16 @@ def write_attention(
     for i, image, sample in zip(chosen.tolist(), rendered, samples, strict=True):
         sheet = contact_sheet(image, colored(sample, scales), scales)
         write_image(folder / f"still_{i:05d}.png", sheet)
+        disclosure.insert_chunk(folder / f"still_{i:05d}.png")
     every = np.arange(len(drive))
     maps = attention_maps(avatar, dataset, drive, every, batch)
     total, covered = np.zeros(len(TOKENS)), 0.0
     with ExitStack() as stack:
         writers = [
-            stack.enter_context(video_writer(folder / f"{name}.mp4", sound, crf)) for name in TOKENS
+            stack.enter_context(
+                video_writer(folder / f"{name}.mp4", sound, crf, disclosure=disclosure)
+            )
+            for name in TOKENS
         ]
         for one in progress(maps, "attention", len(drive)):
             for write, image in zip(writers, colored(one, scales), strict=True):

@@ -32,6 +32,7 @@ from talker.dataset import Dataset
 from talker.errors import UserError
 from talker.media.disclosure import Disclosure
 from talker.media.images import read_image, webp_bytes
+from talker.media.signature import Signature
 
 BUNDLE_VERSION = 1
 """Version of the file format, stored in bundle.json. Files of another version are refused."""
@@ -131,6 +132,13 @@ class Replay(Dataset):
         return arrays["train_expression"]
 
 
+class BundledAvatar(Avatar):
+    """An avatar that was read from a file, with the notes of this file."""
+
+    consent = ""
+    license = ""
+
+
 @torch.inference_mode()
 def predicted_expression(avatar: Avatar, dataset: Dataset, ids: np.ndarray) -> np.ndarray:
     """Return the expression [N, 10] that an avatar predicts for the speech of frames [N]."""
@@ -162,7 +170,7 @@ def read_manifest(file: Path) -> dict[str, Any]:
     return manifest
 
 
-def read_bundle(file: Path, device: torch.device | str = "cpu") -> tuple[Avatar, Replay]:
+def read_bundle(file: Path, device: torch.device | str = "cpu") -> tuple[BundledAvatar, Replay]:
     """Read an avatar and the part of its dataset that rendering needs.
 
     Raises:
@@ -170,7 +178,11 @@ def read_bundle(file: Path, device: torch.device | str = "cpu") -> tuple[Avatar,
     """
     manifest = read_manifest(file)
     folder = zipfile.Path(zipfile.ZipFile(file))
-    avatar = Avatar.load(folder, device)
+    avatar = BundledAvatar.load(folder, device)
+    assert isinstance(avatar, BundledAvatar)
+    avatar.consent, avatar.license = (
+        _line(manifest.get(key, "")) for key in ("consent", "license")
+    )
     arrays = load_arrays(folder / REPLAY)
     try:
         height, width = manifest["image_size"]
@@ -200,15 +212,29 @@ def read_bundle(file: Path, device: torch.device | str = "cpu") -> tuple[Avatar,
     return avatar, replay
 
 
-def disclosure_of(avatar: Avatar, dataset: Dataset) -> Disclosure:
-    """Return what the metadata of an avatar's videos says, with the notes of the avatar file."""
+def _line(text: object) -> str:
+    """Return a text as one line of printable characters, which all metadata can store."""
+    return "".join(one if one.isprintable() else " " for one in str(text))
+
+
+def disclosure_of(
+    avatar: Avatar, dataset: Dataset, kind: str = "video", signature: Signature = Signature()
+) -> Disclosure:
+    """Return what the metadata of a file with an avatar state, with the notes of the avatar's file.
+
+    Args:
+        kind: what the file is.
+        signature: certificate that .mp4 and .mov files are signed with.
+    """
     state = {name: value.contiguous().cpu() for name, value in avatar.state_dict().items()}
-    notes = load_json(dataset.folder / MANIFEST) if isinstance(dataset, Replay) else {}
+    bundled = isinstance(avatar, BundledAvatar)
     return Disclosure(
         avatar=Path(str(dataset.folder)).name,
         digest=hashlib.sha256(save_tensors(state)).hexdigest(),
-        consent=notes.get("consent", ""),
-        license=notes.get("license", ""),
+        consent=avatar.consent if bundled else "",
+        license=avatar.license if bundled else "",
+        kind=kind,
+        signature=signature,
     )
 
 

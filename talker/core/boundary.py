@@ -61,6 +61,7 @@ WRITING_FAILED = (
 )
 
 EXTRAS = {
+    "c2pa": "'.[c2pa]'",
     "gsplat": "'.[cuda]'",
     "fastapi": "'.[serve]'",
     "ffmpeg": "'.[ffmpeg]'",

@@ -25,6 +25,7 @@ from talker.measure.figures import (
     picture,
 )
 from talker.media.audio import clip_sound, write_wav
+from talker.media.disclosure import Disclosure
 from talker.media.images import read_image
 from talker.media.video_reader import probe, read_frames
 from talker.media.video_writer import video_writer
@@ -100,7 +101,7 @@ def overlays(data: Path, encoder: str, count: int) -> Section:
     return {"columns": columns, "legend": {name: shown for name, (_, shown) in MASKS.items()}}
 
 
-def comparison(video: Path, dataset: Dataset, count: int) -> Section:
+def comparison(video: Path, dataset: Dataset, count: int, disclosure: Disclosure) -> Section:
     """Show the real held-out part next to the rendered one, as one video and as its worst frames.
 
     Both halves are one video, so they cannot drift apart.
@@ -108,6 +109,7 @@ def comparison(video: Path, dataset: Dataset, count: int) -> Section:
     Args:
         video: video of the held-out part, written by `talker render --split val`.
         count: number of worst frames.
+        disclosure: what the metadata of the video state.
 
     Raises:
         UserError: the video is missing or damaged, or the clip has no held-out frame.
@@ -123,7 +125,7 @@ def comparison(video: Path, dataset: Dataset, count: int) -> Section:
         sound, joined = Path(folder) / layout.SOUND, Path(folder) / "comparison.mp4"
         start, end = (SAMPLES_PER_FRAME * i for i in (first, first + count_frames))
         write_wav(sound, clip_sound(dataset.folder / layout.SOUND, dataset.frames)[start:end])
-        with video_writer(joined, sound, COMPARED_CRF) as write:
+        with video_writer(joined, sound, COMPARED_CRF, disclosure=disclosure) as write:
             frames = islice(read_frames(video, probe(video)), count_frames)
             for i, image in enumerate(frames, first):
                 avatar = image if image.shape[1::-1] == size else cv2.resize(image, size)

@@ -8,6 +8,7 @@ from pathlib import Path
 import av
 import av.container
 import numpy as np
+from av.bitstream import BitStreamFilterContext
 from av.error import FFmpegError
 
 from talker.clip import FPS, SAMPLE_RATE
@@ -63,6 +64,8 @@ def broadcast(
             "send to a server, give its address, which begins with "
             f"{' or '.join(one + '://' for one in SERVERS)}."
         )
+    if disclosure:
+        disclosure.signature.require(path)
     name, protocols = SERVERS[scheme] if separator else (FILES[path.suffix], "file")
     options = {"protocol_whitelist": protocols}
     if separator:
@@ -74,15 +77,17 @@ def broadcast(
             av.open(str(scratch), "w", format=name, options=options) as container,
         ):
             container.metadata.update(disclosure.tags() if disclosure else {})
-            yield from _encode(container, height, width)
+            yield from _encode(container, height, width, disclosure)
             if disclosure and not separator and name == "mp4":
                 container.close()
-                disclosure.append_box(Path(scratch))
+                disclosure.complete(Path(scratch), path.suffix)
     except FFmpegError as error:
         raise UserError(f"FFmpeg could not write to {target}: {error.strerror}.") from error
 
 
-def _encode(container: av.container.OutputContainer, height: int, width: int) -> Iterator[Show]:
+def _encode(
+    container: av.container.OutputContainer, height: int, width: int, disclosure: Disclosure | None
+) -> Iterator[Show]:
     """Yield `show`, and complete the container when the generator continues."""
     video = container.add_stream(
         "libx264",
@@ -92,14 +97,20 @@ def _encode(container: av.container.OutputContainer, height: int, width: int) ->
     video.height, video.width = height + height % 2, width + width % 2  # yuv420p needs even sizes
     video.pix_fmt, video.gop_size = "yuv420p", KEY_FRAME_PERIOD
     sound = container.add_stream("aac", rate=AUDIO_RATE, layout="mono")
+    container.start_encoding()
+    marker = BitStreamFilterContext(disclosure.h264_filter(), video, video) if disclosure else None
     count = samples = 0
+
+    def encode(picture: av.VideoFrame | None) -> None:
+        for packet in video.encode(picture):
+            container.mux(marker.filter(packet) if marker else packet)
 
     def show(frame: np.ndarray, audio: np.ndarray) -> None:
         nonlocal count, samples
         even = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(even), "rgb24")
         picture.pts, picture.time_base = count, Fraction(1, FPS)
-        container.mux(video.encode(picture))
+        encode(picture)
         piece = av.AudioFrame.from_ndarray(audio[None].astype(np.int16), "s16", "mono")
         piece.sample_rate, piece.time_base = SAMPLE_RATE, Fraction(1, SAMPLE_RATE)
         piece.pts = samples
@@ -107,5 +118,5 @@ def _encode(container: av.container.OutputContainer, height: int, width: int) ->
         count, samples = count + 1, samples + len(audio)
 
     yield show
-    container.mux(video.encode())
+    encode(None)
     container.mux(sound.encode())

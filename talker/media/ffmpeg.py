@@ -8,10 +8,11 @@ package imageio-ffmpeg.
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from talker.clip import FPS
@@ -88,6 +89,8 @@ def side_by_side(
     target: Path,
     crf: int = 18,
     codec: str = "libx264",
+    tags: Mapping[str, str] = MappingProxyType({}),
+    finish: Callable[[Path], None] = lambda _: None,
 ) -> None:
     """Write a video that shows real frames on the left and a rendered video on the right.
 
@@ -99,6 +102,8 @@ def side_by_side(
         target: .mp4 file to write.
         crf: constant rate factor of libx264, or the constant quality of another encoder.
         codec: name of FFmpeg's encoder, such as libx264 or h264_nvenc.
+        tags: metadata of the file by FFmpeg's names.
+        finish: function that receives the path of the complete file before the file appears.
 
     Raises:
         UserError: ffmpeg cannot read or write a file.
@@ -131,9 +136,12 @@ def side_by_side(
             color_primaries="bt709",
             color_trc="iec61966-2-1",
             color_range="tv",
+            map_metadata=-1,
+            **{f"metadata:g:{i}": "=".join(tag) for i, tag in enumerate(tags.items())},
             **quality,
         )
         _run(graph.global_args(*QUIET), ffmpeg_program(), f"write {target}")
+        finish(scratch)
 
 
 def _run(graph: Any, program: str, action: str) -> None:

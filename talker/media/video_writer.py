@@ -258,8 +258,10 @@ def video_writer(
 
     Raises:
         UserError: the suffix is unknown, `sound` cannot be read, the machine lacks the encoder,
-            FFmpeg cannot write the file, or no frame was written.
+            FFmpeg cannot write the file, the file cannot be signed, or no frame was written.
     """
+    if disclosure:
+        disclosure.signature.require(path)
     if not path.suffix:
         with _image_folder(path, sound, sound_start, disclosure) as write:
             yield write
@@ -289,7 +291,7 @@ def video_writer(
             finally:
                 encoder.stop()
         if disclosure and encoding.container in {"mp4", "mov"}:
-            disclosure.append_box(scratch)
+            disclosure.complete(scratch, suffix)
 
 
 @contextmanager

@@ -8,11 +8,10 @@ me.say("hello.wav", "hello.mp4")
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from talker.avatar.bundle import load_subject, read_manifest, speech_statistics
+from talker.avatar.bundle import load_subject, speech_statistics
 from talker.avatar.model import Avatar
 from talker.avatar.renderer import Drive, render_frames
 from talker.clip import SAMPLES_PER_FRAME
@@ -44,20 +43,14 @@ def load(avatar: str | Path, data: str | Path | None = None) -> "TalkingAvatar":
     path = Path(avatar)
     model, dataset = load_subject(path, None if data is None else Path(data))
     stats = FeatureStats.load(speech_statistics(path, dataset, model.config.encoder))
-    return TalkingAvatar(model, dataset, stats, read_manifest(path) if path.is_file() else None)
+    return TalkingAvatar(model, dataset, stats)
 
 
 class TalkingAvatar:
     """An avatar that is ready to speak."""
 
-    def __init__(
-        self,
-        avatar: Avatar,
-        dataset: Dataset,
-        stats: FeatureStats,
-        manifest: dict[str, Any] | None = None,
-    ) -> None:
-        self.avatar, self.dataset, self.stats, self.manifest = avatar, dataset, stats, manifest
+    def __init__(self, avatar: Avatar, dataset: Dataset, stats: FeatureStats) -> None:
+        self.avatar, self.dataset, self.stats = avatar, dataset, stats
         self.encoder = load_encoder(stats.choice)
 
     def say(
@@ -103,9 +96,7 @@ class TalkingAvatar:
         """
         motion = RenderConfig(blinks=config.blinks, seed=config.seed)
         drive = self._drive(speech, motion)
-        write_player(
-            Path(page), self.avatar, self.dataset, drive, Path(speech), config, self.manifest
-        )
+        write_player(Path(page), self.avatar, self.dataset, drive, Path(speech), config)
         return Path(page)
 
     def stream(self, config: StreamConfig = StreamConfig()) -> StreamingAvatar:

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from talker import __version__
 from talker.avatar.baked import COMPONENTS, BakedAvatar, training_conditions
-from talker.avatar.bundle import load_subject, read_manifest
+from talker.avatar.bundle import disclosure_of, load_subject
 from talker.avatar.compact import compact, visible
 from talker.avatar.model import Avatar
 from talker.avatar.renderer import Drive, head_inputs
@@ -152,18 +152,16 @@ def write_player(
     drive: Drive,
     sound: Path,
     config: Config = Config(),
-    manifest: dict | None = None,
 ) -> None:
     """Write the page of a drive.
 
     Args:
         sound: audio of the drive, a file of any format.
-        manifest: content of the avatar file's bundle.json, whose notes on consent and license are
-            shown on the page.
     """
-    manifest = manifest or {}
-    notes = {name: manifest.get(name, "") for name in ("consent", "license")}
-    arrays = container(avatar, dataset, drive, config.components, notes | {"talker": __version__})
+    disclosure = disclosure_of(avatar, dataset)
+    notes = {"consent": disclosure.consent, "license": disclosure.license}
+    metadata = notes | disclosure.tags() | {"talker": __version__}
+    arrays = container(avatar, dataset, drive, config.components, metadata)
     video = layers(dataset, drive, sound, config.crf)
     here = files("talker.tools")
     template = here.joinpath("player.html.jinja").read_text(encoding="utf-8")
@@ -179,6 +177,7 @@ def write_player(
             layers=base64.b64encode(video).decode(),
             library=Markup(here.joinpath("three.min.js").read_text(encoding="utf-8")),
             script=Markup(here.joinpath("player.js").read_text(encoding="utf-8")),
+            tags=disclosure.tags(),
             **notes,
         )
     )
@@ -216,5 +215,4 @@ def main(
     model, dataset = load_subject(avatar, data)
     motion = RenderConfig(blinks=config.blinks, seed=config.seed)
     drive = speech_drive(dataset, read_speech(speech, wav, dataset), motion)
-    manifest = read_manifest(avatar) if avatar.is_file() else None
-    write_player(page, model, dataset, drive, sound or wav, config, manifest)
+    write_player(page, model, dataset, drive, sound or wav, config)

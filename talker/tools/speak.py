@@ -40,6 +40,7 @@ from talker.encoders.loudness import gain_between, pauses, slot_levels, speech_l
 from talker.errors import UserError
 from talker.media.audio import WavFile
 from talker.media.broadcast import Show, broadcast
+from talker.media.disclosure import labeled
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +67,9 @@ class Config:
     it encodes `hop` frames."""
     seed: AtLeast0 = 0
     """Seed of the random numbers of the blinks."""
+    label: str = ""
+    """Text that is drawn in the lower left corner of every frame, such as "Synthetic". By default,
+    there is none. The metadata of a file or a stream always state that it is synthetic."""
 
     def latency(self, look_ahead: int) -> float:
         """Return the seconds from audio to its frame, without the time for computing.
@@ -183,9 +187,11 @@ class StreamingAvatar:
         )
         self.rendered = frames
         batch = self.config.hop if self.on_gpu else 1  # on the CPU each core renders one frame
-        yield from render_frames(
+        label = self.config.label
+        for frame in render_frames(
             self.avatar, self.dataset, drive, batch, render_head=self.render_head
-        )
+        ):
+            yield labeled(frame, label) if label else frame
 
 
 def load_streaming_avatar(data: Path | None, avatar: Path, config: Config) -> StreamingAvatar:
