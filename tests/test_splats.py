@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import json
 import struct
 from pathlib import Path
 
@@ -9,12 +10,17 @@ import numpy as np
 import pytest
 import torch
 from fake_avatar import untrained_avatar
+from test_disclosure import TYPE
 
+from talker import __version__
 from talker.avatar.gaussians import Gaussians, to_view
+from talker.avatar.gltf import save_glb
+from talker.avatar.ply import load_ply
 from talker.avatar.rasterize import rasterize
 from talker.avatar.spz import save_spz
 from talker.dataset import Dataset
 from talker.errors import UserError
+from talker.media.disclosure import Disclosure
 from talker.tools.splats import Config, half_turned, main
 
 FLIP = np.array([1, -1, -1])
@@ -25,6 +31,27 @@ def read_ply(path: Path) -> np.ndarray:
     header, _, body = path.read_bytes().partition(b"end_header\n")
     names = [line.split()[2] for line in header.decode().splitlines() if "property float" in line]
     return np.frombuffer(body, [(name, "<f4") for name in names])
+
+
+def read_glb(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
+    """The JSON of a binary glTF file, and the attributes of its only primitive."""
+    content = path.read_bytes()
+    magic, version, length, size, kind = struct.unpack("<4sII I4s", content[:20])
+    assert (magic, version, length, kind) == (b"glTF", 2, len(content), b"JSON")
+    scene, chunk = json.loads(content[20 : 20 + size]), content[20 + size :]
+    assert chunk[4:8] == b"BIN\0" and size % 4 == 0
+    assert struct.unpack("<I", chunk[:4])[0] == len(chunk) - 8 == scene["buffers"][0]["byteLength"]
+    (mesh,) = scene["meshes"]
+    (primitive,) = mesh["primitives"]
+    attributes = {}
+    for name, index in primitive["attributes"].items():
+        accessor = scene["accessors"][index]
+        view = scene["bufferViews"][accessor["bufferView"]]
+        body = chunk[8 + view["byteOffset"] :][: view["byteLength"]]
+        width = {"SCALAR": 1, "VEC3": 3, "VEC4": 4}[accessor["type"]]
+        assert accessor["componentType"] == 5126
+        attributes[name] = np.frombuffer(body, "<f4").reshape(accessor["count"], width)
+    return scene, attributes
 
 
 def read_spz(path: Path) -> dict[str, np.ndarray]:
@@ -88,6 +115,50 @@ def test_spz_is_read_back(gaussians: Gaussians, tmp_path: Path) -> None:
     assert np.abs((read["quats"] * unit).sum(1)).min() > 0.99
 
 
+def test_glb_is_read_back(gaussians: Gaussians, tmp_path: Path) -> None:
+    """As the text of KHR_gaussian_splatting, ratified in 2026, requires."""
+    arrays = {name: value.numpy() for name, value in vars(gaussians).items()}
+    note = Disclosure("me.avatar", "ab12", 'by "letter" é', "CC BY 4.0", "3D model")
+    save_glb(tmp_path / "a.glb", **arrays, disclosure=note)
+    scene, read = read_glb(tmp_path / "a.glb")
+    assert scene["asset"]["version"] == "2.0"
+    assert set(scene["extensionsUsed"]) == {"KHR_gaussian_splatting", "KHR_xmp_json_ld"}
+    primitive = scene["meshes"][0]["primitives"][0]
+    assert primitive["mode"] == 0  # POINTS
+    assert primitive["extensions"] == {
+        "KHR_gaussian_splatting": {"kernel": "ellipse", "colorSpace": "srgb_rec709_display"}
+    }
+    prefix = "KHR_gaussian_splatting:"
+    degrees = [f"SH_DEGREE_{d}_COEF_{n}" for d in range(4) for n in range(2 * d + 1)]
+    named = [f"{prefix}{name}" for name in ("ROTATION", "SCALE", "OPACITY", *degrees)]
+    assert set(read) == {"POSITION", *named}
+    assert np.array_equal(read["POSITION"], arrays["means"])
+    low, high = (scene["accessors"][primitive["attributes"]["POSITION"]][k] for k in ("min", "max"))
+    assert np.allclose([low, high], [arrays["means"].min(0), arrays["means"].max(0)])
+    quats, scales = read[prefix + "ROTATION"], read[prefix + "SCALE"]
+    assert np.allclose(np.linalg.norm(quats, axis=1), 1, atol=1e-6) and scales.min() > 0
+    shapes = covariances(np.roll(quats, 1, axis=1), np.log(scales))
+    assert np.allclose(shapes, covariances(arrays["quats"], arrays["scales"]), atol=1e-6)
+    assert np.allclose(read[prefix + "OPACITY"][:, 0], torch.sigmoid(gaussians.opacities))
+    for k, name in enumerate(degrees):
+        assert np.array_equal(read[prefix + name], arrays["sh"][:, k])
+    packet = scene["extensions"]["KHR_xmp_json_ld"]["packets"][
+        scene["asset"]["extensions"]["KHR_xmp_json_ld"]["packet"]
+    ]
+    assert packet["Iptc4xmpExt:DigitalSourceType"] == TYPE
+    assert packet["photoshop:Instructions"].startswith("Synthetic 3D model.")
+    assert 'by "letter" é' in packet["photoshop:Instructions"]
+    assert {name.partition(":")[0] for name in packet if name[0] != "@"} == set(packet["@context"])
+
+
+def test_trimesh_reads_the_points_of_a_glb(gaussians: Gaussians, tmp_path: Path) -> None:
+    trimesh = pytest.importorskip("trimesh", reason="trimesh comes with viser, a part of `dev`")
+    arrays = {name: value.numpy() for name, value in vars(gaussians).items()}
+    save_glb(tmp_path / "a.glb", **arrays, disclosure=Disclosure("me", ""))
+    (points,) = trimesh.load_scene(tmp_path / "a.glb").geometry.values()
+    assert np.allclose(points.vertices, arrays["means"])
+
+
 def test_a_half_turn_shows_the_same_head_to_a_turned_camera(gaussians: Gaussians) -> None:
     view = torch.eye(4)[None].clone()
     view[:, 2, 3] = 8
@@ -121,13 +192,24 @@ def avatar(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_orientations(avatar: Path, data: Dataset, tmp_path: Path) -> None:
     """Viewers of .ply expect y down: the top of the head has the smallest y."""
-    for name, orientation in (("usual.ply", "usual"), ("up.ply", "y-up"), ("usual.spz", "usual")):
+    for name, orientation in (
+        ("usual.ply", "usual"),
+        ("up.ply", "y-up"),
+        ("usual.spz", "usual"),
+        ("usual.glb", "usual"),
+        ("down.glb", "y-down"),
+    ):
         config = Config(orientation=orientation)
         main(avatar=avatar, data=data.folder, out=tmp_path / name, config=config)
     down, up = read_ply(tmp_path / "usual.ply"), read_ply(tmp_path / "up.ply")
     places = [np.stack([one[name] for name in "xyz"], 1) for one in (down, up)]
     assert np.array_equal(places[0], places[1] * FLIP)
     assert np.abs(read_spz(tmp_path / "usual.spz")["means"] - places[1]).max() < 2**-12
+    assert np.array_equal(read_glb(tmp_path / "usual.glb")[1]["POSITION"], places[1])
+    assert np.array_equal(read_glb(tmp_path / "down.glb")[1]["POSITION"], places[0])
+    header = (tmp_path / "usual.ply").read_bytes().partition(b"end_header")[0].decode("ascii")
+    assert f"\ncomment Synthetic 3D model. The face was generated by talker {__version__}" in header
+    assert np.array_equal(load_ply(tmp_path / "usual.ply")["means"], places[0])
     # in the recording camera (y down), the top of the head is above its center
     top = places[1][places[1][:, 1].argmax()]
     view = data.viewmats[data.train_ids[0]]
@@ -160,7 +242,7 @@ def test_a_speech_gives_one_file_for_each_frame(
 
 
 def test_what_cannot_be_written_is_refused(avatar: Path, data: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"\.ply or \.spz"):
+    with pytest.raises(UserError, match=r"must end in \.ply, \.spz, \.glb"):
         main(avatar=avatar, data=data.folder, out=tmp_path / "me.obj")
     with pytest.raises(UserError, match="together"):
         main(avatar=avatar, data=data.folder, out=tmp_path / "me.ply", wav=tmp_path / "a.wav")

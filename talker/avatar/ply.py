@@ -1,5 +1,6 @@
 """Gaussians as a binary PLY file in the 62-field layout of 3D Gaussian splatting viewers."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,13 @@ FIELDS = [
 ]
 
 
-def _header(count: int) -> bytes:
+def _header(count: int, comment: str = "") -> bytes:
     properties = "".join(f"property float {name}\n" for name in FIELDS)
+    comments = f"comment {comment}\n" if comment else ""
     return (
-        f"ply\nformat binary_little_endian 1.0\nelement vertex {count}\n{properties}end_header\n"
-    ).encode()
+        f"ply\nformat binary_little_endian 1.0\n{comments}element vertex {count}\n"
+        f"{properties}end_header\n"
+    ).encode("ascii", "backslashreplace")
 
 
 def save_ply(
@@ -34,6 +37,7 @@ def save_ply(
     scales: np.ndarray,
     opacities: np.ndarray,
     sh: np.ndarray,
+    comment: str = "",
 ) -> None:
     """Write the raw parameters of G Gaussians.
 
@@ -43,6 +47,7 @@ def save_ply(
         scales: [G, 3] natural logarithms.
         opacities: [G] logits.
         sh: [G, K, 3], K <= 16, padded with zeros.
+        comment: line of text for the header.
     """
     count = len(means)
     rest = np.zeros((count, 3, REST))
@@ -56,14 +61,16 @@ def save_ply(
         scales,
         quats / np.linalg.norm(quats, axis=-1, keepdims=True),
     ]
-    path.write_bytes(_header(count) + np.concatenate(columns, axis=1).astype("<f4").tobytes())
+    path.write_bytes(
+        _header(count, comment) + np.concatenate(columns, axis=1).astype("<f4").tobytes()
+    )
 
 
 def load_ply(path: Path) -> dict[str, np.ndarray]:
     """Read a file written by `save_ply` or another 3DGS program.
 
     Returns:
-        The arguments of `save_ply` by name, as float32 and with K = 16.
+        The arrays of `save_ply` by name, as float32 and with K = 16.
 
     Raises:
         UserError: the file is not in that layout.
@@ -71,6 +78,7 @@ def load_ply(path: Path) -> dict[str, np.ndarray]:
     check_regular(path)
     content = path.read_bytes()
     head, end, body = content.partition(b"end_header\n")
+    head = b"".join(re.findall(rb"(?m)^(?!comment ).*\n", head))
     count = len(body) // (4 * len(FIELDS))
     if head + end != _header(count) or len(body) != 4 * len(FIELDS) * count:
         raise UserError(

@@ -2,6 +2,7 @@
 
     talker splats --avatar me.avatar --out me.ply
     talker splats --avatar me.avatar --out me.spz
+    talker splats --avatar me.avatar --out me.glb
     talker splats --avatar me.avatar --speech hello.npy --wav hello.wav --out hello
 
 The last command writes a folder with one file for each frame, 25 per second, which editors such as
@@ -15,10 +16,11 @@ from typing import Literal
 import numpy as np
 import torch
 
-from talker.avatar.bundle import load_subject
+from talker.avatar.bundle import disclosure_of, load_subject
 from talker.avatar.drive import longest_stretch
 from talker.avatar.expression import EXPRESSIONS
 from talker.avatar.gaussians import Gaussians, sh_basis
+from talker.avatar.gltf import save_glb
 from talker.avatar.model import Avatar
 from talker.avatar.ply import save_ply
 from talker.avatar.renderer import Drive, head_inputs
@@ -28,14 +30,13 @@ from talker.core.files import Output, atomic_write
 from talker.core.progress import progress
 from talker.dataset import Dataset
 from talker.errors import UserError
+from talker.media.disclosure import Disclosure
 from talker.render import read_speech, speech_drive
 
 logger = logging.getLogger(__name__)
 
-WRITERS = {".ply": save_ply, ".spz": save_spz}
-"""Functions that write a file, by suffix."""
-UP = {".ply": False, ".spz": True}
-"""Whether readers of a format expect the y-axis to point up."""
+UP = {".ply": False, ".spz": True, ".glb": True}
+"""Whether readers of a format expect the y-axis to point up, by the suffix of the format."""
 
 
 @validated
@@ -45,8 +46,8 @@ class Config:
     orientation: Literal["usual", "y-up", "y-down"] = "usual"
     """Direction of the y-axis: `y-up` (z points out of the face) or `y-down` (z points into the
     face). The default, `usual`, is the direction that other programs expect: `y-down` for .ply, as
-    in the original 3D Gaussian splatting, and `y-up` for .spz."""
-    format: Literal["ply", "spz"] = "ply"
+    in the original 3D Gaussian splatting, and `y-up` for .spz and .glb."""
+    format: Literal["ply", "spz", "glb"] = "ply"
     """Format of the files if a folder is written."""
 
 
@@ -76,13 +77,24 @@ def half_turned(gaussians: Gaussians) -> Gaussians:
     )
 
 
-def write_splats(path: Path, gaussians: Gaussians, orientation: str) -> None:
-    """Write Gaussians [G, ...] as a .ply or .spz file."""
+def write_splats(
+    path: Path, gaussians: Gaussians, orientation: str, disclosure: Disclosure
+) -> None:
+    """Write Gaussians [G, ...] as a .ply, .spz or .glb file.
+
+    Args:
+        disclosure: what the metadata of .ply and .glb state; .spz has none.
+    """
     up = UP[path.suffix] if orientation == "usual" else orientation == "y-up"
     if not up:
         gaussians = half_turned(gaussians)
     arrays = {name: value.cpu().numpy() for name, value in vars(gaussians).items()}
-    WRITERS[path.suffix](path, **arrays)
+    if path.suffix == ".ply":
+        save_ply(path, **arrays, comment=disclosure.text)
+    elif path.suffix == ".glb":
+        save_glb(path, **arrays, disclosure=disclosure)
+    else:
+        save_spz(path, **arrays)
 
 
 def neutral(avatar: Avatar, dataset: Dataset) -> Gaussians:
@@ -100,10 +112,11 @@ def write_sequence(
     folder: Path, avatar: Avatar, dataset: Dataset, drive: Drive, config: Config
 ) -> None:
     """Write a file for each frame of a drive: 00000.ply, 00001.ply, ..."""
+    disclosure = disclosure_of(avatar, dataset, "3D model")
     for i in progress(range(len(drive)), "splats", len(drive)):
         inputs = head_inputs(avatar, dataset, drive, np.array([i]))[:3]
         path = folder / f"{i:05d}.{config.format}"
-        write_splats(path, _one(deformed(avatar, *inputs)), config.orientation)
+        write_splats(path, _one(deformed(avatar, *inputs)), config.orientation, disclosure)
 
 
 def main(
@@ -115,7 +128,7 @@ def main(
     out: Output,
     config: Config = Config(),
 ) -> None:
-    """Write the Gaussians of an avatar to a .ply or .spz file, or to one file per frame.
+    """Write the Gaussians of an avatar to a .ply, .spz or .glb file, or to one file per frame.
 
     The files contain the motion of the mouth and the eyes. They also contain the deformation that
     the network predicts from the recorded head poses, but not the motion of the head itself: the
@@ -127,7 +140,7 @@ def main(
         speech: Features of new speech, written by `talker speech`. By default, one file with the
             mean expression is written.
         wav: Audio of the new speech, written by `talker audio`.
-        out: File to write (.ply or .spz). With `--speech`, a folder for one file per frame.
+        out: File to write (.ply, .spz or .glb). With `--speech`, a folder for one file per frame.
         config: Options.
 
     Raises:
@@ -135,8 +148,8 @@ def main(
     """
     if (speech is None) != (wav is None):
         raise UserError("Give --speech and --wav together, or neither of them.")
-    if speech is None and out.suffix not in WRITERS:
-        raise UserError(f"{out} must end in {' or '.join(WRITERS)}, unless `--speech` is given.")
+    if speech is None and out.suffix not in UP:
+        raise UserError(f"{out} must end in {', '.join(UP)}, unless `--speech` is given.")
     if speech is not None and out.suffix:
         raise UserError(
             f"{out} has the suffix {out.suffix}. With `--speech`, the output is a folder with one "
@@ -145,7 +158,8 @@ def main(
     model, dataset = load_subject(avatar, data)
     with atomic_write(out) as (scratch,):
         if speech is None or wav is None:
-            write_splats(scratch, neutral(model, dataset), config.orientation)
+            disclosure = disclosure_of(model, dataset, "3D model")
+            write_splats(scratch, neutral(model, dataset), config.orientation, disclosure)
         else:
             scratch.mkdir()
             drive = speech_drive(dataset, read_speech(speech, wav, dataset))
