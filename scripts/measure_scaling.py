@@ -106,8 +106,8 @@ if __name__ == "__main__":
         "subjects",
         type=int,
         nargs="*",
-        help="How many subjects to run; several values give several runs. After its outputs "
-        "exist, each run is repeated, to measure a run with nothing to do.",
+        help="How many subjects to run; several values give several runs. When a run "
+        "has written its outputs, it is repeated, to measure a run with nothing to do.",
     )
     parser.add_argument(
         "--dry",

@@ -301,8 +301,8 @@ def _load_statistics(
                 f"{statistics} has an array '{name}' of type {array.dtype} and shape "
                 f"{list(array.shape)}. It must contain {components} finite numbers, one for each "
                 "component of the speech features. Their magnitude must be at most "
-                f"{MAX_FEATURE:g}, and those of 'scale' must be positive. Run `talker speech` "
-                "again."
+                f"{MAX_FEATURE:g}, and the numbers of 'scale' must be positive. Run `talker "
+                "speech` again."
             )
     return arrays["silence"], arrays["scale"]
 

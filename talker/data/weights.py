@@ -324,7 +324,8 @@ _MODELS = {
         purpose="metric ST-LPIPS (AlexNet with blurred downsampling)",
         use="evaluate: {stlpips: published}",
         source="https://pypi.org/project/stlpips-pytorch",
-        license="BSD-2-Clause; trained on ImageNet, which is for non-commercial research only",
+        license="BSD-2-Clause; the weights were trained on ImageNet, which is for non-commercial "
+        "research only",
         restricted=True,
         files=(
             Download(
@@ -363,7 +364,7 @@ _MODELS = {
         restricted=True,
         manual="trace an ArcFace network of "
         "https://github.com/deepinsight/insightface/tree/master/recognition/arcface_torch with "
-        "torch.jit.trace (see docs/speech.md)",
+        "torch.jit.trace (see docs/speech.md, section 'Sync-C')",
     ),
     "obama": Weights(
         name="obama.mp4",

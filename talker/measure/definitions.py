@@ -52,8 +52,9 @@ DEFINITIONS = {
     "head_shake": (
         "Jitter of the rendered head in pixels of the rendered frame. From one frame to the next, "
         "the optical flow of brows, nose and eye corners is measured in the rendered and in the "
-        "real video. The jitter of a frame is the length of the median, over these points, of the "
-        "difference between both. The value is the root mean square of the jitter of all frames."
+        "real video. At each of these points, the two motions differ by a vector. The jitter of a "
+        "frame is the length of the median of these vectors. The value is the root mean square of "
+        "the jitter of all frames."
     ),
     "head_shake_5": "The same jitter for the motion over 5 frames.",
     "faces_lost": "Number of rendered frames in which no face was detected.",

@@ -105,7 +105,7 @@ def main(
         table: YAML file for `quality`. Required keys: `subjects` (a mapping from names to dataset
             folders) and `rows` (a mapping from the name of each compared variant to its options of
             `talker train`). Optional keys: `options` (options of `talker train` that all rows
-            share), `networks` (options of `talker evaluate`), `stretches` (number of separate parts
+            share), `networks` (the options of `talker evaluate` that name a network), `stretches` (number of separate parts
             of each clip that are held out, 4 by default) and `held_out` (fraction of the clip in
             all of these parts together, 0.25 by default).
         config: Options of `speed`. `quality` only uses `device`.
@@ -323,8 +323,8 @@ def time_video(avatar: Avatar, data: Dataset) -> dict[str, float]:
             "encoded": rate(encode),
         }
     logger.info(
-        "  video of %d frames: %.0f frames/s (layers alone %.0f, rendering with layers %.0f, "
-        "encoding alone %.0f)",
+        "  video of %d frames: %.0f frames/s (only reading the layers: %.0f, only "
+        "rendering onto them: %.0f, only encoding: %.0f)",
         *(len(ids), rates["all"], rates["layers"], rates["rendered"], rates["encoded"]),
     )
     return {"frames": len(ids), **rates}

@@ -62,7 +62,8 @@ def main(
             path, and whether the file exists and is valid. `fetch` downloads models to the folder
             in which talker searches for them. The environment variable TALKER_WEIGHTS sets this
             folder; the default is ~/.cache/talker/weights. An interrupted download is continued.
-        names: Names of the models. By default, `list` prints all models.
+        names: Names of the models. Without names, `list` prints all models. `fetch` needs at least
+            one name.
         to: Path to download to, instead of the default path: a file, or a folder if the model has
             several files. With this option, exactly one model must be named.
         config: Options.
