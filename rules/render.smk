@@ -33,7 +33,7 @@ rule render:
         options=stage_options("render"),
         fingerprint=fingerprint("render", after=[rules.train]),
     message:
-        "{wildcards.subject}: rendering the '{wildcards.split}' frames"
+        "{wildcards.subject}: rendering the video {wildcards.split}.mp4"
     shell:
         "talker render --data {params.data:q} --avatar {input.avatar:q}"
         " --split {wildcards.split} --video {output.video:q} {params.extras} {params.options}"
