@@ -209,7 +209,8 @@ class _Encoder:
             self.sound.blocks.close()
 
     def _to_yuv(self, pixels: np.ndarray, layout: str) -> av.VideoFrame:
-        return av.VideoFrame.from_ndarray(pixels, format=layout).reformat(
+        frame = av.VideoFrame.from_numpy_buffer(np.ascontiguousarray(pixels), format=layout)
+        return frame.reformat(
             format=self.encoding.pixel_format,
             dst_colorspace=Colorspace.ITU601,
             interpolation=SCALER_FLAGS,
