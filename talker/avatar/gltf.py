@@ -19,6 +19,8 @@ from talker.media.disclosure import NAMESPACES, Disclosure
 SPLATS, METADATA = "KHR_gaussian_splatting", "KHR_xmp_json_ld"
 FLOAT, POINTS, ARRAY_BUFFER = 5126, 0, 34962
 """Numbers of the component type, of the kind of primitive and of the buffer's use in glTF."""
+METERS = 0.1
+"""Length in meters, the unit of glTF, of 1 dm, the unit of avatars."""
 TYPES = {1: "SCALAR", 3: "VEC3", 4: "VEC4"}
 """Types of accessors by their number of components."""
 
@@ -38,10 +40,10 @@ def save_glb(
         disclosure: what the metadata state about the avatar.
     """
     attributes = {
-        "POSITION": means,
+        "POSITION": METERS * means,
         f"{SPLATS}:ROTATION": np.roll(quats, -1, axis=1)  # xyzw
         / np.linalg.norm(quats, axis=1, keepdims=True),
-        f"{SPLATS}:SCALE": np.exp(scales),
+        f"{SPLATS}:SCALE": METERS * np.exp(scales),
         f"{SPLATS}:OPACITY": 1 / (1 + np.exp(-opacities[:, None])),
     }
     for k in range(sh.shape[1]):
