@@ -15,7 +15,7 @@ import torch
 from browser import open_page
 from fake_avatar import untrained_avatar
 
-from talker.avatar.bundle import write_bundle
+from talker.avatar.bundle import read_bundle, write_bundle
 from talker.avatar.compact import expand
 from talker.avatar.gaussians import Gaussians, to_view
 from talker.avatar.model import Avatar
@@ -127,6 +127,17 @@ def test_the_container_is_a_public_format_and_renders_as_the_avatar_does(
         assert psnr(image, truth[i]) > 40
 
 
+def test_the_container_is_also_written_as_a_file(
+    page: Path, speech: tuple[Path, Path], tmp_path: Path
+) -> None:
+    file, bundle = tmp_path / "hello.safetensors", page.with_name("me.avatar")
+    main(avatar=bundle, speech=speech[0], wav=speech[1], page=file, config=Config(components=6))
+    arrays = safetensors.numpy.load_file(file)
+    inside = safetensors.numpy.load(gzip.decompress(embedded(page, "avatar")))
+    assert arrays.keys() == inside.keys()
+    assert all(np.array_equal(arrays[name], inside[name]) for name in inside)
+
+
 def test_the_page_is_complete_and_its_notes_are_only_text(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert f'<meta name="digital_source_type" content="{SOURCE_TYPE}">' in text
@@ -236,15 +247,16 @@ def test_turned_views_keep_the_pivot() -> None:
 
 
 def test_the_python_interface_writes_the_page(
-    avatar: Avatar, data: Dataset, speech: tuple[Path, Path], page: Path, tmp_path: Path
+    data: Dataset, speech: tuple[Path, Path], page: Path, tmp_path: Path
 ) -> None:
     """It reads a sound directly; the consent is that of the file."""
     choice = Choice("mel")
     sound = read_wav(data.folder / "aud.wav")
     stats, _ = extract_clip(load_encoder(choice), choice, sound, 90, data.speech.shape[-1])
-    me = TalkingAvatar(avatar, data, stats, {"consent": "by letter"})
+    avatar, _ = read_bundle(page.with_name("me.avatar"))
+    me = TalkingAvatar(avatar, data, stats)
     mine = me.player(speech[1], tmp_path / "mine.html", Config(components=2))
-    assert "by letter" in mine.read_text(encoding="utf-8")
+    assert "Consent: &lt;/script&gt;" in mine.read_text(encoding="utf-8")
     assert (
         len(safetensors.numpy.load(gzip.decompress(embedded(mine, "avatar")))["weights"]) == FRAMES
     )

@@ -77,7 +77,7 @@ class Config:
 def container(
     avatar: Avatar, dataset: Dataset, drive: Drive, components: int, notes: Mapping[str, str]
 ) -> bytes:
-    """Return everything that a player needs except the video, as a gzipped safetensors file.
+    """Return everything that a player needs except the video, as a safetensors file.
 
     It has the arrays of `compact`, first the Gaussians that are visible in the recorded view, then
     those that are visible in another view within `ORBIT`. In addition, it has
@@ -123,7 +123,7 @@ def container(
     numbers |= {"yaw": ORBIT[0], "pitch": ORBIT[1], "straight": int(straight.sum())}
     metadata = {name: str(value) for name, value in numbers.items()} | dict(notes)
     content = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    return gzip.compress(save(content, metadata), mtime=0)
+    return save(content, metadata)
 
 
 def turned(viewmats: Tensor, pivot: Tensor, yaw: float, pitch: float) -> Tensor:
@@ -153,15 +153,22 @@ def write_player(
     sound: Path,
     config: Config = Config(),
 ) -> None:
-    """Write the page of a drive.
+    """Write the page of a drive, or only its container.
 
     Args:
+        page: HTML file, or .safetensors file for the container.
         sound: audio of the drive, a file of any format.
     """
     disclosure = disclosure_of(avatar, dataset)
     notes = {"consent": disclosure.consent, "license": disclosure.license}
     metadata = notes | disclosure.tags() | {"talker": __version__}
     arrays = container(avatar, dataset, drive, config.components, metadata)
+    if page.suffix == ".safetensors":
+        with atomic_write(page) as (scratch,):
+            scratch.write_bytes(arrays)
+        logger.info("Wrote %s: %.1f MB for %d frames.", page, len(arrays) / 1e6, len(drive))
+        return
+    arrays = gzip.compress(arrays, mtime=0)
     video = layers(dataset, drive, sound, config.crf)
     here = files("talker.tools")
     template = here.joinpath("player.html.jinja").read_text(encoding="utf-8")
@@ -209,7 +216,8 @@ def main(
         wav: Audio of the speech, written by `talker audio`.
         sound: Original file from which `--wav` was extracted. The page plays it with the original
             sample rate and channels. By default, the page plays `--wav`.
-        page: HTML file to write.
+        page: HTML file to write. With the extension .safetensors, the file contains only the
+            blendshapes of the avatar, their weights and the head poses, for other players.
         config: Options.
     """
     model, dataset = load_subject(avatar, data)
