@@ -277,7 +277,26 @@ def test_a_spoken_text_is_written_once(tmp_path: Path, monkeypatch: pytest.Monke
         list(run._speeches(config, folders))
 
 
-def test_the_next_command_fits_the_verdict():
+def test_a_dry_run_leaves_no_spoken_text(tmp_path: Path):
+    own = tmp_path / "own.wav"
+    own.write_bytes(b"the user's own recording")
+    with run._without_new_speech([tmp_path, tmp_path / "missing"]):
+        (tmp_path / "Good_morning.wav").write_bytes(b"spoken")
+    assert list(tmp_path.iterdir()) == [own]
+
+
+def test_the_next_command_needs_no_espeak(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("talker.media.espeak.find_espeak", missing_espeak)
+    say = summary._next_command("me.mp4", "me", Config(), "good")
+    assert say == "talker run me.mp4 --say speech.wav"
+
+
+def missing_espeak() -> tuple[str, None]:
+    raise UserError("not installed")
+
+
+def test_the_next_command_fits_the_verdict(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("talker.media.espeak.find_espeak", lambda: ("libespeak-ng.so", None))
     video, config = "my clip.mp4", Config()
     say = summary._next_command(video, "my_clip", config, "good")
     assert say == "talker run 'my clip.mp4' --say \"Good morning\""

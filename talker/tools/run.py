@@ -160,10 +160,12 @@ def run_workflow(videos: Sequence[str], config: Config) -> None:
     if config.preset:
         overrides["preset"] = config.preset
     novel = [out / "data" / subject / layout.NOVEL for subject in subjects]
-    if speeches := dict(_speeches(config, novel)):
-        overrides["speech"] = speeches
-    out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
+        if config.dry_run:
+            stack.enter_context(_without_new_speech(novel))
+        if speeches := dict(_speeches(config, novel)):
+            overrides["speech"] = speeches
+        out.mkdir(parents=True, exist_ok=True)
         for subject in sorted(set(subjects)):
             stack.enter_context(file_lock(out / "results" / subject))
         file = stack.enter_context(
@@ -251,6 +253,17 @@ def _speeches(config: Config, folders: Sequence[Path]) -> Iterator[tuple[str, st
             yield name, _seen_from(config.out, speech)
         else:
             _speak(speech, config.voice, [folder / f"{name}.wav" for folder in folders])
+
+
+@contextmanager
+def _without_new_speech(folders: Sequence[Path]) -> Iterator[None]:
+    """Delete the audio files that are written to the folders inside this context."""
+    before = {file for folder in folders for file in folder.glob("*.wav")}
+    try:
+        yield
+    finally:
+        for file in {file for folder in folders for file in folder.glob("*.wav")} - before:
+            file.unlink()
 
 
 def _name_of_text(text: str) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from talker.core.batch import read_outcome
 from talker.data import layout
+from talker.errors import UserError
 
 if TYPE_CHECKING:
     from talker.tools.run import Config
@@ -67,12 +68,23 @@ def _verdict(metrics: Path) -> Mapping[str, Any]:
 def _next_command(video: str, subject: str, config: "Config", grade: str | None) -> str:
     """Return the command that is useful after a run."""
     if subject == "demo":
-        return 'talker run me.mp4 --say "Good morning"'
+        return f"talker run me.mp4 {_say()}"
     out = [] if config.out == Path() else ["--out", str(config.out)]
     if grade in ("failed", "too short to tell"):
         return f"use a longer or better video: {shlex.join(['talker', 'run', 'longer.mp4', *out])}"
     if not config.say:
-        return f'{shlex.join(["talker", "run", video, *out])} --say "Good morning"'
+        return f"{shlex.join(['talker', 'run', video, *out])} {_say()}"
     data, avatar = config.out / "data" / subject, config.out / "results" / subject / "avatar"
     files = ["--data", str(data), "--avatar", str(avatar), "--file", f"{subject}.avatar"]
     return f"to use the avatar from Python: {shlex.join(['talker', 'bundle', *files])}"
+
+
+def _say() -> str:
+    """Return an example of `--say` that works on this machine."""
+    from talker.media.espeak import find_espeak
+
+    try:
+        find_espeak()
+    except UserError:
+        return "--say speech.wav"
+    return '--say "Good morning"'
