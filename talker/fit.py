@@ -83,7 +83,6 @@ def fit_clip(
     Raises:
         UserError: too few frames remain after misfits and turned heads are rejected.
     """
-    points = points.astype(float)
     rigid = fit_poses(clip, points[shots.accepted_frames], head, config)
     viewmats = rigid.viewmats[reject_misfits(shots, rigid, config)]
     ids = shots.accepted_frames
@@ -97,7 +96,8 @@ def fit_clip(
 
     # Expressions are computed from the poses before their fusion with optical flow, which moves
     # them away from the landmarks: the landmarks' jitter would otherwise appear as expression.
-    deviations = unproject(viewmats, points[ids, :, :2], rigid.mesh, rigid.K) - rigid.mesh
+    deviations = unproject(viewmats, points[ids, :, :2], rigid.mesh, rigid.K)
+    deviations -= rigid.mesh
     weights, directions = pca(deviations.reshape(len(ids), -1), config.expressions)
     expression = np.zeros((clip.frames, len(directions)))
     expression[ids] = weights

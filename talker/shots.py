@@ -51,18 +51,17 @@ def find_shots(
     Raises:
         UserError: too few frames show a usable face.
     """
-    points = points.astype(float)
     shots = Shots([], reject_reasons(clip, points, valid, config))
     shots.cuts = find_cuts(clip, images, points, shots.accepted_frames)
     if shots.cuts and not config.all_segments:
         keep_longest_shot(shots)
-    require_faces(images, points[valid], shots, config)
+    require_faces(images, points[valid, :, 0], shots, config)
     return shots
 
 
 def reject_reasons(clip: Clip, points: np.ndarray, valid: np.ndarray, config: Config) -> list[str]:
     """Return why each frame is rejected because of its mesh [T, 478, 3]; empty if it is not."""
-    width = np.ptp(points[..., 0], axis=1)
+    width = np.ptp(points[..., 0].astype(float), axis=1)
     rejected = {
         f"the face is narrower than {config.min_face:g} pixels": width < config.min_face,
         "the face leaves the image": outside_fraction(clip, points) > MAX_OUTSIDE,
@@ -82,11 +81,18 @@ def keep_longest_shot(shots: Shots) -> None:
     shots.reject(np.setdiff1d(ids, longest), "another shot")
 
 
-def require_faces(images: Path, points: np.ndarray, shots: Shots, config: Config) -> None:
-    """Raise a UserError if too few frames show a whole face that is large enough."""
+def require_faces(images: Path, x: np.ndarray, shots: Shots, config: Config) -> None:
+    """Raise a UserError if too few frames show a whole face that is large enough.
+
+    Args:
+        images: folder of the frames.
+        x: horizontal coordinates [N, 478] of the meshes of all frames with a face, in pixels.
+        shots: the shots.
+        config: options.
+    """
     count = len(shots.accepted_frames)
     if count < config.min_frames:
-        width = np.ptp(points[..., 0], axis=1) if len(points) else np.zeros(1)
+        width = np.ptp(x, axis=1) if len(x) else np.zeros(1)
         raise UserError(
             f"Only {count} of the {len(shots.reasons)} frames in {images} are usable. A "
             "usable frame belongs to a selected shot and shows the whole face, at least "

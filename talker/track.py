@@ -32,6 +32,7 @@ from talker.data.formats import (
 )
 from talker.errors import UserError
 from talker.head.camera import intrinsics, pose_from_viewmats, project, transform_matrices
+from talker.head.chunks import chunks
 from talker.head.flow import Flow, follow_points
 from talker.head.fusion import common_motion, fuse
 from talker.head.poses import fill_poses, move_origin
@@ -136,17 +137,16 @@ def track(clip: Clip, images: Path, points: np.ndarray, fit: HeadFit, config: Co
     Raises:
         UserError: no frame can be tracked.
     """
-    points = points.astype(float)
     shots, K = fit.shots, intrinsics(fit.focal, clip.width, clip.height)
     shots.cuts = sorted({*shots.cuts, *find_jump_cuts(clip, images, points, shots.usable)})
     shot = np.searchsorted(shots.cuts, np.arange(clip.frames), side="right")
     poses = fuse_with_flow(clip, images, points, fit, K, shot, config)
     ids = shots.accepted_frames
     viewmats = fill_poses(poses.final[ids], ids, clip.frames)
-    stable, observed = fit.mesh[fit.stable], points[ids][:, fit.stable, :2]
     residual = np.full(clip.frames, np.nan)
-    errors = np.linalg.norm(project(stable, viewmats[ids], K) - observed, axis=-1)
-    residual[ids] = np.median(errors, axis=1)
+    projected = project(fit.mesh[fit.stable], viewmats[ids], K)
+    projected -= points[ids[:, None], fit.stable, :2]
+    residual[ids] = np.median(np.linalg.norm(projected, axis=-1), axis=1)
     origin = fit.mesh.mean(axis=0)
     return Track(
         viewmats=move_origin(viewmats, origin),
@@ -200,7 +200,7 @@ def fuse_with_flow(
     usable = shots.usable
     final = fuse(
         from_landmarks,
-        points[:, fit.stable, :2] / fit.unit,
+        points[:, fit.stable, :2].astype(float) / fit.unit,
         stable,
         fit.weights * usable[:, None],
         K / [[fit.unit], [fit.unit], [1.0]],
@@ -284,10 +284,9 @@ def save_params(path: Path, track: Track, model: str) -> None:
 def summarize(clip: Clip, track: Track, prior: FocalPrior) -> dict[str, Any]:
     """Return the content of track_report.json."""
     valid = track.valid
-    pixels = project(track.mesh, track.viewmats, intrinsics(track.focal, clip.width, clip.height))
-    face = float(np.median(np.ptp(pixels[valid, :, 0], axis=1)))
+    width, shake = measure_motion(clip, track)
+    face = float(np.median(width[valid]))
     inside = valid[:-2] & valid[1:-1] & valid[2:]
-    shake = (pixels[2:] - 2 * pixels[1:-1] + pixels[:-2])[inside]
     middle = _finite_median(track.residual)
     euler, _ = pose_from_viewmats(track.viewmats[valid])
     pitch, yaw, roll = np.degrees(euler).T
@@ -302,7 +301,7 @@ def summarize(clip: Clip, track: Track, prior: FocalPrior) -> dict[str, Any]:
             for name, errors in track.motion.items()
         },
         "followed_percent": 100 * float(track.followed.mean()),
-        "jitter_px": float(np.sqrt((shake**2).sum(axis=-1).mean())) if inside.any() else None,
+        "jitter_px": float(np.sqrt(shake[inside].mean())) if inside.any() else None,
         "degrees": {
             f"{name}_{end}": float(np.percentile(angle, percentile))
             for name, angle in (("pitch", pitch), ("yaw", yaw), ("roll", roll))
@@ -317,6 +316,24 @@ def summarize(clip: Clip, track: Track, prior: FocalPrior) -> dict[str, Any]:
             "opencv": cv2.__version__,
         },
     }
+
+
+def measure_motion(clip: Clip, track: Track) -> tuple[np.ndarray, np.ndarray]:
+    """Measure the projected mean mesh in all frames.
+
+    Returns:
+        The width of the face in pixels [T], and the squared second difference of the position of
+        each point, in square pixels [T - 2, 478].
+    """
+    frames = len(track.viewmats)
+    K = intrinsics(track.focal, clip.width, clip.height)
+    width, shake = np.empty(frames), np.empty((max(frames - 2, 0), len(track.mesh)))
+    for part in chunks(frames):
+        pixels = project(track.mesh, track.viewmats[part.start : part.stop + 2], K)
+        width[part] = np.ptp(pixels[: part.stop - part.start, :, 0], axis=1)
+        change = pixels[2:] - 2 * pixels[1:-1] + pixels[:-2]
+        shake[part] = (change**2).sum(axis=-1)
+    return width, shake
 
 
 def describe_focal(clip: Clip, track: Track, prior: FocalPrior) -> dict[str, Any]:

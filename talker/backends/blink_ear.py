@@ -36,7 +36,7 @@ def measure(
         valid: bool [T]; the ratio of the other frames is interpolated.
         options: options of the stage.
     """
-    ratio = eye_aspect_ratio(landmarks68(points.astype(np.float64)))
+    ratio = eye_aspect_ratio(landmarks68(points).astype(np.float64))
     frames = np.arange(clip.frames)
     ratio = np.interp(frames, frames[valid], ratio[valid])
     opened = np.percentile(ratio[valid], options.open_percentile)

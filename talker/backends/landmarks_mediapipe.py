@@ -38,9 +38,11 @@ def detect(clip: Clip, images: Path, options: Options) -> dict[str, np.ndarray]:
     """
     for_faces, for_meshes = tee(read_numbered(images, clip))
     both = zip(detect_faces(for_faces), track_meshes(for_meshes), strict=True)
-    detections = list(progress(both, "faces", clip.frames))
-    boxes = [each[:, :4] for each, _ in detections]
-    meshes = [mesh for _, mesh in detections]
+    boxes: list[np.ndarray] = []
+    meshes: list[np.ndarray] = []
+    for faces, found in progress(both, "faces", clip.frames):
+        boxes.append(faces[:, :4])
+        meshes.append(found)
     n_faces = np.array([len(each) for each in boxes], np.int32)
     followed = follow_face(boxes, options.min_overlap, options.patience)
     most = int(np.clip(n_faces.max(), 1, options.max_faces))
@@ -55,8 +57,8 @@ def detect(clip: Clip, images: Path, options: Options) -> dict[str, np.ndarray]:
     chosen = follow_face(mesh_boxes, options.min_overlap, options.patience)
     valid = chosen >= 0
     points = np.zeros((clip.frames, MESH_POINTS, 3), np.float32)
-    if valid.any():
-        points[valid] = chosen_rows(meshes, chosen)
+    for i in np.flatnonzero(valid):
+        points[i] = meshes[i][chosen[i]]
     rival = [rival_area(each, row) for each, row in zip(boxes, followed, strict=True)]
     return {
         "valid": valid,

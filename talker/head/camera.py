@@ -9,6 +9,8 @@ forward) of a head that is fixed in the world. The unit is dm. Pixel centers are
 import numpy as np
 from jaxtyping import Float, Real
 
+from talker.head.chunks import chunks
+
 JSON_SCALE = 0.1
 """The published transforms files hold translations in m, everything else is in dm."""
 
@@ -84,7 +86,12 @@ def project(
     K: Real[np.ndarray, "3 3"],
 ) -> Float[np.ndarray, "N P 2"]:
     """Project world points [P, 3] or [N, P, 3] with viewmats [N, 4, 4] to pixels [N, P, 2]."""
-    rotation, translation = viewmats[:, :3, :3], viewmats[:, :3, 3]
-    camera = points @ rotation.transpose(0, 2, 1) + translation[:, None]
-    pixels = camera @ K.T
-    return pixels[..., :2] / pixels[..., 2:]
+    frames = len(viewmats)
+    points = np.broadcast_to(points, (frames, *points.shape[-2:]))
+    projected = np.empty((*points.shape[:2], 2), np.result_type(points, viewmats, K))
+    for part in chunks(frames):
+        rotation, translation = viewmats[part, :3, :3], viewmats[part, :3, 3]
+        camera = points[part] @ rotation.transpose(0, 2, 1) + translation[:, None]
+        pixels = camera @ K.T
+        projected[part] = pixels[..., :2] / pixels[..., 2:]
+    return projected

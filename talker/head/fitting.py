@@ -95,8 +95,8 @@ def fit_rigid(
         keyframes: number of frames in the bundle adjustment.
     """
     stable = stable_points(template)
-    unit = NOISE * np.median(np.ptp(meshes[..., 0], axis=1))
-    shapes = meshes[:, stable] / unit
+    unit = NOISE * np.median(np.ptp(meshes[..., 0].astype(float), axis=1))
+    shapes = meshes[:, stable].astype(float) / unit
     observed = shapes[..., :2]
     low, high = (bound / unit for bound in focal_range)
     prior = Prior(template[stable], points_sigma, distance, distance_sigma, (low, high))
@@ -127,7 +127,7 @@ def fit_rigid(
     sample = inliers[np.linspace(0, len(inliers) - 1, min(len(inliers), MEAN_FRAMES)).astype(int)]
     mesh = triangulate(
         viewmats[sample],
-        meshes[sample, :, :2] / unit,
+        meshes[sample, :, :2].astype(float) / unit,
         np.full(len(template), EFFECTIVE_POINTS / len(template) * trust * len(keys) / len(sample)),
         K,
         dataclasses.replace(prior, points=template),

@@ -74,18 +74,18 @@ def follow_points(
             if step < len(recent)
         }
 
-    pairs_of: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {step: [] for step in steps}
-    for tracked in ordered_map(follow, windows()):
-        for step, pair in tracked.items():
-            pairs_of[step].append(pair)
-    count = places.shape[1]
-    return {
+    frames, count = places.shape[:2]
+    flows = {
         step: Flow(
-            np.array([moved for moved, _ in pairs], np.float32).reshape(-1, count, 2),
-            np.array([good for _, good in pairs], bool).reshape(-1, count),
+            np.empty((max(frames - step, 0), count, 2), np.float32),
+            np.empty((max(frames - step, 0), count), bool),
         )
-        for step, pairs in pairs_of.items()
+        for step in steps
     }
+    for i, tracked in enumerate(ordered_map(follow, windows())):
+        for step, (moved, good) in tracked.items():
+            flows[step].moved[i - step], flows[step].good[i - step] = moved, good
+    return flows
 
 
 def track_forward_backward(

@@ -73,9 +73,11 @@ def interpolate_frames(
 
     Rows before the first and after the last valid row repeat it.
     """
-    good = np.flatnonzero(valid)
-    position = np.interp(np.arange(len(valid)), good, np.arange(len(good)))
+    good, bad = np.flatnonzero(valid), np.flatnonzero(~valid)
+    position = np.interp(bad, good, np.arange(len(good)))
     before = position.astype(int)
     after = np.minimum(before + 1, len(good) - 1)
     part = (position - before).reshape(-1, *[1] * (values.ndim - 1)).astype(values.dtype)
-    return values[good[before]] * (1 - part) + values[good[after]] * part
+    filled = values.copy()
+    filled[bad] = values[good[before]] * (1 - part) + values[good[after]] * part
+    return filled

@@ -11,9 +11,9 @@ from scipy.linalg import solveh_banded
 from scipy.spatial.transform import Rotation
 
 from talker.head.camera import project
+from talker.head.chunks import chunks
 from talker.head.flow import Flow
 from talker.head.poses import (
-    CHUNK,
     huber_weights,
     pose_equations,
     project_with_jacobian,
@@ -68,17 +68,16 @@ def fuse(
     for _ in range(steps):
         blocks = np.zeros((3, frames, 6, 6))
         gradient = np.zeros((frames, 6))
-        for start in range(0, frames, CHUNK):
-            part = slice(start, start + CHUNK)
+        for part in chunks(frames):
             hessian, slope = pose_equations(
                 viewmats[part], observed[part], points, weights[part], K
             )
             blocks[0, part] += hessian
             gradient[part] += slope
             _add_flow(
-                blocks[:, start:],
-                gradient[start:],
-                viewmats[start : start + CHUNK + 1],
+                blocks[:, part.start :],
+                gradient[part.start :],
+                viewmats[part.start : part.stop + 1],
                 points[followed],
                 K,
                 displacement[part],

@@ -10,11 +10,10 @@ import numpy as np
 from jaxtyping import Float, Integer
 from scipy.spatial.transform import Rotation, Slerp
 
+from talker.head.chunks import chunks
+
 HUBER = 3.0
 """Threshold of the Huber loss in detector units; larger residuals count linearly."""
-
-CHUNK = 64
-"""Number of frames that are solved together; few enough to fit into the processor's cache."""
 
 
 def procrustes(
@@ -83,8 +82,8 @@ def refine_poses(
         Refined poses [N, 4, 4].
     """
     refined = []
-    for start in range(0, len(viewmats), CHUNK):
-        chunk, target = viewmats[start : start + CHUNK], observed[start : start + CHUNK]
+    for part in chunks(len(viewmats)):
+        chunk, target = viewmats[part], observed[part]
         for _ in range(steps):
             hessian, gradient = pose_equations(chunk, target, points, weights, K)
             step = -np.linalg.solve(hessian, gradient[..., None])[..., 0]
@@ -148,7 +147,10 @@ def reprojection_errors(
     K: Float[np.ndarray, "3 3"],
 ) -> Float[np.ndarray, "N P 2"]:
     """Return the projections of points [P, 3] minus `observed` [N, P, 2]: [N, P, 2]."""
-    return project_with_jacobian(viewmats, points, K)[0] - observed
+    error = np.empty(observed.shape)
+    for part in chunks(len(viewmats)):
+        error[part] = project_with_jacobian(viewmats[part], points, K)[0] - observed[part]
+    return error
 
 
 def rms_errors(
@@ -191,10 +193,13 @@ def unproject(
         World points [N, P, 3] in dm.
     """
     rotation, translation = viewmats[:, :3, :3], viewmats[:, :3, 3]
-    depth = rotation[:, 2] @ points.T + translation[:, 2:]
-    rays = (observed - K[:2, 2]) / K[[0, 1], [0, 1]]
-    camera = np.concatenate([rays * depth[..., None], depth[..., None]], axis=-1)
-    return (camera - translation[:, None]) @ rotation
+    depth = (rotation[:, 2] @ points.T + translation[:, 2:])[..., None]
+    world = np.empty((len(viewmats), *points.shape))
+    for part in chunks(len(viewmats)):
+        rays = (observed[part] - K[:2, 2]) / K[[0, 1], [0, 1]]
+        camera = np.concatenate([rays * depth[part], depth[part]], axis=-1)
+        world[part] = (camera - translation[part, None]) @ rotation[part]
+    return world
 
 
 def fill_poses(

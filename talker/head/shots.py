@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Integer, UInt8
 
 from talker.clip import Clip, runs
 from talker.core.progress import progress
+from talker.head.chunks import chunks
 from talker.head.flow import Flow, follow_points
 from talker.head.fusion import FOLLOWED
 from talker.media.images import read_numbered
@@ -99,12 +100,7 @@ def find_cuts(
     """
     if not len(ids):
         return []
-    faces = points[ids, :, :2]
-    centers = faces.mean(axis=1)
-    width = np.ptp(faces[..., 0], axis=1)
-    width = np.minimum(width[1:], width[:-1])
-    jump = np.linalg.norm(np.diff(centers, axis=0), axis=1) / width
-    change = np.linalg.norm(np.diff(faces - centers[:, None], axis=0), axis=-1).mean(axis=1) / width
+    jump, change = _face_motion(points, ids)
     cuts = []
     for row in np.flatnonzero((jump > CUT_JUMP) | (change > CUT_CHANGE)):
         pair = list(read_numbered(images, clip, ids=ids[row : row + 2]))
@@ -112,11 +108,29 @@ def find_cuts(
         differs = cv2.compareHist(first, second, cv2.HISTCMP_BHATTACHARYYA) > CUT_COLORS
         # A jump of the landmarks without motion in the images is an error of the detector, so the
         # points are also followed to their previous positions.
-        goals = faces[row : row + 2], faces[[row, row]]
+        goals = points[ids[row : row + 2], :, :2], points[ids[[row, row]], :, :2]
         followed = max(follow_points(pair, goal, [1])[1].share[0] for goal in goals)
         if differs or followed < CUT_FOLLOWED:
             cuts.append(int(ids[row + 1]))
     return cuts
+
+
+def _face_motion(points: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return how far the face moves, and how much its mesh changes, between frames `ids` [N].
+
+    Returns:
+        Two arrays float64 [N - 1], as fractions of the width of the face.
+    """
+    jump, change = np.zeros((2, len(ids) - 1))
+    for part in chunks(len(ids) - 1):
+        faces = points[ids[part.start : part.stop + 1], :, :2].astype(float)
+        centers = faces.mean(axis=1)
+        width = np.ptp(faces[..., 0], axis=1)
+        width = np.minimum(width[1:], width[:-1])
+        jump[part] = np.linalg.norm(np.diff(centers, axis=0), axis=1) / width
+        moved = np.diff(faces - centers[:, None], axis=0)
+        change[part] = np.linalg.norm(moved, axis=-1).mean(axis=1) / width
+    return jump, change
 
 
 def find_jump_cuts(
@@ -162,7 +176,7 @@ def _head_differences(
     Returns:
         float64 [3, T]; 0 where there is no earlier frame.
     """
-    start, end = points[..., :2].min(1), points[..., :2].max(1)
+    start, end = points[..., :2].min(1).astype(float), points[..., :2].max(1).astype(float)
     width = np.median(end[usable, 0] - start[usable, 0])
     scale = min(1.0, HEAD_WIDTH / width)
     size = max(1, round(clip.width * scale)), max(1, round(clip.height * scale))
@@ -222,13 +236,20 @@ def face_patch(
 
 def covered_frames(patches: UInt8[np.ndarray, "N 64 64"]) -> Bool[np.ndarray, "N"]:
     """Return which patches uint8 [N, 64, 64] of consecutive frames show a covered face [N]."""
-    faces = patches[:, FACE].astype(np.float32)
-    sample = np.linspace(0, len(faces) - 1, min(len(faces), SAMPLES)).astype(int)
-    median = np.median(faces[sample], axis=0)
-    gain = (faces @ median) / np.maximum((faces**2).sum(axis=1), 1e-6)
-    off = np.abs(faces * gain[:, None] - median)
-    limit = np.maximum(UNUSUAL_DEVIATIONS * 1.4826 * np.median(off[sample], axis=0), UNUSUAL_LEVELS)
-    unusual = ((off > limit).mean(axis=1) > COVERED_FRACTION).astype(np.uint8)
+    sample = np.linspace(0, len(patches) - 1, min(len(patches), SAMPLES)).astype(int)
+    median = np.median(patches[sample][:, FACE].astype(np.float32), axis=0)
+
+    def difference(some: np.ndarray) -> np.ndarray:
+        faces = some[:, FACE].astype(np.float32)
+        gain = (faces @ median) / np.maximum((faces**2).sum(axis=1), 1e-6)
+        return np.abs(faces * gain[:, None] - median)
+
+    spread = np.median(difference(patches[sample]), axis=0)
+    limit = np.maximum(UNUSUAL_DEVIATIONS * 1.4826 * spread, UNUSUAL_LEVELS)
+    unusual = np.zeros(len(patches), np.uint8)
+    for part in chunks(len(patches)):
+        off = difference(patches[part]) > limit
+        unusual[part] = off.mean(axis=1) > COVERED_FRACTION
     # An opening (erosion, then dilation) keeps runs of at least SUSTAINED frames.
     run = np.ones((SUSTAINED, 1), np.uint8)
     return cv2.morphologyEx(unusual[:, None], cv2.MORPH_OPEN, run)[:, 0] > 0
