@@ -457,9 +457,8 @@ def report_outcome(logs):
     page = RESULTS / "index.html"
     write_overview(page, table, Folders(DATA, RESULTS, BENCHMARKS))
     logger.info(f"Complete subjects: {done} of {done + rest}. {page} shows all subjects.")
-    for failure in failed:
-        if failure.from_stage:
-            logger.error(f"{failure.log}: {failure.reason}")
+    for failure in [each for each in failed if each.from_stage] or failed:
+        logger.error(f"{failure.log}: {failure.reason}")
 
 
 def read_file_names():

@@ -17,7 +17,12 @@ from pathlib import Path
 from typing import Annotated
 
 from talker import __version__
-from talker.core.boundary import allocate_blas_buffers, boundary, use_writable_caches
+from talker.core.boundary import (
+    allocate_blas_buffers,
+    boundary,
+    use_writable_caches,
+    watch_for_crashes,
+)
 from talker.errors import UserError
 
 COMMANDS = {
@@ -229,6 +234,7 @@ def main() -> None:
     if stage not in COMMANDS:
         sys.exit(f"talker: There is no stage '{stage}'.\n\n{_usage()}")
     use_writable_caches()
+    watch_for_crashes(stage)
     with boundary(stage):
         allocate_blas_buffers()
         _run(stage, args[1:])

@@ -349,6 +349,45 @@ def test_a_limited_address_space_never_makes_a_command_hang(
         assert not visible(tmp_path)
 
 
+CRASHING = """
+import os, sys
+from talker.core.boundary import boundary, watch_for_crashes
+watch_for_crashes("parsing")
+with boundary("parsing"):
+    exec(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize(
+    ("ending", "status", "message"),
+    [
+        ("os.abort()", 1, r"talker parsing: error: .*SIGABRT.*to 4096 MiB.*ulimit -v unlimited.*"),
+        ("os.kill(os.getpid(), 11)", 1, "talker parsing: error: .*SIGSEGV.*"),
+        ("raise MemoryError", 1, "talker parsing: error: this machine has run out of memory.*"),
+        (
+            "import time; time.sleep(0.5); os.kill(os.getppid(), 15); time.sleep(60)",
+            143,
+            ".*SIGTERM.*",
+        ),
+        ("os.kill(os.getpid(), 9)", 137, ""),
+        ("pass", 0, ""),
+    ],
+)
+def test_a_crash_under_a_limit_of_the_memory_is_one_sentence(
+    ending: str, status: int, message: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CRASHING, ending],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30)),
+        env=os.environ | {"PYTHONPATH": str(PACKAGE.parent)},
+    )
+    assert done.returncode == status, done.stderr
+    assert re.fullmatch(message, done.stderr.rstrip("\n")), done.stderr
+
+
 def test_a_gpu_that_torch_cannot_use_stops_the_stage(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
 ) -> None:

@@ -112,6 +112,24 @@ def test_a_failed_stage_is_one_sentence_and_its_log(folder: Path):
     assert "Error in rule" not in out + err
 
 
+def test_a_killed_stage_is_explained(folder: Path):
+    """The kernel kills a stage if the memory is exhausted, so its log has no message."""
+    (folder / "me.mp4").touch()
+    job = folder / "bin" / "talker"
+    job.write_text(
+        TALKER.replace(
+            "import sys",
+            'import os, sys; "landmarks" in sys.argv[1:2] and os.kill(os.getpid(), 9)',
+            1,
+        )
+    )
+    out, err = start(folder, "run", "me.mp4").communicate(timeout=120)
+    assert "failed: me: detecting the face mesh and 68 landmarks in every frame" in out
+    (reason,) = [line for line in err.splitlines() if "logs/me/landmarks.log" in line]
+    assert "killed before it could report an error, probably because the memory" in reason
+    assert "Traceback" not in out + err
+
+
 def test_several_videos_are_run_and_a_failure_stops_only_its_own(folder: Path):
     names = [f"p{number}" for number in range(30)]
     for name in ("good", "bad", *names):

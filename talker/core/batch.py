@@ -251,6 +251,13 @@ MESSAGE = re.compile(
 lines."""
 
 
+KILLED = (
+    "killed before it could report an error, probably because the memory was exhausted. Stop other "
+    "programs, run fewer jobs at once (`--cores 1`), or use a shorter video"
+)
+"""Reason of the failure of a job that was killed on this machine."""
+
+
 def failures(text: str) -> list[Failure]:
     """Return the last failure of each failed job, except jobs that succeeded when repeated.
 
@@ -270,7 +277,8 @@ def failures(text: str) -> list[Failure]:
             lines = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
             messages = MESSAGE.findall(lines)
             status = STATUS.findall(block["text"])
-            reason = " ".join((messages or [" ".join(["killed", *status[-1:]])])[-1].split())
+            ended = f"killed {status[-1]}" if status else KILLED
+            reason = " ".join((messages or [ended])[-1].split())
             last[log] = Failure(block["rule"], log, reason, bool(messages))
     return list(last.values())
 

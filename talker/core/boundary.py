@@ -82,6 +82,9 @@ PACKAGES = {"cv2": "opencv-contrib-python==4.11.0.86", "yaml": "pyyaml"}
 BLAS_MEMORY = 256 << 20
 """Address space in bytes for NumPy, SciPy and the buffers of OpenBLAS, which need about 210 MiB."""
 
+CRASHES = {signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGSEGV, signal.SIGTRAP}
+"""Signals that end a process because of a fault in its own code."""
+
 _ERRNO_IN_TEXT = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
 _GPU_MEMORY_TEXT = re.compile(
     r"CUDA out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED"
@@ -243,6 +246,35 @@ def use_writable_caches() -> None:
         private = _private_folder()
         os.environ["XDG_CACHE_HOME"] = str(private)
         os.environ.setdefault("TRITON_CACHE_DIR", str(private / "triton"))
+
+
+def watch_for_crashes(stage: str) -> None:
+    """Continue in a child process if the address space is limited, and report if it crashes.
+
+    MediaPipe and torch end the process if they cannot allocate memory, without a Python exception.
+    The parent then prints the reason. Otherwise, it exits with the status of the child. Call this
+    before threads are started.
+
+    Args:
+        stage: name of the command, which begins the message.
+    """
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return
+    child = os.fork()
+    if not child:
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the child as well
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGTERM))
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if -status in CRASHES:
+        _exit(
+            f"talker {stage}: error: a library ended the process ({signal.Signals(-status).name}), "
+            f"probably because `ulimit -v` limits the address space to {limit >> 20} MiB. Raise "
+            "the limit, or remove it with `ulimit -v unlimited`.",
+            1,
+        )
+    raise SystemExit(status if status >= 0 else 128 - status)
 
 
 def allocate_blas_buffers() -> None:
