@@ -32,7 +32,7 @@ import torch
 from fuzz_files import STAGES
 from fuzzing import OUTCOMES, Case, Run, run_limited
 
-from talker.core.boundary import allocate_blas_buffers
+from talker.core.boundary import allocate_blas_buffers, watch_for_crashes
 
 WRITING = (
     *(
@@ -120,12 +120,12 @@ def little_memory(stage: str, subject: Path, out: Path, rng: random.Random) -> s
         pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
         limit = pages * resource.getpagesize() + MEMORY_STEP
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        watch_for_crashes(stage)  # as the command does
         STAGES[stage](subject, folder)
 
     run = Run(stage, limited, leaves_nothing=False)
     outcome = run_limited(Case("fault", 0, subject), run, out).outcome
-    # Python code reports that the memory is exhausted; MediaPipe and torch may end the process.
-    return {"memory": "refused", "crash": "killed"}.get(outcome, outcome)
+    return "refused" if outcome == "memory" else outcome
 
 
 def killed(stage: str, subject: Path, out: Path, rng: random.Random) -> str:

@@ -150,6 +150,8 @@ def _work(run: Run, out: Path) -> int:
     """Run a stage and return its exit code; print the message as the command does."""
     try:
         run.work(out)
+    except SystemExit as stop:
+        return int(stop.code or 0)
     except BaseException as error:
         message = explain(error, run.stage)
         if message is None or message == OUT_OF_MEMORY:

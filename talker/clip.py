@@ -49,6 +49,8 @@ VERSION = 1
 """Version of the format of clip.json."""
 TEXT_BYTES = 2**28
 """Largest text file that is read, in bytes: an hour of poses as JSON takes a quarter of it."""
+PIECE = 2**20
+"""Number of bytes of an array that are read at once."""
 INFLATED_BYTES = 2**26
 """Size in bytes up to which an array in an .npz may be compressed by any factor."""
 INFLATION = 20
@@ -436,8 +438,10 @@ def _read_npy(file: IO[bytes], size: int) -> np.ndarray:
             f"{stored}"
         )
     content = bytearray(claimed)
-    if file.readinto(content) != claimed:  # pyright: ignore[reportAttributeAccessIssue]
-        raise EOFError("the file is cut off")
+    for start in range(0, claimed, PIECE):  # a member of an archive is copied while it is read
+        piece = memoryview(content)[start : start + PIECE]
+        if file.readinto(piece) != len(piece):  # pyright: ignore[reportAttributeAccessIssue]
+            raise EOFError("the file is cut off")
     array = np.frombuffer(content, dtype) if claimed else np.empty(math.prod(shape), dtype)
     return array.reshape(shape, order="F" if fortran_order else "C")
 

@@ -1,6 +1,7 @@
 """Training: losses with gradients, exact resume, a killed run, a diverged run."""
 
 import dataclasses
+import errno
 import hashlib
 import json
 import logging
@@ -70,6 +71,26 @@ def data(dataset: Path) -> Dataset:
 @pytest.fixture(scope="module")
 def subset(data: Dataset) -> TrainingSet:
     return training_set(data, torch.device("cpu"))
+
+
+def test_images_in_a_temporary_file_are_the_same(
+    data: Dataset, subset: TrainingSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("talker.avatar.training_set.IN_MEMORY", 0)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    part = training_set(data, torch.device("cpu"))
+    mapped = Path("/proc/self/maps").read_text(encoding="utf-8").count(str(tmp_path))
+    assert mapped == 3 and not list(tmp_path.iterdir())
+    rows = torch.arange(len(part.ids))
+    for there, here in zip(part.targets(rows), subset.targets(rows), strict=True):
+        assert torch.equal(there, here)
+    monkeypatch.setattr(os, "posix_fallocate", full_disk)
+    assert torch.equal(training_set(data, torch.device("cpu")).mask, subset.mask)
+
+
+def full_disk(descriptor: int, offset: int, size: int) -> None:
+    """Stand in for `os.posix_fallocate` on a full disk."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def weights_of(trainer: Trainer) -> dict[str, torch.Tensor]:

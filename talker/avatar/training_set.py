@@ -1,12 +1,16 @@
 """The training frames of a clip, cropped to the region that the head covers in any of them.
 
 They are stored as bytes on the GPU if they fit, and otherwise in host memory, from which a thread
-copies the next batch through pinned memory while the GPU works on the current one.
+copies the next batch through pinned memory while the GPU works on the current one. The images of a
+long clip are in temporary files instead, which the system keeps in memory as far as there is room.
 """
 
 import math
+import os
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -39,6 +43,8 @@ REGION_MARGIN = 1.15
 REGION_DEPTH = 0.45
 """Depth of a region behind the surface of the face in dm: it includes teeth, tongue and eyeballs,
 but not the back of the head."""
+IN_MEMORY = 2**28
+"""Size in bytes above which an array of images is in a temporary file instead of host memory."""
 WORKING_MEMORY = 12 * 2**30
 """Bytes of GPU memory reserved for training; images are stored on the GPU if they fit the rest."""
 
@@ -217,7 +223,7 @@ def training_set(data: Dataset, device: torch.device) -> TrainingSet:
         UserError: no training frame shows a head.
     """
     ids = data.train_ids
-    masks = np.empty((len(ids), data.height, data.width), np.uint8)
+    masks = _allocate(len(ids), data.height, data.width)
 
     def put(array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(device)
@@ -241,8 +247,11 @@ def training_set(data: Dataset, device: torch.device) -> TrainingSet:
         x0, y0, x1, y1 = crop_box(covered)
         height, width = y1 - y0, x1 - x0
         home = device if _fits(7 * len(ids) * height * width, device) else torch.device("cpu")
+        shape = len(ids), height, width, 3
         frame, background = (
-            torch.empty(len(ids), height, width, 3, dtype=torch.uint8, device=home)
+            torch.empty(shape, dtype=torch.uint8, device=home)
+            if home.type == "cuda"
+            else torch.from_numpy(_allocate(*shape))
             for _ in range(2)
         )
 
@@ -261,7 +270,7 @@ def training_set(data: Dataset, device: torch.device) -> TrainingSet:
     return TrainingSet(
         frame=frame,
         background=background,
-        mask=torch.from_numpy(masks[:, y0:y1, x0:x1].copy()).to(home),
+        mask=torch.from_numpy(masks)[:, y0:y1, x0:x1].to(home),
         regions=put(region_boxes(data.landmarks[ids] - (x0, y0), height, width)),
         viewmats=put(data.viewmats[ids]),
         K=put(K),
@@ -273,6 +282,19 @@ def training_set(data: Dataset, device: torch.device) -> TrainingSet:
         silence=put(silence),
         speech_scale=put(scale),
     )
+
+
+def _allocate(*shape: int) -> np.ndarray:
+    """Return an array uint8, in a temporary file if it is large and the disk has room for it.
+
+    The file has no name, so nothing is left if the process is killed.
+    """
+    size = math.prod(shape)
+    if size > IN_MEMORY:
+        with suppress(OSError, AttributeError), tempfile.TemporaryFile() as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+            return np.memmap(file, np.uint8, "r+", shape=shape)
+    return np.empty(shape, np.uint8)
 
 
 def _fits(size: int, device: torch.device) -> bool:
