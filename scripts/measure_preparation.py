@@ -60,6 +60,10 @@ def stages(video: Path, me: Path) -> dict[str, tuple[object, ...]]:
         "shots": (*clip, *images, *landmarks, *shots),
         "fit": (*clip, *landmarks, *shots, *fit),
         "track": (*clip, *images, *landmarks, *fit, *tracked, *poses),
+        "overlay": (
+            *(*clip, *images, *landmarks, *tracked[:2]),
+            *("--video", me / "track_overlay.mp4"),
+        ),
         "background": (*clip, *images, *masks, *plate),
         "layers": (*clip, *images, *masks, *plate, *layers),
         "speech": (*clip, "--wav", me / "aud.wav", *features),

@@ -1,6 +1,7 @@
 """The pose solver recovers known poses from exact and noisy data and with outliers."""
 
 import dataclasses
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from talker.core.pca import pca
 from talker.head import bundle, fitting, poses
 from talker.head.camera import intrinsics, project, viewmats_from_pose
 from talker.head.morphable import MorphableHead
+from talker.head.poses import reprojection_errors, unproject
+from talker.head.shots import covered_frames
 
 SIZE = 512
 
@@ -251,3 +254,26 @@ def test_same_input_gives_the_same_bytes(template: np.ndarray):
     first, second = (solve(scene, template) for _ in range(2))
     assert first.viewmats.tobytes() == second.viewmats.tobytes()
     assert first.mesh.tobytes() == second.mesh.tobytes()
+
+
+def test_temporary_arrays_do_not_grow_with_the_clip() -> None:
+    """One array of Jacobians for all frames would take 20 times the memory of the projections."""
+    rng = np.random.default_rng(0)
+    frames, count = 2000, 300
+    points = rng.normal(0, 0.5, (count, 3))
+    viewmats = np.tile(np.eye(4), (frames, 1, 1))
+    viewmats[:, :3, 3] = rng.normal((0, 0, 8), 0.1, (frames, 3))
+    K = intrinsics(1000.0, 512, 512)
+    observed = project(points, viewmats, K)
+    faces = rng.integers(0, 255, (frames, 64, 64), np.uint8)
+    for run, result in (
+        (lambda: project(points, viewmats, K), observed.nbytes),
+        (lambda: reprojection_errors(viewmats, observed, points, K), observed.nbytes),
+        (lambda: unproject(viewmats, observed, points, K), 2 * observed.nbytes),
+        (lambda: covered_frames(faces), frames),
+    ):
+        tracemalloc.start()
+        run()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < result + 15e6, (peak, result)
