@@ -1040,7 +1040,7 @@ def _means_the_same(path: Path, original: Path) -> bool:
 SAME_MASK = 0.01
 """Fraction of the pixels of a mask that may differ if the head is at the same place."""
 SILENT = {
-    "me/shots.npz": "read by `fit` only; the gate checks `track_params.pt` instead",
+    "me/shots.npz": "only `fit` reads it; `talker check` uses `track_params.pt` instead",
     "me/fit.npz": "read by `track` only; the gate checks `track_params.pt` instead",
     "me/verified.json": "an output of `verify` itself",
     "me/lipsync.json": "an output of `lipsync` itself",

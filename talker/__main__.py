@@ -108,7 +108,7 @@ def _usage() -> str:
         "for the configuration of the workflow that they start.\n\n"
         "Where a help text writes an option without leading dashes, it is the name in the YAML\n"
         "file: `density.min_opacity` is the option --density.min-opacity on the command line.\n"
-        "docs/conventions.md explains the terms."
+        "docs/conventions.md explains the terms used in the help texts."
     )
 
 

@@ -87,7 +87,8 @@ def main(
         clip: clip.json, which defines the start and the length of the audio. Omit it for new
             speech.
         train: Wav file to write with the audio of the training frames (requires `--clip`).
-        novel: Wav file to write with the audio of the held-out frames (requires `--clip`).
+        novel: Wav file to write with the audio of the held-out frames of the clip (requires
+            `--clip`).
         config: Options.
     """
     if clip is None:

@@ -55,8 +55,8 @@ class Config:
     inception_sha256: str = ""
     """SHA-256 checksum of the file given with `inception`. Required if a path is given."""
     identity: str = ""
-    """TorchScript file of a face recognition network (ArcFace) for CSIM. By default, CSIM is not
-    computed."""
+    """TorchScript file of a face recognition network (ArcFace) for the metric CSIM, the similarity
+    of the identities of the rendered and the real face. By default, CSIM is not computed."""
     identity_sha256: str = ""
     """SHA-256 checksum of the file given with `identity`. Required if a path is given."""
     syncnet: str = ""

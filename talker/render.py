@@ -238,7 +238,8 @@ def main(
             with the original sample rate and channels. By default, the video has the 16 kHz mono
             audio of `--wav`.
         pose: File with head poses: a column `frame` with the number of the frame whose pose is
-            used, or the columns rx ry rz tx ty tz in the convention of track_params.pt.
+            used, or the columns rx ry rz tx ty tz in the convention of track_params.pt
+            (see docs/conventions.md).
         blink: File with the eye closure: a column `blink` from 0 (open) to 1 (closed), or a column
             `AU45_r` as written by OpenFace.
         expression: File with columns e0 to e9: values of the 10 components of the avatar's

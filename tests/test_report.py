@@ -249,7 +249,9 @@ def test_few_frames_give_no_number_about_the_mouth() -> None:
     results["verdict"] = {"intervals": {"correlation": [0.512, 0.87]}}
     first = tiles(results)[0]
     assert first["value"] == "0.8", "no more digits than the interval allows"
-    assert first["note"] == "between 0.5 and 0.9 (90 %); 0.2 with shuffled audio"
+    assert (
+        first["note"] == "between 0.5 and 0.9 (90 % confidence interval); 0.2 with shuffled audio"
+    )
 
 
 def test_rejected_frames_are_shown(dataset: Path, tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ class Config:
     """Number of smaller Gaussians that replace each Gaussian around the eyes before the deformation
     stage. Larger numbers make the eyelids sharper. With 1, the Gaussians are not split."""
     blink_share: Fraction = 0.0
-    """Fraction of the images in the deformation stage that are drawn so that all degrees of eye
+    """Fraction of the images in the deformation stage that are selected so that all degrees of eye
     closure occur equally often. The default of 0 uses all training frames equally often. In a short
     training run, blinks are then too rare, and the eyes do not close."""
     deformation_steps: AtLeast1 = 4_000

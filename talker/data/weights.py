@@ -364,7 +364,7 @@ _MODELS = {
         restricted=True,
         manual="trace an ArcFace network of "
         "https://github.com/deepinsight/insightface/tree/master/recognition/arcface_torch with "
-        "torch.jit.trace (see docs/speech.md, section 'Sync-C')",
+        "torch.jit.trace (docs/speech.md describes its inputs and outputs)",
     ),
     "obama": Weights(
         name="obama.mp4",

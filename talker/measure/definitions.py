@@ -65,14 +65,14 @@ SYNC_DEFINITIONS = {
     "correlation": (
         "Correlation between the mouth shape in the video and the shape predicted from the "
         "audio (mean over opening, width and jaw). The predictor is a ridge regression. It is "
-        "fitted on the real training frames, from features that do not drive the avatar "
-        "(`features`). This score is not SyncNet's Sync-C."
+        "fitted on the real training frames. It uses speech features that do not drive the "
+        "avatar; `features` names them. This score is not SyncNet's Sync-C."
     ),
     "null_mean": (
-        "Mean of the null distribution, which is the same correlation with the audio circularly "
-        "shifted by at least 1 s. `null_sd` is its standard deviation. `null_share` is the "
-        "fraction of all shifts, including a shift of 0, whose correlation is at least as high as "
-        "that of the unshifted audio. At least 80 frames are needed."
+        "Mean of the null distribution: the same correlation, computed with the audio shifted "
+        "circularly by different durations of at least 1 s. `null_sd` is its standard deviation. "
+        "`null_share` is the fraction of all shifts, including a shift of 0, whose correlation is "
+        "at least as high as that of the unshifted audio. At least 80 frames are needed."
     ),
     "best_lag": (
         "Time shift in frames, from -12 to 12, at which the correlation is highest "

@@ -26,7 +26,7 @@ def verdict(metrics: Section) -> Section:
     """Return grade, reasons and advice of the verdict on the avatar."""
     stored = metrics["verdict"]
     if not str(stored["grade"]).strip():
-        raise ValueError("the grade is empty")
+        raise ValueError("the verdict has no grade")
     return {
         "grade": str(stored["grade"]),
         "reasons": list(stored["reasons"]),
@@ -70,7 +70,9 @@ def tiles(metrics: Section) -> list[dict[str, str]]:
     row = metrics["held_out"]
     shuffled, frozen = (metrics["controls"][name] for name in ("shuffled_audio", "frozen_mouth"))
     low, high = metrics.get("verdict", {}).get("intervals", {}).get("correlation", (None, None))
-    between = "" if low is None else f"between {low:.1f} and {high:.1f} (90 %); "
+    between = (
+        "" if low is None else f"between {low:.1f} and {high:.1f} (90 % confidence interval); "
+    )
     too_few = f"only {counted(row['frames'], 'frame')}" if row["frames"] < MIN_FRAMES else ""
 
     def of_mouth(label: str, name: str, unit: str, text: str, note: str) -> dict[str, str]:

@@ -198,7 +198,7 @@ def _grade(
     reasons, advice = [], []
     low, high = intervals["correlation"]
     r = row["mouth_correlation"]
-    interval = f"correlation {r:.1f}, between {low:.1f} and {high:.1f}"
+    interval = f"correlation {r:.1f}, likely between {low:.1f} and {high:.1f}"
     amplitude, lag = row["mouth_std_ratio"], row["best_lag_frames"]
     unbeaten = [name for key, name in CONTROLS.items() if intervals[key][0] <= 0]
     if amplitude < MIN_AMPLITUDE:

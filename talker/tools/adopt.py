@@ -336,8 +336,8 @@ def _duration(path: Path, frames: int) -> str:
     if abs(excess) > SOUND_TOLERANCE:
         raise UserError(
             f"it lasts {seconds:.2f} s, but the {frames} frames last {frames / FPS:.2f} s. Cut "
-            "the audio where the frames were cut, or move the file to another folder, so that "
-            "`talker audio` extracts it from the video"
+            "the audio to the part of the video that the frames show, or move the file to another "
+            "folder, so that `talker audio` extracts it from the video"
         )
     return f"{seconds:.2f} s"
 

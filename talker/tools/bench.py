@@ -105,9 +105,10 @@ def main(
         table: YAML file for `quality`. Required keys: `subjects` (a mapping from names to dataset
             folders) and `rows` (a mapping from the name of each compared variant to its options of
             `talker train`). Optional keys: `options` (options of `talker train` that all rows
-            share), `networks` (the options of `talker evaluate` that name a network), `stretches`
-            (number of separate parts of each clip that are held out, 4 by default) and `held_out`
-            (fraction of the clip in all of these parts together, 0.25 by default).
+            share), `networks` (those options of `talker evaluate` that select the file of a
+            network, such as `lpips: published`), `stretches` (number of separate parts of each clip
+            that are held out, 4 by default) and `held_out` (fraction of the clip in all of these
+            parts together, 0.25 by default).
         config: Options of `speed`. `quality` only uses `device`.
     """
     if what == "speed":

@@ -72,7 +72,7 @@ METHODS: dict[MethodName, Method] = {
         "",
         needs=(
             "bs.npy is missing. Run data_utils/blendshape_capture of SyncTalk to write it, or "
-            "train with --au45.",
+            "train SyncTalk with its option --au45.",
         ),
     ),
 }

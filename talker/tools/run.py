@@ -92,8 +92,8 @@ class Config:
     verbose: bool = False
     """Print the output of Snakemake instead of the progress display."""
     status: Path | None = None
-    """JSON file for other programs, to which the state of the run is written several times a
-    second: the stages, their progress, the warnings and the errors. By default, no such file is
+    """JSON file to which the state of the run is written several times a second, for other programs
+    to read: the stages, their progress, the warnings and the errors. By default, no such file is
     written."""
     snakemake: str = ""
     """Additional arguments for Snakemake, as one string."""

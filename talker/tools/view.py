@@ -49,8 +49,8 @@ class Config:
     """Address to listen on. The default accepts connections from this machine only. The page has no
     password, so choose another address only on a network that you trust."""
     port: Annotated[int, Field(ge=1, le=65534)] = 8080
-    """Port of the page. If it is in use, the next free port is chosen. The audio uses the next
-    higher port. Both ports must be free."""
+    """Port of the page. If it is in use, the next free port is chosen. The audio uses the port
+    after that of the page, so choose a port whose successor is free, too."""
     size: AtLeast0 = 0
     """Longer side of the rendered images in pixels. The default of 0 selects the size of the
     training images. The size can be changed on the page."""
