@@ -91,7 +91,7 @@ def background_percent(folder: Path, frames: int, sample: int) -> float:
     masks = [layout.MASKS.path(folder, i) for i in ids]
     return background_change(
         (read_image(layout.FRAMES.path(folder, i)) for i in ids),
-        (layout.to_classes(read_image(path), path) for path in masks),
+        (layout.to_classes(read_image(path)[..., :3], path) for path in masks),
         read_image(folder / layout.PLATE),
     )
 
