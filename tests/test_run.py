@@ -356,6 +356,15 @@ def test_a_running_stage_has_a_line_with_the_time_left(tmp_path: Path):
     assert "[1/2] m (0 s)" in screen.console.file.getvalue()
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_long_lines_are_wrapped_between_words_on_a_terminal_only(tmp_path: Path, terminal: bool):
+    screen, file = Screen(tmp_path, ["me"]), io.StringIO()
+    screen.console = Console(file=file, force_terminal=terminal, width=20, color_system=None)
+    screen.print("warning: this clip is short")
+    assert file.getvalue().count("\n") == 1 + terminal
+    assert "this clip" in file.getvalue()
+
+
 def test_the_time_left_comes_from_earlier_runs(tmp_path: Path):
     for subject, frames in (("short", 100), ("me", 200)):
         (tmp_path / "data" / subject).mkdir(parents=True)

@@ -108,7 +108,7 @@ class Screen:
         """Print a line above the live lines of a terminal, or into a log if `in_log`."""
         self.lines.append(text)
         if in_log or self.console.is_terminal:
-            self.console.print(text)
+            self.console.print(text, soft_wrap=not self.console.is_terminal)
 
     def show(self, line: str) -> None:
         """Show an event, given as a line of JSON; other lines are ignored."""
