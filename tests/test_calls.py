@@ -1,6 +1,7 @@
 """Calls over WebRTC: sound and lips arrive together, voices are not mixed, and hanging up ends."""
 
 import asyncio
+import itertools
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -177,6 +178,58 @@ def test_a_microphone_is_repeated_and_can_be_interrupted(calls: Any) -> None:
             assert page.heard[-1][0] < 3.5  # before the speech would have ended
 
     asyncio.run(interrupt())
+
+
+def test_sender_reports_relate_sound_and_picture(calls: Any, monkeypatch) -> None:
+    """A browser can only synchronize two tracks whose reports have the same clock."""
+    # the timestamps of a track start at a random number, here at a small one
+    monkeypatch.setattr("aiortc.rtcrtpsender.random32", itertools.count(1).__next__)
+    rates, reports = {"audio": 48_000, "video": 90_000}, {"audio": [], "video": []}
+    handle = aiortc.RTCRtpReceiver._handle_rtcp_packet
+
+    async def record(receiver: Any, packet: Any) -> None:
+        if isinstance(packet, aiortc.rtp.RtcpSrPacket) and packet.sender_info.ntp_timestamp:
+            kind, info = receiver.track.kind, packet.sender_info
+            reports[kind].append(info.ntp_timestamp / 2**32 - info.rtp_timestamp / rates[kind])
+        await handle(receiver, packet)
+
+    async def receive() -> float:
+        async with talking(calls) as page:
+            monkeypatch.setattr(aiortc.RTCRtpReceiver, "_handle_rtcp_packet", record)
+            await until(lambda: min(map(len, reports.values())) >= 3)
+            call = calls.calls[page.key]
+            assert call.video.begin == 0
+            return call.audio.begin
+
+    begin = asyncio.run(receive())
+    starts = np.array([*reports["video"], *(start - begin for start in reports["audio"])])
+    assert np.ptp(starts) < 0.001
+
+
+def test_frames_are_sent_at_their_own_times() -> None:
+    from talker.tools.calls import Pace
+
+    async def send() -> list[float]:
+        pace, times = Pace(slack=0.2), []
+        begin = asyncio.get_running_loop().time()
+        for late, number in ((0, 0), (0, 1), (0.05, 2), (0, 3), (1, 4), (0, 5)):
+            await asyncio.sleep(late)
+            pace.arrive(0.04 * number)
+            await pace.wait(0.04 * number)
+            times.append(asyncio.get_running_loop().time() - begin)
+        return times
+
+    times = np.diff(asyncio.run(send()))
+    assert np.all(times[[0, 2, 4]] >= 0.039) and times[1] >= 0.049 and times[3] >= 0.99
+    pace = Pace(slack=0.2)
+
+    async def hurry() -> float:
+        """Return the delay of an answer that arrives 10 s before it was expected."""
+        pace.arrive(0)
+        pace.arrive(10)
+        return pace.start + 10 - asyncio.get_running_loop().time()
+
+    assert 0.19 < asyncio.run(hurry()) <= 0.2
 
 
 def test_offers_that_cannot_be_used_are_refused(calls: Any) -> None:

@@ -7,6 +7,7 @@ all addresses of this machine, and answers only to a page whose offer the server
 
 import asyncio
 import logging
+import math
 import secrets
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
@@ -20,9 +21,13 @@ from aiortc import (
     MediaStreamTrack,
     RTCConfiguration,
     RTCPeerConnection,
+    RTCRtpSender,
     RTCSessionDescription,
 )
+from aiortc.clock import current_ntp_time
 from aiortc.mediastreams import MediaStreamError
+from aiortc.rtcrtpparameters import RTCRtpCodecParameters
+from aiortc.rtp import RtcpSrPacket
 
 from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
 from talker.errors import UserError
@@ -42,12 +47,43 @@ ENDED = "closed", "failed"
 """States of a connection that has ended."""
 
 
+class Pace:
+    """The times at which the frames and the audio of a call are sent.
+
+    The frames of a hop are rendered at once. If they were also sent at once, the browser would need
+    a larger buffer. A late hop delays those after it, but by at most `slack` seconds.
+    """
+
+    def __init__(self, slack: float) -> None:
+        self.slack = slack
+        self.start = -math.inf
+        """Time of the event loop in seconds at which the first frame is sent."""
+
+    def arrive(self, seconds: float) -> None:
+        """Adapt to an answer for the time `seconds` that has been rendered."""
+        earliest = asyncio.get_running_loop().time() - seconds
+        self.start = min(max(self.start, earliest), earliest + self.slack)
+
+    async def wait(self, seconds: float) -> None:
+        """Wait until the time at which the frame or the audio for the time `seconds` is sent."""
+        while (delay := self.start + seconds - asyncio.get_running_loop().time()) > 0:
+            await asyncio.sleep(delay)
+
+
+def time_of(frame: av.VideoFrame | av.AudioFrame) -> float:
+    """Return the time of a frame of `pack` in seconds."""
+    assert frame.time is not None
+    return frame.time
+
+
 class OutgoingTrack(MediaStreamTrack):
     """The frames or the audio of the avatar, of which at most `capacity` wait."""
 
-    def __init__(self, kind: Literal["audio", "video"], capacity: int) -> None:
+    def __init__(self, kind: Literal["audio", "video"], capacity: int, pace: Pace) -> None:
         super().__init__()
-        self.kind = kind
+        self.kind, self.pace = kind, pace
+        self.begin: float | None = None
+        """Time in seconds of the first frame that was sent."""
         self.waiting: asyncio.Queue[av.VideoFrame | av.AudioFrame] = asyncio.Queue(capacity)
 
     def put(self, frame: av.VideoFrame | av.AudioFrame) -> None:
@@ -57,8 +93,47 @@ class OutgoingTrack(MediaStreamTrack):
         self.waiting.put_nowait(frame)
 
     async def recv(self) -> av.VideoFrame | av.AudioFrame:
-        """Wait for the next frame or piece of audio."""
-        return await self.waiting.get()
+        """Wait for the next frame or piece of audio, and for the time at which it is sent."""
+        frame = await self.waiting.get()
+        seconds = time_of(frame)
+        await self.pace.wait(seconds)
+        if self.begin is None:
+            self.begin = seconds
+        return frame
+
+
+def report_time(sender: RTCRtpSender, track: OutgoingTrack, start: int) -> None:
+    """Let the sender reports of a track contain the time of its frames.
+
+    From these reports, browsers know which frame belongs to which audio (RFC 3550, section 6.4.1).
+    The reports of aiortc contain the time at which a packet was sent. This time includes the
+    encoding and all delays of a busy computer, and these differ between frames and audio.
+
+    Args:
+        sender: sender of the track, before it has started.
+        track: frames or audio.
+        start: NTP timestamp of the time 0 of the track.
+    """
+    encode, send = sender._next_encoded_frame, sender._send_rtcp
+    latest = 0  # a report before the first packet contains no time
+
+    async def next_encoded_frame(codec: RTCRtpCodecParameters) -> Any:
+        nonlocal latest
+        frame = await encode(codec)
+        if frame is not None:
+            # the RTP timestamps of audio count from the first packet
+            begin = track.begin or 0.0 if track.kind == "audio" else 0.0
+            latest = start + round((begin + frame.timestamp / codec.clockRate) * 2**32)
+        return frame
+
+    async def send_rtcp(packets: list[Any]) -> None:
+        for packet in packets:
+            if isinstance(packet, RtcpSrPacket):
+                packet.sender_info.ntp_timestamp = latest
+        await send(packets)
+
+    sender._next_encoded_frame = next_encoded_frame
+    sender._send_rtcp = send_rtcp
 
 
 Packed = tuple[av.VideoFrame | None, list[av.AudioFrame]]
@@ -98,16 +173,18 @@ class Call:
         # the default of aiortc asks a server of Google for the public address
         connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
         capacity = MAX_HOPS * session.streaming.config.hop
+        pace = Pace((MAX_HOPS - 1) * session.streaming.config.hop / FPS)
         call = cls(
             session,
             connection,
             asyncio.Event(),
             asyncio.Event(),
-            OutgoingTrack("video", capacity),
-            OutgoingTrack("audio", capacity * SAMPLES_PER_FRAME // PIECE),
+            OutgoingTrack("video", capacity, pace),
+            OutgoingTrack("audio", capacity * SAMPLES_PER_FRAME // PIECE, pace),
         )
-        connection.addTrack(call.audio)
-        connection.addTrack(call.video)
+        start = current_ntp_time()
+        for track in (call.audio, call.video):
+            report_time(connection.addTrack(track), track, start)
 
         @connection.on("connectionstatechange")
         def follow() -> None:
@@ -159,6 +236,7 @@ class Call:
     async def send(self, packed: Packed) -> None:
         """Send the frame and the audio of an answer."""
         image, sound = packed
+        self.video.pace.arrive(time_of(sound[0]))
         if image is not None:
             self.video.put(image)
         for piece in sound:
