@@ -24,7 +24,7 @@ from talker.core.parallel import one_thread
 from talker.dataset import Dataset
 from talker.errors import UserError
 from talker.tools.view import Config, Viewer
-from talker.tools.view_scene import GRAY, Subject
+from talker.tools.view_scene import FREE_ON_PHONE, GRAY, Subject
 from talker.tools.view_sound import Clock
 
 SIZE = 64
@@ -114,6 +114,17 @@ def test_the_camera_of_the_page_is_that_of_the_renderer(viewer: Viewer) -> None:
     )
     assert np.abs(image - expected.astype(int)).max() <= 2
     assert (np.abs(image - GRAY) > 8).any(-1).mean() > 0.05
+
+
+@pytest.mark.parametrize("body", [False, True])
+def test_a_phone_shows_the_head_above_its_panel(viewer: Viewer, body: bool) -> None:
+    phone = recording_camera(viewer)
+    phone.image_width, phone.image_height = 390, 844
+    phone.fov = 2 * np.arctan(np.tan(phone.fov / 2) / FREE_ON_PHONE)
+    viewer.controls.body.value = body
+    image = viewer.scene.image(phone, viewer.moment(0.0), viewer.controls.style()).astype(int)
+    rows = np.flatnonzero((np.abs(image - GRAY) > 8).any((1, 2)))
+    assert len(rows) > 5 and rows.max() < 0.45 * len(image)
 
 
 @pytest.mark.parametrize("control", ["yaw", "blink", "mouth", "scale", "colors", "size"])

@@ -29,7 +29,7 @@ from talker.core.config import AtLeast0, validated
 from talker.core.parallel import one_thread
 from talker.errors import UserError
 from talker.tools.view_controls import Controls
-from talker.tools.view_scene import Moment, Scene
+from talker.tools.view_scene import Moment, Scene, free_share
 from talker.tools.view_sound import Clock, SoundPanel, Speech, panel_html, read_speech
 
 logger = logging.getLogger(__name__)
@@ -165,7 +165,8 @@ class Viewer:
         position = -viewmat[:3, :3].T @ viewmat[:3, 3]
         center = subject.avatar.canonical["means"].mean(0).detach().cpu().numpy()
         aspect = client.camera.image_width / max(client.camera.image_height, 1)
-        height = max(dataset.height, dataset.width / aspect)  # the whole width must be visible
+        # the whole recorded view must be visible
+        height = max(dataset.height / free_share(aspect), dataset.width / aspect)
         client.camera.up_direction = -down
         client.camera.position = position
         client.camera.look_at = position + forward * ((center - position) @ forward)

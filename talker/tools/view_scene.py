@@ -32,6 +32,11 @@ in standard deviations. The images still show the whole rotation, but the networ
 extrapolate its deformation that far."""
 GRAY = 40
 """Gray level behind the head, 0 to 255."""
+PHONE = 0.75
+"""Width of a page over its height below which it is considered a phone. There, viser shows its
+panel over the lower part of the page, and not next to the image."""
+FREE_ON_PHONE = 0.4
+"""Share of the height of a phone that this panel never covers. The head is shown there."""
 APPEARANCE = "appearance"
 """Name of the view in natural colors; the other views have the names of the tokens."""
 
@@ -154,17 +159,18 @@ class Scene:
         width, height = (
             max(2, round(style.size * min(1, ratio))) for ratio in (aspect, 1 / aspect)
         )
+        free = round(height * free_share(aspect))
         if style.body:
-            factor = min(width / dataset.width, height / dataset.height)
+            factor = min(width / dataset.width, free / dataset.height)
             inner = round(factor * dataset.width), round(factor * dataset.height)
             K = np.diag([factor, factor, 1]) @ dataset.K
             behind = cv2.resize(dataset.background(moment.frame), inner)
             image = self.render(moment, moment.viewmat, K, behind, style)
-            left, top = (width - inner[0]) // 2, (height - inner[1]) // 2
+            left, top = (width - inner[0]) // 2, (free - inner[1]) // 2
             sides = top, height - inner[1] - top, left, width - inner[0] - left
             return cv2.copyMakeBorder(image, *sides, cv2.BORDER_CONSTANT, value=(GRAY,) * 3)
         focal = height / 2 / math.tan(camera.fov / 2)
-        K = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
+        K = np.array([[focal, 0, width / 2], [0, focal, free / 2], [0, 0, 1]])
         moved = np.linalg.inv(dataset.viewmats[self.subject.path[0]]) @ moment.viewmat
         behind = np.full((height, width, 3), GRAY, np.uint8)
         return self.render(moment, viewmat_of(camera) @ moved, K, behind, style)
@@ -198,6 +204,15 @@ class Scene:
         if self.scales is None:
             self.scales = color_scales([one])
         return colored(one, self.scales)[TOKENS.index(style.colors)]
+
+
+def free_share(aspect: float) -> float:
+    """Return the share of the height of a page, from its top, in which the avatar is shown.
+
+    Args:
+        aspect: width of the page over its height.
+    """
+    return FREE_ON_PHONE if aspect < PHONE else 1.0
 
 
 def viewmat_of(camera: viser.CameraHandle) -> np.ndarray:
