@@ -213,15 +213,15 @@ FAULTS = {
     ),
     "sound too long": (
         change_length(3),
-        "aud.wav: it lasts 7.00 s, but the 100 frames last 4.00 s. Cut the audio where the frames "
-        "were cut, or move the file to another folder, so that `talker audio` extracts it from "
-        "the video",
+        "aud.wav: it lasts 7.00 s, but the 100 frames last 4.00 s. Replace it with the audio of "
+        "the part of the video that the frames show, or move the file to another folder, so that "
+        "`talker audio` extracts it from the video",
     ),
     "sound too short": (
         change_length(-2),
-        "aud.wav: it lasts 2.00 s, but the 100 frames last 4.00 s. Cut the audio where the frames "
-        "were cut, or move the file to another folder, so that `talker audio` extracts it from "
-        "the video",
+        "aud.wav: it lasts 2.00 s, but the 100 frames last 4.00 s. Replace it with the audio of "
+        "the part of the video that the frames show, or move the file to another folder, so that "
+        "`talker audio` extracts it from the video",
     ),
     "windows too long": (
         save_windows(130),

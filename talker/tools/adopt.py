@@ -335,9 +335,9 @@ def _duration(path: Path, frames: int) -> str:
     excess = seconds - frames / FPS
     if abs(excess) > SOUND_TOLERANCE:
         raise UserError(
-            f"it lasts {seconds:.2f} s, but the {frames} frames last {frames / FPS:.2f} s. Cut "
-            "the audio to the part of the video that the frames show, or move the file to another "
-            "folder, so that `talker audio` extracts it from the video"
+            f"it lasts {seconds:.2f} s, but the {frames} frames last {frames / FPS:.2f} s. Replace "
+            "it with the audio of the part of the video that the frames show, or move the file to "
+            "another folder, so that `talker audio` extracts it from the video"
         )
     return f"{seconds:.2f} s"
 
