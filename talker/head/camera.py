@@ -36,9 +36,14 @@ def rotation_from_euler(euler: Float[np.ndarray, "N 3"]) -> Float[np.ndarray, "N
 
 def euler_from_rotation(rotation: Float[np.ndarray, "N 3 3"]) -> Float[np.ndarray, "N 3"]:
     """Return the published Euler angles [N, 3] of rotations [N, 3, 3]; |phi| <= pi/2."""
-    theta = np.arctan2(-rotation[:, 1, 2], rotation[:, 2, 2])
+    # The inputs of arctan2 are contiguous, because otherwise its last bit depends on the places of
+    # the arrays in memory.
+    m01, m00, m12, m22 = np.stack(
+        [rotation[:, 0, 1], rotation[:, 0, 0], -rotation[:, 1, 2], rotation[:, 2, 2]]
+    )
+    theta = np.arctan2(m12, m22)
     phi = np.arcsin(np.clip(rotation[:, 0, 2], -1.0, 1.0))
-    psi = np.arctan2(rotation[:, 0, 1], rotation[:, 0, 0])
+    psi = np.arctan2(m01, m00)
     return np.stack([theta, phi, psi], axis=-1)
 
 
