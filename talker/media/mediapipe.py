@@ -7,7 +7,7 @@ Three generators take images in order and yield one result for each image: the b
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -103,7 +103,8 @@ def _run_graph(make_graph: Any, images: Iterable[np.ndarray]) -> Iterator[tuple[
             yield image, result
     finally:
         if graph is not None:
-            graph.close()
+            with suppress(RuntimeError):  # a graph that has stopped reports its error again
+                graph.close()
 
 
 @contextmanager
