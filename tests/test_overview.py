@@ -51,6 +51,18 @@ def test_a_subject_has_its_verdict_numbers_and_links(page: str) -> None:
         assert f'href="{link}"' in page
 
 
+def test_numbers_of_too_few_frames_are_not_shown(page: str, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    file = results / "ann/metrics.json"
+    file.write_text(file.read_text().replace('"good"', '"too short to tell"'))
+    folders = Folders(tmp_path / "data", results, tmp_path / "benchmarks")
+    write_overview(results / "index.html", results / "batch.tsv", folders)
+    short = (results / "index.html").read_text(encoding="utf-8")
+    for text in (">0.7<", ">0.8<"):
+        assert text in page
+        assert text not in short
+
+
 def test_a_failure_has_its_reason_and_log(page: str) -> None:
     assert "check: talker check: error: too dark" in page
     assert 'href="../logs/b%20%3Cb%3E/check.log"' in page

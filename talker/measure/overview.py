@@ -19,7 +19,9 @@ from talker.core.batch import read_outcome, read_results
 from talker.core.files import atomic_write
 from talker.data import layout
 
-GRADES = ("good", "usable", "too short to tell", "failed")
+TOO_SHORT = "too short to tell"
+"""Verdict on an avatar whose mouth cannot be measured; the page shows no numbers of its mouth."""
+GRADES = ("good", "usable", TOO_SHORT, "failed")
 """Verdicts from best to worst, in the order of sorting. Subjects without a verdict come last."""
 NUMBERS = {
     "mouth": ("mouth_correlation", "{:z.1f}"),
@@ -75,6 +77,8 @@ def _subject(
     measured = read_results(results / "metrics.json") if state == "done" else {}
     verdict, held_out = measured.get("verdict", {}), measured.get("held_out", {})
     grade = verdict.get("grade")
+    if grade == TOO_SHORT:
+        held_out = {name: held_out[name] for name in held_out if not name.startswith("mouth_")}
     first = layout.FRAMES.path(folders.data / name, 0)
     links = [("report", results / "report.html"), ("held-out", results / "val.mp4")]
     links += [(video.stem, video) for video in sorted((results / layout.NOVEL).glob("*.mp4"))]
