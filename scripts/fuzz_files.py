@@ -360,6 +360,7 @@ TARGETS = [
     Target("me.avatar", "zip", ("render bundle",)),
     Target("avatar/config.json", "json", ("render", "evaluate", "bundle", "report")),
     Target("avatar/weights.safetensors", "safetensors", ("render", "evaluate", "bundle")),
+    Target("avatar/blendshapes.npz", "npz", ("render", "evaluate", "bundle", "report")),
     Target("avatar/point_cloud.ply", "ply", ("ply", "bundle", "report")),
     Target("avatar/speech.npz", "npz", ("bundle", "evaluate", "report", "render")),
     Target("avatar/log.jsonl", "text", ("report",)),

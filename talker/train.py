@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from talker.avatar.bake import add_blendshapes
 from talker.avatar.options import Config
 from talker.avatar.trainer import fit
 from talker.avatar.training_set import training_set
@@ -43,8 +44,8 @@ def main(data: Path, avatar: Output, checkpoints: Changed, config: Config = Conf
 
     Args:
         data: Dataset folder, or file written by `talker pack`.
-        avatar: Folder to write: config.json, weights.safetensors, point_cloud.ply, log.jsonl and
-            the speech statistics.
+        avatar: Folder to write: config.json, weights.safetensors, blendshapes.npz,
+            point_cloud.ply, log.jsonl and the speech statistics.
         checkpoints: Folder for the checkpoint, from which an interrupted training run resumes. The
             checkpoint is kept after training. If you train again with the same code, options and
             data, the final state is loaded from it.
@@ -57,6 +58,7 @@ def main(data: Path, avatar: Output, checkpoints: Changed, config: Config = Conf
     dataset = Dataset.load(data, config.image_size, config.encoder)
     subset = training_set(dataset, device)
     trainer = fit(dataset, subset, config, checkpoints / "latest.pt", perceptual)
+    add_blendshapes(trainer.avatar.eval(), subset, config.blendshapes)
     with atomic_write(avatar) as (folder,):
         trainer.avatar.save(folder)
         statistics = dataset.folder / speech_statistics(config.encoder)

@@ -55,6 +55,7 @@ TINY = Config(
     deformation_steps=20,
     deformation_batch=2,
     checkpoint_seconds=0.0,
+    blendshapes=0,
 )
 GROWING = dataclasses.replace(
     TINY,
@@ -482,10 +483,11 @@ def test_the_smallest_options_train(dataset: Path, tmp_path: Path) -> None:
         deformation_steps=2,
         hidden=1,
         plane_channels=1,
+        blendshapes=1,
     )
     main(dataset, tmp_path / "avatar", tmp_path / "checkpoints", config)
     assert {path.name for path in (tmp_path / "avatar").iterdir()} == {
-        *("config.json", "log.jsonl", "point_cloud.ply", "weights.safetensors")
+        *("blendshapes.npz", "config.json", "log.jsonl", "point_cloud.ply", "weights.safetensors")
     }
 
 
@@ -504,11 +506,12 @@ def test_killed_training_ends_with_the_same_weights(dataset: Path, tmp_path: Pat
         yaml.safe_dump({"train": json.loads(json.dumps(dataclasses.asdict(config)))})
     )
 
-    def command(name: str) -> list[str]:
+    def command(name: str, blendshapes: int = 0) -> list[str]:
         return [
             *(sys.executable, "-m", "talker", "train", "--config", str(options)),
             *("--data", str(dataset), "--avatar", str(tmp_path / name / "avatar")),
             *("--checkpoints", str(tmp_path / name / "checkpoints")),
+            *("--blendshapes", str(blendshapes)),
         ]
 
     subprocess.run(command("whole"), check=True)
@@ -526,8 +529,10 @@ def test_killed_training_ends_with_the_same_weights(dataset: Path, tmp_path: Pat
     assert files[0].read_bytes() == files[1].read_bytes()
     assert Avatar.load(tmp_path / "killed" / "avatar").config.image_size == TINY.image_size
     shutil.rmtree(tmp_path / "killed" / "avatar")
-    once_more = subprocess.run(command("killed"), check=True, capture_output=True, text=True)
+    assert Avatar.load(tmp_path / "whole" / "avatar").blendshapes is None
+    once_more = subprocess.run(command("killed", 4), check=True, capture_output=True, text=True)
     assert "Continuing at step 60 of the deformation stage" in once_more.stderr
+    assert Avatar.load(tmp_path / "killed" / "avatar").blendshapes is not None
     assert files[0].read_bytes() == files[1].read_bytes()
 
 

@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import save as save_tensors
 
 from talker import __version__
+from talker.avatar import blendshapes
 from talker.avatar.model import Avatar
 from talker.avatar.renderer import avatar_dataset, load_avatar
 from talker.clip import MAX_SIZE, check_regular, load_arrays, load_json
@@ -38,7 +39,7 @@ BUNDLE_VERSION = 1
 """Version of the file format, stored in bundle.json. Files of another version are refused."""
 MANIFEST, REPLAY = "bundle.json", "replay.npz"
 AVATAR_FILES = ("config.json", "weights.safetensors", "point_cloud.ply", "speech.npz")
-"""Files of the avatar folder that the bundle holds."""
+"""Files of the avatar folder that the bundle holds, in addition to the blendshapes, if any."""
 REPLAYED = ("valid", "viewmats", "K", "eye", "train_ids", "val_ids")
 """Arrays of the dataset that rendering needs."""
 QUALITY = 90
@@ -71,7 +72,8 @@ def write_bundle(
             f"{', '.join(AVATAR_FILES)}. Run `talker speech`, and then train the avatar again with "
             "`talker train`."
         )
-    for name in AVATAR_FILES:
+    names = [*AVATAR_FILES, *(path.name for path in avatar.glob(blendshapes.FILE))]
+    for name in names:
         check_regular(avatar / name)
     read_image(dataset.folder / layout.PLATE)  # raises if it is damaged
     manifest = {
@@ -92,7 +94,7 @@ def write_bundle(
     )
     with atomic_write(file) as (scratch,), zipfile.ZipFile(scratch, "w") as archive:
         archive.writestr(MANIFEST, json.dumps(manifest, indent=2) + "\n")
-        for name in AVATAR_FILES:
+        for name in names:
             archive.write(avatar / name, name)
         archive.writestr(REPLAY, replay.getvalue())
         archive.write(dataset.folder / layout.PLATE, layout.PLATE)

@@ -22,8 +22,8 @@ from talker.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-NO_EFFECT = ("checkpoint_seconds",)
-"""Options that do not change the result of training."""
+NO_EFFECT = ("checkpoint_seconds", "blendshapes")
+"""Options that do not change the weights of the avatar."""
 
 
 @dataclass(frozen=True)

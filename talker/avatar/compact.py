@@ -1,4 +1,4 @@
-"""A small copy of a baked avatar for players, as named arrays of 8 and 16 bits.
+"""A small copy of an avatar with blendshapes for players, as named arrays of 8 and 16 bits.
 
 The arrays are those of a safetensors file, a public format that every language can read: the length
 of the header as uint64, the header as JSON, then the bytes of the arrays. Parameters are stored
@@ -13,25 +13,18 @@ plane by plane, [P, G] for G Gaussians, in the order of `PARAMETERS`:
 
 The parameters of a frame with the weights w [B] are `mean + sum_b w_b steps_b blendshapes_b`. The
 colors are those of spherical harmonics as in Gaussian splatting, of which only the constant one is
-deformed: the blendshapes of the others are evaluated for the mean direction of the recorded cameras
-and added to it.
+deformed (`talker.avatar.blendshapes`).
 """
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn import functional as F
 
-from talker.avatar.baked import BakedAvatar
-from talker.avatar.gaussians import C0, Gaussians, camera_centers, sh_basis, to_view
+from talker.avatar.blendshapes import PARAMETERS, Blendshapes
+from talker.avatar.gaussians import Gaussians, to_view
 from talker.avatar.rasterize import rasterize
 
-GEOMETRY = 11
-"""Number of parameters before the color: center (3), rotation (4), size (3) and opacity."""
-PARAMETERS = GEOMETRY + 3
-"""Number of parameters that are deformed: the geometry, and the constant color coefficients of red,
-green and blue."""
 LEAST_WEIGHT = 0.03
 """A Gaussian is kept if its blending weights, summed over the pixels of an image, reach this
 value."""
@@ -41,20 +34,11 @@ images look hardly better."""
 
 
 @torch.inference_mode()
-def compact(baked: BakedAvatar, viewmats: Float[Tensor, "T 4 4"]) -> dict[str, np.ndarray]:
-    """Return the arrays of a baked avatar, as the table above describes them.
-
-    Args:
-        viewmats: world-to-camera matrices [T, 4, 4] of recorded frames.
-    """
-    points = baked.avatar.canonical["means"]
-    directions = F.normalize(points - camera_centers(viewmats).mean(0), dim=-1)
-    sh = baked.blendshapes[..., GEOMETRY:].unflatten(-1, (-1, 3))
-    basis = sh_basis(directions, sh.shape[-2])
-    color = torch.einsum("gk,bgkc->bgc", basis, sh) / C0
-    shapes = torch.cat([baked.blendshapes[..., :GEOMETRY], color], dim=-1).transpose(1, 2)
+def compact(blendshapes: Blendshapes) -> dict[str, np.ndarray]:
+    """Return the arrays of blendshapes, as the table above describes them."""
+    shapes = blendshapes.shapes.transpose(1, 2)
     steps = shapes.abs().amax(2).clamp_min(1e-12) / LEVELS
-    mean = baked.mean.T.cpu().numpy().astype(np.float16)
+    mean = blendshapes.mean.T.cpu().numpy().astype(np.float16)
     return {
         "mean": mean[:PARAMETERS],
         "harmonics": mean[PARAMETERS:],
@@ -64,7 +48,7 @@ def compact(baked: BakedAvatar, viewmats: Float[Tensor, "T 4 4"]) -> dict[str, n
 
 
 def visible(
-    baked: BakedAvatar,
+    blendshapes: Blendshapes,
     weights: Float[Tensor, "N K"],
     viewmats: Float[Tensor, "N 4 4"],
     K: Float[Tensor, "3 3"],
@@ -81,11 +65,11 @@ def visible(
         viewmats: world-to-camera matrices [N, 4, 4].
         K: intrinsics in pixels [3, 3].
     """
-    points = baked.avatar.canonical["means"].detach()
+    points = blendshapes.mean[:, :3]
     kept = torch.zeros(len(points), dtype=torch.bool, device=points.device)
     for one, view in zip(weights.split(1), viewmats.split(1), strict=True):
         with torch.no_grad():
-            splats = to_view(baked.gaussians(one), points, view)
+            splats = to_view(blendshapes.gaussians(one), points, view)
         splats = splats._replace(colors=splats.colors.clone().requires_grad_())
         with torch.enable_grad():
             rasterize(splats, view, K[None], width, height).rgb[..., 0].sum().backward()

@@ -9,6 +9,7 @@ Every image is computed from speech in the same three steps: `speech_to_expressi
 """
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -18,9 +19,11 @@ from jaxtyping import Float
 from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
-from safetensors.torch import save_file
+from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from talker.avatar import blendshapes
+from talker.avatar.blendshapes import Blendshapes
 from talker.avatar.blocks import NetworkInputs, TokenAttention, TriPlane, network_inputs
 from talker.avatar.expression import EXPRESSIONS, SpeechToExpression
 from talker.avatar.gaussians import Gaussians, camera_centers, to_view
@@ -86,6 +89,8 @@ class Avatar(nn.Module):
 
     pose_mean: Tensor
     pose_std: Tensor
+    blendshapes: Blendshapes | None = None
+    """Blendshapes that replace the network in `deform`, on the device of the avatar."""
 
     def __init__(
         self,
@@ -133,7 +138,8 @@ class Avatar(nn.Module):
     def shared(self) -> Shared:
         """Compute what is the same for all frames, once for a video or a training step."""
         features = self.feature_proj(self.planes(self.canonical["means"]))
-        if not (features.is_cuda and self._fits_fused_kernel()):
+        fits = features.is_cuda and self._fits_fused_kernel()
+        if self.blendshapes is not None or not fits:
             return Shared(features, None)
         return Shared(features, self.fused_inputs(features))
 
@@ -205,17 +211,36 @@ class Avatar(nn.Module):
 
             keys, values = self._only_block().project_tokens(tokens)
             return Splats(*deform(shared.fused, keys, values, points, camera_centers(viewmats)))
+        return to_view(self.deformed(tokens, shared), points, viewmats)
+
+    def deformed(self, tokens: Float[Tensor, "B 4 D"], shared: Shared) -> Gaussians:
+        """Return the raw parameters [B, G, ...] of the Gaussians in B frames.
+
+        Args:
+            tokens: [B, 4, D], output of `tokens`.
+            shared: output of `shared`.
+        """
+        if self.blendshapes is not None:
+            weights = self.blendshape_weights(self.blendshapes, tokens, shared)
+            return self.blendshapes.gaussians(weights)
         offsets = self.offsets(shared.features, tokens)
         means, quats, scales, opacities, sh = offsets.split(self.parts, dim=-1)
         base = self.gaussians()
-        deformed = Gaussians(
+        return Gaussians(
             means=base.means + means,
             quats=base.quats + quats,
             scales=base.scales + scales,
             opacities=base.opacities + opacities[..., 0],
             sh=base.sh + sh.unflatten(-1, (-1, 3)),
         )
-        return to_view(deformed, points, viewmats)
+
+    def blendshape_weights(
+        self, blendshapes: Blendshapes, tokens: Float[Tensor, "B 4 D"], shared: Shared
+    ) -> Float[Tensor, "B K"]:
+        """Return the weights [B, K] of blendshapes in B frames, as in `deformed`."""
+        rows = blendshapes.anchors
+        canonical = Gaussians(**{name: value[rows] for name, value in self.canonical.items()})
+        return blendshapes.weights(canonical.flat() + self.offsets(shared.features[rows], tokens))
 
     def offsets(
         self, features: Float[Tensor, "G D"], tokens: Float[Tensor, "B 4 D"]
@@ -278,10 +303,13 @@ class Avatar(nn.Module):
         return rendered.rgb, rendered.alpha
 
     def save(self, folder: Path) -> None:
-        """Write `config.json`, `weights.safetensors` and `point_cloud.ply` into `folder`."""
+        """Write config.json, weights.safetensors, point_cloud.ply and, if any, the blendshapes."""
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: value.contiguous().cpu() for name, value in self.state_dict().items()}
-        save_file(state, folder / "weights.safetensors")
+        weights = save_tensors(state)
+        (folder / "weights.safetensors").write_bytes(weights)
+        if self.blendshapes is not None:
+            self.blendshapes.save(folder / blendshapes.FILE, hashlib.sha256(weights).hexdigest())
         self.save_point_cloud(folder / "point_cloud.ply")
         values = {"format_version": FORMAT_VERSION, **dataclasses.asdict(self.config)}
         (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
@@ -301,7 +329,8 @@ class Avatar(nn.Module):
         """
         try:
             check_regular(folder / "weights.safetensors")
-            state = load_tensors((folder / "weights.safetensors").read_bytes())
+            weights = (folder / "weights.safetensors").read_bytes()
+            state = load_tensors(weights)
             values = load_json(folder / "config.json")
         except (OSError, ValueError, SafetensorError, UserError, *BROKEN_ZIP) as error:
             raise UserError(
@@ -310,12 +339,20 @@ class Avatar(nn.Module):
             ) from error
         config = _read_config(values, folder / "config.json")
         try:
-            return cls.from_state(config, state).to(device)
+            avatar = cls.from_state(config, state).to(device)
         except (KeyError, RuntimeError) as error:
             raise UserError(
                 f"{folder} contains a weights.safetensors that does not belong to its "
                 f"config.json ({error}). Use the two files of the same training run."
             ) from error
+        if (file := folder / blendshapes.FILE).exists():
+            avatar.blendshapes = Blendshapes.load(
+                file,
+                hashlib.sha256(weights).hexdigest(),
+                (len(avatar.canonical["means"]), sum(avatar.parts)),
+                device,
+            )
+        return avatar
 
     @classmethod
     def from_state(cls, config: AvatarConfig, state: dict[str, Tensor]) -> "Avatar":

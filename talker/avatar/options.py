@@ -5,6 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from talker.avatar.blendshapes import COMPONENTS
 from talker.avatar.density import DensityConfig
 from talker.avatar.gaussians import MAX_SH_DEGREE, NEIGHBORS
 from talker.avatar.losses import LossWeights
@@ -132,6 +133,12 @@ class Config:
     perceptual_sha256: str = ""
     """SHA-256 checksum of the file given with `perceptual`. Required if a file is given. Training
     stops if the file has a different checksum."""
+    blendshapes: AtLeast0 = COMPONENTS
+    """Number of blendshapes that replace the deformation network when the avatar is rendered, which
+    is then faster. They are computed at the end of training, and only used if they lower the PSNR
+    on training frames by at most 0.1 dB. With 0, the avatar is rendered with the network. This
+    option does not change the training: if you change it, the same command computes the blendshapes
+    from the checkpoint."""
     point_cloud_steps: tuple[AtLeast1, ...] = ()
     """Steps after which the Gaussians are saved as `point_cloud_STEP.ply` next to the checkpoint.
     Steps are counted from the start of training and continuously across both stages. By default,

@@ -194,7 +194,7 @@ def evaluate_held_out(
             clip_sound(dataset.folder / layout.SOUND, dataset.frames),
         ),
         "not_computed": not_computed(networks) | null_reason(sync["avatar"]),
-        "settings": _settings(dataset, ids, shuffles),
+        "settings": _settings(avatar, dataset, ids, shuffles),
         "curves": _curves(real, driven, frozen, shuffled),
     }
 
@@ -260,7 +260,17 @@ def _network_rows(
     }
 
 
-def _settings(dataset: Dataset, ids: np.ndarray, shuffles: int) -> dict[str, Any]:
+def _deformation(avatar: Avatar) -> str:
+    blendshapes = avatar.blendshapes
+    if blendshapes is None:
+        return "network"
+    return (
+        f"{len(blendshapes.shapes)} blendshapes, which lower the PSNR on training frames by "
+        f"{blendshapes.loss:.3f} dB compared with the network"
+    )
+
+
+def _settings(avatar: Avatar, dataset: Dataset, ids: np.ndarray, shuffles: int) -> dict[str, Any]:
     skipped = int(ids[0]) - int(dataset.train_ids.max()) - 1
     return {
         "height": dataset.height,
@@ -272,6 +282,7 @@ def _settings(dataset: Dataset, ids: np.ndarray, shuffles: int) -> dict[str, Any
             f"audio, if at least {MIN_FRAMES_AFTER_GAP} frames remain.)"
         ),
         "shuffles": shuffles,
+        "deformation": _deformation(avatar),
         "definitions": DEFINITIONS,
         "controls": CONTROLS,
         "detector_floor": DETECTOR_FLOOR,

@@ -1,5 +1,5 @@
-// Plays a baked avatar: the layers behind the head and the sound come from a video, the head is
-// rendered as 3D Gaussians over it. The arrays are described in talker/avatar/compact.py, and the
+// Plays an avatar: the layers behind the head and the sound come from a video, the head is
+// rendered as 3D Gaussians over it, which blendshapes deform. The arrays are described in talker/avatar/compact.py, and the
 // geometry in docs/player.md. THREE is the global of three.min.js.
 "use strict";
 

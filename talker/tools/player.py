@@ -27,8 +27,9 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from talker import __version__
-from talker.avatar.baked import COMPONENTS, BakedAvatar, training_conditions
-from talker.avatar.bundle import disclosure_of, load_subject
+from talker.avatar.bake import Camera, Conditions, bake
+from talker.avatar.blendshapes import Blendshapes
+from talker.avatar.bundle import Replay, disclosure_of, load_subject, predicted_expression
 from talker.avatar.compact import compact, visible
 from talker.avatar.model import Avatar
 from talker.avatar.renderer import Drive, head_inputs
@@ -58,10 +59,10 @@ one of them."""
 class Config:
     """Options of `talker player`."""
 
-    components: AtLeast1 = COMPONENTS
+    components: AtLeast1 = 32
     """Number of blendshapes. More blendshapes reproduce the network more closely, but each adds
-    about 0.3 MB to the page (with 30,000 Gaussians). The default of 24 lowers the PSNR by less than
-    0.1 dB."""
+    about 0.3 MB to the page (with 30,000 Gaussians). Those that
+    `talker train` stored with the avatar are used if there are enough of them."""
     crf: Annotated[int, Field(ge=0, le=51)] = 23
     """Constant rate factor of the video that the page shows behind the head (the torso and the
     background), from 0 (best quality) to 51. Larger values give smaller pages of lower quality."""
@@ -72,6 +73,26 @@ class Config:
     """Seed of the random numbers of the `natural` blinks."""
     title: str = ""
     """Title of the page. By default, it is the name of the audio file."""
+
+
+def training_conditions(avatar: Avatar, dataset: Dataset) -> Conditions:
+    """Return the conditions of the training frames."""
+    ids = dataset.train_ids
+    if isinstance(dataset, Replay):
+        expression = dataset.train_expression
+    else:
+        expression = predicted_expression(avatar, dataset, ids)
+    parts = (expression, dataset.eye[ids], dataset.viewmats[ids])
+    return Conditions(*(torch.from_numpy(part).to(avatar.device) for part in parts))
+
+
+def blendshapes_of(avatar: Avatar, dataset: Dataset, count: int) -> Blendshapes:
+    """Return `count` blendshapes of an avatar, which are computed if it does not have so many."""
+    stored = avatar.blendshapes
+    if stored is not None and len(stored.shapes) >= count:
+        return stored.first(count)
+    camera = Camera(torch.from_numpy(dataset.K).to(avatar.device), dataset.height, dataset.width)
+    return bake(avatar, training_conditions(avatar, dataset), camera, count)
 
 
 def container(
@@ -91,27 +112,22 @@ def container(
         components: number of blendshapes B.
         notes: texts that are stored in the file's metadata.
     """
-    conditions = training_conditions(avatar, dataset)
-    baked = BakedAvatar(avatar, conditions, components)
-    logger.info(
-        "%d blendshapes explain %.2f %% of the variance of the deformation.",
-        len(baked.blendshapes),
-        100 * baked.explained,
-    )
+    blendshapes = blendshapes_of(avatar, dataset, components)
     with torch.no_grad():
         expression, eye, viewmats, Ks = head_inputs(avatar, dataset, drive, slice(None))
-        weights = baked.weights(expression, eye, viewmats)
-        center = baked.mean[:, :3].mean(0)
+        tokens = avatar.tokens(expression, eye, avatar.pose_vector(viewmats))
+        weights = avatar.blendshape_weights(blendshapes, tokens, avatar.shared())
+        center = blendshapes.mean[:, :3].mean(0)
         pivot = (viewmats[:, :3, :3] @ center + viewmats[:, :3, 3]).mean(0)
     some = torch.linspace(0, len(drive) - 1, min(len(drive), SAMPLED), device=avatar.device).long()
-    show = partial(visible, baked, K=Ks[0], width=dataset.width, height=dataset.height)
+    show = partial(visible, blendshapes, K=Ks[0], width=dataset.width, height=dataset.height)
     straight = show(weights[some], viewmats[some])
     views = torch.cat([turned(viewmats[some], pivot, *angles) for angles in CORNERS])
     aside = show(weights[some].repeat(len(CORNERS), 1), views) & ~straight
     order = np.concatenate([np.flatnonzero(straight), np.flatnonzero(aside)])
     arrays = {
         name: array if name == "steps" else array[..., order]
-        for name, array in compact(baked, conditions.viewmats).items()
+        for name, array in compact(blendshapes).items()
     }
     arrays |= {
         "weights": weights.cpu().numpy(),

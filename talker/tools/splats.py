@@ -57,8 +57,7 @@ def deformed(
 ) -> Gaussians:
     """Return the raw parameters [B, G, ...] in B frames; the arguments are those of `deform`."""
     tokens = avatar.tokens(expression, eye, avatar.pose_vector(viewmats))
-    offsets = avatar.offsets(avatar.shared().features, tokens)
-    return Gaussians.from_flat(avatar.gaussians().flat() + offsets)
+    return avatar.deformed(tokens, avatar.shared())
 
 
 def half_turned(gaussians: Gaussians) -> Gaussians:
