@@ -13,7 +13,7 @@ from talker.measure.overview import Folders, write_overview
 TABLE = """subject\tstate\trule\treason\tlog\tverdict
 ann\tdone\t\t\t\tgood
 b <b>\tfailed\tcheck\ttalker check: error: too dark\tlogs/b <b>/check.log\t
-old\tdone\t\t\t\t
+old_one\tdone\t\t\t\t
 """
 
 
@@ -70,6 +70,10 @@ def test_a_failure_has_its_reason_and_log(page: str) -> None:
     assert "no verdict" in page
 
 
+def test_a_long_name_can_wrap_after_an_underscore(page: str) -> None:
+    assert "<b>old_<wbr>one</b>" in page
+
+
 def test_every_linked_file_exists_and_nothing_is_external(page: str) -> None:
     for link in re.findall(r'(?:src|href)="([^"]*)"', page):
         assert ":" not in link
@@ -92,4 +96,4 @@ def test_a_click_on_a_column_sorts_by_number(page: str, tmp_path: Path) -> None:
     file.write_text(page.replace("</body>", CLICK), encoding="utf-8")
     command = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom"]
     dom = subprocess.run([*command, file.as_uri()], capture_output=True, text=True, check=True)
-    assert "<title>ann,b &lt;b&gt;,old</title>" in dom.stdout
+    assert "<title>ann,b &lt;b&gt;,old_one</title>" in dom.stdout
