@@ -272,14 +272,14 @@ def require_deepspeech_scores():
 
 
 def require_backend_files():
-    """Stop if a backend or a metric lacks the weights, the table or the head model it needs."""
+    """Stop if a backend, a metric or a signature lacks a file that it needs."""
     if workflow.remote_exec or not LOCAL:
         return
     subjects = [None, *(name for name in SUBJECTS if SUBJECTS[name].options)]
     missing = {
         fault: None
         for subject in subjects
-        for stage in (*BACKEND_OPTIONS, "evaluate")
+        for stage in (*BACKEND_OPTIONS, "evaluate", "render")
         if (fault := missing_file(stage, options_of(stage, subject)))
     }
     if missing:
