@@ -1042,7 +1042,7 @@ SAME_MASK = 0.01
 """Fraction of the pixels of a mask that may differ if the head is at the same place."""
 SILENT = {
     "me/shots.npz": "only `fit` reads it; `talker check` uses `track_params.pt` instead",
-    "me/fit.npz": "read by `track` only; the gate checks `track_params.pt` instead",
+    "me/fit.npz": "only `track` reads it; `talker check` uses `track_params.pt` instead",
     "me/verified.json": "an output of `verify` itself",
     "me/lipsync.json": "an output of `lipsync` itself",
     "me/quality.json": "an output of `check` itself",

@@ -62,7 +62,7 @@ def main(
     clip: Path | None = None,
     config: Config = Config(),
 ) -> None:
-    """Extract speech features: a window of 16 feature vectors, one per 20 ms, for every frame.
+    """Extract, for every frame, a window of 16 speech feature vectors that are 20 ms apart.
 
     Args:
         wav: Wav file written by `talker audio`.

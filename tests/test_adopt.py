@@ -284,7 +284,8 @@ def test_all_faults_are_explained_together(folder: Path):
     [
         (
             remove_landmarks,
-            "ori_imgs/*.lms missing frames 3, 40, 41; `talker landmarks` writes them",
+            "ori_imgs/*.lms missing frames 3, 40, 41 have no landmarks; `talker landmarks` writes "
+            "them",
         ),
         (
             lambda folder: shutil.copy(folder / "ori_imgs/99.jpg", folder / "ori_imgs/100.jpg"),

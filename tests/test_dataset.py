@@ -78,7 +78,9 @@ def test_sound_of_another_kind_is_converted(folder: Path) -> None:
 
 def test_sound_of_other_frames_is_refused(folder: Path) -> None:
     write_wav(folder / "aud.wav", np.zeros(2 * 16_000, np.int16))
-    with pytest.raises(UserError, match=r"aud\.wav lasts 2\.00 s, but its frames last 4\.00 s"):
+    with pytest.raises(
+        UserError, match=r"aud\.wav lasts 2\.00 s, but the frames of the dataset last 4\.00 s"
+    ):
         _ = clip_sound(folder / "aud.wav", Dataset.load(folder, 64).frames)
 
 

@@ -265,7 +265,7 @@ def test_restricted_licenses_have_to_be_accepted(
     server: Server, model: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     restricted = make_model(*model.files, restricted=True)
-    with pytest.raises(UserError, match=r"is restricted: MIT.*--accept-license"):
+    with pytest.raises(UserError, match=r"restricts its use: MIT.*--accept-license"):
         fetch(restricted)
     monkeypatch.setattr(tool.sys.stdin, "isatty", lambda: True, raising=False)
     for answer, there in (("", False), ("n", False), ("y", True)):

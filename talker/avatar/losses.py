@@ -22,7 +22,7 @@ class LossWeights:
     l1: NonNegative = 0.8
     """Weight of the mean absolute difference between the composited image and its target."""
     ssim: NonNegative = 0.2
-    """Weight of the loss 1 - SSIM of the same two images as `weights.l1`."""
+    """Weight of 1 - SSIM, computed between the composited image and its target."""
     lips: NonNegative = 0.4
     """Weight of the mean absolute difference inside the bounding box of the lips."""
     eyes: NonNegative = 0.4

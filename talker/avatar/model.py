@@ -65,7 +65,7 @@ class AvatarConfig:
     layers: int
     """Number of attention blocks."""
     hidden: int
-    """Width of the hidden layer that the deformation heads share."""
+    """Width of the hidden layer that all output layers of the deformation network share."""
 
 
 class Shared(NamedTuple):

@@ -42,7 +42,7 @@ class LearningRates:
     planes: NonNegative = 5e-3
     """Learning rate of the tri-planes."""
     network: NonNegative = 1e-3
-    """Learning rate of the attention blocks and deformation heads."""
+    """Learning rate of the attention blocks and of the output layers of the deformation network."""
     decay: Positive = 0.05
     """Ratio of the final to the initial learning rate of a stage. The decay is exponential."""
 
@@ -76,7 +76,7 @@ class Config:
     layers: AtLeast1 = 1
     """Number of attention blocks."""
     hidden: AtLeast1 = 128
-    """Width of the hidden layer that the deformation heads share."""
+    """Width of the hidden layer that all output layers of the deformation network share."""
 
     canonical_steps: AtLeast1 = 1_500
     """Number of steps of the canonical stage, which fits one head without facial motion."""
@@ -134,11 +134,11 @@ class Config:
     """SHA-256 checksum of the file given with `perceptual`. Required if a file is given. Training
     stops if the file has a different checksum."""
     blendshapes: AtLeast0 = COMPONENTS
-    """Number of blendshapes that replace the deformation network when the avatar is rendered, which
-    is then faster. They are computed at the end of training, and only used if they lower the PSNR
-    on training frames by at most 0.1 dB. With 0, the avatar is rendered with the network. This
-    option does not change the training: if you change it, the same command computes the blendshapes
-    from the checkpoint."""
+    """Number of blendshapes that replace most of the deformation network when the avatar is
+    rendered, which is then faster. They are computed at the end of training, and only used if they
+    lower the PSNR on training frames by at most 0.1 dB. With 0, the avatar is rendered with the
+    network alone. If you change only this option and run `talker train` again, it does not repeat
+    the training, but computes the blendshapes from the checkpoint."""
     point_cloud_steps: tuple[AtLeast1, ...] = ()
     """Steps after which the Gaussians are saved as `point_cloud_STEP.ply` next to the checkpoint.
     Steps are counted from the start of training and continuously across both stages. By default,

@@ -285,8 +285,8 @@ def sound_faults(folder: FolderSpec) -> Iterator[str]:
             )
         elif not folder.own and abs(samples / rate - frames / FPS) > SOUND_TOLERANCE:
             yield (
-                f"{path} lasts {samples / rate:.2f} s, but its frames last {frames / FPS:.2f} s. "
-                "Cut the audio to the length of the frames."
+                f"{path} lasts {samples / rate:.2f} s, but the frames of the dataset last "
+                f"{frames / FPS:.2f} s. Replace it with audio of the same length as the frames."
             )
 
 

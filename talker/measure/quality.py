@@ -130,10 +130,16 @@ def edited_files(folder: Path) -> Iterator[str]:
     for name in names:
         path = folder / name
         if path.exists() and (changed := differing_files(path)):
-            inside = f": {', '.join(sorted(changed)[:5])}" if path.is_dir() else ""
+            if not path.is_dir():
+                yield (
+                    f"{path} was changed after talker wrote it. Training uses the changed file. To "
+                    "restore the original, delete the file and run the workflow again."
+                )
+                continue
+            names = ", ".join(sorted(changed)[:5])
             more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
             yield (
-                f"{path}{inside}{more} was changed after talker wrote it. Training uses the "
-                "changed file. To restore the original, delete the file and run the workflow "
-                "again."
+                f"These files were changed or added after talker wrote {path}: {names}{more}. "
+                "Training uses them. To restore the original folder, delete the folder and run the "
+                "workflow again."
             )

@@ -83,8 +83,8 @@ def clip_sound(path: Path | zipfile.Path, frames: int) -> np.ndarray:
     sound = decode_audio(path)
     if abs(len(sound) - samples) > SOUND_TOLERANCE * SAMPLE_RATE:
         raise UserError(
-            f"{path} lasts {len(sound) / SAMPLE_RATE:.2f} s, but its frames last "
-            f"{frames / FPS:.2f} s."
+            f"{path} lasts {len(sound) / SAMPLE_RATE:.2f} s, but the frames of the dataset last "
+            f"{frames / FPS:.2f} s. Replace it with audio of the same length as the frames."
         )
     return np.pad(sound[:samples], (0, max(0, samples - len(sound))))
 

@@ -26,7 +26,7 @@ class Signature:
     certificate: Path | None = None
     """PEM file with a certificate for C2PA content credentials, followed by the certificates of its
     issuers. If it is given, the video (.mp4 or .mov) contains a signed statement that it is
-    synthetic. By default, the statement is not signed. This requires `pip install '.[c2pa]'`."""
+    synthetic. Signing requires `pip install '.[c2pa]'`. By default, the statement is not signed."""
     key: Path | None = None
     """PEM file with the private key of the certificate, without a password."""
 
@@ -107,4 +107,4 @@ def _algorithm(key: bytes) -> str:
         return "ed25519"
     if isinstance(private, ec.EllipticCurvePrivateKey) and private.curve.name in CURVES:
         return CURVES[private.curve.name]
-    raise ValueError("C2PA has no signatures with keys of this type")
+    raise ValueError("C2PA does not support signatures with keys of this type")

@@ -192,7 +192,8 @@ def _landmarks_row(folder: Folder, absent: set[int]) -> Row:
         return Row(name, "present", f"{folder.frames} frames")
     if len(absent) == folder.frames:
         return Row(name, "missing", "`talker landmarks` writes them")
-    return Row(name, "missing", f"{folder.some(absent)}; `talker landmarks` writes {_them(absent)}")
+    text = f"{folder.some(absent)} {_have(absent)} no landmarks; `talker landmarks` writes them"
+    return Row(name, "missing", text)
 
 
 def _is(ids: Set[int]) -> str:

@@ -87,7 +87,7 @@ class Config:
     """Maximum number of simultaneous live sessions."""
     webrtc: bool = True
     """Let live sessions use WebRTC, which needs the package aiortc and UDP between the page and the
-    server. Without it, or if the page cannot connect this way, a WebSocket is used."""
+    server. If WebRTC is switched off, not installed or cannot connect, a WebSocket is used."""
     preset: Literal["auto", "draft", "full", "full_2_layers"] = "auto"
     """Preset of the runs, as in `talker run`."""
     configfile: Path | None = None

@@ -100,7 +100,7 @@ def describe(weights: Weights) -> dict[str, str]:
         "source": weights.source,
         "size": "unknown" if weights.size is None else f"{weights.size:,} bytes",
         "checksum": "\n".join(sums) or "unknown",
-        "path": f"{location(weights)}" if weights.files else "no default; see `used by`",
+        "path": f"{location(weights)}" if weights.files else "set with the option in `used by`",
         "get it": f"talker weights fetch {weights.key}" if weights.files else weights.hint(),
     }
 
@@ -193,7 +193,7 @@ def _require_license(weights: Weights, accepted: bool) -> None:
     """Ask whether the user accepts restricted terms of use; UserError if not."""
     if accepted or not weights.restricted:
         return
-    terms = f"The license of {weights.key} is restricted: {weights.license} ({weights.source})."
+    terms = f"The license of {weights.key} restricts its use: {weights.license} ({weights.source})."
     if not sys.stdin or not sys.stdin.isatty():
         raise UserError(f"{terms} To accept it, repeat the command with --accept-license.")
     print(terms, file=sys.stderr)
