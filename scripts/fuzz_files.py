@@ -56,8 +56,8 @@ from talker import (
 )
 from talker.__main__ import _read_options
 from talker.avatar.density import DensityConfig
+from talker.avatar.gaussians import load_ply
 from talker.avatar.options import Config as TrainConfig
-from talker.avatar.ply import load_ply
 from talker.clip import SAMPLES_PER_FRAME
 from talker.data import layout
 from talker.dataset import Dataset

@@ -13,6 +13,7 @@ import math
 import stat
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal, TypeVar
 
@@ -45,6 +46,9 @@ MIN_HELD_OUT = 3 * FPS
 """Smallest number of held-out frames of a clip of `MIN_HELD_OUT_CLIP` frames or more."""
 MIN_HELD_OUT_CLIP = 10 * FPS
 """Number of frames from which a clip can spare `MIN_HELD_OUT` frames."""
+CHUNK = 64
+"""Number of frames that are processed together, so that temporary arrays do not grow with the
+length of a clip; few enough to fit into the processor's cache."""
 VERSION = 1
 """Version of the format of clip.json."""
 TEXT_BYTES = 2**28
@@ -472,6 +476,12 @@ def load_per_frame(path: Path, frames: int, *names: str) -> dict[str, np.ndarray
             f"type {valid.dtype} and the shape {list(valid.shape)}."
         )
     return arrays
+
+
+def chunks(frames: int) -> Iterator[slice]:
+    """Yield consecutive slices of at most `CHUNK` frames that cover `frames` frames."""
+    for start in range(0, frames, CHUNK):
+        yield slice(start, min(start + CHUNK, frames))
 
 
 def runs(true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

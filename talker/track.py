@@ -18,7 +18,7 @@ import numpy as np
 import scipy
 
 from talker import __version__
-from talker.clip import Clip, load_per_frame
+from talker.clip import Clip, chunks, load_per_frame
 from talker.core.config import AtLeast0, NonNegative, validated
 from talker.core.files import Output, atomic_write
 from talker.core.progress import progress
@@ -32,7 +32,6 @@ from talker.data.formats import (
 )
 from talker.errors import UserError
 from talker.head.camera import intrinsics, pose_from_viewmats, project, transform_matrices
-from talker.head.chunks import chunks
 from talker.head.flow import Flow, follow_points
 from talker.head.fusion import common_motion, fuse
 from talker.head.poses import fill_poses, move_origin

@@ -13,8 +13,8 @@ from talker.avatar.bake import add_blendshapes
 from talker.avatar.options import Config
 from talker.avatar.trainer import fit
 from talker.avatar.training_set import training_set
-from talker.core.checksum import load_torchscript
 from talker.core.files import Changed, Output, atomic_write
+from talker.data.formats import load_torchscript
 from talker.data.layout import speech_statistics
 from talker.dataset import Dataset
 from talker.errors import UserError

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from talker.avatar.ply import load_ply
+from talker.avatar.gaussians import load_ply
 from talker.clip import Clip, Source, load_array, load_arrays, load_json
 from talker.data.formats import (
     eye_closure,

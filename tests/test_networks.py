@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from talker.core.checksum import load_torchscript
+from talker.data.formats import load_torchscript
 from talker.data.weights import WEIGHTS, location
 from talker.errors import UserError
 from talker.evaluate import Config

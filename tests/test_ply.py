@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from talker.avatar.ply import FIELDS, load_ply, save_ply
+from talker.avatar.gaussians import FIELDS, load_ply, save_ply
 from talker.errors import UserError
 
 

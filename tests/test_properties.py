@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from talker.avatar.drive import read_track
-from talker.avatar.ply import load_ply
+from talker.avatar.gaussians import load_ply
 from talker.clip import (
     Clip,
     Color,

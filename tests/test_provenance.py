@@ -94,10 +94,14 @@ def test_hash_does_not_depend_on_the_place(package, tmp_path):
 @pytest.mark.parametrize(
     "stage",
     [
-        *("frames", "audio", "speech", "landmarks", "parsing", "blink", "overlay", "background"),
-        *("layers", "verify", "lipsync", "check"),
+        *("frames", "audio", "speech", "landmarks", "parsing", "blink", "shots", "fit", "track"),
+        *("overlay", "background", "layers", "verify", "lipsync", "check"),
     ],
 )
 def test_a_preparation_stage_imports_few_files(stage):
     """So that a reader sees all of its code, and few edits rerun it."""
     assert len(closure(f"talker.{stage}")) <= 15
+
+
+def test_training_imports_few_files():
+    assert len(closure("talker.train")) <= 36

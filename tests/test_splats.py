@@ -13,9 +13,8 @@ from fake_avatar import untrained_avatar
 from test_disclosure import TYPE
 
 from talker import __version__
-from talker.avatar.gaussians import Gaussians, to_view
+from talker.avatar.gaussians import Gaussians, load_ply, to_view
 from talker.avatar.gltf import save_glb
-from talker.avatar.ply import load_ply
 from talker.avatar.rasterize import rasterize
 from talker.avatar.spz import save_spz
 from talker.dataset import Dataset

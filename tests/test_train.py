@@ -35,8 +35,8 @@ from talker.avatar.training_set import (
     region_rows,
     training_set,
 )
-from talker.core.checksum import load_torchscript
 from talker.core.config import from_mapping
+from talker.data.formats import load_torchscript
 from talker.dataset import Dataset
 from talker.errors import UserError
 from talker.train import main

@@ -89,7 +89,7 @@ def write_attention(
     sound: Path,
     batch: int = 0,
     crf: int = 18,
-    signature: Signature = Signature(),
+    signature: Signature | None = None,
 ) -> None:
     """Write a video for each token, stills, and the mean weights into `folder`.
 

@@ -220,7 +220,7 @@ def _line(text: object) -> str:
 
 
 def disclosure_of(
-    avatar: Avatar, dataset: Dataset, kind: str = "video", signature: Signature = Signature()
+    avatar: Avatar, dataset: Dataset, kind: str = "video", signature: Signature | None = None
 ) -> Disclosure:
     """Return what the metadata of a file with an avatar state, with the notes of the avatar's file.
 

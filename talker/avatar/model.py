@@ -26,8 +26,7 @@ from talker.avatar import blendshapes
 from talker.avatar.blendshapes import Blendshapes
 from talker.avatar.blocks import NetworkInputs, TokenAttention, TriPlane, network_inputs
 from talker.avatar.expression import EXPRESSIONS, SpeechToExpression
-from talker.avatar.gaussians import Gaussians, camera_centers, to_view
-from talker.avatar.ply import save_ply
+from talker.avatar.gaussians import Gaussians, camera_centers, save_ply, to_view
 from talker.avatar.rasterize import Splats, rasterize
 from talker.clip import BROKEN_ZIP, MAX_SIZE, check_regular, load_json
 from talker.core.config import from_mapping, validated

@@ -7,6 +7,7 @@ files, and `talker.clip` handles clip.json and arrays.
 """
 
 import csv
+import hashlib
 import io
 import json
 import zipfile
@@ -22,6 +23,7 @@ from talker.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+    from torch.jit import ScriptModule
 
 AU45_CLOSED = 5.0
 """Largest AU45 intensity: the upper end of OpenFace's scale."""
@@ -750,3 +752,41 @@ def write_transforms(
         ],
     }
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def read_verified(path: Path, sha256: str) -> bytes:
+    """Return the content of a file.
+
+    Raises:
+        UserError: the file cannot be read, or its checksum differs.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}).") from error
+    actual = hashlib.sha256(content).hexdigest()
+    if actual != sha256:
+        raise UserError(
+            f"{path} has the SHA-256 checksum {actual}, but the configuration gives "
+            f"'{sha256}'. Download the file again, or give the checksum of the file that "
+            "you want to use."
+        )
+    return content
+
+
+def load_torchscript(path: Path, sha256: str) -> "ScriptModule":
+    """Load a TorchScript module onto the CPU.
+
+    Raises:
+        UserError: the file is missing, has another checksum, or is not a TorchScript module.
+    """
+    import torch
+
+    content = io.BytesIO(read_verified(path, sha256))
+    try:
+        return torch.jit.load(content, map_location="cpu").eval()
+    except RuntimeError as error:
+        raise UserError(
+            f"{path} is not a TorchScript module ({error}). Write it with torch.jit.trace or "
+            "torch.jit.script."
+        ) from error

@@ -9,7 +9,7 @@ forward) of a head that is fixed in the world. The unit is dm. Pixel centers are
 import numpy as np
 from jaxtyping import Float, Real
 
-from talker.head.chunks import chunks
+from talker.clip import chunks
 
 JSON_SCALE = 0.1
 """The published transforms files hold translations in m, everything else is in dm."""

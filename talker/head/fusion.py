@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float, Integer
 from scipy.linalg import solveh_banded
 from scipy.spatial.transform import Rotation
 
+from talker.clip import chunks
 from talker.head.camera import project
-from talker.head.chunks import chunks
 from talker.head.flow import Flow
 from talker.head.poses import (
     huber_weights,

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Integer
 from scipy.spatial.transform import Rotation, Slerp
 
-from talker.head.chunks import chunks
+from talker.clip import chunks
 
 HUBER = 3.0
 """Threshold of the Huber loss in detector units; larger residuals count linearly."""

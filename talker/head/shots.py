@@ -11,9 +11,8 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Integer, UInt8
 
-from talker.clip import Clip, runs
+from talker.clip import Clip, chunks, runs
 from talker.core.progress import progress
-from talker.head.chunks import chunks
 from talker.head.flow import Flow, follow_points
 from talker.head.fusion import FOLLOWED
 from talker.media.images import read_numbered

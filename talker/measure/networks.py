@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Integer, Real, UInt8
 
 from talker.clip import SAMPLES_PER_FRAME
-from talker.core.checksum import load_torchscript
+from talker.data.formats import load_torchscript
 from talker.data.weights import WEIGHTS, published
 from talker.measure.metrics import finite, mouth_box
 from talker.measure.second_detector import load_second_detector, second_detector_metrics

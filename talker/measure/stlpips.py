@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from talker.core.checksum import read_verified
+from talker.data.formats import read_verified
 from talker.errors import UserError
 
 MEAN, STD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from talker.clip import SAMPLE_RATE
-from talker.core.checksum import read_verified
+from talker.data.formats import read_verified
 from talker.errors import UserError
 
 FACE_SIZE = 224

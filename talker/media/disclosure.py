@@ -10,9 +10,9 @@ same facts as plain tags. With a certificate, .mp4 and .mov files are also signe
 import re
 import struct
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 from uuid import UUID
 from xml.sax.saxutils import quoteattr
 
@@ -21,7 +21,6 @@ import numpy as np
 from jaxtyping import UInt8
 
 from talker import __version__
-from talker.media.signature import Signature
 
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
 """The IPTC's term for media that a trained model created in part: the torso and the background are
@@ -41,6 +40,19 @@ TEXT_HEIGHT = 0.035
 """Height of the letters of the label, relative to the height of the image."""
 
 
+@runtime_checkable
+class Signer(Protocol):
+    """Signs videos, such as `talker.media.signature.Signature`."""
+
+    def require(self, path: Path) -> None:
+        """Raise UserError if a video with this path cannot be signed."""
+        ...
+
+    def sign(self, path: Path, suffix: str, manifest: dict[str, Any]) -> None:
+        """Replace a complete video by a signed copy."""
+        ...
+
+
 @dataclass(frozen=True)
 class Disclosure:
     """What the metadata of a synthetic file state."""
@@ -55,8 +67,8 @@ class Disclosure:
     """terms under which the avatar may be used"""
     kind: str = "video"
     """what the file is"""
-    signature: Signature = field(default_factory=Signature)
-    """how .mp4 and .mov files are signed"""
+    signature: Signer | None = None
+    """signs .mp4 and .mov files"""
 
     @property
     def text(self) -> str:
@@ -133,7 +145,8 @@ class Disclosure:
         packet = self.xmp()
         with path.open("ab") as file:
             file.write(struct.pack(">I4s", 24 + len(packet), b"uuid") + XMP_BOX + packet)
-        self.signature.sign(path, suffix, self.manifest())
+        if self.signature:
+            self.signature.sign(path, suffix, self.manifest())
 
     def insert_chunk(self, path: Path) -> None:
         """Insert the XMP chunk into a .png file, after its header."""

@@ -261,7 +261,7 @@ def video_writer(
         UserError: the suffix is unknown, `sound` cannot be read, the machine lacks the encoder,
             FFmpeg cannot write the file, the file cannot be signed, or no frame was written.
     """
-    if disclosure:
+    if disclosure and disclosure.signature:
         disclosure.signature.require(path)
     if not path.suffix:
         with _image_folder(path, sound, sound_start, disclosure) as write:

@@ -19,10 +19,9 @@ import torch
 from talker.avatar.bundle import disclosure_of, load_subject
 from talker.avatar.drive import longest_stretch
 from talker.avatar.expression import EXPRESSIONS
-from talker.avatar.gaussians import Gaussians, sh_basis
+from talker.avatar.gaussians import Gaussians, save_ply, sh_basis
 from talker.avatar.gltf import save_glb
 from talker.avatar.model import Avatar
-from talker.avatar.ply import save_ply
 from talker.avatar.renderer import Drive, head_inputs
 from talker.avatar.spz import save_spz
 from talker.core.config import validated
