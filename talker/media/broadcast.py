@@ -64,7 +64,7 @@ def broadcast(
             "send to a server, give its address, which begins with "
             f"{' or '.join(one + '://' for one in SERVERS)}."
         )
-    if disclosure:
+    if disclosure and disclosure.signature:
         disclosure.signature.require(path)
     name, protocols = SERVERS[scheme] if separator else (FILES[path.suffix], "file")
     options = {"protocol_whitelist": protocols}
