@@ -27,7 +27,7 @@ from talker.media.audio import write_wav
 from talker.media.video_writer import video_writer
 from talker.tools import live
 from talker.tools.live import MAX_DELAY, START_DELAY, Session, SkippingAvatar
-from talker.tools.serve import Config, make_app
+from talker.tools.serve import Config, make_app, share_memory_pools
 from talker.tools.speak import Config as StreamConfig
 from talker.tools.speak import StreamingAvatar
 from talker.tools.studio import Studio
@@ -512,6 +512,7 @@ def test_sound_and_picture_stay_together_for_a_minute(talking: TestClient) -> No
 
     The environment variable TALKER_SOAK_MINUTES makes it last longer.
     """
+    share_memory_pools()
     speech = syllables(500, seed=5)
     lags, memory, arrivals, parts = [], [], [], []
     page = os.sysconf("SC_PAGE_SIZE")

@@ -9,6 +9,7 @@ avatar speak what is typed or said. The same is available as an HTTP interface, 
 """
 
 import asyncio
+import ctypes
 import importlib.util
 import ipaddress
 import logging
@@ -49,6 +50,8 @@ logger = logging.getLogger(__name__)
 
 PAGE = Path(__file__).with_name("studio.html")
 COOKIE = "talker_token"
+M_ARENA_MAX = -8
+"""Parameter of mallopt in glibc's malloc.h: the number of memory pools."""
 MAX_MESSAGE = 4 * 2**20
 """Size in bytes of the largest message of a live session, which is two minutes of audio."""
 FREE_DISK = 2 * 10**9
@@ -309,6 +312,17 @@ def subject_routes(studio: Studio, config: Config) -> APIRouter:
     return routes
 
 
+def share_memory_pools() -> None:
+    """Let all threads of this process allocate from one memory pool, where this is possible.
+
+    By default, glibc gives each thread a pool of its own. Images that one thread allocates and
+    another one releases leave these pools fragmented, so that the memory of a live session would
+    grow by 9 kB per second.
+    """
+    with suppress(OSError, AttributeError, TypeError):  # another C library than glibc
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
+
+
 def main(*, config: Config = Config()) -> None:
     """Serve a web page on which people make avatars from videos and talk with these avatars.
 
@@ -317,6 +331,7 @@ def main(*, config: Config = Config()) -> None:
     Args:
         config: Options.
     """
+    share_memory_pools()
     token = config.token
     if not token and not is_this_machine(config.host):
         token = secrets.token_urlsafe(16)
