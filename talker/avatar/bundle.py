@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save as save_tensors
 
 from talker import __version__
 from talker.avatar import blendshapes
@@ -228,11 +227,10 @@ def disclosure_of(
         kind: what the file is.
         signature: certificate that .mp4 and .mov files are signed with.
     """
-    state = {name: value.contiguous().cpu() for name, value in avatar.state_dict().items()}
     bundled = isinstance(avatar, BundledAvatar)
     return Disclosure(
         avatar=Path(str(dataset.folder)).name,
-        digest=hashlib.sha256(save_tensors(state)).hexdigest(),
+        digest=hashlib.sha256(avatar.serialized()).hexdigest(),
         consent=avatar.consent if bundled else "",
         license=avatar.license if bundled else "",
         kind=kind,

@@ -301,11 +301,15 @@ class Avatar(nn.Module):
         rendered = rasterize(splats, viewmats, Ks, width, height)
         return rendered.rgb, rendered.alpha
 
+    def serialized(self) -> bytes:
+        """Return the content of weights.safetensors, whose SHA-256 identifies the avatar."""
+        state = {name: value.contiguous().cpu() for name, value in self.state_dict().items()}
+        return save_tensors(state)
+
     def save(self, folder: Path) -> None:
         """Write config.json, weights.safetensors, point_cloud.ply and, if any, the blendshapes."""
         folder.mkdir(parents=True, exist_ok=True)
-        state = {name: value.contiguous().cpu() for name, value in self.state_dict().items()}
-        weights = save_tensors(state)
+        weights = self.serialized()
         (folder / "weights.safetensors").write_bytes(weights)
         if self.blendshapes is not None:
             self.blendshapes.save(folder / blendshapes.FILE, hashlib.sha256(weights).hexdigest())

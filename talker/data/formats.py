@@ -1,4 +1,5 @@
-"""Readers and writers of the files of a dataset folder: au.csv, poses and transforms files.
+"""Readers and writers of the files of a dataset folder (au.csv, poses and transforms files), and
+readers of files that are pinned by a checksum.
 
 Every reader checks types, shapes and ranges, and that all values are finite, so that later code
 does not have to. Writers write to the path they are given; callers pass a scratch path of

@@ -87,7 +87,7 @@ def training_conditions(avatar: Avatar, dataset: Dataset) -> Conditions:
 
 
 def blendshapes_of(avatar: Avatar, dataset: Dataset, count: int) -> Blendshapes:
-    """Return `count` blendshapes of an avatar, which are computed if it does not have so many."""
+    """Return `count` blendshapes of an avatar, and compute them if fewer are stored with it."""
     stored = avatar.blendshapes
     if stored is not None and len(stored.shapes) >= count:
         return stored.first(count)
