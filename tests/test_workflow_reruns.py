@@ -39,6 +39,8 @@ SCHEMA = yaml.safe_load((ROOT / "workflow" / "schemas" / "config.schema.yaml").r
 
 NAMED_FILES = {f"evaluate.{name}" for name in METRIC_NETWORKS} | {"train.speech_prior"}
 """Options that name a file, which has to exist."""
+SIGNATURE = ("render.signature.certificate", "render.signature.key")
+"""Options that name files and are only accepted together."""
 
 MODES = {
     "the demo": ["results/demo/val.mp4", "results/demo/metrics.json", "results/demo/report.html"],
@@ -156,6 +158,8 @@ def test_every_option_reruns_its_stage_and_what_follows(tmp_path: Path) -> None:
             chosen |= {f"{stage}.{needed}": "config/config.yaml"} if needed else {}
         if key in NAMED_FILES:
             chosen[key] = "config/config.yaml"  # a run refuses files that do not exist
+        if key in SIGNATURE:
+            chosen |= dict.fromkeys(SIGNATURE, "config/config.yaml")
     workflow = Workflow(tmp_path)
     for name in cells:
         (tmp_path / f"{name}.mp4").touch()
