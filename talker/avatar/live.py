@@ -46,7 +46,8 @@ class LiveAvatar:
                     avatar.deform(*self.inputs, self.shared)
             torch.cuda.current_stream().wait_stream(stream)
             self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
+            # other sessions may use the GPU in their threads meanwhile
+            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
                 self.splats = avatar.deform(*self.inputs, self.shared)
 
     @torch.no_grad()

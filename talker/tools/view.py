@@ -103,6 +103,7 @@ class Viewer:
                 moment = self.moment(self.clock.time() + self.delay())
                 image = self.scene.image(client.camera, moment, self.controls.style())
                 client.scene.set_background_image(image, "jpeg", jpeg_quality=JPEG_QUALITY)
+                client.flush()  # viser would collect messages for up to 17 ms
         if clients:
             self.drawn.append((start, time.monotonic()))
 
