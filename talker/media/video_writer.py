@@ -8,13 +8,17 @@ that a decoded image has the mean of the original.
 Audio is muxed at its own sample rate.
 """
 
+import os
+import sys
 import wave
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import count
+from math import ceil
 from pathlib import Path
 from typing import cast
 
@@ -22,6 +26,7 @@ import av
 import av.container
 import numpy as np
 from av.error import FFmpegError
+from av.video.codeccontext import VideoCodecContext
 from av.video.reformatter import (
     ColorPrimaries,
     ColorRange,
@@ -41,8 +46,14 @@ AUDIO_BIT_RATE = 96_000
 """Bit rate of each channel of encoded audio in bits per second."""
 SCALER_FLAGS = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP
 """Options of swscale; without accurate rounding every image becomes one level darker."""
-ENCODER_THREADS = 8
-"""Threads of the video encoder, the same on every machine: x264's output depends on it."""
+ENCODER_THREADS = 4
+"""Threads of one video encoder, the same on every machine: x264's output depends on it."""
+MAX_ENCODERS = 8
+"""Largest number of video encoders that work at the same time."""
+QUEUED_FRAMES = 8
+"""Number of frames that wait for an encoder if there is only one."""
+QUEUED_BYTES = 2**30
+"""Largest size in bytes of the frames that wait for their encoders."""
 SCALER_THREADS = 1
 """Threads of swscale for one frame; its own default starts one per core for every frame."""
 CONVERTER_THREADS = 4
@@ -58,6 +69,9 @@ class Format:
     pixel_format: str
     options: dict[str, str]
     audio_codec: str
+    group: int | None
+    """Number of frames that are encoded independently of all others; None encodes them all in one
+    sequence."""
     transparent: bool = False
     quality: str = "crf"
     """Name of the encoder's option for constant quality."""
@@ -65,24 +79,26 @@ class Format:
 
 FORMATS = {
     # "veryfast" takes half the time of x264's default for files of the same size and quality
-    ".mp4": Format("mp4", "libx264", "yuv420p", {"preset": "veryfast"}, "aac"),
+    ".mp4": Format("mp4", "libx264", "yuv420p", {"preset": "veryfast"}, "aac", 250),
     ".webm": Format(
         "webm",
         "libvpx-vp9",
         "yuva420p",
         {"b": "0", "auto-alt-ref": "0", "deadline": "good", "cpu-used": "5", "row-mt": "1"},
         "libopus",
+        128,
         transparent=True,
     ),
     ".mov": Format(
-        "mov", "prores_ks", "yuva444p10le", {"profile": "4444"}, "pcm_s16le", transparent=True
+        *("mov", "prores_ks", "yuva444p10le", {"profile": "4444"}, "pcm_s16le", 16),
+        transparent=True,
     ),
 }
 
 CODECS = {
     "libx264": FORMATS[".mp4"],
     "h264_nvenc": Format(
-        *("mp4", "h264_nvenc", "yuv420p", {"rc": "vbr", "b": "0", "preset": "p5"}, "aac"),
+        *("mp4", "h264_nvenc", "yuv420p", {"rc": "vbr", "b": "0", "preset": "p5"}, "aac", None),
         quality="cq",
     ),
 }
@@ -130,7 +146,13 @@ class _Sound:
 
 
 class _Encoder:
-    """Encode frames and audio, interleaved frame by frame."""
+    """Encode frames and audio in threads, and write them interleaved, frame by frame.
+
+    One encoder cannot use many cores, so each group of pictures has its own, and several groups are
+    encoded at the same time. Their packets are written in order and without a change: no frame
+    refers to another group, all encoders have the same settings and therefore the same headers, and
+    the decoding times of all groups are shifted by the same number of frames.
+    """
 
     def __init__(
         self,
@@ -141,20 +163,20 @@ class _Encoder:
         sound_start: float | None,
     ) -> None:
         self.container, self.encoding = container, encoding
-        options = {encoding.quality: str(crf), **encoding.options}
-        stream = container.add_stream(encoding.codec, rate=FPS, options=options)
+        self.options = {encoding.quality: str(crf), **encoding.options}
+        stream = container.add_stream(encoding.codec, rate=FPS, options=self.options)
         self.video = cast(av.VideoStream, stream)
-        self.video.pix_fmt = encoding.pixel_format
-        context = self.video.codec_context
-        context.colorspace = Colorspace.SMPTE170M
-        context.color_primaries = ColorPrimaries.BT709
-        context.color_trc = ColorTrc.IEC61966_2_1
-        context.color_range = ColorRange.MPEG
-        context.thread_type, context.thread_count = "FRAME", ENCODER_THREADS
+        self.codec: VideoCodecContext = self.video.codec_context
+        """encoder of the current group"""
+        self.group = encoding.group or sys.maxsize
         self.sound = _Sound(container, encoding.audio_codec, sound, sound_start) if sound else None
+        encoders = min(MAX_ENCODERS, ceil((os.cpu_count() or 1) / ENCODER_THREADS))
+        self.encoder_threads = [
+            ThreadPoolExecutor(1) for _ in range(encoders if encoding.group else 1)
+        ]
         self.converter_threads = ThreadPoolExecutor(CONVERTER_THREADS)
         self.audio_thread = ThreadPoolExecutor(1)
-        self.pending: deque[tuple[Future[av.VideoFrame], Future[list[av.Packet]]]] = deque()
+        self.pending: deque[tuple[Future[list[av.Packet]], Future[list[av.Packet]]]] = deque()
         self.frames = 0
 
     def write(self, pixels: np.ndarray) -> None:
@@ -172,14 +194,33 @@ class _Encoder:
                 f"{pixels.shape}."
             )
         if self.frames == 0:
+            self._configure(self.codec)
             self._open_codecs()
+            ahead = (len(self.encoder_threads) - 1) * self.group
+            self.most_pending = QUEUED_FRAMES + min(ahead, QUEUED_BYTES // even.nbytes)
+        elif self.frames % self.group == 0:
+            self.codec = cast(VideoCodecContext, av.CodecContext.create(self.encoding.codec, "w"))
+            self.codec.options, self.codec.flags = self.options, self.video.codec_context.flags
+            self._configure(self.codec)
+        layout = "rgba" if channels == 4 else "rgb24"
+        picture = self.converter_threads.submit(self._to_yuv, even, layout)
+        packets = self._encoder_thread().submit(self._encode, self.codec, picture, self.frames)
         self.frames += 1
-        picture = self.converter_threads.submit(
-            self._to_yuv, even, "rgba" if channels == 4 else "rgb24"
-        )
-        self.pending.append((picture, self.audio_thread.submit(self._encode_sound, self.frames)))
-        if len(self.pending) > CONVERTER_THREADS:
-            self._encode_next()
+        sound = self.audio_thread.submit(self._encode_sound, self.frames)
+        self.pending.append((packets, sound))
+        if len(self.pending) > self.most_pending:
+            self._mux_next()
+
+    def _configure(self, codec: VideoCodecContext) -> None:
+        """Set all properties of a codec on which the headers of the video depend."""
+        codec.height, codec.width = self.video.height, self.video.width
+        codec.framerate = Fraction(FPS)
+        codec.pix_fmt = self.encoding.pixel_format
+        codec.colorspace = Colorspace.SMPTE170M
+        codec.color_primaries = ColorPrimaries.BT709
+        codec.color_trc = ColorTrc.IEC61966_2_1
+        codec.color_range = ColorRange.MPEG
+        codec.thread_type, codec.thread_count = "FRAME", ENCODER_THREADS
 
     def _open_codecs(self) -> None:
         """Open the codecs before threads use them; UserError if the machine lacks the encoder."""
@@ -194,16 +235,21 @@ class _Encoder:
                 ) from error
             raise
 
+    def _encoder_thread(self) -> ThreadPoolExecutor:
+        """Return the thread of the group to which the next frame belongs."""
+        return self.encoder_threads[self.frames // self.group % len(self.encoder_threads)]
+
     def finish(self) -> None:
         while self.pending:
-            self._encode_next()
-        self.container.mux(self.video.encode())
+            self._mux_next()
+        if self.frames % self.group:
+            self._mux_video(self.codec.encode())
         if self.sound:
             self.container.mux(self.sound.stream.encode())
 
     def stop(self) -> None:
         """Wait for the threads, which must end before the container is closed."""
-        for pool in (self.converter_threads, self.audio_thread):
+        for pool in (*self.encoder_threads, self.converter_threads, self.audio_thread):
             pool.shutdown(cancel_futures=True)
         if self.sound:
             self.sound.blocks.close()
@@ -217,16 +263,27 @@ class _Encoder:
             threads=SCALER_THREADS,
         )
 
+    def _encode(
+        self, codec: VideoCodecContext, picture: Future[av.VideoFrame], number: int
+    ) -> list[av.Packet]:
+        """Encode a frame and return the packets that are complete, at the end of a group all."""
+        frame = picture.result()
+        frame.pts = number
+        packets = codec.encode(frame)
+        return packets if (number + 1) % self.group else packets + codec.encode()
+
     def _encode_sound(self, frames: int) -> list[av.Packet]:
         return self.sound.encode_until(frames) if self.sound else []
 
-    def _encode_next(self) -> None:
-        number = self.frames - len(self.pending)
-        picture, sound = self.pending.popleft()
-        frame = picture.result()
-        frame.pts = number
-        self.container.mux(self.video.encode(frame))
+    def _mux_next(self) -> None:
+        packets, sound = self.pending.popleft()
+        self._mux_video(packets.result())
         self.container.mux(sound.result())
+
+    def _mux_video(self, packets: list[av.Packet]) -> None:
+        for packet in packets:
+            packet.stream = self.video
+            self.container.mux(packet)
 
 
 @contextmanager
