@@ -108,7 +108,7 @@ def write_overlay(
     """
     K = intrinsics(params.focal, clip.width, clip.height)
     viewmats = viewmats_from_pose(params.euler.astype(float), params.trans.astype(float))
-    with video_writer(video, crf=crf) as write:
+    with video_writer(video, crf=crf, groups=False) as write:  # the stage uses two cores
         frames = progress(read_numbered(images, clip), "overlay", clip.frames)
         for i, image in enumerate(frames):
             if params.vertices is not None:

@@ -1,6 +1,9 @@
 """Videos are read by their timestamps, upright and complete; written videos can be read."""
 
+import threading
+from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 from flash import write_media
 
 from talker.errors import UserError
+from talker.media import video_writer as writer_module
 from talker.media.audio import decode_audio, read_wav, write_wav
 from talker.media.video_reader import frame_count, probe, read_frames
 from talker.media.video_writer import video_writer
@@ -230,6 +234,145 @@ def test_the_same_frames_give_the_same_file(tmp_path):
             for picture in noisy(25):
                 write(picture)
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+
+
+GROUP = 8
+"""Number of frames in a group of pictures, instead of 250."""
+
+
+@pytest.fixture
+def short_groups(monkeypatch):
+    """Encode groups of 8 frames on a machine with many cores."""
+    formats = {s: replace(f, group=GROUP) for s, f in writer_module.FORMATS.items()}
+    monkeypatch.setattr(writer_module, "FORMATS", formats)
+    monkeypatch.setitem(writer_module.CODECS, "libx264", formats[".mp4"])
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+
+
+def write_numbered(path: Path, count: int, sound: Path | None = None) -> Path:
+    with video_writer(path, sound, crf=10) as write:
+        for picture in numbered(count):
+            write(picture)
+    return path
+
+
+def video_packets(path: Path) -> list[av.Packet]:
+    with av.open(str(path)) as container:
+        return [packet for packet in container.demux(video=0) if packet.size]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".mov"])
+@pytest.mark.parametrize("count", [1, 2 * GROUP, 5 * GROUP + 1, 5 * GROUP + 2])
+def test_groups_of_pictures_are_joined_in_order(short_groups, tmp_path, suffix, count):
+    path = write_numbered(tmp_path / f"a{suffix}", count)
+    assert numbers_shown(path).tolist() == list(range(count))
+    packets = video_packets(path)
+    stamps = [packet.pts * packet.time_base * 25 for packet in packets]
+    assert sorted(stamps) == list(range(count))
+    decoded = [packet.dts for packet in packets]
+    assert decoded == sorted(set(decoded))
+    keys = [n for n, packet in zip(stamps, packets, strict=True) if packet.is_keyframe]
+    assert set(range(0, count, GROUP)) <= set(keys)
+
+
+def test_a_video_starts_with_the_headers_and_reference_frames_of_one_encoder(
+    short_groups, tmp_path
+):
+    """Otherwise players that read the headers only once would show errors after a group."""
+    path = write_numbered(tmp_path / "a.mp4", 4 * GROUP)
+    packets = video_packets(path)
+    assert any(packet.pts != packet.dts for packet in packets)  # there are B-frames
+    assert [b"x264" in bytes(packet) for packet in packets].count(True) == 4
+    kinds = {nal[0] & 31 for packet in packets for nal in nal_units(bytes(packet))}
+    assert kinds == {1, 5, 6}  # slices and SEI: no group carries headers of its own
+
+
+def nal_units(packet: bytes) -> list[bytes]:
+    """Split a packet of H.264 in an .mp4, where each unit follows its length."""
+    units = []
+    while packet:
+        length = int.from_bytes(packet[:4], "big")
+        units.append(packet[4 : 4 + length])
+        packet = packet[4 + length :]
+    return units
+
+
+def test_each_group_can_be_decoded_alone(short_groups, tmp_path):
+    path = write_numbered(tmp_path / "a.mp4", 4 * GROUP)
+    whole = list(read_frames(path, probe(path)))
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        for first in range(0, 4 * GROUP, GROUP):
+            container.seek(int((first + 3) / 25 / stream.time_base), stream=stream)
+            frames = [f for _, f in zip(range(GROUP), container.decode(stream), strict=False)]
+            assert [round(25 * f.time) for f in frames] == list(range(first, first + GROUP))
+            shown = [f.to_ndarray(format="rgb24").astype(int) for f in frames]
+            assert all(
+                np.abs(a - b).max() <= 2
+                for a, b in zip(shown, whole[first : first + GROUP], strict=True)
+            )
+
+
+def test_the_number_of_cores_does_not_change_a_byte(short_groups, tmp_path, monkeypatch):
+    write_wav(tmp_path / "a.wav", (9000 * np.sin(4000 * np.tile(SECOND, 2))).astype(np.int16))
+    files = set()
+    for cores in (1, 6, 64):
+        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+        path = write_numbered(tmp_path / f"{cores}.mp4", 5 * GROUP + 3, tmp_path / "a.wav")
+        files.add(path.read_bytes())
+    assert len(files) == 1
+
+
+def test_waiting_frames_are_limited_by_their_memory(short_groups, tmp_path, monkeypatch):
+    """The encoder waits for the last frame, so that all others that may wait do."""
+    monkeypatch.setattr(writer_module, "QUEUED_BYTES", 10 * 64 * 64 * 3)
+    waiting, enough = [], threading.Event()
+
+    def encode(self, codec, picture, number):
+        enough.wait(60)
+        return original(self, codec, picture, number)
+
+    def mux(self):
+        waiting.append(len(self.pending))
+        enough.set()
+        mux_next(self)
+
+    original, mux_next = writer_module._Encoder._encode, writer_module._Encoder._mux_next
+    monkeypatch.setattr(writer_module._Encoder, "_encode", encode)
+    monkeypatch.setattr(writer_module._Encoder, "_mux_next", mux)
+    path = write_numbered(tmp_path / "a.mp4", 60)
+    assert max(waiting) == writer_module.QUEUED_FRAMES + 10 + 1
+    assert numbers_shown(path).tolist() == list(range(60))
+
+
+@pytest.mark.parametrize("error", [av.error.ExternalError(1, "broken"), KeyboardInterrupt()])
+def test_an_error_in_an_encoder_leaves_no_file(short_groups, tmp_path, monkeypatch, error):
+    def encode(self, codec, picture, number):
+        if number == 2 * GROUP + 1:
+            raise error
+        return original(self, codec, picture, number)
+
+    original = writer_module._Encoder._encode
+    monkeypatch.setattr(writer_module._Encoder, "_encode", encode)
+    before = threading.active_count()
+    expected = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else UserError
+    with pytest.raises(expected) as caught:
+        write_numbered(tmp_path / "a.mp4", 5 * GROUP)
+    if expected is UserError:
+        assert f"FFmpeg could not write {tmp_path / 'a.mp4'}" in str(caught.value)
+    assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
+    assert threading.active_count() == before
+
+
+def test_an_interrupted_writer_leaves_no_file(short_groups, tmp_path):
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt), video_writer(tmp_path / "a.mp4") as write:
+        for number, picture in enumerate(numbered(5 * GROUP)):
+            write(picture)
+            if number == 3 * GROUP + 1:
+                raise KeyboardInterrupt
+    assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
+    assert threading.active_count() == before
 
 
 def test_a_failed_writer_leaves_what_was_there(tmp_path):

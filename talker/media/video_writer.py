@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import count
 from math import ceil
@@ -47,7 +47,10 @@ AUDIO_BIT_RATE = 96_000
 SCALER_FLAGS = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP
 """Options of swscale; without accurate rounding every image becomes one level darker."""
 ENCODER_THREADS = 4
-"""Threads of one video encoder, the same on every machine: x264's output depends on it."""
+"""Threads of the encoder of a group of pictures, the same on every machine: x264's output depends
+on it."""
+SEQUENCE_THREADS = 8
+"""Threads of an encoder that encodes all frames."""
 MAX_ENCODERS = 8
 """Largest number of video encoders that work at the same time."""
 QUEUED_FRAMES = 8
@@ -220,14 +223,15 @@ class _Encoder:
         codec.color_primaries = ColorPrimaries.BT709
         codec.color_trc = ColorTrc.IEC61966_2_1
         codec.color_range = ColorRange.MPEG
-        codec.thread_type, codec.thread_count = "FRAME", ENCODER_THREADS
+        codec.thread_type = "FRAME"
+        codec.thread_count = ENCODER_THREADS if self.encoding.group else SEQUENCE_THREADS
 
     def _open_codecs(self) -> None:
         """Open the codecs before threads use them; UserError if the machine lacks the encoder."""
         try:
             self.container.start_encoding()
         except FFmpegError as error:
-            if self.encoding not in FORMATS.values():
+            if self.encoding.codec == "h264_nvenc":
                 raise UserError(
                     f"The video encoder {self.encoding.codec} does not work on this machine "
                     f"({error.strerror}). It needs an NVIDIA GPU with NVENC (A100, H100 and H200 "
@@ -294,6 +298,7 @@ def video_writer(
     sound_start: float | None = None,
     codec: str = "libx264",
     disclosure: Disclosure | None = None,
+    groups: bool = True,
 ) -> Iterator[Callable[[np.ndarray], None]]:
     """Yield `write(frame)`, which appends RGB uint8 [H, W, 3] to a 25 fps video.
 
@@ -313,6 +318,8 @@ def video_writer(
             of its first sample.
         codec: encoder of .mp4 files, a key of `CODECS`.
         disclosure: what the metadata says about a synthetic video; None writes no such metadata.
+        groups: encode groups of pictures at the same time, which is faster on many cores; False
+            encodes all frames in one sequence.
 
     Raises:
         UserError: the suffix is unknown, `sound` cannot be read, the machine lacks the encoder,
@@ -330,6 +337,8 @@ def video_writer(
         raise UserError(
             f"{path} has the suffix {path.suffix!r}. It must be one of {', '.join(FORMATS)}."
         )
+    if not groups:
+        encoding = replace(encoding, group=None)
     with atomic_write(path) as (scratch,):
         options = {"movflags": "+faststart"} if encoding.container == "mp4" else {}
         with av.open(str(scratch), "w", format=encoding.container, options=options) as container:

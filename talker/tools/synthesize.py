@@ -62,7 +62,8 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         sound = Path(folder) / "speech.wav"
         write_wav(sound, samples[: frames * SAMPLES_PER_FRAME])
-        with video_writer(video, sound, config.crf) as write:
+        # In one sequence, as in earlier versions, so that the demo's frames stay the same.
+        with video_writer(video, sound, config.crf, groups=False) as write:
             for i, (image, mask) in enumerate(progress(subject.render(), "synthesize", frames)):
                 masks[i] = mask
                 write(image)
