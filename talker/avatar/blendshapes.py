@@ -23,6 +23,7 @@ of the higher spherical harmonics are evaluated for one camera, and added to the
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -34,6 +35,9 @@ from talker.avatar.gaussians import C0, Gaussians, sh_basis
 from talker.clip import load_arrays
 from talker.data.layout import Folder
 from talker.errors import UserError
+
+if TYPE_CHECKING:
+    from talker.avatar.kernels.blendshapes_triton import BlendshapeInputs
 
 FILE = "blendshapes.npz"
 """Name of the file in the avatar folder. Without it, the network deforms all Gaussians."""
@@ -80,6 +84,13 @@ class Blendshapes:
         factors = constant_factors(mean, self.camera)
         color = torch.einsum("ah,ack->ahck", factors, inverse[:, GEOMETRY:])
         return torch.cat([inverse[:, :GEOMETRY], color.flatten(1, 2)], dim=1).flatten(0, 1)
+
+    @cached_property
+    def kernel_inputs(self) -> "BlendshapeInputs":
+        """The mean and the blendshapes in the layout of the kernel, which requires a GPU."""
+        from talker.avatar.kernels.blendshapes_triton import blendshape_inputs
+
+        return blendshape_inputs(self.mean, self.shapes)
 
     def weights(self, anchors: Float[Tensor, "B A P"]) -> Float[Tensor, "B K"]:
         """Return the weights [B, K] from the parameters of the anchors in B frames."""

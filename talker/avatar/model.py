@@ -210,6 +210,12 @@ class Avatar(nn.Module):
 
             keys, values = self._only_block().project_tokens(tokens)
             return Splats(*deform(shared.fused, keys, values, points, camera_centers(viewmats)))
+        if self.blendshapes is not None and points.is_cuda:
+            from talker.avatar.kernels.blendshapes_triton import deform as blend
+
+            weights = self.blendshape_weights(self.blendshapes, tokens, shared)
+            inputs = self.blendshapes.kernel_inputs
+            return Splats(*blend(inputs, weights, points, camera_centers(viewmats)))
         return to_view(self.deformed(tokens, shared), points, viewmats)
 
     def deformed(self, tokens: Float[Tensor, "B 4 D"], shared: Shared) -> Gaussians:

@@ -26,31 +26,55 @@ OUTPUTS = GEOMETRY + 3 * HARMONICS
 
 
 @triton.jit
+def harmonic(x, y, z, k: tl.constexpr):
+    """Return number k of `sh_basis` at unit vectors."""
+    c1: tl.constexpr = 0.4886025119029199
+    c2: tl.constexpr = 1.0925484305920792
+    c3: tl.constexpr = 0.5900435899266435
+    c4: tl.constexpr = 1.445305721320277
+    c5: tl.constexpr = 0.4570457994644658
+    if k == 0:
+        return 0.28209479177387814 + 0 * x
+    elif k == 1:
+        return -c1 * y
+    elif k == 2:
+        return c1 * z
+    elif k == 3:
+        return -c1 * x
+    elif k == 4:
+        return c2 * x * y
+    elif k == 5:
+        return -c2 * y * z
+    elif k == 6:
+        return 0.31539156525252005 * (3 * z * z - 1)
+    elif k == 7:
+        return -c2 * x * z
+    elif k == 8:
+        return c2 / 2 * (x * x - y * y)
+    elif k == 9:
+        return -c3 * y * (3 * x * x - y * y)
+    elif k == 10:
+        return 2 * c4 * x * y * z
+    elif k == 11:
+        return -c5 * y * (5 * z * z - 1)
+    elif k == 12:
+        return 0.3731763325901154 * z * (5 * z * z - 3)
+    elif k == 13:
+        return -c5 * x * (5 * z * z - 1)
+    elif k == 14:
+        return c4 * z * (x * x - y * y)
+    else:
+        return -c3 * x * (x * x - 3 * y * y)
+
+
+@triton.jit
 def _harmonics(dx, dy, dz, slot):
     """Return `sh_basis` [M, 16] of unit vectors."""
     x, y, z = dx[:, None], dy[:, None], dz[:, None]
-    c1 = 0.4886025119029199
-    c2 = 1.0925484305920792
-    c3 = 0.5900435899266435
-    c4 = 1.445305721320277
-    c5 = 0.4570457994644658
-    k = slot[None, :]
-    basis = tl.where(k == 0, 0.28209479177387814, 0.0) + 0 * x
-    basis = tl.where(k == 1, -c1 * y, basis)
-    basis = tl.where(k == 2, c1 * z, basis)
-    basis = tl.where(k == 3, -c1 * x, basis)
-    basis = tl.where(k == 4, c2 * x * y, basis)
-    basis = tl.where(k == 5, -c2 * y * z, basis)
-    basis = tl.where(k == 6, 0.31539156525252005 * (3 * z * z - 1), basis)
-    basis = tl.where(k == 7, -c2 * x * z, basis)
-    basis = tl.where(k == 8, c2 / 2 * (x * x - y * y), basis)
-    basis = tl.where(k == 9, -c3 * y * (3 * x * x - y * y), basis)
-    basis = tl.where(k == 10, 2 * c4 * x * y * z, basis)
-    basis = tl.where(k == 11, -c5 * y * (5 * z * z - 1), basis)
-    basis = tl.where(k == 12, 0.3731763325901154 * z * (5 * z * z - 3), basis)
-    basis = tl.where(k == 13, -c5 * x * (5 * z * z - 1), basis)
-    basis = tl.where(k == 14, c4 * z * (x * x - y * y), basis)
-    return tl.where(k == 15, -c3 * x * (x * x - 3 * y * y), basis)
+    basis = tl.zeros((dx.shape[0], 16), tl.float32)
+    for k in tl.static_range(16):
+        basis = tl.where(slot[None, :] == k, harmonic(x, y, z, k), basis)
+    return basis
 
 
 @triton.jit
