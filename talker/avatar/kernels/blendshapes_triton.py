@@ -24,24 +24,23 @@ STEP = 16
 
 
 class BlendshapeInputs(NamedTuple):
-    """What the kernel reads of `Blendshapes`, in the order in which it reads it."""
+    """What the kernel reads of `Blendshapes`, in blocks of `GAUSSIANS` Gaussians, padded with 0."""
 
-    mean: Float[Tensor, "P G"]
-    """[P, G], mean parameters"""
-    shapes: Float[Tensor, "14 K G"]
-    """[14, K, G] in half precision, K padded with zeros to a multiple of `STEP`"""
+    mean: Float[Tensor, "blocks P 64"]
+    """[blocks, P, GAUSSIANS], mean parameters"""
+    shapes: Float[Tensor, "blocks 14 K 64"]
+    """[blocks, 14, K, GAUSSIANS] in half precision, K is a multiple of `STEP`"""
 
 
 @triton.jit
-def _parameter(weights, shapes, mean, p, frames, real, rows, inside, K, B, G, STEP: tl.constexpr):
+def _parameter(weights, shapes, mean, p, frames, real, K, M: tl.constexpr, STEP: tl.constexpr):
     """Return the parameter p [FRAMES, M] of a block of Gaussians in a block of frames."""
-    k = tl.arange(0, STEP)
-    total = tl.zeros((frames.shape[0], rows.shape[0]), tl.float32)
+    k, column = tl.arange(0, STEP), tl.arange(0, M)
+    total = tl.zeros((frames.shape[0], M), tl.float32) + tl.load(mean + p * M + column)
     for start in range(0, K, STEP):
         w = tl.load(weights + frames[:, None] * K + start + k, real[:, None], 0.0)
-        at = (p * K + start + k).to(tl.int64)[:, None] * G + rows
-        total += tl.dot(w, tl.load(shapes + at, inside[None, :], 0.0))
-    return total + tl.load(mean + p * G + rows, inside, 0.0)
+        total += tl.dot(w, tl.load(shapes + (p * K + start + k)[:, None] * M + column))
+    return total
 
 
 @triton.jit
@@ -49,15 +48,17 @@ def _blend(
     weights, shapes, mean, points, camera, means, quats, scales, opacities, colors,
     B, G, K, HARMONICS: tl.constexpr, FRAMES: tl.constexpr, M: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
+    block = tl.program_id(1)
     frames = tl.program_id(0) * FRAMES + tl.arange(0, FRAMES)
-    rows = tl.program_id(1) * M + tl.arange(0, M)
+    column = tl.arange(0, M)
+    rows = block * M + column
     real, inside = frames < B, rows < G
     here = real[:, None] & inside
     at = frames.to(tl.int64)[:, None] * G + rows
+    shapes += block.to(tl.int64) * 14 * K * M
+    mean += block.to(tl.int64) * (11 + 3 * HARMONICS) * M
     for p in tl.static_range(11):
-        value = _parameter(
-            weights, shapes, mean, p, frames, real, rows, inside, K, B, G, STEP
-        )  # fmt: skip
+        value = _parameter(weights, shapes, mean, p, frames, real, K, M, STEP)
         if p < 3:
             tl.store(means + at * 3 + p, value, here)
         elif p < 7:
@@ -79,13 +80,10 @@ def _blend(
     scale = 1 / tl.maximum(tl.sqrt(x * x + y * y + z * z), 1e-12)
     x, y, z = x * scale, y * scale, z * scale
     for c in tl.static_range(3):
-        constant = _parameter(
-            weights, shapes, mean, 11 + c, frames, real, rows, inside, K, B, G, STEP
-        )  # fmt: skip
+        constant = _parameter(weights, shapes, mean, 11 + c, frames, real, K, M, STEP)
         color = harmonic(x, y, z, 0) * constant + 0.5
         for k in tl.static_range(1, HARMONICS):
-            sh = tl.load(mean + (11 + 3 * k + c) * G + rows, inside, 0.0)
-            color += harmonic(x, y, z, k) * sh
+            color += harmonic(x, y, z, k) * tl.load(mean + (11 + 3 * k + c) * M + column)
         tl.store(colors + at * 3 + c, tl.maximum(color, 0.0), here)
 
 
@@ -93,9 +91,12 @@ def blendshape_inputs(
     mean: Float[Tensor, "G P"], shapes: Float[Tensor, "K G 14"]
 ) -> BlendshapeInputs:
     """Return the fields of `Blendshapes` in the layout of the kernel."""
-    padded = F.pad(shapes, (0, 0, 0, 0, 0, -len(shapes) % STEP))
+    missing = -len(mean) % GAUSSIANS
+    mean = F.pad(mean, (0, 0, 0, missing)).unflatten(0, (-1, GAUSSIANS))
+    shapes = F.pad(shapes, (0, 0, 0, missing, 0, -len(shapes) % STEP)).half()
+    shapes = shapes.unflatten(1, (-1, GAUSSIANS))
     return BlendshapeInputs(
-        mean.float().T.contiguous(), padded.half().permute(2, 0, 1).contiguous()
+        mean.transpose(1, 2).contiguous(), shapes.permute(1, 3, 0, 2).contiguous()
     )
 
 
@@ -117,13 +118,12 @@ def deform(
         as `rasterize` takes them.
     """
     mean, shapes = shared
-    parameters, count = mean.shape
-    frames, padded = len(weights), shapes.shape[1]
+    frames, count, padded = len(weights), len(points), shapes.shape[2]
     given = F.pad(weights, (0, padded - weights.shape[1])).half()
     outputs = tuple(mean.new_empty(frames, count, *shape) for shape in ((3,), (4,), (3,), (), (3,)))
     _blend[(triton.cdiv(frames, FRAMES), triton.cdiv(count, GAUSSIANS))](
         given.contiguous(), shapes, mean, points.contiguous(), centers.contiguous(), *outputs,
-        frames, count, padded, HARMONICS=(parameters - 11) // 3,
+        frames, count, padded, HARMONICS=(mean.shape[1] - 11) // 3,
         FRAMES=FRAMES, M=GAUSSIANS, STEP=STEP, num_warps=4,
     )  # fmt: skip
     return outputs
