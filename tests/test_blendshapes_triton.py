@@ -21,7 +21,7 @@ pytestmark = [] if INTERPRETED else pytest.mark.gpu
     [(3, 100, 5, 16), (17, 70, 20, 4), (1, 64, 16, 1)],
 )
 def test_equals_plain_torch(frames: int, count: int, components: int, harmonics: int) -> None:
-    from talker.avatar.kernels.blendshapes_triton import blendshape_inputs, deform
+    from talker.avatar.kernels.deform_triton import blend, blendshape_inputs
 
     generator = torch.Generator().manual_seed(0)
 
@@ -40,6 +40,6 @@ def test_equals_plain_torch(frames: int, count: int, components: int, harmonics:
     flat[..., :PARAMETERS] += moved
     expected = to_view(Gaussians.from_flat(flat), points, viewmats)
     inputs = blendshape_inputs(mean, shapes)
-    computed = deform(inputs, weights, points, camera_centers(viewmats))
+    computed = blend(inputs, weights, points, camera_centers(viewmats))
     for one, other in zip(computed, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

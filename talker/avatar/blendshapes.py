@@ -37,7 +37,7 @@ from talker.data.layout import Folder
 from talker.errors import UserError
 
 if TYPE_CHECKING:
-    from talker.avatar.kernels.blendshapes_triton import BlendshapeInputs
+    from talker.avatar.kernels.deform_triton import BlendshapeInputs
 
 FILE = "blendshapes.npz"
 """Name of the file in the avatar folder. Without it, the network deforms all Gaussians."""
@@ -88,7 +88,7 @@ class Blendshapes:
     @cached_property
     def kernel_inputs(self) -> "BlendshapeInputs":
         """The mean and the blendshapes in the layout of the kernel, which requires a GPU."""
-        from talker.avatar.kernels.blendshapes_triton import blendshape_inputs
+        from talker.avatar.kernels.deform_triton import blendshape_inputs
 
         return blendshape_inputs(self.mean, self.shapes)
 

@@ -211,7 +211,7 @@ class Avatar(nn.Module):
             keys, values = self._only_block().project_tokens(tokens)
             return Splats(*deform(shared.fused, keys, values, points, camera_centers(viewmats)))
         if self.blendshapes is not None and points.is_cuda:
-            from talker.avatar.kernels.blendshapes_triton import deform as blend
+            from talker.avatar.kernels.deform_triton import blend
 
             weights = self.blendshape_weights(self.blendshapes, tokens, shared)
             inputs = self.blendshapes.kernel_inputs
