@@ -27,7 +27,7 @@ TOKENS = 4
 OUTPUTS = GEOMETRY + 3 * HARMONICS
 """Columns of all deformed parameters of a Gaussian."""
 FRAMES = 16
-"""Frames per block of the blendshapes, the smallest number of rows of a matrix product in Triton."""
+"""Frames per block of the blendshapes: the smallest height of a matrix product in Triton."""
 GAUSSIANS = 64
 """Gaussians per block of the blendshapes."""
 STEP = 16
