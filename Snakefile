@@ -25,6 +25,7 @@ include: "rules/render.smk"
 
 
 protect_given_files()
+log_preset()
 log_given_files()
 require_same_videos()
 require_known_targets()

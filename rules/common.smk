@@ -286,6 +286,23 @@ def require_backend_files():
         raise WorkflowError("\n".join(missing))
 
 
+def log_preset():
+    """Log the preset and why it was chosen; `talker run` also reads how long a training is."""
+    if workflow.remote_exec:
+        return
+    reason = "as configured"
+    if config["preset"] == "auto":
+        reason = f"because {'an' if GPU else 'no'} NVIDIA GPU was found"
+    defaults = CONFIG_SCHEMA["properties"]["options"]["properties"]["train"]["properties"]
+    training = {name: rule["default"] for name, rule in defaults.items() if "default" in rule}
+    training |= options_of("train", None)
+    length = ("canonical_steps", "canonical_batch", "deformation_steps", "deformation_batch")
+    logger.info(
+        f"The training preset is {PRESET} ({training['image_size']} pixels), {reason}.",
+        extra={"training": {name: training[name] for name in (*length, "max_epochs")}},
+    )
+
+
 def require_named_preset():
     """Stop if the GPU of this machine would determine the preset of jobs on other machines."""
     if config["preset"] == "auto" and workflow.non_local_exec:

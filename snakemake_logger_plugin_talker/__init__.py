@@ -5,7 +5,10 @@ from logging import LogRecord
 
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 
-FIELDS = ("event", "jobid", "job_id", "rule_name", "rule_msg", "wildcards", "log", "stats")
+FIELDS = (
+    *("event", "jobid", "job_id", "rule_name", "rule_msg", "wildcards", "log", "stats"),
+    "training",  # in the message of the rules about the preset
+)
 """Attributes of a log record that are printed if the record has them."""
 
 

@@ -297,12 +297,17 @@ def test_a_spoken_text_is_written_once(tmp_path: Path, monkeypatch: pytest.Monke
         list(run._speeches(config, folders))
 
 
-def test_a_dry_run_leaves_no_spoken_text(tmp_path: Path):
-    own = tmp_path / "own.wav"
-    own.write_bytes(b"the user's own recording")
-    with run._without_new_speech([tmp_path, tmp_path / "missing"]):
-        (tmp_path / "Good_morning.wav").write_bytes(b"spoken")
-    assert list(tmp_path.iterdir()) == [own]
+def test_a_dry_run_speaks_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(espeak, "find_espeak", lambda: ("libespeak-ng.so", None))
+    config = Config(say=("Good morning!",), out=tmp_path, dry_run=True)
+    folders = [tmp_path / "me" / "novel", tmp_path / "you" / "novel"]
+    [(name, file)] = run._speeches(config, folders)
+    assert name == "Good_morning" and Path(file).is_file()
+    assert not list(tmp_path.iterdir())
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "Good_morning.wav").touch()
+    assert not list(run._speeches(config, folders)), "the workflow finds the files itself"
 
 
 def test_the_next_command_needs_no_espeak(monkeypatch: pytest.MonkeyPatch):
@@ -381,19 +386,32 @@ def test_the_time_left_comes_from_earlier_runs(tmp_path: Path):
         ("me/check.tsv", 7),
     ):
         (tmp_path / "benchmarks" / file).write_text(f"s\th:m:s\n{seconds}\tx\n")
-    assert dict(earlier_times(tmp_path, "me")) == {
-        "frames": 20,
-        "train": 60,
-        "render": 6,
-        "render_novel": 8,
-        "check": 7,
-    }
+    expected = {"frames": 20, "train": 60, "render": 6, "render_novel": 8, "check": 7}
+    assert dict(earlier_times(tmp_path, "me", {})) == expected
     screen = Screen(tmp_path, ["me"])
     stats = {"frames": 1, "train": 1, "check": 1, "total": 3}
     screen.show(event(event="run_info", stats=stats))
     assert screen.seconds_left() == 87
     screen.show(event(event="run_info", stats={**stats, "layers": 1}))
     assert screen.seconds_left() is None
+
+
+@pytest.mark.parametrize(
+    ("max_epochs", "images"), [(10, 100 + 10 * 181), (1000, 100 + 3000)], ids=["short", "long"]
+)
+def test_the_time_of_training_follows_its_steps(tmp_path: Path, max_epochs: int, images: int):
+    for subject, frames in (("other", 100), ("me", 200)):
+        (tmp_path / "data" / subject).mkdir(parents=True)
+        (tmp_path / "data" / subject / "clip.json").write_text(f'{{"frames": {frames}}}')
+    (tmp_path / "benchmarks" / "other").mkdir(parents=True)
+    (tmp_path / "benchmarks" / "other" / "train.tsv").write_text("s\th:m:s\n60\tx\n")
+    steps = {"canonical_steps": 50, "deformation_steps": 1000, "max_epochs": max_epochs}
+    training = {"canonical_batch": 2, "deformation_batch": 3, **steps}
+    screen = Screen(tmp_path, ["me"])
+    screen.show(event(message="The preset is draft.", from_rules=True, training=training))
+    screen.show(event(event="run_info", stats={"train": 1, "total": 1}))
+    other = 100 + min(3000, max_epochs * 90)
+    assert screen.seconds_left() == pytest.approx(60 * images / other, rel=0.01)
 
 
 def test_the_last_progress_line_of_a_log_counts():

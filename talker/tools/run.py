@@ -161,8 +161,6 @@ def run_workflow(videos: Sequence[str], config: Config) -> None:
         overrides["preset"] = config.preset
     novel = [out / "data" / subject / layout.NOVEL for subject in subjects]
     with ExitStack() as stack:
-        if config.dry_run:
-            stack.enter_context(_without_new_speech(novel))
         if speeches := dict(_speeches(config, novel)):
             overrides["speech"] = speeches
         out.mkdir(parents=True, exist_ok=True)
@@ -235,6 +233,8 @@ def _seen_from(out: Path, file: str) -> str:
 def _speeches(config: Config, folders: Sequence[Path]) -> Iterator[tuple[str, str]]:
     """Yield the name and path of each audio file, and speak each text into a file in all folders.
 
+    A dry run writes no file. There, the sample speech takes the place of the texts.
+
     Args:
         folders: the folder of each subject in which the workflow finds new speech.
     """
@@ -251,19 +251,15 @@ def _speeches(config: Config, folders: Sequence[Path]) -> Iterator[tuple[str, st
         names.add(name)
         if is_file:
             yield name, _seen_from(config.out, speech)
-        else:
-            _speak(speech, config.voice, [folder / f"{name}.wav" for folder in folders])
+            continue
+        files = [folder / f"{name}.wav" for folder in folders]
+        if not config.dry_run:
+            _speak(speech, config.voice, files)
+        elif not all(file.exists() for file in files):
+            from talker.media.espeak import find_espeak
 
-
-@contextmanager
-def _without_new_speech(folders: Sequence[Path]) -> Iterator[None]:
-    """Delete the audio files that are written to the folders inside this context."""
-    before = {file for folder in folders for file in folder.glob("*.wav")}
-    try:
-        yield
-    finally:
-        for file in {file for folder in folders for file in folder.glob("*.wav")} - before:
-            file.unlink()
+            find_espeak()  # raises if the run itself would fail
+            yield name, str(workflow_folder() / "demo" / "hello.wav")
 
 
 def _name_of_text(text: str) -> str:

@@ -19,13 +19,14 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
+from talker.clip import train_length
 from talker.core.progress import read_progress
 from talker.data import layout
 from talker.errors import counted
 
 TAIL_BYTES = 4000
 """Number of bytes at the end of a log that are searched for a progress line."""
-FIXED_STAGES = {"train", "synthesize"}
+FIXED_STAGES = {"synthesize"}
 """Stages whose time does not depend on the length of the video."""
 UNLISTED_STAGES = {"shots", "fit", "verify", "novel_audio", "novel_speech"}
 """Quick stages without a line in a log, which would otherwise be too long to read."""
@@ -82,7 +83,9 @@ class Screen:
             transient=True,
         )
         self.total_line = self.bars.add_task("", total=None, detail="", visible=False)
-        self.times = mean_times(out, subjects)
+        self.training: Mapping[str, int] = {}
+        """Options of the training that determine its length."""
+        self.times = mean_times(out, subjects, self.training)
         self.jobs: dict[int, Job] = {}
         self.left: dict[str, int] = {}
         self.total = self.done = 0
@@ -116,6 +119,9 @@ class Screen:
         if event is None:
             return
         kind = event.get("event")
+        if "training" in event:
+            self.training = event["training"]
+            self.times = mean_times(self.out, self.subjects, self.training)
         if kind == "run_info":
             self.left = {k: n for k, n in event["stats"].items() if k not in ("all", "total")}
             self.total = sum(self.left.values())
@@ -152,7 +158,7 @@ class Screen:
         self.done += 1
         self.left[job.rule] = self.left.get(job.rule, 1) - 1
         if job.rule == "frames":  # now the length of the video is known
-            self.times = mean_times(self.out, self.subjects)
+            self.times = mean_times(self.out, self.subjects, self.training)
         width = len(str(self.total))
         if len(self.subjects) == 1 or job.rule == LAST_STAGE:
             text = f"[{self.done:>{width}}/{self.total}] {job.message} ({duration(seconds)})"
@@ -279,20 +285,27 @@ def plain_error(message: str) -> str:
     return re.sub(r'\n  File ".*"(?:, line .*)?', "", message).strip()
 
 
-def mean_times(out: Path, subjects: Sequence[str]) -> dict[str, float]:
-    """Return the expected time of each rule in seconds, as the mean over the subjects."""
+def mean_times(out: Path, subjects: Sequence[str], training: Mapping[str, int]) -> dict[str, float]:
+    """Return the expected time of each rule in seconds, as the mean over the subjects.
+
+    Args:
+        training: as for `training_images`.
+    """
     times: dict[str, list[float]] = {}
     for subject in subjects:
-        for rule, seconds in earlier_times(out, subject):
+        for rule, seconds in earlier_times(out, subject, training):
             times.setdefault(rule, []).append(seconds)
     return {rule: statistics.fmean(values) for rule, values in times.items()}
 
 
-def earlier_times(out: Path, subject: str) -> Iterator[tuple[str, float]]:
+def earlier_times(
+    out: Path, subject: str, training: Mapping[str, int]
+) -> Iterator[tuple[str, float]]:
     """Yield the rules with their expected time in seconds, from earlier runs in the same folder.
 
     If the subject itself has a benchmark of a rule, only this one counts. Otherwise the time is the
-    median over the other subjects, in proportion to the number of frames.
+    median over the other subjects, in proportion to the number of frames, or for the training in
+    proportion to the number of images.
     """
     folder = out / "benchmarks"
     times: dict[str, dict[str, list[float]]] = {}
@@ -306,10 +319,27 @@ def earlier_times(out: Path, subject: str) -> Iterator[tuple[str, float]]:
     for rule, by_subject in times.items():
         seconds = list(by_subject.get(subject, ()))
         for name, values in by_subject.items() if not seconds else ():
-            length = frame_count(out / "data" / name)
-            factor = frames / length if frames and length and rule not in FIXED_STAGES else 1.0
+            length, factor = frame_count(out / "data" / name), 1.0
+            if frames and length and rule == "train":
+                factor = training_images(training, frames) / training_images(training, length)
+            elif frames and length and rule not in FIXED_STAGES:
+                factor = frames / length
             seconds += [factor * value for value in values]
         yield rule, statistics.median(seconds)
+
+
+def training_images(training: Mapping[str, int], frames: int) -> int:
+    """Return the number of images that a training renders for a video of some frames.
+
+    Args:
+        training: options of `talker train` that determine it; without them, it is 1.
+        frames: number of frames of the video.
+    """
+    if not training:
+        return 1
+    canonical = training["canonical_steps"] * training["canonical_batch"]
+    deformation = training["deformation_steps"] * training["deformation_batch"]
+    return canonical + min(deformation, training["max_epochs"] * train_length(frames))
 
 
 def rule_of(benchmark: str, novel: bool) -> str:
