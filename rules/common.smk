@@ -30,6 +30,7 @@ from talker.core.batch import (
     schema_errors,
     write_outcome,
 )
+from talker.core.config import from_mapping
 from talker.core.gpu import require_usable_gpu
 from talker.core.presets import choose_preset, merge_options, update
 from talker.core.provenance import code_of
@@ -37,6 +38,7 @@ from talker.data.weights import WEIGHTS, location
 from talker.encoders import encoder_module, stage_encoder
 from talker.errors import UserError
 from talker.measure.overview import Folders, write_overview
+from talker.media.signature import Signature
 
 AUDIO_SUFFIXES = {".wav", ".mp3", ".flac", ".m4a", ".aac", ".ogg", ".opus"}
 
@@ -271,6 +273,16 @@ def require_deepspeech_scores():
             )
 
 
+def missing_file_of(stage, subject):
+    """Return which file a stage lacks for its options, or None."""
+    options = options_of(stage, subject)
+    if stage != "render":
+        return missing_file(stage, options)
+    signature = from_mapping(Signature, options.get("signature"), "render: signature")
+    fault = signature.missing_file()
+    return fault and f"render: {fault}"
+
+
 def require_backend_files():
     """Stop if a backend, a metric or a signature lacks a file that it needs."""
     if workflow.remote_exec or not LOCAL:
@@ -280,7 +292,7 @@ def require_backend_files():
         fault: None
         for subject in subjects
         for stage in (*BACKEND_OPTIONS, "evaluate", "render")
-        if (fault := missing_file(stage, options_of(stage, subject)))
+        if (fault := missing_file_of(stage, subject))
     }
     if missing:
         raise WorkflowError("\n".join(missing))

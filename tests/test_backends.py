@@ -84,21 +84,6 @@ def test_missing_and_shortened_weights_are_refused(tmp_path: Path):
     assert require_weights(str(tmp_path / "mine.pth"), "bisenet", weights).name == "mine.pth"
 
 
-def test_a_missing_file_of_a_signature_is_found_before_training(tmp_path: Path):
-    certificate, key = tmp_path / "chain.pem", tmp_path / "key.pem"
-    certificate.touch()
-    given = {"signature": {"certificate": str(certificate), "key": str(key)}}
-    assert missing_file("render", given) == (
-        f"render: The option `signature.key` is {key}, which is not a file. Give the path of a "
-        "PEM file."
-    )
-    key.touch()
-    assert missing_file("render", given) is None
-    assert missing_file("render", {"signature": {"key": str(key)}}) == (
-        "render: The option `signature.key` also needs `signature.certificate`."
-    )
-
-
 def test_the_workflow_can_refuse_missing_files(tmp_path: Path):
     assert missing_file("frames", {}) is None
     for stage, (step, option) in OPTIONS.items():

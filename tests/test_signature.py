@@ -144,9 +144,25 @@ def test_what_cannot_be_signed_is_refused_before_rendering(tmp_path: Path) -> No
             write(tmp_path / "me.mp4", half)
 
 
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    given = Signature(tmp_path / "chain.pem", tmp_path / "key.pem")
+    assert Signature().missing_file() is None
+    (tmp_path / "chain.pem").touch()
+    assert given.missing_file() == (
+        f"The option `signature.key` is {tmp_path}/key.pem, which is not a file. Give the path of "
+        "a PEM file."
+    )
+    (tmp_path / "key.pem").touch()
+    assert given.missing_file() is None
+
+
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "c2pa", None)
+    given = Signature(tmp_path / "chain.pem", tmp_path / "key.pem")
+    for file in (given.certificate, given.key):
+        assert file is not None
+        file.touch()
     with pytest.raises(ImportError) as raised:
-        write(tmp_path / "me.mp4", Signature(tmp_path / "chain.pem", tmp_path / "key.pem"))
+        write(tmp_path / "me.mp4", given)
     assert "pip install '.[c2pa]'" in (explain(raised.value) or "")
-    assert not list(tmp_path.iterdir())
+    assert len(list(tmp_path.iterdir())) == 2

@@ -55,6 +55,10 @@ class Gaussians:
     sh: Float[Tensor, "*B G K 3"]
     """[(B,) G, K, 3] spherical harmonics coefficients of the color"""
 
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """Return the fields as NumPy arrays, in their order."""
+        return tuple(value.detach().cpu().numpy() for value in vars(self).values())
+
     def flat(self) -> Float[Tensor, "*B G P"]:
         """Return all parameters as [(B,) G, P], P = 11 + 3 K, in the order of the fields."""
         parts = (
@@ -228,23 +232,20 @@ def _header(count: int, comment: str = "") -> bytes:
 
 def save_ply(
     path: Path,
-    means: np.ndarray,
-    quats: np.ndarray,
-    scales: np.ndarray,
-    opacities: np.ndarray,
-    sh: np.ndarray,
+    gaussians: Gaussians,
     comment: str = "",
 ) -> None:
-    """Write the raw parameters of G Gaussians.
+    """Write Gaussians [G, ...] to a .ply file.
+
+    The quaternions are normalized, as some viewers expect, and the colors are padded with zeros to
+    16 coefficients.
 
     Args:
-        means: [G, 3].
-        quats: [G, 4] wxyz; normalized in the file, as some viewers expect.
-        scales: [G, 3] natural logarithms.
-        opacities: [G] logits.
-        sh: [G, K, 3], K <= 16, padded with zeros.
+        path: file to write.
+        gaussians: Gaussians with at most 16 color coefficients.
         comment: line of text for the header.
     """
+    means, quats, scales, opacities, sh = gaussians.arrays()
     count = len(means)
     rest = np.zeros((count, 3, REST))
     rest[:, :, : sh.shape[1] - 1] = sh[:, 1:].transpose(0, 2, 1)  # all of red first
@@ -262,11 +263,10 @@ def save_ply(
     )
 
 
-def load_ply(path: Path) -> dict[str, np.ndarray]:
-    """Read a file written by `save_ply` or another 3DGS program.
+def load_ply(path: Path) -> Gaussians:
+    """Return the Gaussians [G, ...] of a .ply file, with 16 color coefficients.
 
-    Returns:
-        The arrays of `save_ply` by name, as float32 and with K = 16.
+    The file may also be from another program for 3D Gaussian splatting.
 
     Raises:
         UserError: the file is not in that layout.
@@ -281,15 +281,9 @@ def load_ply(path: Path) -> dict[str, np.ndarray]:
             f"{path} is not a binary PLY file with the {len(FIELDS)} float fields of 3D "
             "Gaussian splatting (x to rot_3), or its size does not match its header."
         )
-    table = np.frombuffer(body, "<f4").reshape(count, len(FIELDS))
-    means, _, constant, rest, opacities, scales, quats = np.split(
-        table, np.cumsum([3, 3, 3, 3 * REST, 1, 3]), axis=1
+    table = torch.from_numpy(np.frombuffer(body, "<f4").reshape(count, len(FIELDS)).copy())
+    means, _, constant, rest, opacities, scales, quats = table.split(
+        (3, 3, 3, 3 * REST, 1, 3, 4), dim=1
     )
-    rest = rest.reshape(count, 3, REST).transpose(0, 2, 1)
-    return {
-        "means": means,
-        "quats": quats,
-        "scales": scales,
-        "opacities": opacities[:, 0],
-        "sh": np.concatenate([constant[:, None], rest], axis=1),
-    }
+    sh = torch.cat([constant[:, None], rest.reshape(count, 3, REST).mT], dim=1)
+    return Gaussians(means, quats, scales, opacities[:, 0], sh)

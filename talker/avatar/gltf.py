@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from talker import __version__
+from talker.avatar.gaussians import Gaussians
 from talker.media.disclosure import NAMESPACES, Disclosure
 
 SPLATS, METADATA = "KHR_gaussian_splatting", "KHR_xmp_json_ld"
@@ -25,20 +26,15 @@ TYPES = {1: "SCALAR", 3: "VEC3", 4: "VEC4"}
 """Types of accessors by their number of components."""
 
 
-def save_glb(
-    path: Path,
-    means: np.ndarray,
-    quats: np.ndarray,
-    scales: np.ndarray,
-    opacities: np.ndarray,
-    sh: np.ndarray,
-    disclosure: Disclosure,
-) -> None:
-    """Write the raw parameters of G Gaussians; the arrays are those of `save_ply`.
+def save_glb(path: Path, gaussians: Gaussians, disclosure: Disclosure) -> None:
+    """Write Gaussians [G, ...] to a .glb file.
 
     Args:
+        path: file to write.
+        gaussians: the Gaussians.
         disclosure: what the metadata state about the avatar.
     """
+    means, quats, scales, opacities, sh = gaussians.arrays()
     attributes = {
         "POSITION": METERS * means,
         f"{SPLATS}:ROTATION": np.roll(quats, -1, axis=1)  # xyzw

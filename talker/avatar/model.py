@@ -325,8 +325,7 @@ class Avatar(nn.Module):
 
     def save_point_cloud(self, path: Path) -> None:
         """Write the canonical Gaussians to a .ply file, as viewers of Gaussian splatting read."""
-        cloud = {name: value.detach().cpu().numpy() for name, value in self.canonical.items()}
-        save_ply(path, **cloud)
+        save_ply(path, self.gaussians())
 
     @classmethod
     def load(cls, folder: Folder, device: torch.device | str = "cpu") -> "Avatar":

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from talker.avatar.gaussians import Gaussians
+
 MAGIC, VERSION = 0x5053474E, 2
 POSITION_BITS = 12
 """Number of bits of a coordinate after the binary point; coordinates have 24 bits."""
@@ -21,15 +23,9 @@ HARMONIC_BITS = (5, 4)
 """Number of significant bits of the coefficients of degree 1, and of higher degrees."""
 
 
-def save_spz(
-    path: Path,
-    means: np.ndarray,
-    quats: np.ndarray,
-    scales: np.ndarray,
-    opacities: np.ndarray,
-    sh: np.ndarray,
-) -> None:
-    """Write the raw parameters of G Gaussians; the arguments are those of `save_ply`."""
+def save_spz(path: Path, gaussians: Gaussians) -> None:
+    """Write Gaussians [G, ...] to an .spz file."""
+    means, quats, scales, opacities, sh = gaussians.arrays()
     count, harmonics = sh.shape[:2]
     degree = round(harmonics**0.5) - 1
     fixed = np.round(means * 2**POSITION_BITS).clip(-(2**23), 2**23 - 1).astype("<i4")

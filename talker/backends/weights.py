@@ -67,8 +67,6 @@ def missing_file(stage: str, options: Mapping[str, Any]) -> str | None:
     """
     if stage == "evaluate":
         return "\n".join(_missing_metric_files(options)) or None
-    if stage == "render":
-        return "\n".join(_missing_signature_files(options)) or None
     if stage not in OPTIONS:
         return None
     step, option = OPTIONS[stage]
@@ -89,20 +87,6 @@ def missing_file(stage: str, options: Mapping[str, Any]) -> str | None:
         )
         return f"{stage}: The {option} '{name}' needs the option `{key}`, but {reason}. {where}"
     return None
-
-
-def _missing_signature_files(options: Mapping[str, Any]) -> Iterator[str]:
-    """Yield which files of the signature of `render` are missing."""
-    signature = options.get("signature", {})
-    given = [option for option in ("certificate", "key") if signature.get(option)]
-    for option in ("certificate", "key") if given else ():
-        if option not in given:
-            yield f"render: The option `signature.{given[0]}` also needs `signature.{option}`."
-        elif not Path(signature[option]).is_file():
-            yield (
-                f"render: The option `signature.{option}` is {signature[option]}, which is not a "
-                "file. Give the path of a PEM file."
-            )
 
 
 def _missing_metric_files(options: Mapping[str, Any]) -> Iterator[str]:

@@ -45,7 +45,23 @@ class Signature:
                 f"{path} has a format that cannot be signed. Use {' or '.join(MEDIA_TYPES)}, or "
                 "remove the options `certificate` and `key`."
             )
+        if fault := self.missing_file():
+            raise UserError(fault)
         self._signer().close()
+
+    def missing_file(self) -> str | None:
+        """Return which of the two files is missing, or None; without both, nothing is signed."""
+        files = {"certificate": self.certificate, "key": self.key}
+        given = {option: path for option, path in files.items() if path is not None}
+        if len(given) == 1:
+            return "Set the options `signature.certificate` and `signature.key` together."
+        for option, path in given.items():
+            if not path.is_file():
+                return (
+                    f"The option `signature.{option}` is {path}, which is not a file. Give the "
+                    "path of a PEM file."
+                )
+        return None
 
     def sign(self, path: Path, suffix: str, manifest: dict[str, Any]) -> None:
         """Replace a complete video by a signed copy, if there is a certificate.
@@ -80,8 +96,7 @@ class Signature:
 
     def _signer(self) -> Any:
         """Return a signer of c2pa; UserError if the certificate or the key cannot be used."""
-        if self.certificate is None or self.key is None:
-            raise UserError("Give the options `certificate` and `key` together.")
+        assert self.certificate is not None and self.key is not None
         c2pa: Any = import_module("c2pa")
         certificate, key = self.certificate.read_bytes(), self.key.read_bytes()
         try:

@@ -86,13 +86,12 @@ def write_splats(
     up = UP[path.suffix] if orientation == "usual" else orientation == "y-up"
     if not up:
         gaussians = half_turned(gaussians)
-    arrays = {name: value.cpu().numpy() for name, value in vars(gaussians).items()}
     if path.suffix == ".ply":
-        save_ply(path, **arrays, comment=disclosure.text)
+        save_ply(path, gaussians, disclosure.text)
     elif path.suffix == ".glb":
-        save_glb(path, **arrays, disclosure=disclosure)
+        save_glb(path, gaussians, disclosure)
     else:
-        save_spz(path, **arrays)
+        save_spz(path, gaussians)
 
 
 def neutral(avatar: Avatar, dataset: Dataset) -> Gaussians:
