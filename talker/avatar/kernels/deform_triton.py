@@ -28,10 +28,8 @@ OUTPUTS = GEOMETRY + 3 * HARMONICS
 """Columns of all deformed parameters of a Gaussian."""
 FRAMES = 16
 """Frames per block of the blendshapes: the smallest height of a matrix product in Triton."""
-GAUSSIANS = 64
+GAUSSIANS = 32
 """Gaussians per block of the blendshapes."""
-STEP = 16
-"""Blendshapes per matrix product; their number is padded to a multiple of it."""
 
 
 @triton.jit
@@ -396,27 +394,25 @@ def deform(
 class BlendshapeInputs(NamedTuple):
     """What the kernel reads of `Blendshapes`, in blocks of `GAUSSIANS` Gaussians, padded with 0."""
 
-    mean: Float[Tensor, "blocks P 64"]
+    mean: Float[Tensor, "blocks P 32"]
     """[blocks, P, GAUSSIANS], mean parameters"""
-    shapes: Float[Tensor, "blocks 14 K 64"]
-    """[blocks, 14, K, GAUSSIANS] in half precision, K is a multiple of `STEP`"""
+    shapes: Float[Tensor, "blocks 14 K 32"]
+    """[blocks, 14, K, GAUSSIANS] in half precision; K is padded with zeros to a power of 2, at
+    least 16"""
 
 
 @triton.jit
-def _parameter(weights, shapes, mean, p, frames, real, K, M: tl.constexpr, STEP: tl.constexpr):
-    """Return the parameter p [FRAMES, M] of a block of Gaussians in a block of frames."""
-    k, column = tl.arange(0, STEP), tl.arange(0, M)
-    total = tl.zeros((frames.shape[0], M), tl.float32) + tl.load(mean + p * M + column)
-    for start in range(0, K, STEP):
-        w = tl.load(weights + frames[:, None] * K + start + k, real[:, None], 0.0)
-        total += tl.dot(w, tl.load(shapes + (p * K + start + k)[:, None] * M + column))
-    return total
+def _parameter(w, shapes, mean, p, K: tl.constexpr, M: tl.constexpr):
+    """Return the parameter p [FRAMES, M] of a block of Gaussians for the weights w [FRAMES, K]."""
+    k, column = tl.arange(0, K), tl.arange(0, M)
+    moved = tl.dot(w, tl.load(shapes + (p * K + k)[:, None] * M + column))
+    return tl.load(mean + p * M + column) + moved
 
 
 @triton.jit
 def _blend(
     weights, shapes, mean, points, camera, means, quats, scales, opacities, colors,
-    B, G, K, HARMONICS: tl.constexpr, FRAMES: tl.constexpr, M: tl.constexpr, STEP: tl.constexpr,
+    B, G, K: tl.constexpr, HARMONICS: tl.constexpr, FRAMES: tl.constexpr, M: tl.constexpr,
 ):  # fmt: skip
     block = tl.program_id(1)
     frames = tl.program_id(0) * FRAMES + tl.arange(0, FRAMES)
@@ -427,8 +423,9 @@ def _blend(
     at = frames.to(tl.int64)[:, None] * G + rows
     shapes += block.to(tl.int64) * 14 * K * M
     mean += block.to(tl.int64) * (11 + 3 * HARMONICS) * M
+    w = tl.load(weights + frames[:, None] * K + tl.arange(0, K), real[:, None], 0.0)
     for p in tl.static_range(11):
-        value = _parameter(weights, shapes, mean, p, frames, real, K, M, STEP)
+        value = _parameter(w, shapes, mean, p, K, M)
         if p < 3:
             tl.store(means + at * 3 + p, value, here)
         elif p < 7:
@@ -450,7 +447,7 @@ def _blend(
     scale = 1 / tl.maximum(tl.sqrt(x * x + y * y + z * z), 1e-12)
     x, y, z = x * scale, y * scale, z * scale
     for c in tl.static_range(3):
-        constant = _parameter(weights, shapes, mean, 11 + c, frames, real, K, M, STEP)
+        constant = _parameter(w, shapes, mean, 11 + c, K, M)
         color = harmonic(x, y, z, 0) * constant + 0.5
         for k in tl.static_range(1, HARMONICS):
             color += harmonic(x, y, z, k) * tl.load(mean + (11 + 3 * k + c) * M + column)
@@ -463,7 +460,8 @@ def blendshape_inputs(
     """Return the fields of `Blendshapes` in the layout of the kernel."""
     missing = -len(mean) % GAUSSIANS
     mean = F.pad(mean, (0, 0, 0, missing)).unflatten(0, (-1, GAUSSIANS))
-    shapes = F.pad(shapes, (0, 0, 0, missing, 0, -len(shapes) % STEP)).half()
+    padded = max(16, triton.next_power_of_2(len(shapes)))
+    shapes = F.pad(shapes, (0, 0, 0, missing, 0, padded - len(shapes))).half()
     shapes = shapes.unflatten(1, (-1, GAUSSIANS))
     return BlendshapeInputs(
         mean.transpose(1, 2).contiguous(), shapes.permute(1, 3, 0, 2).contiguous()
@@ -498,7 +496,7 @@ def blend(
     kernel[(triton.cdiv(frames, FRAMES), triton.cdiv(count, GAUSSIANS))](
         given.contiguous(), shapes, mean, points.contiguous(), centers.contiguous(),
         means, quats, scales, opacities, colors,
-        frames, count, padded, HARMONICS=(mean.shape[1] - 11) // 3,
-        FRAMES=FRAMES, M=GAUSSIANS, STEP=STEP, num_warps=4,
+        frames, count, K=padded, HARMONICS=(mean.shape[1] - 11) // 3,
+        FRAMES=FRAMES, M=GAUSSIANS, num_warps=2,
     )  # fmt: skip
     return means, quats, scales, opacities, colors
