@@ -332,6 +332,7 @@ def main(*, config: Config = Config()) -> None:
         config: Options.
     """
     share_memory_pools()
+    logging.getLogger("aioice").setLevel(logging.WARNING)
     token = config.token
     if not token and not is_this_machine(config.host):
         token = secrets.token_urlsafe(16)

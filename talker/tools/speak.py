@@ -48,6 +48,8 @@ LEVEL_SLOTS = 10 * SLOT_RATE
 """Number of the latest time steps from which the loudness is computed."""
 BLINK_PERIOD = 600 * FPS
 """Frames after which the blinks repeat."""
+WARM_UP = 2
+"""Duration in seconds of the audio that `--benchmark` processes before it measures."""
 CLOSED_VIEWER = BrokenPipeError, ConnectionResetError
 """Errors that writing to a closed viewer raises."""
 
@@ -314,6 +316,8 @@ def main(
     if benchmark is not None:
         audio = WavFile(benchmark)
         whole_frames(audio, benchmark)
+        list(streaming.push_audio(audio[: WARM_UP * SAMPLE_RATE]))  # compiles
+        streaming = load_streaming_avatar(data, avatar, config)
         for name, value in measure_latency(streaming, audio[:]).items():
             logger.info("%s: %.4g", name, value)
         return

@@ -13,6 +13,7 @@ import logging
 import math
 import threading
 import time
+import warnings
 from collections import deque
 from contextlib import suppress
 from pathlib import Path
@@ -202,6 +203,7 @@ def main(
     if not avatar.exists():
         raise UserError(f"{avatar} does not exist.")
     logging.getLogger("websockets").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", "Queued a .* on a closed connection")  # a page was closed
     viewer = Viewer(avatar, data, config)
     try:
         viewer.run()
