@@ -10,11 +10,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from talker.avatar.model import Avatar
 from talker.avatar.trainer import Trainer
 from talker.dataset import Dataset
 from talker.encoders import Choice
 from talker.errors import UserError
-from talker.tools.bench import Config, main
+from talker.tools.bench import Config, Numbers, main
 
 SMALL = Config(
     gaussians=(400,),
@@ -28,28 +29,114 @@ SMALL = Config(
 )
 
 
-def measured(folder: Path, config: Config, data: Path | None = None) -> dict[str, Any]:
-    main(data=data, json=folder / "bench.json", config=config)
-    (row,) = json.loads((folder / "bench.json").read_text())["results"]
-    return row
+def measured(
+    folder: Path, config: Config, data: Path | None = None, against: Path | None = None
+) -> dict[str, float]:
+    file = folder / "bench.json"
+    main(data=data, json=file, against=against, config=config)
+    numbers = json.loads(file.read_text())["numbers"]
+    return {name: number["value"] for name, number in numbers.items()}
 
 
 def test_a_random_head_is_rendered_trained_and_spoken(tmp_path: Path) -> None:
-    row = measured(tmp_path, dataclasses.replace(SMALL, speech=2.0, hop=4))
-    assert row["render"][0]["frames_per_second"] > 0
-    assert row["train"]["images_per_second"] > 0
-    spoken = row["speak"]
-    assert spoken["frames"] == 50
-    assert spoken["waits_ms"] == 480
-    assert spoken["latency_ms_p95"] > spoken["waits_ms"]
-    assert spoken["real_time_factor"] > 0
+    numbers = measured(tmp_path, dataclasses.replace(SMALL, speech=2.0, hop=4))
+    for name in ("train/3", "render/network/2", "render/blendshapes/2", "blendshapes"):
+        assert numbers[f"400/{name}"] > 0
+    for part in ("deform", "raster"):
+        assert numbers[f"400/render/blendshapes/2/{part}"] > 0
+    for step in ("", "/rendered", "/layers", "/encoded"):
+        assert numbers[f"400/video/blendshapes{step}"] > 0
+    waits = numbers["400/speak/4/waiting for later audio"]
+    assert waits == 480
+    assert numbers["400/speak/4/latency, 95th percentile"] > waits
+    assert numbers["400/speak/4/computing per second of speech"] > 0
+
+
+def test_rendering_is_measured_with_blendshapes_and_with_the_network(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    used = []
+
+    def watched(self: Avatar, *inputs: Any, **options: Any) -> Any:
+        used.append(self.blendshapes is not None)
+        return original(self, *inputs, **options)
+
+    original = Avatar.render_from_expression
+    monkeypatch.setattr(Avatar, "render_from_expression", watched)
+    main(config=dataclasses.replace(SMALL, render_batches=(2,)))
+    assert used == sorted(used, reverse=True) and used.count(True) == used.count(False) > 0
 
 
 def test_a_subject_of_another_encoder(mel_only: Path, tmp_path: Path) -> None:
     config = dataclasses.replace(SMALL, encoder="mel", speech=2.0, hop=4)
-    row = measured(tmp_path, config, mel_only)
-    assert row["train"]["images_per_second"] > 0
-    assert row["speak"]["frames"] == 50
+    numbers = measured(tmp_path, config, mel_only)
+    assert numbers["400/train/3"] > 0
+    assert numbers["400/speak/4/latency, 95th percentile"] > 0
+
+
+def test_numbers_are_compared_with_those_of_an_earlier_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    earlier = {
+        "a": {"value": 8.0, "unit": "ms"},
+        "b": {"value": 10.0, "unit": "frames/s"},
+        "c": {"value": 2.0, "unit": "GiB"},
+        "e": {"value": 2.0, "unit": "GiB"},
+    }
+    numbers = Numbers(earlier, "old.json")
+    numbers.add("a", 4, "ms")
+    numbers.add("b", 15, "frames/s")
+    numbers.add("c", 3, "GiB")
+    numbers.add("d", 12_345, "frames/s")
+    numbers.add("e", 12.34, "ms")
+    assert caplog.messages == [
+        "a: 4.00 ms (2.00 times as fast as in old.json)",
+        "b: 15.0 frames/s (1.50 times as fast as in old.json)",
+        "c: 3.00 GiB (1.50 times the value in old.json)",
+        "d: 12,345 frames/s",
+        "e: 12.3 ms",
+    ]
+
+
+def test_a_run_is_compared_with_its_own_record(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    measured(tmp_path, SMALL)
+    stored = (tmp_path / "bench.json").rename(tmp_path / "old.json")
+    caplog.set_level(logging.INFO)
+    caplog.clear()
+    measured(tmp_path, SMALL, against=stored)
+    lines = [line for line in caplog.messages if line.startswith("400/")]
+    assert lines and all(line.endswith("in old.json)") for line in lines if "backward:" not in line)
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        (None, "bench.json"),
+        ("{", "bench.json"),
+        ('{"results": []}', "was not written by this version"),
+        ('{"numbers": {}, "settings": {"data": "random head", "image_size": 32}}', "image_size"),
+    ],
+)
+def test_an_unusable_earlier_run_is_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record: str | None, reason: str
+) -> None:
+    if record is not None:
+        (tmp_path / "bench.json").write_text(record)
+    monkeypatch.setattr("talker.tools.bench.random_head", lambda *_: pytest.fail("it began"))
+    with pytest.raises(UserError, match=reason):
+        main(against=tmp_path / "bench.json", config=SMALL)
+
+
+def test_a_folder_that_cannot_be_written_is_reported_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("talker.tools.bench.random_head", lambda *_: pytest.fail("it began"))
+    with pytest.raises(OSError, match="file"):
+        main(json=tmp_path / "file" / "bench.json", config=SMALL)
 
 
 def test_more_images_in_a_batch_than_frames_are_refused(dataset: Path) -> None:
@@ -107,8 +194,8 @@ def test_on_the_cpu_it_measures_what_training_does(
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        row = measured(tmp_path, SMALL)
+        numbers = measured(tmp_path, SMALL)
     finally:
         torch.set_num_threads(before)
     assert calls == {(1, 2), (1, 1)}
-    assert row["train"]["batch"] == 3
+    assert numbers["400/train/3"] > 0
