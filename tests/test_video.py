@@ -1,5 +1,6 @@
 """Videos are read by their timestamps, upright and complete; written videos can be read."""
 
+import itertools
 import threading
 from dataclasses import replace
 from fractions import Fraction
@@ -11,6 +12,7 @@ import pytest
 from flash import write_media
 
 from talker.errors import UserError
+from talker.media import audio_encoder
 from talker.media import video_writer as writer_module
 from talker.media.audio import decode_audio, read_wav, write_wav
 from talker.media.video_reader import frame_count, probe, read_frames
@@ -313,7 +315,44 @@ def test_each_group_can_be_decoded_alone(short_groups, tmp_path):
             )
 
 
-def test_the_number_of_cores_does_not_change_a_byte(short_groups, tmp_path, monkeypatch):
+@pytest.fixture
+def short_audio_groups(monkeypatch):
+    """Encode groups of 12 packets of audio."""
+    for name, value in {"GROUP": 12, "LEAD_IN": 8}.items():
+        monkeypatch.setattr(audio_encoder, name, value)
+
+
+def test_groups_of_audio_packets_are_joined_without_a_gap(short_audio_groups, tmp_path):
+    """The noise near the joints must not be larger than that of one encoder."""
+    random = np.random.default_rng(0)
+    tones = sum(np.sin(2 * np.pi * f * np.arange(160_000) / 16_000) for f in (150, 420, 1300))
+    speech = 3000 * tones * (1.2 + np.sin(np.arange(160_000) / 2000))
+    samples = (speech + random.normal(0, 100, len(speech))).astype(np.int16)
+    write_wav(tmp_path / "a.wav", samples)
+    path = write_numbered(tmp_path / "a.mp4", 250, tmp_path / "a.wav")
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(audio=0) if packet.size]
+    assert {b.pts - a.pts for a, b in itertools.pairwise(packets)} == {1024}
+    assert (packets[0].pts, packets[-1].pts + packets[-1].duration) == (-1024, 160_000)
+    decoded = decode_audio(path, 0.0)[:160_000].astype(float)
+    noise = np.square(decoded - samples[: len(decoded)])[: 1024 * 150].reshape(-1, 1024).mean(1)
+    assert 10 * np.log10(np.square(samples.astype(float)).mean() / noise[2:].max()) > 25
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".mov"])
+def test_every_kind_of_audio_ends_with_the_frames(short_audio_groups, tmp_path, suffix):
+    beep = np.zeros(80_000)
+    beep[56_000:57_600] = 20_000 * np.sin(2 * np.pi * 1000 * SECOND[:1600])
+    write_wav(tmp_path / "a.wav", beep.astype(np.int16))
+    path = write_numbered(tmp_path / f"a{suffix}", 100, tmp_path / "a.wav")
+    heard = decode_audio(path, 0.0)
+    assert len(heard) == pytest.approx(64_000, abs=1100)
+    assert np.flatnonzero(np.abs(heard) > 5000)[0] == pytest.approx(56_000, abs=80)
+
+
+def test_the_number_of_cores_does_not_change_a_byte(
+    short_groups, short_audio_groups, tmp_path, monkeypatch
+):
     write_wav(tmp_path / "a.wav", (9000 * np.sin(4000 * np.tile(SECOND, 2))).astype(np.int16))
     files = set()
     for cores in (1, 6, 64):

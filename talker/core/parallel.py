@@ -4,7 +4,7 @@ OpenCV, NumPy and the image codecs release the global interpreter lock, so threa
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 
 def ordered_map(
     function: Callable[[Item], Result], items: Iterable[Item], threads: int = 2
-) -> Iterator[Result]:
+) -> Generator[Result]:
     """Yield `function(item)` for each item, in order.
 
     At most `2 * threads` results are kept in memory.

@@ -39,11 +39,10 @@ from talker.clip import FPS
 from talker.core.files import atomic_write
 from talker.errors import UserError
 from talker.media.audio import AudioFormat, decode_native, native_format
+from talker.media.audio_encoder import AudioEncoder
 from talker.media.disclosure import Disclosure
 from talker.media.images import write_image
 
-AUDIO_BIT_RATE = 96_000
-"""Bit rate of each channel of encoded audio in bits per second."""
 SCALER_FLAGS = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP
 """Options of swscale; without accurate rounding every image becomes one level darker."""
 ENCODER_THREADS = 4
@@ -51,6 +50,8 @@ ENCODER_THREADS = 4
 on it."""
 SEQUENCE_THREADS = 8
 """Threads of an encoder that encodes all frames."""
+CORES_PER_ENCODER = 2
+"""Number of cores that one video encoder keeps busy, with frames of 512x512 pixels."""
 MAX_ENCODERS = 8
 """Largest number of video encoders that work at the same time."""
 QUEUED_FRAMES = 8
@@ -108,46 +109,6 @@ CODECS = {
 """Video encoders of .mp4 files by FFmpeg's names; NVENC is a part of most NVIDIA GPUs."""
 
 
-class _Sound:
-    """Encoded audio that is read while the frames are written."""
-
-    def __init__(
-        self,
-        container: av.container.OutputContainer,
-        codec: str,
-        path: Path,
-        start: float | None,
-    ) -> None:
-        native = native_format(path)
-        rates = av.Codec(codec, "w").audio_rates or [native.rate]
-        rate = min((r for r in rates if r >= native.rate), default=max(rates))
-        self.format = AudioFormat(rate, native.layout, native.samples)
-        stream = container.add_stream(codec, rate=rate, layout=native.layout)
-        self.stream = cast(av.AudioStream, stream)
-        self.stream.bit_rate = AUDIO_BIT_RATE * self.stream.channels
-        self.blocks = decode_native(path, self.format, start)
-        self.buffer = np.zeros((self.stream.channels, 0), np.float32)
-        self.position = 0
-
-    def encode_until(self, frames: int) -> list[av.Packet]:
-        """Encode the audio up to the end of the first `frames` video frames."""
-        count = round(frames * self.format.rate / FPS) - self.position
-        while self.buffer.shape[1] < count:
-            block = next(self.blocks, None)
-            if block is None:
-                break
-            self.buffer = np.concatenate([self.buffer, block], axis=1)
-        chunk, self.buffer = self.buffer[:, :count], self.buffer[:, count:]
-        if not chunk.size:
-            return []
-        frame = av.AudioFrame.from_ndarray(
-            np.ascontiguousarray(chunk), format=self.format.samples, layout=self.format.layout
-        )
-        frame.sample_rate, frame.pts = self.format.rate, self.position
-        self.position += chunk.shape[1]
-        return self.stream.encode(frame)
-
-
 class _Encoder:
     """Encode frames and audio in threads, and write them interleaved, frame by frame.
 
@@ -172,15 +133,17 @@ class _Encoder:
         self.codec: VideoCodecContext = self.video.codec_context
         """encoder of the current group"""
         self.group = encoding.group or sys.maxsize
-        self.sound = _Sound(container, encoding.audio_codec, sound, sound_start) if sound else None
-        encoders = min(MAX_ENCODERS, ceil((os.cpu_count() or 1) / ENCODER_THREADS))
+        self.sound = None
+        if sound is not None:
+            self.sound = AudioEncoder(container, encoding.audio_codec, sound, sound_start)
+        encoders = min(MAX_ENCODERS, ceil((os.cpu_count() or 1) / CORES_PER_ENCODER))
         self.encoder_threads = [
             ThreadPoolExecutor(1) for _ in range(encoders if encoding.group else 1)
         ]
         self.converter_threads = ThreadPoolExecutor(CONVERTER_THREADS)
-        self.audio_thread = ThreadPoolExecutor(1)
-        self.pending: deque[tuple[Future[list[av.Packet]], Future[list[av.Packet]]]] = deque()
+        self.pending: deque[Future[list[av.Packet]]] = deque()
         self.frames = 0
+        self.written = 0
 
     def write(self, pixels: np.ndarray) -> None:
         height, width = pixels.shape[:2]
@@ -199,6 +162,8 @@ class _Encoder:
         if self.frames == 0:
             self._configure(self.codec)
             self._open_codecs()
+            if self.sound:
+                self.sound.start()
             ahead = (len(self.encoder_threads) - 1) * self.group
             self.most_pending = QUEUED_FRAMES + min(ahead, QUEUED_BYTES // even.nbytes)
         elif self.frames % self.group == 0:
@@ -207,10 +172,10 @@ class _Encoder:
             self._configure(self.codec)
         layout = "rgba" if channels == 4 else "rgb24"
         picture = self.converter_threads.submit(self._to_yuv, even, layout)
-        packets = self._encoder_thread().submit(self._encode, self.codec, picture, self.frames)
+        self.pending.append(
+            self._encoder_thread().submit(self._encode, self.codec, picture, self.frames)
+        )
         self.frames += 1
-        sound = self.audio_thread.submit(self._encode_sound, self.frames)
-        self.pending.append((packets, sound))
         if len(self.pending) > self.most_pending:
             self._mux_next()
 
@@ -249,14 +214,14 @@ class _Encoder:
         if self.frames % self.group:
             self._mux_video(self.codec.encode())
         if self.sound:
-            self.container.mux(self.sound.stream.encode())
+            self.container.mux(self.sound.packets_until(self.frames, last=True))
 
     def stop(self) -> None:
         """Wait for the threads, which must end before the container is closed."""
-        for pool in (*self.encoder_threads, self.converter_threads, self.audio_thread):
+        for pool in (*self.encoder_threads, self.converter_threads):
             pool.shutdown(cancel_futures=True)
         if self.sound:
-            self.sound.blocks.close()
+            self.sound.stop()
 
     def _to_yuv(self, pixels: np.ndarray, layout: str) -> av.VideoFrame:
         frame = av.VideoFrame.from_numpy_buffer(np.ascontiguousarray(pixels), format=layout)
@@ -276,13 +241,11 @@ class _Encoder:
         packets = codec.encode(frame)
         return packets if (number + 1) % self.group else packets + codec.encode()
 
-    def _encode_sound(self, frames: int) -> list[av.Packet]:
-        return self.sound.encode_until(frames) if self.sound else []
-
     def _mux_next(self) -> None:
-        packets, sound = self.pending.popleft()
-        self._mux_video(packets.result())
-        self.container.mux(sound.result())
+        self._mux_video(self.pending.popleft().result())
+        self.written += 1
+        if self.sound:
+            self.container.mux(self.sound.packets_until(self.written))
 
     def _mux_video(self, packets: list[av.Packet]) -> None:
         for packet in packets:
