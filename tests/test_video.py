@@ -12,7 +12,6 @@ import pytest
 from flash import write_media
 
 from talker.errors import UserError
-from talker.media import audio_encoder
 from talker.media import video_writer as writer_module
 from talker.media.audio import decode_audio, read_wav, write_wav
 from talker.media.video_reader import frame_count, probe, read_frames
@@ -318,8 +317,8 @@ def test_each_group_can_be_decoded_alone(short_groups, tmp_path):
 @pytest.fixture
 def short_audio_groups(monkeypatch):
     """Encode groups of 12 packets of audio."""
-    for name, value in {"GROUP": 12, "LEAD_IN": 8}.items():
-        monkeypatch.setattr(audio_encoder, name, value)
+    for name, value in {"AUDIO_GROUP": 12, "LEAD_IN": 8}.items():
+        monkeypatch.setattr(writer_module, name, value)
 
 
 def test_groups_of_audio_packets_are_joined_without_a_gap(short_audio_groups, tmp_path):

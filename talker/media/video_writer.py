@@ -20,11 +20,12 @@ from fractions import Fraction
 from itertools import count
 from math import ceil
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import av
 import av.container
 import numpy as np
+from av.audio.codeccontext import AudioCodecContext
 from av.error import FFmpegError
 from av.video.codeccontext import VideoCodecContext
 from av.video.reformatter import (
@@ -37,12 +38,24 @@ from av.video.reformatter import (
 
 from talker.clip import FPS
 from talker.core.files import atomic_write
+from talker.core.parallel import ordered_map
 from talker.errors import UserError
 from talker.media.audio import AudioFormat, decode_native, native_format
-from talker.media.audio_encoder import AudioEncoder
 from talker.media.disclosure import Disclosure
 from talker.media.images import write_image
 
+AUDIO_BIT_RATE = 96_000
+"""Bit rate of each channel of encoded audio in bits per second."""
+AUDIO_THREADS = 4
+"""Number of encoders that work at the same time."""
+AUDIO_PACKET = 1024
+"""Number of samples of an AAC packet, which is also the delay of the encoder."""
+AUDIO_GROUP = 512
+"""Number of packets that one encoder encodes."""
+LEAD_IN = 32
+"""Number of packets that an encoder encodes before its group."""
+LEAD_OUT = 4
+"""Number of packets that an encoder encodes after its group."""
 SCALER_FLAGS = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP
 """Options of swscale; without accurate rounding every image becomes one level darker."""
 ENCODER_THREADS = 4
@@ -109,6 +122,147 @@ CODECS = {
 """Video encoders of .mp4 files by FFmpeg's names; NVENC is a part of most NVIDIA GPUs."""
 
 
+class _Samples(NamedTuple):
+    """Samples for one encoder."""
+
+    samples: np.ndarray
+    """float32 [C, n]"""
+    start: int
+    """number of the first sample"""
+    group: range
+    """numbers of the samples of the group"""
+    last: bool
+    """whether the audio ends with these samples"""
+
+
+class _AudioEncoder:
+    """The encoded audio of a video, which is computed a few groups of packets ahead of its use.
+
+    The AAC encoder uses one thread, and can need more time than rendering and encoding the images.
+    Each group of packets therefore has an encoder of its own, and several are encoded at the same
+    time. An encoder starts some packets before its group and ends some packets after it, so that it
+    chooses the same windows as an encoder of the whole audio, and about the same quantization.
+    These additional packets are dropped.
+
+    Args:
+        container: file to which a stream is added for the audio.
+        codec: name of the encoder. AAC is encoded in groups, others in one sequence.
+        path: audio or video file.
+        start: time of the first sample on the clock of the file, in seconds; by default that of its
+            first sample.
+
+    Raises:
+        UserError: the file cannot be read or contains no audio.
+    """
+
+    def __init__(
+        self,
+        container: av.container.OutputContainer,
+        codec: str,
+        path: Path,
+        start: float | None,
+    ) -> None:
+        native = native_format(path)
+        rates = av.Codec(codec, "w").audio_rates or [native.rate]
+        rate = min((r for r in rates if r >= native.rate), default=max(rates))
+        self.format = AudioFormat(rate, native.layout, native.samples)
+        stream = container.add_stream(codec, rate=rate, layout=native.layout)
+        self.stream = cast(av.AudioStream, stream)
+        self.stream.bit_rate = AUDIO_BIT_RATE * self.stream.channels
+        self.codec: AudioCodecContext = self.stream.codec_context
+        self.grouped = codec == "aac"
+        self.blocks = decode_native(path, self.format, start)
+        self.encoded = ordered_map(
+            self._encode, self._pieces(), AUDIO_THREADS if self.grouped else 1
+        )
+        self.thread = ThreadPoolExecutor(1)
+        self.packets: deque[av.Packet] = deque()
+
+    def start(self) -> None:
+        """Start to encode, after the container was opened."""
+        self.next = self.thread.submit(next, self.encoded, None)
+
+    def packets_until(self, frames: int, last: bool = False) -> list[av.Packet]:
+        """Return the next packets, up to the end of the first `frames` video frames.
+
+        Args:
+            frames: number of video frames.
+            last: the video ends there; the last packet is cut at its end.
+        """
+        end = round(frames * self.format.rate / FPS)
+        packets = []
+        while self.packets or self._next_group():
+            rest = end - (self.packets[0].pts or 0)
+            if rest <= 0 or (rest < (self.packets[0].duration or 0) and not last):
+                break
+            packet = self.packets.popleft()
+            packet.duration = min(packet.duration or 0, rest)
+            packets.append(packet)
+        return packets
+
+    def _next_group(self) -> bool:
+        """Wait for the packets of the next group; return False if there are none."""
+        while not self.packets and (packets := self.next.result()) is not None:
+            self.packets += packets
+            self.start()
+        return bool(self.packets)
+
+    def _pieces(self) -> Iterator[_Samples]:
+        """Decode the samples of each group, with those before and after it."""
+        length, before, after = round(self.format.rate / FPS), 0, 0
+        if self.grouped:
+            length, before, after = (
+                AUDIO_PACKET * count for count in (AUDIO_GROUP, LEAD_IN, LEAD_OUT)
+            )
+        start, first = 0, 0
+        samples = np.zeros((self.stream.channels, 0), np.float32)
+        parts, end = [samples], 0
+        for block in self.blocks:
+            parts.append(block)
+            end += block.shape[1]
+            while end >= first + length + after:
+                samples = np.concatenate(parts, axis=1)
+                group = range(first, first + length)
+                yield _Samples(samples[:, : group.stop + after - start], start, group, last=False)
+                first = group.stop
+                parts = [samples[:, max(0, first - before - start) :]]
+                start = end - parts[0].shape[1]
+        yield _Samples(np.concatenate(parts, axis=1), start, range(first, end), last=True)
+
+    def _encode(self, piece: _Samples) -> list[av.Packet]:
+        """Return the packets of a group."""
+        codec = self.codec
+        if self.grouped:
+            codec = cast(AudioCodecContext, av.CodecContext.create(self.codec.name, "w"))
+            codec.sample_rate, codec.layout = self.codec.sample_rate, self.codec.layout
+            codec.format, codec.bit_rate = self.codec.format, self.codec.bit_rate
+            codec.flags = self.codec.flags
+        packets = []
+        if piece.samples.size:
+            frame = av.AudioFrame.from_ndarray(
+                np.ascontiguousarray(piece.samples),
+                format=self.format.samples,
+                layout=self.format.layout,
+            )
+            frame.sample_rate, frame.pts = self.format.rate, piece.start
+            packets = codec.encode(frame)
+        if piece.last:
+            packets += codec.encode()
+        if self.grouped:
+            first = piece.group.start - AUDIO_PACKET
+            end = sys.maxsize if piece.last else piece.group.stop - AUDIO_PACKET
+            packets = [packet for packet in packets if first <= (packet.pts or 0) < end]
+        for packet in packets:
+            packet.stream = self.stream
+        return packets
+
+    def stop(self) -> None:
+        """Wait for the threads."""
+        self.thread.shutdown(cancel_futures=True)
+        self.encoded.close()
+        self.blocks.close()
+
+
 class _Encoder:
     """Encode frames and audio in threads, and write them interleaved, frame by frame.
 
@@ -135,7 +289,7 @@ class _Encoder:
         self.group = encoding.group or sys.maxsize
         self.sound = None
         if sound is not None:
-            self.sound = AudioEncoder(container, encoding.audio_codec, sound, sound_start)
+            self.sound = _AudioEncoder(container, encoding.audio_codec, sound, sound_start)
         encoders = min(MAX_ENCODERS, ceil((os.cpu_count() or 1) / CORES_PER_ENCODER))
         self.encoder_threads = [
             ThreadPoolExecutor(1) for _ in range(encoders if encoding.group else 1)
