@@ -47,15 +47,15 @@ from talker.media.images import write_image
 AUDIO_BIT_RATE = 96_000
 """Bit rate of each channel of encoded audio in bits per second."""
 AUDIO_THREADS = 4
-"""Number of encoders that work at the same time."""
+"""Number of audio encoders that work at the same time."""
 AUDIO_PACKET = 1024
 """Number of samples of an AAC packet, which is also the delay of the encoder."""
 AUDIO_GROUP = 512
-"""Number of packets that one encoder encodes."""
+"""Number of packets that one audio encoder encodes."""
 LEAD_IN = 32
-"""Number of packets that an encoder encodes before its group."""
+"""Number of packets that an audio encoder encodes before its group."""
 LEAD_OUT = 4
-"""Number of packets that an encoder encodes after its group."""
+"""Number of packets that an audio encoder encodes after its group."""
 SCALER_FLAGS = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP
 """Options of swscale; without accurate rounding every image becomes one level darker."""
 ENCODER_THREADS = 4
@@ -123,7 +123,7 @@ CODECS = {
 
 
 class _Samples(NamedTuple):
-    """Samples for one encoder."""
+    """Samples for one audio encoder."""
 
     samples: np.ndarray
     """float32 [C, n]"""
@@ -172,9 +172,8 @@ class _AudioEncoder:
         self.codec: AudioCodecContext = self.stream.codec_context
         self.grouped = codec == "aac"
         self.blocks = decode_native(path, self.format, start)
-        self.encoded = ordered_map(
-            self._encode, self._pieces(), AUDIO_THREADS if self.grouped else 1
-        )
+        threads = AUDIO_THREADS if self.grouped else 1
+        self.encoded = ordered_map(self._encode, self._pieces(), threads)
         self.thread = ThreadPoolExecutor(1)
         self.packets: deque[av.Packet] = deque()
 
@@ -215,8 +214,7 @@ class _AudioEncoder:
                 AUDIO_PACKET * count for count in (AUDIO_GROUP, LEAD_IN, LEAD_OUT)
             )
         start, first = 0, 0
-        samples = np.zeros((self.stream.channels, 0), np.float32)
-        parts, end = [samples], 0
+        parts, end = [np.zeros((self.stream.channels, 0), np.float32)], 0
         for block in self.blocks:
             parts.append(block)
             end += block.shape[1]
