@@ -50,7 +50,7 @@ AUDIO_THREADS = 4
 """Number of audio encoders that work at the same time."""
 AUDIO_PACKET = 1024
 """Number of samples of an AAC packet, which is also the delay of the encoder."""
-AUDIO_GROUP = 512
+AUDIO_GROUP = 256
 """Number of packets that one audio encoder encodes."""
 LEAD_IN = 32
 """Number of packets that an audio encoder encodes before its group."""
@@ -73,7 +73,7 @@ QUEUED_BYTES = 2**30
 """Largest size in bytes of the frames that wait for their encoders."""
 SCALER_THREADS = 1
 """Threads of swscale for one frame; its own default starts one per core for every frame."""
-CONVERTER_THREADS = 4
+CONVERTER_THREADS = 8
 """Threads that convert RGB frames to the pixel format of the encoder."""
 
 
