@@ -292,6 +292,7 @@ STAGES: dict[str, Stage] = {
         split="val",
         pose=s / "pose.csv",
         blink=s / "me/au.csv",
+        brows=s / "me/au.csv",
         expression=s / "expression.npz",
     ),
     "render bundle": lambda s, o: render.main(

@@ -33,7 +33,7 @@ COMMANDS = {
     "speech": "extract speech features, one window per frame",
     "landmarks": "detect the face mesh and 68 landmarks in every frame",
     "parsing": "segment head, neck, torso and background",
-    "blink": "estimate the eye closure (AU45) of every frame",
+    "blink": "estimate eye closure and brow motion in every frame",
     "shots": "find the cuts of the clip, and reject frames whose face cannot be used",
     "fit": "fit the head's shape, the focal length and the poses to the landmarks",
     "track": "estimate the head pose of every frame from landmarks and optical flow",

@@ -1,4 +1,4 @@
-"""Measure in every frame how far the eyes are closed, on the scale of OpenFace's AU45.
+"""Measure how far the eyes are closed and the brows are raised, in OpenFace's action units.
 
 `talker blink --clip clip.json --landmarks landmarks.npz --au au.csv`
 """
@@ -13,8 +13,9 @@ from talker.backends import load_backend
 from talker.clip import FPS, Clip, load_per_frame
 from talker.core.config import Fraction, validated
 from talker.core.files import Output, atomic_write
-from talker.data.formats import AU45_BLINK, write_au45
+from talker.data.formats import AU45_BLINK, BROW_UNITS, brow_units, write_action_units
 from talker.errors import counted
+from talker.head.brows import brow_raise
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ Percentile = Annotated[float, Field(ge=0, le=100)]
 
 @validated
 class Config:
-    """How the eye closure is measured."""
+    """How the eye closure and the brows are measured."""
 
     backend: Literal["ear", "openface", "pyfeat", "blendshapes"] = "ear"
     """Method: `ear` (eye aspect ratio of the landmarks), `openface` or `pyfeat` (the values in a
@@ -50,22 +51,27 @@ def main(
     images: Path | None = None,
     config: Config = Config(),
 ) -> None:
-    """Estimate the eye closure of every frame, and write it in the format of OpenFace.
+    """Estimate eye closure and brow motion in every frame, and write them as OpenFace does.
 
     Args:
         clip: clip.json of the dataset.
         landmarks: landmarks.npz, the face mesh of every frame.
-        au: au.csv to write. Its column ` AU45_r` is 0 for open eyes, and 2 or more for closed
-            eyes. The name begins with a space, as in the files of OpenFace.
+        au: au.csv to write, with intensities from 0 to 5. ` AU45_r` is 0 for open eyes, and 2 or
+            more for closed eyes. ` AU01_r` and ` AU02_r` are the raising of the inner and the outer
+            brows, and ` AU04_r` is the lowering of the brows. The names begin with a space, as in
+            the files of OpenFace.
         images: Folder of the frames, %d.jpg; only `blendshapes` needs it.
         config: Options.
     """
     described = Clip.load(clip)
     meshes = load_per_frame(landmarks, described.frames, "points")
     backend = load_backend("blink", config.backend)
-    au45 = backend.measure(described, images, meshes["points"], meshes["valid"], config)
+    points, valid = meshes["points"], meshes["valid"]
+    units = backend.measure(described, images, points, valid, config)
+    if not BROW_UNITS.keys() & units.keys():
+        units |= brow_units(brow_raise(points, valid, units["AU45_r"]))
     with atomic_write(au) as (scratch,):
-        write_au45(scratch, au45, meshes["valid"])
-    closed = au45 > AU45_BLINK
+        write_action_units(scratch, units, valid)
+    closed = units["AU45_r"] > AU45_BLINK
     blinks = (closed[1:] > closed[:-1]).sum()
     logger.info("Detected %s in %.1f s.", counted(blinks, "blink"), len(closed) / FPS)

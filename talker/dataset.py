@@ -23,7 +23,7 @@ from talker.clip import (
 from talker.core.config import DEFAULT_ENCODER
 from talker.core.progress import progress
 from talker.data import layout
-from talker.data.formats import eye_closure, read_au45, read_track_params, read_transforms
+from talker.data.formats import read_eye, read_track_params, read_transforms
 from talker.data.layout import HEAD, SPARE_ROWS, Folder, FrameFiles, class_mask, speech_file
 from talker.errors import UserError
 from talker.head.camera import intrinsics, viewmats_from_pose
@@ -70,7 +70,8 @@ class Dataset:
     """float32 [C], standard deviation of each speech component before it was whitened; None in the
     same case"""
     eye: np.ndarray
-    """float32 [T], eye closure, 0 open to 1 closed"""
+    """float32 [T, 2], eye closure, 0 open to 1 closed, and raise of the brows, -1 lowered to 1
+    raised"""
     landmarks: np.ndarray
     """float32 [T, 68, 2], pixels of the scaled image"""
     expression: np.ndarray
@@ -134,7 +135,7 @@ class Dataset:
             speech=speech,
             silence=silence,
             speech_scale=speech_scale,
-            eye=eye_closure(rows(read_au45(au_path), frames, au_path)),
+            eye=rows(read_eye(au_path), frames, au_path),
             landmarks=landmarks * np.float32(scale),
             expression=params.expression,
             vertices=params.vertices,

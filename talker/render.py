@@ -21,6 +21,8 @@ from talker.avatar.attention import write_attention
 from talker.avatar.bundle import disclosure_of, load_subject
 from talker.avatar.drive import (
     blink_track,
+    brow_range,
+    brow_track,
     expression_track,
     natural_blinks,
     nearest_valid,
@@ -73,6 +75,9 @@ class Config:
     eyes open."""
     blink_scale: NonNegative = 1.0
     """Factor by which the eye closure is multiplied. The default of 1 leaves it unchanged."""
+    brow_scale: NonNegative = 1.0
+    """Factor by which the motion of the brows is multiplied, within the recorded range. The default
+    of 1 leaves it unchanged."""
     pose_frame: Annotated[int, Field(ge=-1)] = -1
     """Frame of the clip whose head pose is held during new speech. The default of -1 replays the
     recorded poses."""
@@ -97,6 +102,7 @@ class Tracks:
 
     pose: Path | None = None
     blink: Path | None = None
+    brows: Path | None = None
     expression: Path | None = None
 
 
@@ -119,7 +125,7 @@ def split_drive(dataset: Dataset, split: Literal["train", "val"]) -> Drive:
 def speech_drive(dataset: Dataset, windows: Windows, config: Config = Config()) -> Drive:
     """Return the drive of new speech windows [N, 16, C], N >= 1.
 
-    Pose, torso and background plate play the longest recorded stretch back and forth.
+    Pose, brows, torso and background plate play the longest recorded stretch back and forth.
 
     Raises:
         UserError: the dataset has no valid frame, or lacks the frame whose pose is to be held.
@@ -133,14 +139,15 @@ def speech_drive(dataset: Dataset, windows: Windows, config: Config = Config()) 
         )
     if config.pose_frame >= 0:
         frames = nearest_valid(np.full(len(windows), config.pose_frame), dataset.valid)
-    eye = {
+    recorded, brows = dataset.eye[frames].T
+    closure = {
         "natural": lambda: natural_blinks(
-            dataset.eye[dataset.train_ids], len(windows), config.seed
+            dataset.eye[dataset.train_ids, 0], len(windows), config.seed
         ),
-        "recorded": lambda: dataset.eye[frames],
+        "recorded": lambda: recorded,
         "none": lambda: np.zeros(len(windows), np.float32),
     }[config.blinks]()
-    return Drive(frames, windows, np.arange(len(windows)), eye)
+    return Drive(frames, windows, np.arange(len(windows)), np.stack([closure, brows], axis=1))
 
 
 def apply_tracks(drive: Drive, dataset: Dataset, tracks: Tracks, config: Config) -> Drive:
@@ -149,18 +156,21 @@ def apply_tracks(drive: Drive, dataset: Dataset, tracks: Tracks, config: Config)
     if tracks.pose:
         frames, viewmats = pose_track(tracks.pose, count, dataset)
         drive = replace(drive, background_frame_ids=frames, viewmats=viewmats)
-    if tracks.blink:
-        drive = replace(drive, eye=blink_track(tracks.blink, count))
     if tracks.expression:
         drive = replace(drive, expression=expression_track(tracks.expression, count, EXPRESSIONS))
     ids = drive.background_frame_ids
     if config.pose_scale != 1:
         viewmats = dataset.viewmats[ids] if drive.viewmats is None else drive.viewmats
         drive = replace(drive, viewmats=scaled_poses(viewmats, config.pose_scale))
-    if config.blink_scale != 1:
-        eye = dataset.eye[ids] if drive.eye is None else drive.eye
-        drive = replace(drive, eye=np.clip(config.blink_scale * eye, 0, 1).astype(np.float32))
-    return replace(drive, expression_scale=config.expression_scale)
+    closure, brows = (dataset.eye[ids] if drive.eye is None else drive.eye).T
+    if tracks.blink:
+        closure = blink_track(tracks.blink, count)
+    if tracks.brows:
+        brows = brow_track(tracks.brows, count)
+    closure = np.clip(config.blink_scale * closure, 0, 1)
+    brows = np.clip(config.brow_scale * brows, *brow_range(dataset))
+    eye = np.stack([closure, brows], axis=1).astype(np.float32)
+    return replace(drive, eye=eye, expression_scale=config.expression_scale)
 
 
 def render(
@@ -210,13 +220,14 @@ def main(
     sound: Path | None = None,
     pose: Path | None = None,
     blink: Path | None = None,
+    brows: Path | None = None,
     expression: Path | None = None,
     config: Config = Config(),
 ) -> None:
     """Render an avatar over its recorded torso and background, with audio.
 
-    The files given with `--pose`, `--blink` and `--expression` contain one row for each output
-    frame. They are .csv files with a header, or .npz files with one array for each column.
+    The files given with `--pose`, `--blink`, `--brows` and `--expression` contain one row for each
+    output frame. They are .csv files with a header, or .npz files with one array for each column.
 
     Args:
         avatar: Avatar folder written by `talker train`, or file written by `talker bundle`.
@@ -242,6 +253,9 @@ def main(
             (see docs/conventions.md).
         blink: File with the eye closure: a column `blink` from 0 (open) to 1 (closed), or a column
             `AU45_r` as written by OpenFace.
+        brows: File with the motion of the brows: a column `brows` from -1 (fully lowered) through 0
+            (relaxed) to 1 (fully raised), or columns `AU01_r`, `AU02_r` and `AU04_r` as written by
+            OpenFace. Values outside the recorded range are limited to it.
         expression: File with columns e0 to e9: values of the 10 components of the avatar's
             expression, which replace the predicted ones. The components are the first principal
             components of the expressions that `talker fit` estimated in the training frames.
@@ -250,7 +264,7 @@ def main(
     """
     _require_consistent(data, video, side_by_side, split, speech, wav, sound)
     model, dataset = load_subject(avatar, data)
-    tracks = Tracks(pose, blink, expression)
+    tracks = Tracks(pose, blink, brows, expression)
     if split is not None:
         drive = apply_tracks(split_drive(dataset, split), dataset, tracks, config)
         with _excerpt(dataset, drive.window_ids) as part:

@@ -41,7 +41,7 @@ def avatar(data: Dataset) -> Avatar:
 
 def test_the_weights_of_a_gaussian_are_those_that_the_network_uses(avatar: Avatar) -> None:
     """One block: the weights mix the values of the tokens into what the block computes."""
-    inputs = torch.randn(2, 10), torch.rand(2), torch.eye(4).expand(2, 4, 4)
+    inputs = torch.randn(2, 10), torch.rand(2, 2), torch.eye(4).expand(2, 4, 4)
     shared = avatar.shared()
     weights = avatar.attention(*inputs, shared)
     assert weights.shape == (2, 3000, 4)

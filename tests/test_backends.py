@@ -28,7 +28,7 @@ from talker.backends.parsing_bisenet import CLASS_OF, classify
 from talker.backends.parsing_multiclass import merge_classes
 from talker.backends.weights import FILES, missing_file, require_weights
 from talker.clip import Clip, Source, save_per_frame
-from talker.data.formats import read_au45
+from talker.data.formats import read_au45, read_eye
 from talker.data.layout import BACKGROUND, HEAD, NECK, TORSO
 from talker.data.weights import Download, Weights
 from talker.errors import UserError
@@ -315,6 +315,18 @@ def test_openface_rows_without_success_are_bridged_and_values_limited(tmp_path: 
     assert au45 == pytest.approx(values.clip(0, 5), abs=0.02)
 
 
+def test_openface_columns_of_the_brows_are_used(tmp_path: Path):
+    folder = blink_clip(tmp_path, 4)
+    rows = [
+        "timestamp, AU01_r, AU02_r, AU04_r, AU45_r",
+        *(f"{i / 25}, {i}, 1, 2, 0" for i in range(4)),
+    ]
+    (tmp_path / "openface.csv").write_text("\n".join(rows) + "\n")
+    run_blink(folder, backend="openface", table=str(tmp_path / "openface.csv"))
+    expected = (np.arange(4) / 2 + 0.5 - 2) / 5
+    assert read_eye(folder / "au.csv")[:, 1] == pytest.approx(expected, abs=1e-3)
+
+
 def test_openface_of_images_counts_rows(tmp_path: Path):
     """For a folder of images OpenFace writes timestamps at 30 frames per second."""
     folder = blink_clip(tmp_path, 100)
@@ -367,7 +379,7 @@ def test_a_real_openface_table(tmp_path: Path):
 def test_pyfeat_takes_the_largest_face_of_each_frame(tmp_path: Path):
     folder = blink_clip(tmp_path, 4)
     rows = [
-        "frame,FaceRectX,FaceRectY,FaceRectWidth,FaceRectHeight,AU12,AU43,input",
+        "frame,FaceRectX,FaceRectY,FaceRectWidth,FaceRectHeight,AU04,AU43,input",
         "0,1,1,10,10,0.5,0.9,0.jpg",
         "0,1,1,50,50,0.5,0.2,0.jpg",
         "1,1,1,50,50,0.5,0.4,1.jpg",
@@ -378,6 +390,7 @@ def test_pyfeat_takes_the_largest_face_of_each_frame(tmp_path: Path):
     table.write_text("\n".join(rows) + "\n")
     au45 = run_blink(folder, backend="pyfeat", table=str(table))
     assert au45 == pytest.approx([1.0, 2.0, 3.5, 5.0], abs=1e-3)
+    assert read_eye(folder / "au.csv")[:, 1] == pytest.approx(-0.5, abs=1e-3)
     clip = json.loads((folder / "clip.json").read_text())
     clip["source"]["fps"] = 50.0
     (folder / "clip.json").write_text(json.dumps(clip))
@@ -389,12 +402,18 @@ def test_pyfeat_takes_the_largest_face_of_each_frame(tmp_path: Path):
         run_blink(folder, backend="pyfeat")
 
 
-def test_blendshapes_of_both_eyes_are_averaged_and_gaps_bridged():
-    shapes = [{"eyeBlinkLeft": 0.2, "eyeBlinkRight": 0.4, "jawOpen": 1.0}, None]
-    shapes.append({"eyeBlinkLeft": 0.8, "eyeBlinkRight": 1.0, "jawOpen": 0.0})
-    assert blink_blendshapes.closure(shapes, Path("x")) == pytest.approx([1.5, 3.0, 4.5])
+def test_blendshapes_of_both_sides_are_averaged_and_gaps_bridged():
+    relaxed = {name: 0.1 for names in blink_blendshapes.SHAPES.values() for name in names}
+    shapes = [relaxed | {"eyeBlinkLeft": 0.2, "eyeBlinkRight": 0.4, "jawOpen": 1.0}, None]
+    shapes.append(relaxed | {"eyeBlinkLeft": 0.8, "eyeBlinkRight": 1.0, "browInnerUp": 0.5})
+    shapes.append(relaxed | {"browDownLeft": 0.3, "browDownRight": 0.5})
+    units = blink_blendshapes.action_units(shapes, Path("x"))
+    assert units["AU45_r"] == pytest.approx([1.5, 3.0, 4.5, 0.5])
+    assert units["AU01_r"] == pytest.approx([0, 1, 2, 0])
+    assert units["AU02_r"] == pytest.approx([0, 0, 0, 0])
+    assert units["AU04_r"] == pytest.approx([0, 0, 0, 1.5])
     with pytest.raises(UserError, match="no frame in which a face was detected"):
-        blink_blendshapes.closure([None, None], Path("x"))
+        blink_blendshapes.action_units([None, None], Path("x"))
 
 
 def test_wrong_blendshape_weights_are_refused(tmp_path: Path):

@@ -137,12 +137,18 @@ def test_blinks_that_no_training_frame_shows_are_kept(
     with torch.no_grad():
         next(avatar.eye_token[-1].parameters()).mul_(10)
     open_eyes = conditions._replace(eye=torch.zeros_like(conditions.eye))
-    closed = conditions._replace(eye=torch.ones_like(conditions.eye))
+    closed = conditions._replace(eye=torch.ones_like(conditions.eye) * torch.tensor([1.0, 0.0]))
     errors = [
         error(one, avatar, closed)
         for one in (bake(avatar, open_eyes, camera, 4), unweighted(avatar, open_eyes, 4))
     ]
     assert errors[0] < errors[1] / 4, errors
+    mixed = module._mixed(conditions.eye)
+    assert mixed[::3, 0].sort().values == pytest.approx(
+        np.linspace(0, 1, len(mixed[::3])), abs=1e-6
+    )
+    assert mixed[:, 1].aminmax() == conditions.eye[:, 1].aminmax()
+    assert not torch.equal(mixed[1::3, 1], conditions.eye[1::3, 1])
 
 
 def test_weights_have_unit_size_and_the_anchors_give_those_of_all_gaussians(
@@ -154,8 +160,11 @@ def test_weights_have_unit_size_and_the_anchors_give_those_of_all_gaussians(
             conditions.expression, conditions.eye, avatar.pose_vector(conditions.viewmats)
         )
         shared = avatar.shared()
-        weights = avatar.blendshape_weights(blendshapes, tokens, shared)
-        x = avatar.offsets(shared.features, tokens) + avatar.gaussians().flat()
+        weights = avatar.blendshape_weights(blendshapes, tokens, conditions.eye[:, 1], shared)
+        x = (
+            avatar.offsets(shared.features, tokens, conditions.eye[:, 1])
+            + avatar.gaussians().flat()
+        )
         shapes = blendshapes.shapes.flatten(1)
         exact = (x - blendshapes.mean).flatten(1) @ torch.linalg.pinv(shapes)
     assert torch.allclose(exact.square().mean(0), torch.ones(6), atol=2e-3)
@@ -168,6 +177,7 @@ def test_an_avatar_that_does_not_move_is_reproduced_exactly(data: Dataset) -> No
     still = untrained_avatar(data).eval()
     with torch.no_grad():
         still.heads.weight.zero_()
+        next(still.brow_shape[-1].parameters()).zero_()
     conditions = training_conditions(still, data)
     blendshapes = unweighted(still, conditions, components=3)
     ours, theirs = deform(still, blendshapes, conditions), deform(still, None, conditions)
@@ -316,7 +326,7 @@ def test_colors_are_right_in_the_mean_direction(data: Dataset) -> None:
     # the copy for players has the same colors
     tokens = avatar.tokens(few.expression, few.eye, avatar.pose_vector(few.viewmats))
     with torch.inference_mode():
-        weights = avatar.blendshape_weights(blendshapes, tokens, avatar.shared())
+        weights = avatar.blendshape_weights(blendshapes, tokens, few.eye[:, 1], avatar.shared())
         copy = expand(compact(blendshapes), weights)
         points = avatar.canonical["means"].detach()
         assert (to_view(copy, points, few.viewmats).colors - truth).abs().max() < 0.2 * moved

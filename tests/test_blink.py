@@ -38,7 +38,7 @@ def peaks(closure: np.ndarray, level: float = 1.0) -> np.ndarray:
 def au45(points: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """Measure the eye closure with the default options."""
     clip = Clip(len(points), 64, 64, SOURCE)
-    return measure(clip, None, points, valid, Config())
+    return measure(clip, None, points, valid, Config())["AU45_r"]
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_csv_is_openfaces(blinking: np.ndarray, tmp_path: Path):
 
     assert run() == run()
     header, *rows = (tmp_path / "au.csv").read_text().splitlines()
-    assert header.split(",")[-1] == " AU45_r"
+    assert header.split(",")[-4:] == [" AU45_r", " AU01_r", " AU02_r", " AU04_r"]
     assert len(rows) == FRAMES
     assert [float(cell) for cell in rows[7].split(",")[:4]] == [8, 0.28, 0, 0]
     written = read_au45(tmp_path / "au.csv")

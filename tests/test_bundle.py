@@ -1,5 +1,6 @@
 """An avatar as one file: it renders and speaks as it does with its dataset folder."""
 
+import io
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ from fake_avatar import save_untrained_avatar
 
 import talker
 from talker import render as render_stage
-from talker.avatar.bundle import BUNDLE_VERSION, MANIFEST, read_bundle
+from talker.avatar.bundle import BUNDLE_VERSION, MANIFEST, REPLAY, read_bundle
 from talker.avatar.renderer import Drive, render_frames
 from talker.clip import SAMPLES_PER_FRAME
 from talker.dataset import Dataset
@@ -118,6 +119,23 @@ def test_another_format_version_is_refused(file: Path, tmp_path: Path) -> None:
             new.writestr(name, content)
     with pytest.raises(UserError, match=r"other\.avatar has format version 99"):
         talker.load(other)
+
+
+def test_a_file_without_brows_is_read(file: Path, data: Dataset, tmp_path: Path) -> None:
+    """Older versions of talker stored only the eye closure."""
+    other = tmp_path / "older.avatar"
+    with zipfile.ZipFile(file) as old, zipfile.ZipFile(other, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name == REPLAY:
+                arrays = dict(np.load(io.BytesIO(content)))
+                written = io.BytesIO()
+                np.savez(written, **arrays | {"eye": arrays["eye"][:, 0]})
+                content = written.getvalue()
+            new.writestr(name, content)
+    eye = talker.load(other).dataset.eye
+    assert np.array_equal(eye[:, 0], data.eye[:, 0])
+    assert eye.shape == data.eye.shape and not eye[:, 1].any()
 
 
 def test_what_is_no_avatar_is_refused(avatar: Path, mel_only: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from gated import measure
 from talker import check, layers, speech
 from talker.core.files import atomic_write
 from talker.data import layout
+from talker.data.formats import read_au45, write_action_units
 from talker.errors import UserError
 from talker.measure.content import reprojection_errors
 from talker.measure.faults import FolderSpec
@@ -180,10 +181,8 @@ def test_blinks_of_another_clip_are_found(folder: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(content, "BLINK_FRAMES", FRAMES)
     spec = FolderSpec.of(folder)
     assert not list(content.blink_faults(spec))
-    header, *rows = (folder / "au.csv").read_text().splitlines()
-    values = [5 - float(row.rpartition(",")[2]) for row in rows]
-    lines = [f"{i + 1}, {i / 25}, 1, 1, {value}" for i, value in enumerate(values)]
-    (folder / "au.csv").write_text("\n".join([header, *lines]) + "\n")
+    path = folder / "au.csv"
+    write_action_units(path, {"AU45_r": 5 - read_au45(path)}, np.ones(FRAMES, bool))
     (fault,) = content.blink_faults(spec)
     assert "au.csv" in fault and "landmarks of the eyes" in fault
 

@@ -10,6 +10,7 @@ from scipy.spatial.transform import Rotation
 
 from talker.avatar.drive import (
     blink_track,
+    brow_track,
     close_gaps,
     followed_path,
     head_speed,
@@ -44,7 +45,7 @@ def with_poses(data: Dataset, viewmats: np.ndarray, valid: np.ndarray | None = N
         data,
         viewmats=viewmats,
         valid=np.ones(len(viewmats), bool) if valid is None else valid,
-        eye=np.zeros(len(viewmats), np.float32),
+        eye=np.zeros((len(viewmats), 2), np.float32),
     )
 
 
@@ -174,6 +175,19 @@ def test_blink_tracks_are_closure_or_au45(tmp_path: Path) -> None:
     assert blink_track(path, 2).tolist() == pytest.approx([0.2, 1])
     path.write_text("AU45_r\n0\n1\n5\n")
     assert blink_track(path, 3).tolist() == [0, 0.5, 1]
+
+
+def test_brow_tracks_are_raise_or_action_units(tmp_path: Path) -> None:
+    path = tmp_path / "brows.csv"
+    path.write_text("frame, brows\n0, -0.2\n1, 1.5\n")
+    assert brow_track(path, 2).tolist() == pytest.approx([-0.2, 1])
+    path.write_text("AU01_r, AU02_r, AU04_r\n0, 0, 5\n5, 5, 0\n2, 0, 0\n")
+    assert brow_track(path, 3).tolist() == pytest.approx([-1, 1, 0.2])
+    path.write_text("AU45_r\n0\n1\n")
+    with pytest.raises(
+        UserError, match=r"must have a column 'brows', or .* AU01_r, AU02_r, AU04_r"
+    ):
+        brow_track(path, 2)
 
 
 @pytest.mark.parametrize(

@@ -300,8 +300,8 @@ class Blinker(FakeAvatar):
         width: int,
         shared: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        recorded = torch.from_numpy(self.dataset.eye)
-        nearest = (recorded - eye[:, None]).abs().argmin(1, keepdim=True).float()
+        recorded = torch.from_numpy(self.dataset.eye)[:, 0]
+        nearest = (recorded - eye[:, :1]).abs().argmin(1, keepdim=True).float()
         return super().render_from_expression(nearest, eye, viewmats, Ks, height, width, shared)
 
 
@@ -312,9 +312,38 @@ def test_eyes_that_follow_the_closure(data: Dataset, truth: RealFrames) -> None:
     assert abs(row["pose_mouth_correlation"]) < 0.9
 
 
+class Raiser(FakeAvatar):
+    """Shows the real head with open eyes, and its brows raised as far as the condition says."""
+
+    def render_from_expression(
+        self,
+        expression: torch.Tensor,
+        eye: torch.Tensor,
+        viewmats: torch.Tensor,
+        Ks: torch.Tensor,
+        height: int,
+        width: int,
+        shared: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        closure, recorded = torch.from_numpy(self.dataset.eye).T
+        open_eyes = torch.where(closure < 0.1, 0.0, 1.0)
+        nearest = ((recorded - eye[:, 1:]).abs() + open_eyes).argmin(1, keepdim=True).float()
+        return super().render_from_expression(nearest, eye, viewmats, Ks, height, width, shared)
+
+
+def test_brows_that_follow_the_input(data: Dataset, truth: RealFrames) -> None:
+    row = measure_responses(Raiser(data), data, data.val_ids, truth.detected, truth.detected)
+    assert row["brow_rank_correlation"] > 0.6  # the frames also differ in their pose
+    assert 0.5 < row["brow_lifting"] < 1.5
+    still = dataclasses.replace(data, eye=data.eye * np.float32([1, 0]))
+    row = measure_responses(Raiser(still), still, data.val_ids, truth.detected, truth.detected)
+    assert np.isnan(row["brow_rank_correlation"]) and np.isnan(row["brow_lifting"])
+
+
 def test_eyes_that_do_not_blink(results: dict[str, Any]) -> None:
     """This avatar shows the real head of the speech, so neither eyes nor poses have an effect."""
     row = results["responses"]
     assert row["pose_mouth_correlation"] > 0.9
     assert 0.8 < row["pose_mouth_std_ratio"] < 1.2
     assert not abs(row["blink_closing"]) > 0.2
+    assert not abs(row["brow_lifting"]) > 0.4

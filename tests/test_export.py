@@ -146,7 +146,7 @@ def test_what_is_missing_is_named_with_its_tool(
     for name in ("ds", "eo", "hu"):
         (folder / f"aud_{name}.npy").unlink()
     exported(folder, tmp_path, "talkinggaussian")
-    for words in ("aud_ds.npy [100, 16, 29]", "AU01_r, AU04_r", "OpenFace", "teeth_mask"):
+    for words in ("aud_ds.npy [100, 16, 29]", "AU05_r, AU06_r", "OpenFace", "teeth_mask"):
         assert "The copy is not complete yet" in caplog.text and words in caplog.text
     caplog.clear()
     exported(folder, tmp_path, "radnerf")

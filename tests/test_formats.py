@@ -14,11 +14,13 @@ import torch
 from talker.avatar.gaussians import load_ply
 from talker.clip import Clip, Source, load_array, load_arrays, load_json
 from talker.data.formats import (
+    brow_units,
     eye_closure,
     read_au45,
+    read_eye,
     read_track_params,
     read_transforms,
-    write_au45,
+    write_action_units,
     write_transforms,
 )
 from talker.errors import UserError
@@ -156,8 +158,17 @@ def test_wrong_transforms_are_refused(
 
 def test_blinks_are_read_as_written(tmp_path: Path):
     au45 = np.linspace(0, 5, FRAMES)
-    write_au45(tmp_path / "au.csv", au45, np.ones(FRAMES, bool))
-    assert read_au45(tmp_path / "au.csv") == pytest.approx(au45, abs=1e-3)
+    brows = np.linspace(-1, 1, FRAMES)
+    path, every = tmp_path / "au.csv", np.ones(FRAMES, bool)
+    write_action_units(path, {"AU45_r": au45} | brow_units(brows), every)
+    assert read_au45(path) == pytest.approx(au45, abs=1e-3)
+    eye = read_eye(path)
+    assert eye[:, 0] == pytest.approx(eye_closure(au45), abs=1e-3)
+    assert eye[:, 1] == pytest.approx(brows, abs=1e-3)
+    write_action_units(path, {"AU45_r": au45}, every)
+    assert (read_eye(path)[:, 1] == 0).all()
+    write_action_units(path, {"AU45_r": au45, "AU02_r": au45}, every)
+    assert read_eye(path)[:, 1] == pytest.approx(au45 / 10, abs=1e-3)
     assert eye_closure(np.array([0, 1, 2, 5.0])).tolist() == [0, 0.5, 1, 1]
 
 
@@ -166,6 +177,9 @@ def test_blinks_out_of_range_are_refused(tmp_path: Path, value: str):
     (tmp_path / "au.csv").write_text(f"frame, AU45_r\n1, 0.5\n2, {value}\n")
     with pytest.raises(UserError, match=r"au\.csv has the value .* in row 1 of the column AU45_r"):
         read_au45(tmp_path / "au.csv")
+    (tmp_path / "au.csv").write_text(f"AU45_r, AU04_r\n1, 0.5\n2, {value}\n")
+    with pytest.raises(UserError, match=r"au\.csv has the value .* in row 1 of the column AU04_r"):
+        read_eye(tmp_path / "au.csv")
 
 
 @pytest.mark.parametrize("value", ["1e30", "nan", "x"])

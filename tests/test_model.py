@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from talker.avatar.gaussians import initial_gaussians, mean_colors, sample_surface, to_view
-from talker.avatar.model import FORMAT_VERSION, Avatar, AvatarConfig
+from talker.avatar.model import FORMAT_VERSION, WITHOUT_BROWS, Avatar, AvatarConfig
 from talker.avatar.rasterize import rasterize
 from talker.errors import UserError
 
@@ -48,7 +48,7 @@ def inputs(batch: int) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     return {
         "expression": torch.randn(batch, 10, generator=generator),
-        "eye": torch.rand(batch, generator=generator),
+        "eye": torch.rand(batch, 2, generator=generator),
         "viewmats": views(batch),
         "Ks": K.expand(batch, 3, 3),
     }
@@ -99,7 +99,7 @@ def test_a_given_pose_replaces_that_of_the_camera(avatar: Avatar) -> None:
 
 def test_a_small_blink_is_a_small_change_of_the_eye_token(avatar: Avatar) -> None:
     """In the published encoding, a change of 0.005 already gives an unrelated vector."""
-    closed = torch.linspace(0, 1, 50)
+    closed = torch.linspace(0, 1, 50)[:, None].expand(50, 2)
     rest = torch.zeros(50, 10), torch.zeros(50, 12)
     token, nudged = (avatar.tokens(rest[0], e, rest[1])[:, 1] for e in (closed, closed + 0.005))
     assert torch.cosine_similarity(token, nudged).min() > 0.999
@@ -142,7 +142,7 @@ def test_files_of_different_networks_are_refused(avatar: Avatar, tmp_path: Path)
         Avatar.load(tmp_path)
 
 
-@pytest.mark.parametrize("version", [None, FORMAT_VERSION - 1, FORMAT_VERSION + 1])
+@pytest.mark.parametrize("version", [None, WITHOUT_BROWS - 1, FORMAT_VERSION + 1])
 def test_an_avatar_of_another_format_version_is_refused(
     avatar: Avatar, tmp_path: Path, version: int | None
 ) -> None:
@@ -154,6 +154,38 @@ def test_an_avatar_of_another_format_version_is_refused(
     path.write_text(json.dumps(stored if version is None else stored | {"format_version": version}))
     with pytest.raises(UserError, match=f"has format version {version or 1}.*Train the avatar"):
         Avatar.load(tmp_path)
+
+
+def test_an_avatar_without_brow_motion_still_blinks(avatar: Avatar, tmp_path: Path) -> None:
+    avatar.save(tmp_path)
+    path, weights = tmp_path / "config.json", tmp_path / "weights.safetensors"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": WITHOUT_BROWS}))
+    state = load_file(weights)
+    without = {name: value for name, value in state.items() if not name.startswith("brow_shape.")}
+    assert len(without) < len(state)
+    save_file(without, weights)
+    older = Avatar.load(tmp_path)
+    given = {name: value for name, value in inputs(2).items() if name != "Ks"}
+    moved = older.deform(**given).means
+    raised = given | {"eye": given["eye"] + torch.tensor([0, 0.5])}
+    assert torch.equal(older.deform(**raised).means, moved)
+    closed = given | {"eye": given["eye"] + torch.tensor([0.5, 0])}
+    assert not torch.equal(older.deform(**closed).means, moved)
+
+
+def test_the_brows_are_a_linear_blendshape(avatar: Avatar) -> None:
+    given = {name: value for name, value in inputs(2).items() if name != "Ks"}
+    closure = given["eye"][:, :1]
+
+    def deformed(brows: float) -> dict[str, torch.Tensor]:
+        eye = torch.cat([closure, torch.full_like(closure, brows)], dim=1)
+        return avatar.deform(**given | {"eye": eye})._asdict()
+
+    relaxed, half, full = (deformed(value) for value in (0.0, 0.5, 1.0))
+    assert not torch.equal(full["means"], relaxed["means"])
+    torch.testing.assert_close(half["means"], (relaxed["means"] + full["means"]) / 2)
+    for name in relaxed.keys() - {"means"}:
+        assert torch.equal(relaxed[name], full[name])
 
 
 @pytest.mark.gpu

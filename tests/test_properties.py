@@ -39,7 +39,7 @@ from talker.data.formats import (
     read_table,
     read_track_params,
     read_transforms,
-    write_au45,
+    write_action_units,
     write_track_params,
     write_transforms,
 )
@@ -175,7 +175,7 @@ CLIP = {
 @given(au45=hnp.arrays(float, st.integers(0, 20), elements=st.floats(0, 5)), valid=st.data())
 def test_blinks_are_read_as_written(scratch: Path, au45: np.ndarray, valid: st.DataObject) -> None:
     ok = valid.draw(hnp.arrays(bool, len(au45)))
-    write_au45(scratch / "au.csv", au45, ok)
+    write_action_units(scratch / "au.csv", {"AU45_r": au45}, ok)
     np.testing.assert_allclose(read_au45(scratch / "au.csv"), au45, atol=6e-4)
     success = read_table(scratch / "au.csv")["success"]
     assert [int(cell) for cell in success] == ok.astype(int).tolist()

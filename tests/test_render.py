@@ -151,7 +151,7 @@ def test_long_speech_neither_jumps_nor_freezes(data: Dataset) -> None:
     assert np.ptp(drive.background_frame_ids) > data.frames / 3
     assert np.array_equal(drive.window_ids, np.arange(len(windows)))
     assert drive.eye is not None
-    assert drive.eye[data.frames :].max() > 0.5
+    assert drive.eye[data.frames :, 0].max() > 0.5
 
 
 def test_novel_speech_walks_over_the_longest_valid_run(data: Dataset) -> None:
@@ -169,10 +169,11 @@ def test_blinks_are_the_subject_s_the_recorded_ones_or_none(data: Dataset) -> No
     def eye(**options) -> np.ndarray:
         found = speech_drive(data, windows, Config(**options))
         assert found.eye is not None
-        return found.eye
+        assert np.array_equal(found.eye[:, 1], data.eye[found.background_frame_ids, 1])
+        return found.eye[:, 0]
 
     recorded = speech_drive(data, windows, Config(blinks="recorded"))
-    assert np.array_equal(eye(blinks="recorded"), data.eye[recorded.background_frame_ids])
+    assert np.array_equal(eye(blinks="recorded"), data.eye[recorded.background_frame_ids, 0])
     assert eye(blinks="none").max() == 0
     assert np.array_equal(eye(seed=1), eye(seed=1))
     assert not np.array_equal(eye(seed=1), eye(seed=2))
@@ -187,14 +188,21 @@ def test_a_pose_can_be_held(data: Dataset) -> None:
 
 def test_scales_and_tracks_change_what_they_say(data: Dataset, tmp_path: Path) -> None:
     plain = speech_drive(data, data.speech)
-    tracks = Tracks(tmp_path / "pose.csv", tmp_path / "blink.csv", tmp_path / "mouth.npz")
+    names = ("pose.csv", "blink.csv", "brows.csv", "mouth.npz")
+    tracks = Tracks(*(tmp_path / name for name in names))
     (tmp_path / "pose.csv").write_text("frame\n" + "\n".join(str(i) for i in range(100)))
     (tmp_path / "blink.csv").write_text("blink\n" + "0.5\n" * 100)
+    (tmp_path / "brows.csv").write_text("brows\n" + "0.01\n" * 50 + "1\n" * 50)
     np.savez(tmp_path / "mouth.npz", e0=np.arange(100.0))
-    drive = apply_tracks(plain, data, tracks, Config(blink_scale=0.5, expression_scale=2))
+    drive = apply_tracks(
+        plain, data, tracks, Config(blink_scale=0.5, brow_scale=2, expression_scale=2)
+    )
     assert np.array_equal(drive.background_frame_ids, np.arange(100))
     assert drive.viewmats is None
-    assert drive.eye is not None and set(drive.eye) == {0.25}
+    assert drive.eye is not None and set(drive.eye[:, 0]) == {0.25}
+    highest = data.eye[data.train_ids, 1].max()
+    assert 0.02 < highest < 1
+    assert drive.eye[[0, 99], 1].tolist() == pytest.approx([0.02, highest])
     assert drive.expression is not None and drive.expression[5].tolist() == [5] + [0] * 9
     assert drive.expression_scale == 2
     still = apply_tracks(plain, data, Tracks(), Config(pose_scale=0)).viewmats

@@ -83,7 +83,7 @@ def a_person(seed: int, mouth: np.ndarray, train: int, frames: int = 500) -> Per
     mean = sound[: 2 * train].mean(0)
     windows = ((sound - mean) @ axes[:COMPONENTS].T / scale)[index]
     silence = np.random.default_rng(99).normal(size=DIMS)  # the same for everyone
-    parts = expression_components(motion[:train], np.zeros(train))
+    parts = expression_components(motion[:train], np.zeros((train, 2)))
     size = (motion[:train] - motion[:train].mean(0)) @ parts.axes[0].numpy()
     scores = (motion - motion[:train].mean(0)) @ parts.axes.numpy().T / size.std()
     opening = scores[:train, 0]

@@ -119,7 +119,7 @@ def test_alpha_is_supervised_with_a_gradient(subset: TrainingSet) -> None:
     height, width = subset.size
     rgb = torch.rand(2, height, width, 3)
     alpha = torch.full((2, height, width, 1), 0.5, requires_grad=True)
-    only_alpha = LossWeights(l1=0, ssim=0, lips=0, eyes=0, alpha=1, perceptual=0)
+    only_alpha = LossWeights(l1=0, ssim=0, lips=0, eyes=0, brows=0, alpha=1, perceptual=0)
     loss, _ = compute_loss(rgb, alpha, subset.targets(rows), only_alpha)
     loss.backward()
     head = subset.mask[rows, ..., None] == 255
@@ -190,7 +190,7 @@ def test_a_batch_need_not_divide_among_the_threads(data: Dataset, subset: Traini
     assert not torch.equal(before, weights_of(trainer)["canonical.means"])
 
 
-@pytest.mark.parametrize("region", range(len(REGIONS)))
+@pytest.mark.parametrize("region", range(EYES.stop))
 def test_the_gaussians_of_a_region_lie_inside_it(
     data: Dataset, subset: TrainingSet, region: int
 ) -> None:
@@ -336,7 +336,7 @@ from talker.dataset import Dataset
 
 rng = np.random.default_rng(0)
 expression = rng.normal(size=(1026, 79)).astype(np.float32)
-targets = expression_targets(expression, rng.random(1026).astype(np.float32))
+targets = expression_targets(expression, rng.random((1026, 2)).astype(np.float32))
 print(hashlib.sha256(targets.numpy()).hexdigest())
 print(Origin.of(Config(), Dataset.load(Path(sys.argv[1]), 64)))
 """

@@ -89,7 +89,7 @@ def rendered(viewer: Viewer, transparent: bool) -> np.ndarray:
         background_frame_ids=subject.path[:1],
         windows=subject.rest[None],
         window_ids=np.zeros(1, int),
-        eye=np.zeros(1, np.float32),
+        eye=np.zeros((1, 2), np.float32),
     )
     frames = render_frames(subject.avatar, subject.dataset, drive, 1, transparent=transparent)
     return next(frames).astype(int)
@@ -127,7 +127,7 @@ def test_a_phone_shows_the_head_above_its_panel(viewer: Viewer, body: bool) -> N
     assert len(rows) > 5 and rows.max() < 0.45 * len(image)
 
 
-@pytest.mark.parametrize("control", ["yaw", "blink", "mouth", "scale", "colors", "size"])
+@pytest.mark.parametrize("control", ["yaw", "blink", "brows", "mouth", "scale", "colors", "size"])
 def test_each_control_changes_the_picture(viewer: Viewer, control: str) -> None:
     before = shown(viewer)
     controls = viewer.controls
@@ -137,6 +137,7 @@ def test_each_control_changes_the_picture(viewer: Viewer, control: str) -> None:
     handle, value = {
         "yaw": (controls.pose[0], 20),
         "blink": (controls.eye, 1.0),
+        "brows": (controls.brows, 1.0),
         "mouth": (controls.mouth[0], 3.0),
         "scale": (controls.scale, 0.3),
         "colors": (controls.colors, "speech"),

@@ -2,13 +2,15 @@
 
 The blendshapes are the first K principal components of the network's output over the training
 frames (the basis of a "proper orthogonal decomposition"; Sirovich, 1987). Parameters count as much
-as they change the image. In a third of the frames, the eyes are closed to a random degree, because
-blinks are rare, and new speech combines them with any expression. The signs and sizes of the
+as they change the image. In a third of the frames, the eyes are closed to a random degree, and in
+another third, the brows are raised or lowered by the amount of a random frame, because these
+motions are rare, and new speech combines them with any expression. The signs and sizes of the
 blendshapes are such that each weight has a mean square of 1.
 """
 
 import logging
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -31,8 +33,8 @@ logger = logging.getLogger(__name__)
 
 MAX_FRAMES = 200
 """Largest number of training frames from which blendshapes are computed."""
-BLINK_EVERY = 3
-"""The eye closure is replaced in every frame whose number is a multiple of this one."""
+MIXED_EVERY = 3
+"""Interval in frames at which the eye closure and, one frame later, the brows are replaced."""
 BLOCK = 1024
 """Number of Gaussians whose parameters in all frames are in memory at once."""
 ANCHORS = 256
@@ -51,8 +53,8 @@ class Conditions(NamedTuple):
 
     expression: Float[Tensor, "T 10"]
     """[T, 10], output of `speech_to_expression`"""
-    eye: Float[Tensor, "T"]
-    """[T], 0 open .. 1 closed"""
+    eye: Float[Tensor, "T 2"]
+    """[T, 2], eye closure (0 open .. 1 closed) and raise of the brows (-1 .. 1)"""
     viewmats: Float[Tensor, "T 4 4"]
     """[T, 4, 4] world to OpenCV camera, dm"""
 
@@ -80,18 +82,23 @@ def bake(
             smaller.
     """
     conditions = Conditions(*(part[_spread(len(part), MAX_FRAMES)] for part in conditions))
-    conditions = conditions._replace(eye=_with_blinks(conditions.eye))
+    conditions = conditions._replace(eye=_mixed(conditions.eye))
     influence = _influence(avatar, conditions, camera)
     return principal_components(avatar, conditions, influence, components)
 
 
-def _with_blinks(eye: Float[Tensor, "T"]) -> Float[Tensor, "T"]:
-    """Replace some of the eye closures [T] by values from 0 to 1 in a random order."""
-    eye = eye.clone()
-    replaced = eye[::BLINK_EVERY]
-    order = torch.randperm(len(replaced), generator=torch.Generator().manual_seed(0))
-    replaced[:] = torch.linspace(0, 1, len(replaced))[order].to(eye)
-    return eye
+def _mixed(eye: Float[Tensor, "T 2"]) -> Float[Tensor, "T 2"]:
+    """Replace some of the eye closures and brows [T, 2] by values in a random order.
+
+    The closures are from 0 to 1, and the brows are evenly distributed over their range.
+    """
+    mixed, generator = eye.clone(), torch.Generator().manual_seed(0)
+    low, high = eye.aminmax(dim=0)
+    for column, (first, last) in enumerate([(0.0, 1.0), (float(low[1]), float(high[1]))]):
+        replaced = mixed[column::MIXED_EVERY, column]
+        order = torch.randperm(len(replaced), generator=generator)
+        replaced[:] = torch.linspace(first, last, len(replaced))[order].to(eye)
+    return mixed
 
 
 def _influence(avatar: Avatar, conditions: Conditions, camera: Camera) -> Float[Tensor, "G 14"]:
@@ -106,9 +113,7 @@ def _influence(avatar: Avatar, conditions: Conditions, camera: Camera) -> Float[
     for row in _spread(len(conditions.eye), PROBED_FRAMES):
         one = Conditions(*(part[row, None] for part in conditions))
         with torch.no_grad():
-            flat = avatar.gaussians().flat() + avatar.offsets(
-                avatar.shared().features, _tokens(avatar, one)
-            )
+            flat = avatar.gaussians().flat() + _offsets(avatar, avatar.shared().features, one)
         with torch.enable_grad():
             splats = to_view(Gaussians.from_flat(flat.requires_grad_()), points, one.viewmats)
             rgb = rasterize(splats, one.viewmats, camera.K[None], camera.width, camera.height).rgb
@@ -133,19 +138,19 @@ def principal_components(
         components: number of blendshapes K; it is reduced to T if T is smaller.
     """
     features, canonical = avatar.shared().features, avatar.gaussians().flat()
-    tokens = _tokens(avatar, conditions)
+    offsets = partial(_offsets, avatar, conditions=conditions)
     camera = camera_centers(conditions.viewmats).mean(0)
     blocks = [slice(i, i + BLOCK) for i in range(0, len(features), BLOCK)]
-    mean = canonical + torch.cat([avatar.offsets(features[b], tokens).mean(0) for b in blocks])
+    mean = canonical + torch.cat([offsets(features[b]).mean(0) for b in blocks])
 
     def deviations(block: slice) -> Tensor:
         """Return the parameters [T, N, 14] of a block of Gaussians minus their mean."""
-        moved = canonical[block] - mean[block] + avatar.offsets(features[block], tokens)
+        moved = canonical[block] - mean[block] + offsets(features[block])
         harmonics = moved[..., GEOMETRY:].unflatten(-1, (-1, 3))
         color = torch.einsum("gh,tghc->tgc", constant_factors(mean[block], camera), harmonics)
         return torch.cat([moved[..., :GEOMETRY], color], dim=-1)
 
-    frames = len(tokens)
+    frames = len(conditions.eye)
     gram = torch.zeros(frames, frames, dtype=torch.float64, device=avatar.device)
     for block in blocks:
         weighted = (influence[block] * deviations(block)).flatten(1)
@@ -233,10 +238,13 @@ def _psnr(avatar: Avatar, subset: TrainingSet) -> Float[Tensor, "2"]:
     return (-10 * torch.stack(values).clamp_min(1e-10).log10()).mean(0)
 
 
-def _tokens(avatar: Avatar, conditions: Conditions) -> Tensor:
-    """Return the condition tokens [T, 4, D] of T frames."""
+def _offsets(
+    avatar: Avatar, features: Float[Tensor, "G D"], conditions: Conditions
+) -> Float[Tensor, "T G P"]:
+    """Return `Avatar.offsets` of Gaussians with features [G, D] in T frames."""
     pose = avatar.pose_vector(conditions.viewmats)
-    return avatar.tokens(conditions.expression, conditions.eye, pose)
+    tokens = avatar.tokens(conditions.expression, conditions.eye, pose)
+    return avatar.offsets(features, tokens, conditions.eye[:, 1])
 
 
 def _spread(count: int, most: int) -> Int64[Tensor, "N"]:

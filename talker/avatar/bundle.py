@@ -1,7 +1,7 @@
 """Write and read an avatar as one file, which is rendered without its dataset folder.
 
 The file is an uncompressed zip archive. It holds the files that `talker train` wrote, the torsos
-and the background plate of the recorded frames, their poses, eye closure and predicted expression
+and the background plate of the recorded frames, their poses, eyes, brows and predicted expression
 (replay.npz), and bundle.json: the format version, the license, the consent, and how the avatar was
 made.
 """
@@ -191,6 +191,8 @@ def read_bundle(file: Path, device: torch.device | str = "cpu") -> tuple[Bundled
         if not all(type(side) is int and 1 <= side <= MAX_SIZE for side in (height, width)):
             raise ValueError(f"image_size is {height} x {width}")
         replayed = {name: arrays[name] for name in REPLAYED}
+        if replayed["eye"].ndim == 1:  # written before brows were recorded
+            replayed["eye"] = np.pad(replayed["eye"][:, None], ((0, 0), (0, 1)))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{file} is damaged ({error!r}). Write it again with `talker bundle`."

@@ -1,4 +1,4 @@
-"""Generate or read the motion that speech does not determine: head poses and blinks."""
+"""Generate or read the motion that speech does not determine: head poses, blinks and brows."""
 
 import csv
 from pathlib import Path
@@ -9,7 +9,7 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.spatial.transform import Rotation
 
 from talker.clip import FPS, load_arrays, load_text, runs
-from talker.data.formats import eye_closure
+from talker.data.formats import BROW_UNITS, brow_raise, eye_closure
 from talker.dataset import Dataset
 from talker.errors import UserError
 from talker.head.camera import viewmats_from_pose
@@ -117,7 +117,7 @@ def longest_stretch(dataset: Dataset) -> Int64[np.ndarray, "N"]:
             "check` to see why the frames were rejected."
         )
     if len(ids) > SHORT_STRETCH:
-        speed = head_speed(dataset.viewmats[ids]) + dataset.eye[ids]
+        speed = head_speed(dataset.viewmats[ids]) + dataset.eye[ids, 0]
         third = len(ids) // 3
         ids = ids[speed[:third].argmin() : len(ids) - third + speed[-third:].argmin() + 1]
     return ids
@@ -235,6 +235,31 @@ def blink_track(path: Path, frames: int) -> Float32[np.ndarray, "{frames}"]:
     raise UserError(
         f"{path} has the columns {', '.join(table)}. It must have a column 'blink' or 'AU45_r'."
     )
+
+
+def brow_track(path: Path, frames: int) -> Float32[np.ndarray, "{frames}"]:
+    """Read the raise of the brows float32 [frames].
+
+    It is a column `brows`, -1 lowered .. 1 raised, or computed from OpenFace's `AU01_r`, `AU02_r`
+    and `AU04_r`.
+    """
+    table = read_track(path, frames)
+    raised = table["brows"] if "brows" in table else brow_raise(table)
+    if raised is None:
+        raise UserError(
+            f"{path} has the columns {', '.join(table)}. It must have a column 'brows', or at "
+            f"least one of the columns {', '.join(BROW_UNITS)}."
+        )
+    return np.clip(raised, -1, 1).astype(np.float32)
+
+
+def brow_range(dataset: Dataset) -> tuple[float, float]:
+    """Return the lowest and the highest recorded raise of the brows.
+
+    The network cannot extrapolate the motion of the brows, so they are only moved in this range.
+    """
+    brows = dataset.eye[dataset.train_ids, 1]
+    return float(brows.min(initial=0)), float(brows.max(initial=0))
 
 
 def expression_track(

@@ -77,23 +77,23 @@ class ExpressionComponents(NamedTuple):
 
 @one_thread()
 def expression_components(
-    expression: Float[np.ndarray, "T E"], eye: Float[np.ndarray, "T"]
+    expression: Float[np.ndarray, "T E"], eye: Float[np.ndarray, "T 2"]
 ) -> ExpressionComponents:
     """Return the principal components of tracked expressions.
 
-    The part that follows the blinks is removed: speech cannot predict it, and the avatar gets it
-    from the eye token.
+    The part that follows the blinks and the brows is removed: speech cannot predict it, and these
+    are inputs of the avatar.
 
     Args:
         expression: [T, E], which does not depend on the head pose, unlike the shape of the mouth in
             the image.
-        eye: eye closure [T].
+        eye: eye closure and raise of the brows [T, 2].
     """
-    blink, centered = (
+    upper, centered = (
         values - values.mean(0)
         for values in (torch.from_numpy(array).double() for array in (eye, expression))
     )
-    centered -= torch.outer(blink, blink @ centered) / (blink @ blink).clamp_min(1e-9)
+    centered -= upper @ (torch.linalg.pinv(upper) @ centered)
     _, sizes, axes = torch.linalg.svd(centered, full_matrices=False)
     missing = max(0, EXPRESSIONS - len(axes))
     scores = F.pad(centered @ axes[:EXPRESSIONS].T, (0, missing))
@@ -102,7 +102,7 @@ def expression_components(
 
 
 def expression_targets(
-    expression: Float[np.ndarray, "T E"], eye: Float[np.ndarray, "T"]
+    expression: Float[np.ndarray, "T E"], eye: Float[np.ndarray, "T 2"]
 ) -> Float[Tensor, "T 10"]:
     """Return the scores [T, 10] of `expression_components`, which speech is to predict."""
     return expression_components(expression, eye).scores

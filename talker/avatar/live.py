@@ -34,7 +34,7 @@ class LiveAvatar:
         device = avatar.device
         self.inputs = (
             torch.zeros(batch, EXPRESSIONS, device=device),
-            torch.zeros(batch, device=device),
+            torch.zeros(batch, 2, device=device),
             torch.eye(4, device=device).repeat(batch, 1, 1),
         )
         with torch.no_grad():

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from talker.avatar.kernels import C1, C2, SIGMA, TAPS
-from talker.avatar.training_set import EYES, MOUTH, Targets
+from talker.avatar.training_set import BROWS, EYES, MOUTH, Targets
 from talker.core.config import NonNegative, validated
 
 PerceptualNetwork = Callable[[Tensor, Tensor], Tensor]
@@ -27,6 +27,8 @@ class LossWeights:
     """Weight of the mean absolute difference inside the bounding box of the lips."""
     eyes: NonNegative = 0.4
     """Weight of the mean absolute difference inside the squares around the eyes."""
+    brows: NonNegative = 0.2
+    """Weight of the mean absolute difference inside the squares around the brows."""
     alpha: NonNegative = 0.4
     """Weight of the mean absolute difference between the rendered alpha and the head mask."""
     perceptual: NonNegative = 0.2
@@ -62,6 +64,7 @@ def compute_loss(
         "ssim": 1 - ssim(image, target),
         "lips": regions[MOUTH],
         "eyes": regions[EYES].mean(),
+        "brows": regions[BROWS].mean(),
         "alpha": alpha_l1,
     }
     if weights.perceptual and perceptual is not None:
@@ -73,7 +76,7 @@ def compute_loss(
 
 def pixel_terms(
     rgb: Float[Tensor, "B H W 3"], alpha: Float[Tensor, "B H W 1"], targets: Targets
-) -> tuple[Float[Tensor, "B H W 3"], Float[Tensor, "B H W 3"], Float[Tensor, "5"]]:
+) -> tuple[Float[Tensor, "B H W 3"], Float[Tensor, "B H W 3"], Float[Tensor, "7"]]:
     """Compose a rendered batch with its background and compare it with its target, pixel by pixel.
 
     This is the plain torch version of `losses_triton.PixelTerms`.
@@ -83,7 +86,7 @@ def pixel_terms(
         alpha: [B, H, W, 1].
 
     Returns:
-        Composed image and target [B, H, W, 3], and [5]: the mean absolute differences of all
+        Composed image and target [B, H, W, 3], and [7]: the mean absolute differences of all
         pixels, between alpha and mask, and of the pixels in the boxes of each region.
     """
     mask = targets.mask[..., None].to(rgb) / 255

@@ -1,8 +1,11 @@
-"""The avatar: canonical 3D Gaussians, deformed in each frame by speech, blink and head pose.
+"""The avatar: canonical 3D Gaussians, deformed in each frame by speech, blink, brows and head pose.
 
 As in GaussianTalker (ACM MM 2024), a tri-plane gives each Gaussian a feature, and attention to the
 condition tokens of a frame turns it into offsets of position, rotation, scale, opacity and color.
 The five deformation heads share their hidden layer, so that one matrix product serves all of them.
+The brows are a linear blendshape, which moves each Gaussian in proportion to their raise. They are
+not a token, because the network would recognize training frames by their brows, and the mouth would
+follow the brows instead of the speech.
 
 Every image is computed from speech in the same three steps: `speech_to_expression`, `deform` and
 `rasterize`.
@@ -33,8 +36,11 @@ from talker.core.config import from_mapping, validated
 from talker.data.layout import Folder
 from talker.errors import UserError
 
-FORMAT_VERSION = 2
-"""Version of the avatar format, stored in config.json. Avatars of another version are refused."""
+FORMAT_VERSION = 3
+"""Version of the avatar format, stored in config.json. Avatars of versions other than this one and
+`WITHOUT_BROWS` are refused."""
+WITHOUT_BROWS = 2
+"""Version of avatars whose brows do not move."""
 EYE_SCALE = 4.0
 """Factor by which the eye closure (0..1) is multiplied at the input of the network. A blink is then
 about as large as the other conditions, which are standardized; unscaled, small avatars never learn
@@ -122,6 +128,9 @@ class Avatar(nn.Module):
         self.heads = nn.Linear(config.hidden, sum(self.parts))
         nn.init.xavier_uniform_(self.heads.weight, gain=0.1)
         nn.init.zeros_(self.heads.bias)
+        shift = nn.Linear(32, 3, bias=False)
+        nn.init.xavier_uniform_(shift.weight, gain=0.1)
+        self.brow_shape = nn.Sequential(nn.Linear(width, 32), nn.ReLU(), shift)
         pose = _pose_vector(poses)
         self.register_buffer("pose_mean", pose.mean(0))
         self.register_buffer("pose_std", pose.std(0).clamp_min(1e-2))
@@ -165,20 +174,20 @@ class Avatar(nn.Module):
     def tokens(
         self,
         expression: Float[Tensor, "B 10"],
-        eye: Float[Tensor, "B"],
+        eye: Float[Tensor, "B 2"],
         pose: Float[Tensor, "B 12"],
     ) -> Float[Tensor, "B 4 D"]:
         """Return the condition tokens [B, 4, D] of B frames: speech, eye, pose and a constant.
 
         Args:
             expression: [B, 10], output of `speech_to_expression`.
-            eye: [B], 0 open .. 1 closed.
+            eye: [B, 2], eye closure (0 open .. 1 closed) and raise of the brows (-1 .. 1).
             pose: [B, 12], output of `pose_vector`.
         """
         return torch.stack(
             [
                 self.speech_token(expression),
-                self.eye_token(EYE_SCALE * eye[:, None]),
+                self.eye_token(EYE_SCALE * eye[:, :1]),
                 self.pose_token(pose),
                 self.null_token.expand(len(eye), -1),
             ],
@@ -188,7 +197,7 @@ class Avatar(nn.Module):
     def deform(
         self,
         expression: Float[Tensor, "B 10"],
-        eye: Float[Tensor, "B"],
+        eye: Float[Tensor, "B 2"],
         viewmats: Float[Tensor, "B 4 4"],
         shared: Shared | None = None,
         pose: Float[Tensor, "B 12"] | None = None,
@@ -197,38 +206,43 @@ class Avatar(nn.Module):
 
         Args:
             expression: [B, 10], output of `speech_to_expression`.
-            eye: [B], 0 open .. 1 closed.
+            eye: [B, 2], eye closure (0 open .. 1 closed) and raise of the brows (-1 .. 1).
             viewmats: [B, 4, 4] world to OpenCV camera, dm.
             shared: output of `shared()`, which several calls can reuse.
             pose: [B, 12], used instead of the `pose_vector` of `viewmats`.
         """
         shared = shared or self.shared()
         tokens = self.tokens(expression, eye, self.pose_vector(viewmats) if pose is None else pose)
+        brows = eye[:, 1]
         points = self.canonical["means"].detach()
         if shared.fused is not None:
             from talker.avatar.kernels.deform_triton import deform
 
             keys, values = self._only_block().project_tokens(tokens)
-            return Splats(*deform(shared.fused, keys, values, points, camera_centers(viewmats)))
+            splats = Splats(*deform(shared.fused, keys, values, points, camera_centers(viewmats)))
+            return splats._replace(means=splats.means + self.brow_offsets(shared.features, brows))
         if self.blendshapes is not None and points.is_cuda:
             from talker.avatar.kernels.deform_triton import blend
 
-            weights = self.blendshape_weights(self.blendshapes, tokens, shared)
+            weights = self.blendshape_weights(self.blendshapes, tokens, brows, shared)
             inputs = self.blendshapes.kernel_inputs
             return Splats(*blend(inputs, weights, points, camera_centers(viewmats)))
-        return to_view(self.deformed(tokens, shared), points, viewmats)
+        return to_view(self.deformed(tokens, brows, shared), points, viewmats)
 
-    def deformed(self, tokens: Float[Tensor, "B 4 D"], shared: Shared) -> Gaussians:
+    def deformed(
+        self, tokens: Float[Tensor, "B 4 D"], brows: Float[Tensor, "B"], shared: Shared
+    ) -> Gaussians:
         """Return the raw parameters [B, G, ...] of the Gaussians in B frames.
 
         Args:
             tokens: [B, 4, D], output of `tokens`.
+            brows: [B], raise of the brows (-1 .. 1).
             shared: output of `shared`.
         """
         if self.blendshapes is not None:
-            weights = self.blendshape_weights(self.blendshapes, tokens, shared)
+            weights = self.blendshape_weights(self.blendshapes, tokens, brows, shared)
             return self.blendshapes.gaussians(weights)
-        offsets = self.offsets(shared.features, tokens)
+        offsets = self.offsets(shared.features, tokens, brows)
         means, quats, scales, opacities, sh = offsets.split(self.parts, dim=-1)
         base = self.gaussians()
         return Gaussians(
@@ -240,31 +254,48 @@ class Avatar(nn.Module):
         )
 
     def blendshape_weights(
-        self, blendshapes: Blendshapes, tokens: Float[Tensor, "B 4 D"], shared: Shared
+        self,
+        blendshapes: Blendshapes,
+        tokens: Float[Tensor, "B 4 D"],
+        brows: Float[Tensor, "B"],
+        shared: Shared,
     ) -> Float[Tensor, "B K"]:
         """Return the weights [B, K] of blendshapes in B frames, as in `deformed`."""
         rows = blendshapes.anchors
         canonical = Gaussians(**{name: value[rows] for name, value in self.canonical.items()})
-        return blendshapes.weights(canonical.flat() + self.offsets(shared.features[rows], tokens))
+        offsets = self.offsets(shared.features[rows], tokens, brows)
+        return blendshapes.weights(canonical.flat() + offsets)
 
     def offsets(
-        self, features: Float[Tensor, "G D"], tokens: Float[Tensor, "B 4 D"]
+        self,
+        features: Float[Tensor, "G D"],
+        tokens: Float[Tensor, "B 4 D"],
+        brows: Float[Tensor, "B"],
     ) -> Float[Tensor, "B G P"]:
         """Return the offsets of the raw parameters of Gaussians, in the order of `Gaussians.flat`.
 
         Args:
             features: [G, D], `shared().features` of all Gaussians or of some of them.
             tokens: [B, 4, D], output of `tokens`.
+            brows: [B], raise of the brows (-1 .. 1).
         """
         x = features[None]
         for block in self.blocks:
             x = block(x, tokens)
-        return self.heads(torch.relu(self.hidden(torch.relu(x))))
+        offsets = self.heads(torch.relu(self.hidden(torch.relu(x))))
+        means, others = offsets.split((3, offsets.shape[-1] - 3), dim=-1)
+        return torch.cat([means + self.brow_offsets(features, brows), others], dim=-1)
+
+    def brow_offsets(
+        self, features: Float[Tensor, "G D"], brows: Float[Tensor, "B"]
+    ) -> Float[Tensor, "B G 3"]:
+        """Return by how far the brows move Gaussians with features [G, D] in B frames, in dm."""
+        return brows[:, None, None] * self.brow_shape(features)
 
     def attention(
         self,
         expression: Float[Tensor, "B 10"],
-        eye: Float[Tensor, "B"],
+        eye: Float[Tensor, "B 2"],
         viewmats: Float[Tensor, "B 4 4"],
         shared: Shared,
     ) -> Float[Tensor, "B G 4"]:
@@ -285,7 +316,7 @@ class Avatar(nn.Module):
     def render_from_expression(
         self,
         expression: Float[Tensor, "B 10"],
-        eye: Float[Tensor, "B"],
+        eye: Float[Tensor, "B 2"],
         viewmats: Float[Tensor, "B 4 4"],
         Ks: Float[Tensor, "B 3 3"],
         height: int,
@@ -376,6 +407,9 @@ class Avatar(nn.Module):
         names = (item.name for item in dataclasses.fields(Gaussians))
         canonical = Gaussians(**{name: state[f"canonical.{name}"] for name in names})
         avatar = cls(config, canonical, bounds, torch.eye(4).expand(2, 4, 4))
+        brows = {f"brow_shape.{name}": v for name, v in avatar.brow_shape.state_dict().items()}
+        if not brows.keys() & state.keys():  # version `WITHOUT_BROWS`
+            state = state | {name: torch.zeros_like(value) for name, value in brows.items()}
         avatar.load_state_dict(state)
         return avatar.eval()
 
@@ -388,11 +422,11 @@ def _read_config(values: object, path: Folder) -> AvatarConfig:
             "object."
         )
     version = values.pop("format_version", 1)
-    if version != FORMAT_VERSION:
+    if version not in (FORMAT_VERSION, WITHOUT_BROWS):
         raise UserError(
             f"{path} has format version {version}, but this version of talker reads "
-            f"version {FORMAT_VERSION}. Train the avatar again with `talker train`, or "
-            "use the version of talker that wrote it."
+            f"versions {WITHOUT_BROWS} and {FORMAT_VERSION}. Train the avatar again with `talker "
+            "train`, or use the version of talker that wrote it."
         )
     return from_mapping(AvatarConfig, values, str(path))
 

@@ -53,9 +53,9 @@ class Drive:
     """float32 [M, 16, C], speech windows."""
     window_ids: Int64[np.ndarray, "N"]
     """int64 [N], index of the speech window of each output frame."""
-    eye: Float32[np.ndarray, "N"] | None = None
-    """float32 [N], 0 open .. 1 closed, or None for the recorded closure of the background
-    frames."""
+    eye: Float32[np.ndarray, "N 2"] | None = None
+    """float32 [N, 2], eye closure (0 open .. 1 closed) and raise of the brows (-1 .. 1), or None
+    for those of the background frames."""
     viewmats: Float32[np.ndarray, "N 4 4"] | None = None
     """float32 [N, 4, 4], or None for the recorded poses of the background frames."""
     expression: Float32[np.ndarray, "N 10"] | None = None
@@ -163,7 +163,7 @@ def head_inputs(
     """Return the inputs of the head renderer for some of the output frames, on the avatar's device.
 
     Returns:
-        expression [B, 10], eye [B], viewmats [B, 4, 4] and Ks [B, 3, 3], as in
+        expression [B, 10], eye [B, 2], viewmats [B, 4, 4] and Ks [B, 3, 3], as in
         `Avatar.render_from_expression`.
     """
     device = next(avatar.parameters()).device

@@ -77,7 +77,7 @@ class Conditions(NamedTuple):
     tracked: Tensor
     """bool [B, 1], whether the tracked expression is used instead of the predicted one."""
     eye: Tensor
-    """[B] eye closure."""
+    """[B, 2] eye closure and raise of the brows."""
     pose: Tensor
     """[B, 12] standardized head poses."""
 
@@ -130,7 +130,7 @@ class Trainer:
         self.density = DensityControl(config.density)
         self.optimizer = self._new_optimizer()
         self.diverged = torch.zeros((), device=device)
-        self.eye_odds = eye_odds(subset.eye.cpu())
+        self.eye_odds = eye_odds(subset.eye[:, 0].cpu())
         self.targets = Prefetch(subset, self.batch_rows)
         self.deform: Callable[..., tuple[Tensor, ...]] = DeformationModule(self.avatar)
         self.graph_captured = False

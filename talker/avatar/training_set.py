@@ -23,19 +23,28 @@ from talker.avatar.expression import expression_targets, rest_expression
 from talker.core.progress import progress
 from talker.dataset import Dataset
 from talker.errors import UserError
-from talker.head.landmarks68 import LEFT_EYE, OUTER_LIPS, RIGHT_EYE, mouth_opening
+from talker.head.landmarks68 import (
+    LEFT_BROW,
+    LEFT_EYE,
+    OUTER_LIPS,
+    RIGHT_BROW,
+    RIGHT_EYE,
+    mouth_opening,
+)
 
 CROP_MARGIN = 0.08
 """Margin around the region of the head, relative to its width and height."""
 CROP_MULTIPLE = 16
 """Width and height of the crop are multiples of this many pixels."""
-REGIONS = (OUTER_LIPS, RIGHT_EYE, LEFT_EYE)
-"""Landmarks of the lips and of both eyes. These small parts of the face move most, so they have
-terms of the loss and Gaussians of their own."""
+REGIONS = (OUTER_LIPS, RIGHT_EYE, LEFT_EYE, RIGHT_BROW, LEFT_BROW)
+"""Landmarks of the lips, of both eyes and of both brows. These small parts of the face move most,
+so they have their own terms of the loss, and lips and eyes also their own Gaussians."""
 MOUTH = REGIONS.index(OUTER_LIPS)
 """Index of the lips in `REGIONS`."""
-EYES = slice(MOUTH + 1, len(REGIONS))
+EYES = slice(MOUTH + 1, MOUTH + 3)
 """Indices of the eyes in `REGIONS`."""
+BROWS = slice(MOUTH + 3, len(REGIONS))
+"""Indices of the brows in `REGIONS`."""
 REGION_FRAMES = 32
 """Number of training frames from which the Gaussians of a region are selected."""
 REGION_MARGIN = 1.15
@@ -59,7 +68,7 @@ class Targets(NamedTuple):
     mask: Tensor
     """uint8 [B, H, W], coverage of each pixel by the head, 0..255"""
     regions: Tensor
-    """int64 [B, 3, 4], boxes x0, y0, x1, y1 around the lips and each eye (`REGIONS`)"""
+    """int64 [B, 5, 4], boxes x0, y0, x1, y1 around the lips, each eye and each brow (`REGIONS`)"""
 
 
 @dataclass(frozen=True)
@@ -72,14 +81,14 @@ class TrainingSet:
     """uint8 [N, H, W, 3]"""
     mask: UInt8[Tensor, "N H W"]
     """uint8 [N, H, W]"""
-    regions: Int64[Tensor, "N 3 4"]
-    """int64 [N, 3, 4], boxes x0, y0, x1, y1 around the lips and each eye in the crop"""
+    regions: Int64[Tensor, "N 5 4"]
+    """int64 [N, 5, 4], boxes x0, y0, x1, y1 around the lips, each eye and each brow in the crop"""
     viewmats: Float[Tensor, "N 4 4"]
     """[N, 4, 4], world to camera"""
     K: Float[Tensor, "3 3"]
     """[3, 3], intrinsics of the crop in pixels"""
-    eye: Float[Tensor, "N"]
-    """[N], eye closure"""
+    eye: Float[Tensor, "N 2"]
+    """[N, 2], eye closure and raise of the brows"""
     windows: Float[Tensor, "T 16 C"]
     """[T, 16, C], speech windows of all frames of the clip"""
     ids: Int64[Tensor, "N"]
@@ -190,14 +199,14 @@ def crop_box(covered: Bool[np.ndarray, "H W"]) -> tuple[int, int, int, int]:
 
 def region_boxes(
     landmarks: Float[np.ndarray, "N 68 2"], height: int, width: int
-) -> Int64[np.ndarray, "N 3 4"]:
-    """Return the squares around the outer lips (GaussianTalker) and around each eye.
+) -> Int64[np.ndarray, "N 5 4"]:
+    """Return the squares around the outer lips (GaussianTalker), each eye and each brow.
 
     Args:
         landmarks: [N, 68, 2], pixels of an image of `height` x `width`.
 
     Returns:
-        int64 [N, 3, 4], in the order of `REGIONS`.
+        int64 [N, 5, 4], in the order of `REGIONS`.
     """
     boxes = [_square_boxes(landmarks[:, region], height, width) for region in REGIONS]
     return np.stack(boxes, axis=1)

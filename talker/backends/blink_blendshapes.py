@@ -1,4 +1,4 @@
-"""Eye closure from the blendshapes of MediaPipe's face landmarker."""
+"""Eye closure and brows from the blendshapes of MediaPipe's face landmarker."""
 
 import zipfile
 from pathlib import Path
@@ -9,7 +9,7 @@ import numpy as np
 from talker.backends.weights import require_weights, wrong_weights
 from talker.clip import Clip
 from talker.core.progress import progress
-from talker.data.formats import AU45_CLOSED
+from talker.data.formats import AU_MAX, BROW_UNITS
 from talker.data.weights import WEIGHTS
 from talker.errors import UserError
 from talker.media.images import read_numbered
@@ -18,8 +18,13 @@ from talker.media.mediapipe_tasks import predict_blendshapes
 PUBLISHED = WEIGHTS["blendshapes"]
 """The published weights."""
 
-EYES = ("eyeBlinkLeft", "eyeBlinkRight")
-"""Names of the blendshapes that close the eyes."""
+SHAPES = {
+    "AU45_r": ("eyeBlinkLeft", "eyeBlinkRight"),
+    "AU01_r": ("browInnerUp",),
+    "AU02_r": ("browOuterUpLeft", "browOuterUpRight"),
+    "AU04_r": ("browDownLeft", "browDownRight"),
+}
+"""Names of the blendshapes that correspond to each action unit."""
 
 
 class Options(Protocol):
@@ -30,8 +35,8 @@ class Options(Protocol):
 
 def measure(
     clip: Clip, images: Path | None, points: np.ndarray, valid: np.ndarray, options: Options
-) -> np.ndarray:
-    """Return the eye closure of every frame, float64 [T] from 0 (open) to 5 (closed).
+) -> dict[str, np.ndarray]:
+    """Return the intensities of the action units of `SHAPES` in every frame, float64 [T], 0 to 5.
 
     Args:
         clip: the clip.
@@ -54,11 +59,13 @@ def measure(
         shapes = predict_blendshapes(read_numbered(images, clip), file)
     except (RuntimeError, ValueError) as error:
         raise wrong_weights(file, str(error).splitlines()[0][:200], PUBLISHED) from error
-    return closure(list(progress(shapes, "blendshapes", clip.frames)), images)
+    return action_units(list(progress(shapes, "blendshapes", clip.frames)), images)
 
 
-def closure(shapes: list[dict[str, float] | None], images: Path) -> np.ndarray:
-    """Return the mean of both eyes' weights on the scale of AU45; gaps are interpolated.
+def action_units(shapes: list[dict[str, float] | None], images: Path) -> dict[str, np.ndarray]:
+    """Return the mean weights of the blendshapes of each action unit, scaled to 0..5.
+
+    The median over the clip counts as relaxed brows. Gaps are interpolated.
 
     Raises:
         UserError: no frame shows a face.
@@ -66,5 +73,11 @@ def closure(shapes: list[dict[str, float] | None], images: Path) -> np.ndarray:
     known = [i for i, each in enumerate(shapes) if each is not None]
     if not known:
         raise UserError(f"{images} contains no frame in which a face was detected.")
-    values = [np.mean([each[eye] for eye in EYES]) for each in shapes if each is not None]
-    return AU45_CLOSED * np.interp(np.arange(len(shapes)), known, values)
+    units = {}
+    for unit, names in SHAPES.items():
+        weights = [[each[name] for name in names] for each in shapes if each is not None]
+        values = np.mean(weights, axis=1)
+        relaxed = np.median(values) if unit in BROW_UNITS else 0.0
+        intensity = AU_MAX * np.maximum(values - relaxed, 0)
+        units[unit] = np.interp(np.arange(len(shapes)), known, intensity)
+    return units

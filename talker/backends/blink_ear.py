@@ -23,8 +23,8 @@ class Options(Protocol):
 
 def measure(
     clip: Clip, images: Path | None, points: np.ndarray, valid: np.ndarray, options: Options
-) -> np.ndarray:
-    """Return the AU45 intensity of every frame, float64 [T] from 0 (open) to 2 (closed).
+) -> dict[str, np.ndarray]:
+    """Return the AU45 intensity of every frame as `AU45_r`, float64 [T], 0 (open) to 2 (closed).
 
     Readers of the AD-NeRF family clip AU45 at 2. With this scale, they can distinguish a
     half-closed eye from a closed one.
@@ -42,4 +42,4 @@ def measure(
     opened = np.percentile(ratio[valid], options.open_percentile)
     closed = np.percentile(ratio[valid], options.closed_percentile)
     closed = min(closed, options.closed_ratio * opened)
-    return AU45_SATURATION * np.clip((opened - ratio) / (opened - closed), 0, 1)
+    return {"AU45_r": AU45_SATURATION * np.clip((opened - ratio) / (opened - closed), 0, 1)}

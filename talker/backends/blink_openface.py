@@ -1,4 +1,4 @@
-"""Eye closure by OpenFace 2 (Baltrusaitis et al. 2018): the AU45 intensities of its csv file.
+"""Eye closure and brows by OpenFace 2 (Baltrusaitis et al. 2018): the intensities in its csv file.
 
 Both header styles are read: " AU45_r" (Windows and older versions) and "AU45_r".
 """
@@ -10,7 +10,7 @@ import numpy as np
 
 from talker.backends.blink_table import column, largest_group, require_table, resample
 from talker.clip import FPS, Clip
-from talker.data.formats import AU45_CLOSED, read_table
+from talker.data.formats import AU_MAX, BROW_UNITS, read_table
 
 
 class Options(Protocol):
@@ -21,8 +21,8 @@ class Options(Protocol):
 
 def measure(
     clip: Clip, images: Path | None, points: np.ndarray, valid: np.ndarray, options: Options
-) -> np.ndarray:
-    """Return the AU45 intensity of every frame, float64 [T] from 0 (open) to 5 (closed).
+) -> dict[str, np.ndarray]:
+    """Return the intensities of AU45 and, if the table has them, of the brows, float64 [T], 0 to 5.
 
     Rows are assigned by their timestamps. A table with exactly one row per frame is assigned row
     by row, because OpenFace assumes 30 frames per second for a folder of images.
@@ -39,12 +39,14 @@ def measure(
     """
     path = require_table(options.table, "openface", "OpenFace's FeatureExtraction")
     table = largest_group(read_table(path), "face_id")
-    au45 = column(path, table, "AU45_r", -1.0, 100.0).clip(0, AU45_CLOSED)
-    good = np.ones(len(au45), bool)
+    names = ["AU45_r", *(name for name in BROW_UNITS if name in table)]
+    units = {name: column(path, table, name, -1.0, 100.0).clip(0, AU_MAX) for name in names}
+    rows = len(units["AU45_r"])
+    good = np.ones(rows, bool)
     if "success" in table:
         good = column(path, table, "success", 0, 1) > 0
-    if len(au45) == clip.frames:
+    if rows == clip.frames:
         times = np.arange(clip.frames) / FPS
     else:
         times = column(path, table, "timestamp", 0, 1e6)
-    return resample(path, clip, times, au45, good)
+    return {name: resample(path, clip, times, unit, good) for name, unit in units.items()}

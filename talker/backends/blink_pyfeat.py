@@ -1,4 +1,4 @@
-"""Eye closure by py-feat (Cheong et al. 2023): AU43 of the table that its detector returns.
+"""Eye closure and brows by py-feat (Cheong et al. 2023): the table that its detector returns.
 
 py-feat runs in an environment of its own (envs/pyfeat.yaml) and downloads its networks itself.
 docs/backends.md has the command that writes the table.
@@ -11,7 +11,10 @@ import numpy as np
 
 from talker.backends.blink_table import column, require_table, resample
 from talker.clip import FPS, Clip
-from talker.data.formats import AU45_CLOSED, read_table
+from talker.data.formats import AU_MAX, read_table
+
+COLUMNS = {"AU45_r": "AU43", "AU01_r": "AU01", "AU02_r": "AU02", "AU04_r": "AU04"}
+"""Column of py-feat's table for each action unit. AU43 is the probability of closed eyes."""
 
 
 class Options(Protocol):
@@ -22,10 +25,11 @@ class Options(Protocol):
 
 def measure(
     clip: Clip, images: Path | None, points: np.ndarray, valid: np.ndarray, options: Options
-) -> np.ndarray:
-    """Return the eye closure of every frame, float64 [T] from 0 (open) to 5 (closed).
+) -> dict[str, np.ndarray]:
+    """Return the intensities of the action units of `COLUMNS` in every frame, float64 [T], 0 to 5.
 
-    AU43, the probability of closed eyes, is scaled to the range of AU45. Rows are assigned by their
+    The probabilities in the table are scaled to this range. Columns of the brows that the table
+    does not have are omitted. Rows are assigned by their
     frame numbers. If the table has as many frames as the clip, these are frame numbers of the clip,
     otherwise of the video. If a frame shows several faces, the largest one is used.
 
@@ -42,14 +46,21 @@ def measure(
     path = require_table(options.table, "pyfeat", "py-feat's detector")
     table = read_table(path)
     frames = column(path, table, "frame", 0, 1e7).astype(int)
-    closure = AU45_CLOSED * np.nan_to_num(_numbers(table, path, "AU43"), nan=-1.0)
+    units = {
+        unit: AU_MAX * np.nan_to_num(_numbers(table, path, name), nan=-1.0)
+        for unit, name in COLUMNS.items()
+        if unit == "AU45_r" or name in table
+    }
     areas = _numbers(table, path, "FaceRectWidth") * _numbers(table, path, "FaceRectHeight")
     areas = np.nan_to_num(areas, nan=-1.0)
     order = np.lexsort([-areas, frames])
     first = order[np.unique(frames[order], return_index=True)[1]]
     rate = FPS if frames.max(initial=0) + 1 == clip.frames else clip.source.fps
-    times, values = frames[first] / rate, closure[first]
-    return resample(path, clip, times, values, values >= 0)
+    times, good = frames[first] / rate, units["AU45_r"][first] >= 0
+    return {
+        unit: resample(path, clip, times, values[first].clip(0), good)
+        for unit, values in units.items()
+    }
 
 
 def _numbers(table: dict[str, list[str]], path: Path, name: str) -> np.ndarray:

@@ -26,14 +26,17 @@ if TYPE_CHECKING:
     import torch
     from torch.jit import ScriptModule
 
-AU45_CLOSED = 5.0
-"""Largest AU45 intensity: the upper end of OpenFace's scale."""
+AU_MAX = 5.0
+"""Largest intensity of an action unit: the upper end of OpenFace's scale."""
 AU45_SATURATION = 2.0
 """AU45 intensity from which the AD-NeRF family and the avatar treat an eye as closed."""
 AU45_BLINK = 0.5 * AU45_SATURATION
 """AU45 intensity above which a frame counts as part of a blink."""
-AU_HEADER = "frame, timestamp, confidence, success, AU45_r"
-"""Columns of au.csv, with the blank before each name that most readers of the family expect."""
+BROW_UNITS = {"AU01_r": 0.5, "AU02_r": 0.5, "AU04_r": -1.0}
+"""Columns of the inner brow raiser, the outer brow raiser and the brow lowerer, and their weights
+in the raise of the brows, a single number."""
+AU_HEADER = ("frame", "timestamp", "confidence", "success")
+"""First columns of au.csv. The intensities of action units follow."""
 MAX_DISTANCE = 1e4
 """Largest translation and vertex coordinate that is accepted, in dm: 1 km."""
 EXPRESSIONS = 79
@@ -187,6 +190,29 @@ def eye_closure(au45: np.ndarray) -> np.ndarray:
     return (np.clip(au45, 0, AU45_SATURATION) / AU45_SATURATION).astype(np.float32)
 
 
+def brow_raise(units: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """Map intensities to the raise of the brows float32 [T], -1 fully lowered to 1 fully raised.
+
+    Args:
+        units: intensities [T] of action units by column. Missing columns count as 0.
+
+    Returns:
+        The raise, or None if there is no column of `BROW_UNITS`.
+    """
+    present = [weight * units[name] for name, weight in BROW_UNITS.items() if name in units]
+    return (np.sum(present, axis=0) / AU_MAX).astype(np.float32) if present else None
+
+
+def brow_units(raised: np.ndarray) -> dict[str, np.ndarray]:
+    """Map the raise of the brows [T] to intensities of `BROW_UNITS`, the inverse of `brow_raise`.
+
+    It does not distinguish the inner from the outer part of the brows, so both raisers have the
+    same intensity.
+    """
+    up, down = (AU_MAX * np.clip(sign * raised, 0, 1) for sign in (1, -1))
+    return {"AU01_r": up, "AU02_r": up, "AU04_r": down}
+
+
 def read_table(path: Path | zipfile.Path) -> dict[str, list[str]]:
     """Read a csv file with a header, as columns of text; blanks around names are removed.
 
@@ -217,7 +243,25 @@ def read_au45(path: Path | zipfile.Path) -> np.ndarray:
             f"{path} has no column AU45_r. Its columns are: {', '.join(table) or 'none'}. Run "
             "`talker blink`, or use a table that OpenFace wrote."
         )
-    return numbers(path, "AU45_r", table["AU45_r"], 0, AU45_CLOSED).astype(np.float32)
+    return numbers(path, "AU45_r", table["AU45_r"], 0, AU_MAX).astype(np.float32)
+
+
+def read_eye(path: Path | zipfile.Path) -> np.ndarray:
+    """Read the avatar's eye input float32 [T, 2] from an OpenFace csv.
+
+    Returns:
+        The eye closure, 0 open to 1 closed, and the raise of the brows, -1 to 1. Without a column
+        of `BROW_UNITS`, the brows are relaxed (0).
+
+    Raises:
+        UserError: the file is missing, has no column AU45_r, or has values outside 0 to 5.
+    """
+    closure, table = eye_closure(read_au45(path)), read_table(path)
+    units = {
+        name: numbers(path, name, table[name], 0, AU_MAX) for name in BROW_UNITS if name in table
+    }
+    raised = brow_raise(units)
+    return np.stack([closure, np.zeros_like(closure) if raised is None else raised], axis=1)
 
 
 def numbers(
@@ -241,13 +285,21 @@ def numbers(
     return np.array(column, float)
 
 
-def write_au45(path: Path, au45: np.ndarray, valid: np.ndarray) -> None:
-    """Write AU45 intensities [T] as an OpenFace csv; frames that are not `valid` have success 0."""
-    rows = [
-        f"{i + 1}, {i / FPS:.2f}, {int(ok):.2f}, {int(ok)}, {value:.3f}"
-        for i, (ok, value) in enumerate(zip(valid, au45, strict=True))
-    ]
-    path.write_text("\n".join([AU_HEADER, *rows]) + "\n", encoding="utf-8")
+def write_action_units(path: Path, units: Mapping[str, np.ndarray], valid: np.ndarray) -> None:
+    """Write intensities of action units as an OpenFace csv.
+
+    A blank precedes each name, as most readers of the AD-NeRF family expect.
+
+    Args:
+        path: file to write.
+        units: intensities [T] by column.
+        valid: bool [T]; the other frames have success 0.
+    """
+    rows = [", ".join([*AU_HEADER, *units])]
+    for i, (ok, *values) in enumerate(zip(valid, *units.values(), strict=True)):
+        first = f"{i + 1}, {i / FPS:.2f}, {int(ok):.2f}, {int(ok)}"
+        rows.append(", ".join([first, *(f"{value:.3f}" for value in values)]))
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 
 def write_shots(path: Path, shots: Shots) -> None:

@@ -27,6 +27,8 @@ MESH_INDICES = np.array([
 
 JAW = slice(0, 17)
 BROWS = slice(17, 27)
+RIGHT_BROW = slice(17, 22)
+LEFT_BROW = slice(22, 27)
 NOSE = slice(27, 36)
 RIGHT_EYE = slice(36, 42)
 LEFT_EYE = slice(42, 48)

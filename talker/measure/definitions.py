@@ -49,6 +49,16 @@ DEFINITIONS = {
         "Standard deviation of the rendered eye aspect ratio, divided by that of the real one. "
         "If the eyes never blink, it is 0."
     ),
+    "brow_correlation": (
+        "Pearson correlation between the motion of the brows in the rendered and in the real "
+        "frames. The motion is the distance of the brows from the eye corners, divided by the "
+        "distance between the outer eye corners. It is measured in face meshes that are aligned, "
+        "which removes most of the head motion. If the real brows hardly move, the value is noise."
+    ),
+    "brow_std_ratio": (
+        "Standard deviation of the rendered brow motion, divided by that of the real one. The "
+        "correct amplitude is 1. Noise of the detector contributes to both."
+    ),
     "head_shake": (
         "Jitter of the rendered head in pixels of the rendered frame. From one frame to the next, "
         "the optical flow of brows, nose and eye corners is measured in the rendered and in the "
@@ -92,6 +102,17 @@ RESPONSE_DEFINITIONS = {
         "Difference between the rendered eye aspect ratios at the closures 0 and 1, divided by the "
         "difference between open and closed eyes in the recording. It is missing if the training "
         "frames contain no blink."
+    ),
+    "brow_rank_correlation": (
+        "Spearman correlation between six input values of the brows, from lowered to raised, and "
+        "the distance of the rendered brows from the eyes, with all other inputs unchanged. It is "
+        "1 if the brows rise with every increase of the input."
+    ),
+    "brow_lifting": (
+        "Difference between the rendered distances of the brows at the highest and the lowest "
+        "input, divided by the same difference in the recording. These inputs are the means of the "
+        "8 training frames with the highest and with the lowest brows. Both values are missing if "
+        "the dataset does not contain the motion of the brows."
     ),
     "silence_opening": (
         "Mean mouth opening of the avatar in silence. 0 is the mean opening of the 10 % of real "

@@ -27,7 +27,7 @@ from talker.clip import (
 )
 from talker.core.parallel import ordered_map
 from talker.data import layout
-from talker.data.formats import read_au45, read_track_params, read_transforms
+from talker.data.formats import read_eye, read_track_params, read_transforms
 from talker.data.layout import COLORS, HEAD, SPARE_ROWS, speech_file
 from talker.encoders import ENCODERS
 from talker.errors import UserError, counted
@@ -319,17 +319,12 @@ def speech_faults(folder: FolderSpec) -> Iterator[str]:
 
 
 def blink_faults(folder: FolderSpec) -> Iterator[str]:
-    """Check that au.csv has a finite AU45 for each frame."""
+    """Check that au.csv has the eye closure, and brows if any, of each frame."""
     path = folder.path / layout.ACTION_UNITS
-    au45 = read_au45(path)
-    if len(au45) != folder.frames and not folder.allows_rows(len(au45)):
+    eye = read_eye(path)
+    if len(eye) != folder.frames and not folder.allows_rows(len(eye)):
         yield (
-            f"{path} has {counted(len(au45), 'row')}, but there are {folder.frames} frames. Run "
-            "`talker blink` again."
-        )
-    elif not np.isfinite(au45).all():
-        yield (
-            f"{path} has values of AU45 that are not finite in {_bad_rows(folder, au45)}. Run "
+            f"{path} has {counted(len(eye), 'row')}, but there are {folder.frames} frames. Run "
             "`talker blink` again."
         )
 

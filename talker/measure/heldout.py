@@ -16,9 +16,11 @@ from talker.data import layout
 from talker.dataset import Dataset, over
 from talker.encoders import sync_encoder
 from talker.errors import UserError, counted
+from talker.head.brows import brow_motion
 from talker.head.flow import Flow, follow_points
 from talker.head.landmarks68 import (
     eye_aspect_ratio,
+    landmarks68,
     mouth_opening,
     outer_eye_distance,
 )
@@ -31,7 +33,7 @@ from talker.measure.definitions import (
     RESPONSE_DEFINITIONS,
     SYNC_DEFINITIONS,
 )
-from talker.measure.detection import detect_landmarks
+from talker.measure.detection import detect_meshes
 from talker.measure.networks import frame_metrics, stretch_metrics
 from talker.measure.responses import measure_responses
 from talker.measure.sync import fit_predictor, null_reason, sync_score
@@ -62,6 +64,10 @@ class RealFrames:
     computed"""
     detected: np.ndarray
     """float32 [N, 68, 2], landmarks that MediaPipe detects in `frames`, nan without a face"""
+    closure: np.ndarray
+    """float32 [N], eye closure of the dataset, 0..1"""
+    brows: np.ndarray
+    """float [N], `brow_motion` that is detected in `frames`, nan without a face"""
     flow: dict[int, Flow]
     """motion of the head in `frames` over each number of frames in `SHAKE_STEPS`"""
 
@@ -69,13 +75,16 @@ class RealFrames:
     def load(cls, dataset: Dataset, ids: np.ndarray) -> "RealFrames":
         """Read the frames `ids` [N] of a dataset and detect landmarks and motion in them."""
         images = dataset.images(ids, "real frames")
+        meshes, closure = detect_meshes(images.frame), dataset.eye[ids, 0]
         layers = zip(images.frame, images.background, images.head_mask, strict=True)
         return cls(
             ids=ids,
             frames=images.frame,
             targets=np.stack([over(*layer) for layer in layers]),
             landmarks=dataset.landmarks[ids],
-            detected=detect_landmarks(images.frame),
+            detected=landmarks68(meshes),
+            closure=closure,
+            brows=brow_motion(meshes, closure),
             flow=head_flow(images.frame, dataset.landmarks[ids]),
         )
 
@@ -104,7 +113,11 @@ def compare(images: Iterable[np.ndarray], real: RealFrames) -> Measurement:
     """Compare rendered frames uint8 [H, W, 3], one for each frame of `real`, with the real ones."""
     images = list(images)
     quality = [_image_quality(image, real, k) for k, image in enumerate(images)]
-    detected = detect_landmarks(images)
+    meshes = detect_meshes(images)
+    detected = landmarks68(meshes)
+    brows, real_brows = (
+        on_time_axis(one, real.ids) for one in (brow_motion(meshes, real.closure), real.brows)
+    )
     flow = head_flow(images, real.landmarks)
     (mouth, real_mouth), (eyes, real_eyes) = (
         [on_time_axis(opening(one), real.ids) for one in (detected, real.detected)]
@@ -120,6 +133,8 @@ def compare(images: Iterable[np.ndarray], real: RealFrames) -> Measurement:
         "best_lag_frames": m.best_lag(mouth, real_mouth),
         "eye_correlation": m.correlation(eyes, real_eyes),
         "eye_std_ratio": m.std_ratio(eyes, real_eyes),
+        "brow_correlation": m.correlation(brows, real_brows),
+        "brow_std_ratio": m.std_ratio(brows, real_brows),
         "faces_lost": int(np.isnan(detected[:, 0, 0]).sum()),
         "frames": len(detected),
     }

@@ -1,11 +1,13 @@
 """Measure how an avatar responds when one of its inputs changes and the others do not.
 
-A blink value must close the eyes step by step, silence must close the mouth, and another head pose
-must not change the mouth.
+A blink value must close the eyes step by step, a brow value must raise the brows step by step,
+silence must close the mouth, and another head pose must not change the mouth.
 """
 
+from dataclasses import replace
+
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float32, Int64
 from scipy.stats import spearmanr
 
 from talker.avatar.model import Avatar
@@ -13,15 +15,18 @@ from talker.avatar.renderer import Drive, render_frames
 from talker.clip import WINDOW
 from talker.core.progress import progress
 from talker.dataset import Dataset
-from talker.head.landmarks68 import eye_aspect_ratio, mouth_opening
-from talker.measure.detection import detect_landmarks
+from talker.head.brows import brow_distance
+from talker.head.landmarks68 import eye_aspect_ratio, landmarks68, mouth_opening
+from talker.measure.detection import detect_landmarks, detect_meshes
 from talker.measure.metrics import correlation, finite, std_ratio
 
 EYE_LEVELS = np.linspace(0, 1, 6, dtype=np.float32)
 """Degrees of eye closure at which the eyes are rendered."""
 POSES = 4
-"""Number of held-out frames whose poses are used for each degree of eye closure, and for
-silence."""
+"""Number of held-out frames whose poses are used for each degree of eye closure, for each height of
+the brows, and for silence."""
+BROW_FRAMES = 8
+"""Number of training frames with the highest, and with the lowest, brows that are measured."""
 CLOSED_SHARE = 0.1
 """Fraction of the real frames, those with the least open mouth, that count as closed."""
 CLOSED_EYE = 0.9
@@ -47,9 +52,12 @@ def measure_responses(
         batch: number of frames rendered at once; 0 selects it by device.
     """
 
-    def landmarks(drive: Drive, name: str) -> np.ndarray:
+    def meshes(drive: Drive, name: str) -> np.ndarray:
         frames = render_frames(avatar, dataset, drive, batch)
-        return detect_landmarks(progress(frames, name, len(drive)))
+        return detect_meshes(progress(frames, name, len(drive)))
+
+    def landmarks(drive: Drive, name: str) -> np.ndarray:
+        return landmarks68(meshes(drive, name))
 
     poses = ids[np.linspace(0, len(ids) - 1, POSES).astype(int)]
     shuffled = landmarks(
@@ -61,15 +69,20 @@ def measure_responses(
         "pose_mouth_std_ratio": std_ratio(after, before),
     }
     count = len(EYE_LEVELS)
-    drive = Drive(
-        np.repeat(poses, count),
-        dataset.speech,
-        np.repeat(poses, count),
-        eye=np.tile(EYE_LEVELS, POSES),
-    )
-    ratios = eye_aspect_ratio(landmarks(drive, "eye closure"))
+    repeated = np.repeat(poses, count)
+    drive = Drive(repeated, dataset.speech, repeated, eye=dataset.eye[repeated])
+    closing = replace(drive, eye=_with(drive.eye, 0, np.tile(EYE_LEVELS, POSES)))
+    ratios = eye_aspect_ratio(landmarks(closing, "eye closure"))
     levels = np.array([finite(part) for part in ratios.reshape(POSES, count).T])
     row |= _blink_row(levels, recorded_drop(dataset, real))
+    inputs, lift = recorded_lift(dataset)
+    row |= {"brow_rank_correlation": float("nan"), "brow_lifting": float("nan")}
+    if np.ptp(inputs):
+        raising = replace(drive, eye=_with(drive.eye, 1, np.tile(inputs, POSES)))
+        distances = brow_distance(meshes(raising, "brows"))
+        levels = np.array([finite(part) for part in distances.reshape(POSES, count).T])
+        row["brow_rank_correlation"] = _rank_correlation(inputs, levels)
+        row["brow_lifting"] = float((levels[-1] - levels[0]) / lift) if lift > 0 else float("nan")
     if dataset.silence is not None:
         window = np.tile(dataset.silence, (1, WINDOW, 1))
         drive = Drive(poses, window, np.zeros_like(poses))
@@ -86,18 +99,51 @@ def recorded_drop(dataset: Dataset, real: Float[np.ndarray, "N 68 2"]) -> float:
     Args:
         real: landmarks of the real held-out frames; most of them show open eyes.
     """
-    closed = dataset.train_ids[dataset.eye[dataset.train_ids] >= CLOSED_EYE][:CLOSED_FRAMES]
+    closed = dataset.train_ids[dataset.eye[dataset.train_ids, 0] >= CLOSED_EYE][:CLOSED_FRAMES]
     if not len(closed):
         return float("nan")
     ratios = eye_aspect_ratio(detect_landmarks(dataset.frame(int(i)) for i in closed))
     return finite(eye_aspect_ratio(real), np.median) - finite(ratios)
 
 
+def recorded_lift(dataset: Dataset) -> tuple[Float32[np.ndarray, "L"], float]:
+    """Return input values from lowered to raised brows, and the rise of the brows between them.
+
+    Returns:
+        float32 [6], and the difference between the brow distances in the training frames with the
+        highest and the lowest brows; nan if the inputs are equal.
+    """
+    order = dataset.train_ids[np.argsort(dataset.eye[dataset.train_ids, 1], kind="stable")]
+    low, high = np.sort(order[:BROW_FRAMES]), np.sort(order[-BROW_FRAMES:])
+    first, last = (float(dataset.eye[part, 1].mean()) for part in (low, high))
+    inputs = np.linspace(first, last, len(EYE_LEVELS), dtype=np.float32)
+    if not np.ptp(inputs):
+        return inputs, float("nan")
+    frames = (dataset.frame(int(i)) for i in [*low, *high])
+    distances = brow_distance(detect_meshes(frames))
+    return inputs, finite(distances[len(low) :]) - finite(distances[: len(low)])
+
+
+def _with(
+    eye: Float32[np.ndarray, "N 2"] | None, column: int, values: Float32[np.ndarray, "N"]
+) -> Float32[np.ndarray, "N 2"]:
+    """Return a copy of an eye input with other values in one column."""
+    assert eye is not None
+    changed = eye.copy()
+    changed[:, column] = values
+    return changed
+
+
+def _rank_correlation(inputs: Float32[np.ndarray, "L"], levels: Float[np.ndarray, "L"]) -> float:
+    """Return the Spearman correlation, nan if a level is unknown or all are equal."""
+    known = np.isfinite(levels).all() and np.ptp(levels) > 0
+    rank = spearmanr(inputs, levels).statistic if known else float("nan")
+    return float(rank)
+
+
 def _blink_row(levels: Float[np.ndarray, "L"], drop: float) -> dict[str, float]:
     """Return the numbers of the blinks from the eye aspect ratios at `EYE_LEVELS`."""
-    known = np.isfinite(levels).all() and np.ptp(levels) > 0
-    rank = spearmanr(EYE_LEVELS, -levels).statistic if known else float("nan")
     return {
-        "blink_rank_correlation": float(rank),
+        "blink_rank_correlation": _rank_correlation(EYE_LEVELS, -levels),
         "blink_closing": float((levels[0] - levels[-1]) / drop) if drop > 0 else float("nan"),
     }

@@ -229,10 +229,10 @@ def animate(
         add(f"eyeLookDown{side}", np.clip(-up, 0, None))
         add(f"eyeLookOut{side}", np.clip(sign * left, 0, None))
         add(f"eyeLookIn{side}", np.clip(-sign * left, 0, None))
-        add(f"browOuterUp{side}", 0.15 * brows)
-        add(f"browDown{side}", 0.15 * frown)
+        add(f"browOuterUp{side}", 0.4 * brows)
+        add(f"browDown{side}", 0.3 * frown)
         add(f"mouthSmile{side}", 0.08 + 0.04 * _smooth_noise(rng, frames, 0.8))
-    add("browInnerUp", 0.25 * brows)
+    add("browInnerUp", 0.6 * brows)
     np.clip(weights, 0, 1, out=weights)
 
     nod = gaussian_filter1d(weights[:, units.index("jawOpen")], 0.12 * FPS)

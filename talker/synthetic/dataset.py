@@ -8,7 +8,14 @@ import numpy as np
 from talker.clip import FPS, SAMPLES_PER_FRAME, Clip, Source, save_per_frame
 from talker.core.config import DEFAULT_ENCODER
 from talker.data import layout
-from talker.data.formats import AU45_SATURATION, write_au45, write_track_params, write_transforms
+from talker.data.formats import (
+    AU45_SATURATION,
+    brow_units,
+    write_action_units,
+    write_track_params,
+    write_transforms,
+)
+from talker.head.brows import brow_raise
 from talker.head.camera import pose_from_viewmats, transform_matrices
 from talker.head.landmarks68 import write_lms
 from talker.media.audio import write_wav
@@ -48,8 +55,10 @@ def write_dataset(
         write_lms(layout.FRAME_LANDMARKS.path(folder, i), truth.landmarks68[i])
     _write_sound(folder, clip, samples)
     _write_landmarks(folder / layout.LANDMARKS, truth)
-    au45 = AU45_SATURATION * truth.blink
-    write_au45(folder / layout.ACTION_UNITS, au45, np.ones(frames, bool))
+    every = np.ones(frames, bool)
+    units = {"AU45_r": AU45_SATURATION * truth.blink}
+    units |= brow_units(brow_raise(truth.mesh, every, truth.blink))
+    write_action_units(folder / layout.ACTION_UNITS, units, every)
     _write_track(folder, clip, truth)
     np.save(folder / layout.speech_features(DEFAULT_ENCODER), speech_windows(truth.weights))
 

@@ -81,7 +81,7 @@ def random_head(size: int, device: torch.device) -> RandomHead:
         speech=rng.normal(size=(FRAMES, 16, SPEECH_FEATURES)).astype(np.float32),
         silence=None,
         speech_scale=None,
-        eye=rng.random(FRAMES).astype(np.float32),
+        eye=rng.random((FRAMES, 2)).astype(np.float32),
         landmarks=landmarks.astype(np.float32),
         expression=rng.normal(size=(FRAMES, 16)).astype(np.float32),
         vertices=vertices,

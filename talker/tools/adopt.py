@@ -30,7 +30,7 @@ from talker.core.files import Output
 from talker.data import layout
 from talker.data.formats import (
     TrackParams,
-    read_au45,
+    read_eye,
     read_table,
     read_track_params,
     read_transforms,
@@ -287,7 +287,7 @@ def blink_rows(folder: Folder) -> Iterator[Row]:
 
 
 def _blinks(path: Path, frames: int) -> str:
-    count = len(read_au45(path))
+    count = len(read_eye(path))
     if frames <= count <= frames + layout.SPARE_ROWS:
         return counted(count, "row")
     rate = _rate(read_table(path).get("timestamp", []))

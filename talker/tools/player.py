@@ -116,7 +116,7 @@ def container(
     with torch.no_grad():
         expression, eye, viewmats, Ks = head_inputs(avatar, dataset, drive, slice(None))
         tokens = avatar.tokens(expression, eye, avatar.pose_vector(viewmats))
-        weights = avatar.blendshape_weights(blendshapes, tokens, avatar.shared())
+        weights = avatar.blendshape_weights(blendshapes, tokens, eye[:, 1], avatar.shared())
         center = blendshapes.mean[:, :3].mean(0)
         pivot = (viewmats[:, :3, :3] @ center + viewmats[:, :3, 3]).mean(0)
     some = torch.linspace(0, len(drive) - 1, min(len(drive), SAMPLED), device=avatar.device).long()

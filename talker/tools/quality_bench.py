@@ -49,10 +49,13 @@ SHOWN = {
     "psnr_head": "head, dB",
     "psnr_mouth": "mouth, dB",
     "psnr_eyes": "eyes, dB",
+    "psnr_brows": "brows, dB",
     "opening_correlation": "mouth r",
     "opening_std_ratio": "mouth amplitude",
     "eye_correlation": "eye r",
     "eye_std_ratio": "eye amplitude",
+    "brow_correlation": "brow r",
+    "brow_std_ratio": "brow amplitude",
     "sharpness_mouth": "sharpness",
     "head_shake": "shake, px",
 }

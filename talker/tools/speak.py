@@ -106,7 +106,7 @@ class StreamingAvatar:
         self.encoder, self.statistics = encoder, statistics
         ids = longest_stretch(dataset)
         self.path = ids[ping_pong(max(1, 2 * len(ids) - 2), len(ids))]
-        self.eye = natural_blinks(dataset.eye[dataset.train_ids], BLINK_PERIOD, config.seed)
+        self.closure = natural_blinks(dataset.eye[dataset.train_ids, 0], BLINK_PERIOD, config.seed)
         self.audio = np.empty(0, np.int16)
         """The latest samples that are still needed."""
         self.received = 0
@@ -181,11 +181,12 @@ class StreamingAvatar:
         begin = self.encoded - len(self.slots)
         lead = WINDOW // 2 - 1 - self.statistics.look_ahead
         at = SLOTS_PER_FRAME * ids[:, None] - lead + np.arange(WINDOW)
+        recorded = self.path[ids % len(self.path)]
         drive = Drive(
-            background_frame_ids=self.path[ids % len(self.path)],
+            background_frame_ids=recorded,
             windows=self.slots[(at - begin).clip(0, len(self.slots) - 1)],
             window_ids=np.arange(len(ids)),
-            eye=self.eye[ids % BLINK_PERIOD],
+            eye=np.stack([self.closure[ids % BLINK_PERIOD], self.dataset.eye[recorded, 1]], axis=1),
         )
         self.rendered = frames
         batch = self.config.hop if self.on_gpu else 1  # on the CPU each core renders one frame

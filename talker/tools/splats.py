@@ -56,7 +56,7 @@ def deformed(
 ) -> Gaussians:
     """Return the raw parameters [B, G, ...] in B frames; the arguments are those of `deform`."""
     tokens = avatar.tokens(expression, eye, avatar.pose_vector(viewmats))
-    return avatar.deformed(tokens, avatar.shared())
+    return avatar.deformed(tokens, eye[:, 1], avatar.shared())
 
 
 def half_turned(gaussians: Gaussians) -> Gaussians:
@@ -95,9 +95,9 @@ def write_splats(
 
 
 def neutral(avatar: Avatar, dataset: Dataset) -> Gaussians:
-    """Return the Gaussians [G, ...] with the mean expression and open eyes."""
+    """Return the Gaussians [G, ...] with the mean expression, open eyes and relaxed brows."""
     view = dataset.viewmats[longest_stretch(dataset)[:1]]
-    inputs = (torch.zeros(1, EXPRESSIONS), torch.zeros(1), torch.from_numpy(view))
+    inputs = (torch.zeros(1, EXPRESSIONS), torch.zeros(1, 2), torch.from_numpy(view))
     return _one(deformed(avatar, *(part.to(avatar.device) for part in inputs)))
 
 

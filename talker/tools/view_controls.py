@@ -30,7 +30,9 @@ class Controls:
         self.status = gui.add_markdown("")
         with gui.add_folder("Speech"):
             gui.add_html(sound)
-            self.motion = gui.add_checkbox("Head motion", True, hint="Replay the recorded motion.")
+            self.motion = gui.add_checkbox(
+                "Head motion", True, hint="Replay the motion of head and brows."
+            )
             self.blinks = gui.add_checkbox("Blinks", True, hint="Blink as the person does.")
         with gui.add_folder("View"):
             self.colors = gui.add_dropdown(
@@ -49,6 +51,11 @@ class Controls:
             self.pose = [gui.add_slider(n, -45, 45, 1, 0) for n in ("Yaw", "Pitch", "Roll")]
         with gui.add_folder("Face"):
             self.eye = gui.add_slider("Blink", 0.0, 1.0, 0.02, 0.0)
+            self.brows = gui.add_slider(
+                "Brows",
+                *(-1.0, 1.0, 0.02, 0.0),
+                hint="Lower or raise the brows, at most as far as in the recording.",
+            )
             self.mouth = [self._component(gui, k) for k in range(SHOWN_COMPONENTS)]
             with gui.add_folder("More components of the mouth", expand_by_default=False):
                 self.mouth += [
@@ -56,7 +63,7 @@ class Controls:
                 ]
             self.neutral = gui.add_button("Reset pose and face")
         inputs = [self.motion, self.blinks, self.colors, self.body, self.scale, self.size, self.eye]
-        for handle in [*inputs, *self.pose, *self.mouth]:
+        for handle in [*inputs, self.brows, *self.pose, *self.mouth]:
             handle.on_update(lambda _: changed.set())
         self.neutral.on_click(lambda _: self._neutral())
 
@@ -65,7 +72,7 @@ class Controls:
         return gui.add_slider(f"Mouth {k + 1}", -3.0, 3.0, 0.05, 0.0)
 
     def _neutral(self) -> None:
-        for handle in [self.eye, *self.pose, *self.mouth]:
+        for handle in [self.eye, self.brows, *self.pose, *self.mouth]:
             handle.value = 0
 
     def turn(self) -> Rotation:

@@ -82,7 +82,7 @@ class Moment:
     expression: Tensor
     """[1, 10]"""
     eye: Tensor
-    """[1]"""
+    """[1, 2], eye closure and raise of the brows"""
     viewmat: Float32[np.ndarray, "4 4"]
     """float32 [4, 4], pose of the head in front of the recording camera"""
     frame: int
@@ -127,14 +127,19 @@ class Scene:
         return False
 
     def moment(
-        self, window: np.ndarray, mouth: Tensor, eye: float, turn: Rotation, frame: int
+        self,
+        window: np.ndarray,
+        mouth: Tensor,
+        eye: tuple[float, float],
+        turn: Rotation,
+        frame: int,
     ) -> Moment:
         """Return what the face does.
 
         Args:
             window: float32 [16, C], speech window.
             mouth: [1, 10], values that are added to the predicted expression.
-            eye: eye closure from 0 (open) to 1 (closed).
+            eye: eye closure (0 open .. 1 closed) and raise of the brows (-1 .. 1).
             turn: rotation of the head about its center, in addition to the recorded motion.
             frame: recorded frame with the motion, the torso and the background.
         """

@@ -45,7 +45,7 @@ class Speech:
     """int16 [S], samples at 16 kHz"""
     windows: Float32[np.ndarray, "N 16 C"]
     """float32 [N, 16, C], speech windows"""
-    eye: Float32[np.ndarray, "N"]
+    closure: Float32[np.ndarray, "N"]
     """float32 [N], eye closure from 0 (open) to 1 (closed)"""
 
 
@@ -65,8 +65,8 @@ def read_speech(content: bytes, dataset: Dataset, statistics: FeatureStats) -> S
     sound = np.pad(sound, (0, -len(sound) % SAMPLES_PER_FRAME))
     slots = avatar_features(load_encoder(statistics.choice), statistics, sound)
     rows = np.concatenate(list(windows(slots, statistics.look_ahead)))
-    eye = natural_blinks(dataset.eye[dataset.train_ids], len(rows), seed=0)
-    return Speech(sound, rows, eye)
+    closure = natural_blinks(dataset.eye[dataset.train_ids, 0], len(rows), seed=0)
+    return Speech(sound, rows, closure)
 
 
 class Clock:
