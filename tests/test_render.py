@@ -200,7 +200,7 @@ def test_scales_and_tracks_change_what_they_say(data: Dataset, tmp_path: Path) -
     assert np.array_equal(drive.background_frame_ids, np.arange(100))
     assert drive.viewmats is None
     assert drive.eye is not None and set(drive.eye[:, 0]) == {0.25}
-    highest = data.eye[data.train_ids, 1].max()
+    highest = data.eye[data.valid, 1].max()
     assert 0.02 < highest < 1
     assert drive.eye[[0, 99], 1].tolist() == pytest.approx([0.02, highest])
     assert drive.expression is not None and drive.expression[5].tolist() == [5] + [0] * 9

@@ -256,9 +256,9 @@ def brow_track(path: Path, frames: int) -> Float32[np.ndarray, "{frames}"]:
 def brow_range(dataset: Dataset) -> tuple[float, float]:
     """Return the lowest and the highest recorded raise of the brows.
 
-    The network cannot extrapolate the motion of the brows, so they are only moved in this range.
+    The brows are only moved in this range, because larger motion would distort them.
     """
-    brows = dataset.eye[dataset.train_ids, 1]
+    brows = dataset.eye[dataset.valid, 1]
     return float(brows.min(initial=0)), float(brows.max(initial=0))
 
 

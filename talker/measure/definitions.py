@@ -53,7 +53,9 @@ DEFINITIONS = {
         "Pearson correlation between the motion of the brows in the rendered and in the real "
         "frames. The motion is the distance of the brows from the eye corners, divided by the "
         "distance between the outer eye corners. It is measured in face meshes that are aligned, "
-        "which removes most of the head motion. If the real brows hardly move, the value is noise."
+        "which removes most of the head motion. The part that is proportional to the eye closure "
+        "is removed, because the detected brows move in blinks. If the real brows hardly move, the "
+        "value is noise."
     ),
     "brow_std_ratio": (
         "Standard deviation of the rendered brow motion, divided by that of the real one. The "
