@@ -58,6 +58,7 @@ def test_a_fault_is_named(values, key):
     [
         ("a: [1", "is not valid YAML"),
         ("{a: " * 20_000, "cannot be read as YAML"),
+        (f"a: {'9' * 10_000}", "is not valid YAML"),
         ("- 1\n- 2\n", "must contain a mapping of options, but it contains a value of type list"),
     ],
 )

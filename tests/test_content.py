@@ -136,6 +136,12 @@ def other_report(folder: Path) -> None:
     (folder / "track_report.json").write_text(json.dumps(report))
 
 
+def impossible_report(folder: Path) -> None:
+    other_report(folder)
+    path = folder / "track_report.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"valid": 1e308}))
+
+
 FAULTS = {
     "frame": (swap("ori_imgs/7.jpg", "ori_imgs/60.jpg"), ["gt_imgs", "frame 7", "another frame"]),
     "mask": (other_head, ["gt_imgs", "frame 7"]),
@@ -151,6 +157,7 @@ FAULTS = {
     "one pose": (edit_params(one_pose), ["poses that differ from the landmarks, in frame 40"]),
     "expression": (edit_params(lambda p: p["exp"].zero_()), ["the same expression in all frames"]),
     "report": (other_report, ["track_report.json", "focal length 123.0 px"]),
+    "impossible report": (impossible_report, ["track_report.json", "cannot be tracked"]),
     "part of the sound": (reverse_sound, ["aud_train.wav", "differs from the same part"]),
     "sound": (
         other_sound,

@@ -126,6 +126,9 @@ def test_files_of_different_networks_are_refused(avatar: Avatar, tmp_path: Path)
     shape.write_text(json.dumps({**stored, "hidden": 2 * stored["hidden"]}))
     with pytest.raises(UserError, match="does not belong to its config"):
         Avatar.load(tmp_path)
+    shape.write_text(json.dumps({**stored, "layers": 10**30}))
+    with pytest.raises(UserError, match=r"fewer tensors than layers \(10+\)"):
+        Avatar.load(tmp_path)
     shape.write_text(json.dumps({**stored, "image_size": 10**7}))
     with pytest.raises(UserError, match=r"config\.json: image_size"):
         Avatar.load(tmp_path)

@@ -404,6 +404,8 @@ class Avatar(nn.Module):
         bounds = state["planes.bounds"]
         if bounds.shape != (2, 3):
             raise RuntimeError(f"planes.bounds has the shape {list(bounds.shape)}, not [2, 3]")
+        if config.layers > len(state):
+            raise RuntimeError(f"there are fewer tensors than layers ({config.layers})")
         names = (item.name for item in dataclasses.fields(Gaussians))
         canonical = Gaussians(**{name: state[f"canonical.{name}"] for name in names})
         avatar = cls(config, canonical, bounds, torch.eye(4).expand(2, 4, 4))

@@ -194,8 +194,8 @@ def _set_nested(options: dict[str, Any], keys: Sequence[str], cell: str, where: 
     """Set a nested key of `options` to the YAML value in `cell`; return error messages."""
     try:
         value = yaml.safe_load(cell)
-    except yaml.YAMLError:
-        return [f"{where}: '{cell}' is not valid YAML."]
+    except (yaml.YAMLError, ValueError):
+        return [f"{where}: '{cell:.80}' is not valid YAML."]
     *groups, last = keys
     for key in groups:
         options = options.setdefault(key, {})

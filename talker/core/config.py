@@ -129,7 +129,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from error
     except RecursionError as error:
         raise UserError(f"{path} cannot be read as YAML (it is nested too deeply).") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # for example a number of a million digits
         raise UserError(f"{path} is not valid YAML: {error}") from error
     if content is None:
         return {}

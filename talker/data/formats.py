@@ -721,6 +721,8 @@ def read_track_report(path: Path | zipfile.Path) -> TrackReport:
         )
         if not (facts.face_width > 0 and facts.shot_residuals and min(facts.shot_residuals) > 0):
             raise ValueError("the face width and the residuals of the shots must be positive")
+        if not 0 <= facts.tracked <= facts.frames <= np.iinfo(np.int32).max:
+            raise ValueError(f"{facts.tracked} of {facts.frames} frames cannot be tracked")
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(
             f"{path} is not a report of `talker track` ({error!r}). Run `talker track` again."
