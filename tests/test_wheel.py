@@ -40,6 +40,7 @@ def test_the_wheel_plans_the_demo_in_an_empty_folder(wheel: Path, tmp_path: Path
     for args, text in (
         (["run", "--help"], "usage: talker run"),
         (["demo", "--dry-run"], "would run: demo: training the avatar\n"),
+        (["demo", "--dry-run", "--out", "other"], "would run: demo: training the avatar\n"),
     ):
         done = subprocess.run(
             [sys.executable, "-m", "talker", *args],

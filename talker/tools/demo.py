@@ -15,4 +15,4 @@ def main(*, config: Config = Config()) -> None:
     Args:
         config: Options of `talker run`.
     """
-    run_workflow([VIDEO], config)
+    run_workflow([str(config.out / VIDEO)], config)

@@ -218,7 +218,7 @@ def _dataset_folder(folder: Path, out: Path) -> Path:
 
 
 def _seen_from(out: Path, file: str) -> str:
-    """Return the path of a file relative to the output folder.
+    """Return the path of a file as seen from the output folder: relative if it is inside.
 
     Raises:
         UserError: the path contains a character that Snakemake replaces in paths.
@@ -227,7 +227,10 @@ def _seen_from(out: Path, file: str) -> str:
         raise UserError(
             f"{file}: The name must not contain any of the characters {{ }} < >. Rename the file."
         )
-    return file if out.resolve() == Path.cwd() else os.path.abspath(file)
+    if out.resolve() == Path.cwd():
+        return file
+    path, folder = os.path.abspath(file), os.path.abspath(out)
+    return os.path.relpath(path, folder) if Path(path).is_relative_to(folder) else path
 
 
 def _speeches(config: Config, folders: Sequence[Path]) -> Iterator[tuple[str, str]]:
