@@ -3,9 +3,9 @@
 The blendshapes are the first K principal components of the network's output over the training
 frames (the basis of a "proper orthogonal decomposition"; Sirovich, 1987). Parameters count as much
 as they change the image. In a third of the frames, the eyes are closed to a random degree, and in
-another third, the brows are raised or lowered by the amount of a random frame, because these
-motions are rare, and new speech combines them with any expression. The signs and sizes of the
-blendshapes are such that each weight has a mean square of 1.
+another third, the brows are raised or lowered to a random degree, because these motions are rare,
+and new speech combines them with any expression. The signs and sizes of the blendshapes are such
+that each weight has a mean square of 1.
 """
 
 import logging
@@ -113,7 +113,8 @@ def _influence(avatar: Avatar, conditions: Conditions, camera: Camera) -> Float[
     for row in _spread(len(conditions.eye), PROBED_FRAMES):
         one = Conditions(*(part[row, None] for part in conditions))
         with torch.no_grad():
-            flat = avatar.gaussians().flat() + _offsets(avatar, avatar.shared().features, one)
+            offsets = avatar.offsets(avatar.shared().features, *_inputs(avatar, one))
+            flat = avatar.gaussians().flat() + offsets
         with torch.enable_grad():
             splats = to_view(Gaussians.from_flat(flat.requires_grad_()), points, one.viewmats)
             rgb = rasterize(splats, one.viewmats, camera.K[None], camera.width, camera.height).rgb
@@ -138,7 +139,8 @@ def principal_components(
         components: number of blendshapes K; it is reduced to T if T is smaller.
     """
     features, canonical = avatar.shared().features, avatar.gaussians().flat()
-    offsets = partial(_offsets, avatar, conditions=conditions)
+    tokens, brows = _inputs(avatar, conditions)
+    offsets = partial(avatar.offsets, tokens=tokens, brows=brows)
     camera = camera_centers(conditions.viewmats).mean(0)
     blocks = [slice(i, i + BLOCK) for i in range(0, len(features), BLOCK)]
     mean = canonical + torch.cat([offsets(features[b]).mean(0) for b in blocks])
@@ -238,13 +240,10 @@ def _psnr(avatar: Avatar, subset: TrainingSet) -> Float[Tensor, "2"]:
     return (-10 * torch.stack(values).clamp_min(1e-10).log10()).mean(0)
 
 
-def _offsets(
-    avatar: Avatar, features: Float[Tensor, "G D"], conditions: Conditions
-) -> Float[Tensor, "T G P"]:
-    """Return `Avatar.offsets` of Gaussians with features [G, D] in T frames."""
+def _inputs(avatar: Avatar, conditions: Conditions) -> tuple[Tensor, Tensor]:
+    """Return the tokens [T, 4, D] and the brows [T] of T frames, for `Avatar.offsets`."""
     pose = avatar.pose_vector(conditions.viewmats)
-    tokens = avatar.tokens(conditions.expression, conditions.eye, pose)
-    return avatar.offsets(features, tokens, conditions.eye[:, 1])
+    return avatar.tokens(conditions.expression, conditions.eye, pose), conditions.eye[:, 1]
 
 
 def _spread(count: int, most: int) -> Int64[Tensor, "N"]:

@@ -197,7 +197,7 @@ def brow_raise(units: Mapping[str, np.ndarray]) -> np.ndarray | None:
         units: intensities [T] of action units by column. Missing columns count as 0.
 
     Returns:
-        The raise, or None if there is no column of `BROW_UNITS`.
+        The raise, or None if `units` contains none of the columns of `BROW_UNITS`.
     """
     present = [weight * units[name] for name, weight in BROW_UNITS.items() if name in units]
     return (np.sum(present, axis=0) / AU_MAX).astype(np.float32) if present else None
@@ -237,7 +237,11 @@ def read_au45(path: Path | zipfile.Path) -> np.ndarray:
     Raises:
         UserError: the file is missing or has no column AU45_r of numbers from 0 to 5.
     """
-    table = read_table(path)
+    return _au45(path, read_table(path))
+
+
+def _au45(path: Path | zipfile.Path, table: dict[str, list[str]]) -> np.ndarray:
+    """Return what `read_au45` does, from a table that was already read."""
     if "AU45_r" not in table:
         raise UserError(
             f"{path} has no column AU45_r. Its columns are: {', '.join(table) or 'none'}. Run "
@@ -256,7 +260,8 @@ def read_eye(path: Path | zipfile.Path) -> np.ndarray:
     Raises:
         UserError: the file is missing, has no column AU45_r, or has values outside 0 to 5.
     """
-    closure, table = eye_closure(read_au45(path)), read_table(path)
+    table = read_table(path)
+    closure = eye_closure(_au45(path, table))
     units = {
         name: numbers(path, name, table[name], 0, AU_MAX) for name in BROW_UNITS if name in table
     }
