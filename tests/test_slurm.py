@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import av
 import pytest
 from slurm import Slurm
 
@@ -130,6 +131,14 @@ def journals(folder: Path) -> Iterator[tuple[Path, list[tuple[float, str, str, s
         rows = [line.split() for line in path.read_text().splitlines()]
         if rows:
             yield path, [(float(when), who, event, work) for when, who, event, work in rows]
+
+
+def content(path: Path) -> list[bytes]:
+    """The bytes of a file; of a video only its packets, because its metadata names the subject."""
+    if path.suffix != ".mp4":
+        return [path.read_bytes()]
+    with av.open(path) as video:
+        return [bytes(packet) for packet in video.demux()]
 
 
 OUTPUTS = [
@@ -250,4 +259,4 @@ def test_subjects_on_a_cluster_survive_everything(tmp_path: Path, clips: list[Pa
         for output in OUTPUTS:
             mine = study.folder / output.format(name)
             other = local.folder / output.format(twins[kind])
-            assert mine.read_bytes() == other.read_bytes(), mine
+            assert content(mine) == content(other), mine
