@@ -105,8 +105,8 @@ def with_video(name, row):
     folder = DATA / name
     if not (folder.exists() and folder.samefile(row.video)):
         raise UserError(
-            f"subject '{name}': {row.video} is a folder, but must be a video or {folder}. To use a "
-            f"dataset in another folder, run `ln -s {Path(row.video).resolve()} {folder}`."
+            f"subject '{name}': {row.video} is a folder. It must be a video, or the folder {folder}. "
+            f"To use a dataset in another folder, run `ln -s {Path(row.video).resolve()} {folder}`."
         )
     return replace(row, video=str(folder / f"{name}.mp4"))
 

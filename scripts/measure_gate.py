@@ -64,7 +64,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("data", type=Path, nargs="+")
     clips = [read(folder) for folder in parser.parse_args().data]
-    print("| seconds | own audio | refused | warned | other audio | passed | warned |")
+    print(
+        "| seconds | clips with their own audio | refused | with a warning "
+        "| clips with other audio | accepted | with a warning |"
+    )
     print("|---|---|---|---|---|---|---|")
     for length in (seconds * FPS for seconds in LENGTHS):
         own, other = [], []

@@ -62,8 +62,9 @@ def test_a_folder_elsewhere_is_linked(workflow: Workflow, dataset: Path, tmp_pat
     folder = publish(dataset, tmp_path / "elsewhere")
     output = workflow.refuse("-n", "--config", f"video={folder}")
     assert (
-        f"subject 'elsewhere': {folder} is a folder, but must be a video or data/elsewhere. To use "
-        f"a dataset in another folder, run `ln -s {folder} data/elsewhere`.\n"
+        f"subject 'elsewhere': {folder} is a folder. It must be a video, or the folder "
+        "data/elsewhere. To use a dataset in another folder, "
+        f"run `ln -s {folder} data/elsewhere`.\n"
     ) in output
     (workflow.folder / "data").mkdir(exist_ok=True)
     os.symlink(folder, workflow.folder / "data/elsewhere")

@@ -369,9 +369,9 @@ _MODELS = {
     "obama": Weights(
         name="obama.mp4",
         purpose="example video that was published with AD-NeRF (320 s, 450x450)",
-        use="--config example=obama",
+        use="example: obama",
         source="https://github.com/YudongGuo/AD-NeRF",
-        license="published with AD-NeRF, cut from a public speech; see that repository",
+        license="not stated; the video was cut from a public speech, and published with AD-NeRF",
         files=(
             Download(
                 name="obama.mp4",

@@ -113,8 +113,8 @@ RESPONSE_DEFINITIONS = {
     "brow_lifting": (
         "Difference between the rendered distances of the brows at the highest and the lowest "
         "input, divided by the same difference in the recording. These inputs are the means of the "
-        "8 training frames with the highest and with the lowest brows. Both values are missing if "
-        "the dataset does not contain the motion of the brows."
+        "8 training frames with the highest and with the lowest brows. This ratio and the "
+        "Spearman correlation are missing if the dataset does not contain the motion of the brows."
     ),
     "silence_opening": (
         "Mean mouth opening of the avatar in silence. 0 is the mean opening of the 10 % of real "

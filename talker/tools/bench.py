@@ -134,9 +134,9 @@ def main(
     """Measure the speed of this machine, or the quality of avatars.
 
     Args:
-        what: `speed` measures training, rendering and live speech, and their peak memory. It checks
-            everything that it needs before the first measurement. `quality` trains avatars of
-            several subjects with several options and compares them.
+        what: `speed` measures training, rendering and live speech, and their peak memory. Before
+            the first measurement, it checks that everything it needs is available. `quality` trains
+            avatars of several subjects with several options and compares them.
         data: Dataset folder for `speed`. By default, a head with random colors is used.
         json: JSON file to write the numbers to. `quality` requires it, and continues an interrupted
             run from it.

@@ -52,7 +52,7 @@ class Config:
     password, so choose another address only on a network that you trust."""
     port: Annotated[int, Field(ge=1, le=65534)] = 8080
     """Port of the page. If it is in use, the next free port is chosen. The audio uses the port
-    after that of the page, so choose a port whose successor is free, too."""
+    that follows it, which must be free, because no other port is tried for the audio."""
     size: AtLeast0 = 0
     """Longer side of the rendered images in pixels. The default of 0 selects the size of the
     training images. The size can be changed on the page."""

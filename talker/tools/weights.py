@@ -100,7 +100,7 @@ def describe(weights: Weights) -> dict[str, str]:
         "source": weights.source,
         "size": "unknown" if weights.size is None else f"{weights.size:,} bytes",
         "checksum": "\n".join(sums) or "unknown",
-        "path": f"{location(weights)}" if weights.files else "set with the option in `used by`",
+        "path": f"{location(weights)}" if weights.files else "given by the option under `used by`",
         "get it": f"talker weights fetch {weights.key}" if weights.files else weights.hint(),
     }
 
