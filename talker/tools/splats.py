@@ -127,9 +127,9 @@ def main(
 ) -> None:
     """Write the Gaussians of an avatar to a .ply, .spz or .glb file, or to one file per frame.
 
-    The files contain the motion of the mouth and the eyes. The head
-    always faces in the same direction, but its shape changes slightly with the recorded head poses,
-    as predicted by the network.
+    The files contain the motion of the mouth and the eyes. The head always faces in the same
+    direction, but its shape changes slightly with the recorded head poses, as predicted by the
+    network.
 
     Args:
         avatar: File written by `talker bundle`, or avatar folder written by `talker train`.
