@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from fake_avatar import save_untrained_avatar
 import talker
 from talker import render as render_stage
 from talker.avatar.bundle import BUNDLE_VERSION, MANIFEST, REPLAY, read_bundle
+from talker.avatar.model import Avatar
 from talker.avatar.renderer import Drive, render_frames
 from talker.clip import SAMPLES_PER_FRAME
 from talker.dataset import Dataset
@@ -98,6 +100,37 @@ def test_the_commands_take_the_file(file: Path, wav: Path, data: Dataset, tmp_pa
     assert (tmp_path / "out.mp4").stat().st_size > 0
     with pytest.raises(UserError, match="--split also needs `--data`"):
         render_stage.main(avatar=file, video=tmp_path / "val.mp4", split="val")
+
+
+def test_the_scales_are_those_of_the_command(
+    file: Path, wav: Path, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Python interface drives an avatar as `talker render` does, with every factor."""
+    drives = []
+
+    def record(avatar: Avatar, dataset: Dataset, drive: Drive, *_: object) -> Iterator[np.ndarray]:
+        drives.append(drive)
+        return iter(np.zeros((len(drive), SIZE, SIZE, 3), np.uint8))
+
+    np.save(tmp_path / "hello.npy", data.speech[:25])
+    speech = {"speech": tmp_path / "hello.npy", "wav": wav}
+    video = tmp_path / "out.mp4"
+    monkeypatch.setattr(render_stage, "render_frames", record)
+    monkeypatch.setattr("talker.tools.api.render_frames", record)
+    for name in ("blink_scale", "brow_scale", "pose_scale", "expression_scale"):
+        drives.clear()
+        config = render_stage.Config(**{name: 0.5})
+        render_stage.main(avatar=file, video=video, **speech, config=config)
+        me = talker.load(file)
+        me.say(wav, video, config)
+        list(me.render(wav, config))
+        expected, *found = drives
+        assert len(found) == 2
+        for drive in found:
+            assert np.array_equal(drive.eye, expected.eye)
+            assert drive.expression_scale == expected.expression_scale
+            if name == "pose_scale":
+                assert np.array_equal(drive.viewmats, expected.viewmats)
 
 
 def test_it_carries_license_consent_and_provenance(file: Path) -> None:

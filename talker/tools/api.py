@@ -21,7 +21,7 @@ from talker.encoders.features import FeatureStats, avatar_features, windows
 from talker.errors import UserError
 from talker.media.audio import decode_audio
 from talker.render import Config as RenderConfig
-from talker.render import render, speech_drive
+from talker.render import Tracks, apply_tracks, render, speech_drive
 from talker.tools.player import Config as PlayerConfig
 from talker.tools.player import write_player
 from talker.tools.speak import Config as StreamConfig
@@ -110,4 +110,5 @@ class TalkingAvatar:
         samples = np.pad(samples, (0, -len(samples) % SAMPLES_PER_FRAME))
         slots = avatar_features(self.encoder, self.stats, samples)
         features = np.concatenate(list(windows(slots, self.stats.look_ahead)))
-        return speech_drive(self.dataset, features, config)
+        drive = speech_drive(self.dataset, features, config)
+        return apply_tracks(drive, self.dataset, Tracks(), config)
