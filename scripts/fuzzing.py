@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from talker.core.boundary import OUT_OF_MEMORY, explain
+from talker.core.parallel import usable_cores
 
 SECONDS = 10
 """Limit of the processor time of a run in seconds, which does not depend on other programs."""
@@ -193,9 +194,7 @@ def arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=1000, help="Number of mutations.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the mutations.")
     parser.add_argument("--first", type=int, default=0, help="Index of the first mutation to run.")
-    parser.add_argument(
-        "--jobs", type=int, default=os.cpu_count() or 1, help="Number of parallel runs."
-    )
+    parser.add_argument("--jobs", type=int, default=usable_cores(), help="Number of parallel runs.")
     parser.add_argument("--keep", type=Path, help="Folder for the files that cause a fault.")
     parser.add_argument(
         "--results",

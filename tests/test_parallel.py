@@ -1,9 +1,12 @@
+import os
+import subprocess
+import sys
 import threading
 import time
 
 import pytest
 
-from talker.core.parallel import ordered_map
+from talker.core.parallel import ordered_map, usable_cores
 
 
 def test_results_come_in_order_whatever_takes_long():
@@ -35,3 +38,23 @@ def test_work_is_spread_over_threads():
 def test_an_error_reaches_the_caller():
     with pytest.raises(ZeroDivisionError):
         list(ordered_map(lambda i: 1 / (i - 3), range(6)))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Only Linux binds processes to cores.")
+def test_only_the_cores_of_the_job_count():
+    core = min(os.sched_getaffinity(0))
+    code = (
+        f"import os; os.sched_setaffinity(0, [{core}])\n"
+        "from talker.core.parallel import usable_cores\n"
+        "print(usable_cores())"
+    )
+    bound = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert bound.stdout.split() == ["1"]
+
+
+def test_all_cores_count_where_processes_are_not_bound(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert usable_cores() == 6
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert usable_cores() == 1

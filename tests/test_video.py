@@ -247,7 +247,7 @@ def short_groups(monkeypatch):
     formats = {s: replace(f, group=GROUP) for s, f in writer_module.FORMATS.items()}
     monkeypatch.setattr(writer_module, "FORMATS", formats)
     monkeypatch.setitem(writer_module.CODECS, "libx264", formats[".mp4"])
-    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr(writer_module, "usable_cores", lambda: 64)
 
 
 def write_numbered(path: Path, count: int, sound: Path | None = None) -> Path:
@@ -355,10 +355,27 @@ def test_the_number_of_cores_does_not_change_a_byte(
     write_wav(tmp_path / "a.wav", (9000 * np.sin(4000 * np.tile(SECOND, 2))).astype(np.int16))
     files = set()
     for cores in (1, 6, 64):
-        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+        monkeypatch.setattr(writer_module, "usable_cores", lambda cores=cores: cores)
         path = write_numbered(tmp_path / f"{cores}.mp4", 5 * GROUP + 3, tmp_path / "a.wav")
         files.add(path.read_bytes())
     assert len(files) == 1
+
+
+def test_a_job_on_few_cores_starts_few_encoders(tmp_path, monkeypatch):
+    """The size of the machine does not matter, only the cores that the job may use."""
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {7}, raising=False)
+    monkeypatch.setattr("sys.platform", "linux")
+    encoders = []
+
+    def spy(self, pixels):
+        encoders.append(len(self.encoder_threads))
+        original(self, pixels)
+
+    original = writer_module._Encoder.write
+    monkeypatch.setattr(writer_module._Encoder, "write", spy)
+    write_numbered(tmp_path / "a.mp4", 1)
+    assert encoders == [1]
 
 
 def test_waiting_frames_are_limited_by_their_memory(short_groups, tmp_path, monkeypatch):

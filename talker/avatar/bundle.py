@@ -9,7 +9,6 @@ made.
 import hashlib
 import io
 import json
-import os
 import zipfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -25,7 +24,7 @@ from talker.avatar.model import Avatar
 from talker.avatar.renderer import avatar_dataset, load_avatar
 from talker.clip import MAX_SIZE, check_regular, load_arrays, load_json
 from talker.core.files import atomic_write
-from talker.core.parallel import ordered_map
+from talker.core.parallel import ordered_map, usable_cores
 from talker.data import layout
 from talker.data.layout import Folder
 from talker.dataset import Dataset
@@ -107,7 +106,7 @@ def _torsos(folder: Path, ids: np.ndarray) -> Iterator[tuple[str, bytes]]:
         name = Path(layout.TORSOS.relative(i)).with_suffix(".webp").as_posix()
         return name, webp_bytes(read_image(path), QUALITY)
 
-    yield from ordered_map(encode, map(int, ids), os.cpu_count() or 1)
+    yield from ordered_map(encode, map(int, ids), usable_cores())
 
 
 class Replay(Dataset):

@@ -3,6 +3,8 @@
 OpenCV, NumPy and the image codecs release the global interpreter lock, so threads use all cores.
 """
 
+import os
+import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,6 +13,17 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def usable_cores() -> int:
+    """Return the number of CPU cores that this process may use.
+
+    A scheduler such as Slurm limits a job to some of the cores of a machine. Where the system has
+    no such limit, as macOS, these are all cores.
+    """
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def ordered_map(

@@ -8,7 +8,6 @@ that a decoded image has the mean of the original.
 Audio is muxed at its own sample rate.
 """
 
-import os
 import sys
 import wave
 from collections import deque
@@ -38,7 +37,7 @@ from av.video.reformatter import (
 
 from talker.clip import FPS
 from talker.core.files import atomic_write
-from talker.core.parallel import ordered_map
+from talker.core.parallel import ordered_map, usable_cores
 from talker.errors import UserError
 from talker.media.audio import AudioFormat, decode_native, native_format
 from talker.media.disclosure import Disclosure
@@ -288,7 +287,7 @@ class _Encoder:
         self.sound = None
         if sound is not None:
             self.sound = _AudioEncoder(container, encoding.audio_codec, sound, sound_start)
-        encoders = min(MAX_ENCODERS, ceil((os.cpu_count() or 1) / CORES_PER_ENCODER))
+        encoders = min(MAX_ENCODERS, ceil(usable_cores() / CORES_PER_ENCODER))
         self.encoder_threads = [
             ThreadPoolExecutor(1) for _ in range(encoders if encoding.group else 1)
         ]

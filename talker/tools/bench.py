@@ -10,7 +10,6 @@ import copy
 import gc
 import json as json_format
 import logging
-import os
 import resource
 import statistics
 import time
@@ -39,7 +38,7 @@ from talker.avatar.training_set import Targets, TrainingSet, training_set
 from talker.clip import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, load_json
 from talker.core.config import DEFAULT_ENCODER, AtLeast0, AtLeast1, NonNegative, validated
 from talker.core.files import atomic_write
-from talker.core.parallel import one_thread, ordered_map
+from talker.core.parallel import one_thread, ordered_map, usable_cores
 from talker.dataset import Dataset
 from talker.encoders import Choice, Encoder, load_encoder
 from talker.encoders.features import extract_clip
@@ -198,7 +197,7 @@ def bench_speed(data: Path | None, json: Path | None, against: Path | None, conf
         if file is not None:
             record = {
                 "device": name,
-                "cores": os.cpu_count(),
+                "cores": usable_cores(),
                 "torch": torch.__version__,
                 "settings": settings,
                 "numbers": numbers.values,

@@ -13,6 +13,7 @@ from pathlib import Path
 from talker import __version__
 from talker.core.config import validated
 from talker.core.gpu import visible_gpus
+from talker.core.parallel import usable_cores
 
 PACKAGES = (
     *("torch", "numpy", "numba", "opencv-contrib-python", "av", "mediapipe", "onnx", "hama"),
@@ -50,7 +51,7 @@ def collect() -> dict[str, str]:
         "talker": f"{__version__} in {Path(__file__).parent}",
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cores": f"{len(os.sched_getaffinity(0))} usable of {os.cpu_count()}",
+        "cores": f"{usable_cores()} usable of {os.cpu_count()}",
         "memory": _memory(),
         "disk": _disk(Path.cwd()),
         "temporary files": _disk(_temporary_folder()),

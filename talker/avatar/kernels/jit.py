@@ -17,6 +17,8 @@ from functools import cache
 import torch
 from numba import njit
 
+from talker.core.parallel import usable_cores
+
 # "arcp" and "afn" are left out to keep divisions exact. The error model "numpy" is chosen because
 # Python's checks of divisions would prevent vectorization.
 FASTMATH = {"reassoc", "nsz", "contract", "nnan", "ninf"}
@@ -27,7 +29,7 @@ inlined = njit(error_model="numpy", fastmath=FASTMATH, forceinline=True)
 @cache
 def _helpers(pid: int) -> ThreadPoolExecutor:
     """Return the threads of this process; a forked child does not inherit its parent's threads."""
-    return ThreadPoolExecutor(os.cpu_count())
+    return ThreadPoolExecutor(usable_cores())
 
 
 def run(work: Callable[..., None], *arguments: object, tasks: int | None = None) -> None:
