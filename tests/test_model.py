@@ -159,14 +159,26 @@ def test_an_avatar_of_another_format_version_is_refused(
         Avatar.load(tmp_path)
 
 
-def test_an_avatar_without_brow_motion_still_blinks(avatar: Avatar, tmp_path: Path) -> None:
-    avatar.save(tmp_path)
-    path, weights = tmp_path / "config.json", tmp_path / "weights.safetensors"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": WITHOUT_BROWS}))
+def save_without_brows(avatar: Avatar, folder: Path, version: int) -> None:
+    """Write an avatar folder of a format version, without the tensors of the brows."""
+    avatar.save(folder)
+    path, weights = folder / "config.json", folder / "weights.safetensors"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": version}))
     state = load_file(weights)
     without = {name: value for name, value in state.items() if not name.startswith("brow_shape.")}
     assert len(without) < len(state)
     save_file(without, weights)
+
+
+def test_an_avatar_that_lost_its_brows_is_refused(avatar: Avatar, tmp_path: Path) -> None:
+    """Without these tensors, its brows would silently stand still."""
+    save_without_brows(avatar, tmp_path, FORMAT_VERSION)
+    with pytest.raises(UserError, match=r"(?s)does not belong to its config\.json .*brow_shape"):
+        Avatar.load(tmp_path)
+
+
+def test_an_avatar_without_brow_motion_still_blinks(avatar: Avatar, tmp_path: Path) -> None:
+    save_without_brows(avatar, tmp_path, WITHOUT_BROWS)
     older = Avatar.load(tmp_path)
     given = {name: value for name, value in inputs(2).items() if name != "Ks"}
     moved = older.deform(**given).means

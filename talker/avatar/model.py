@@ -376,9 +376,10 @@ class Avatar(nn.Module):
                 f"{folder} cannot be read as an avatar ({error}). Give a folder that "
                 "`talker train` wrote."
             ) from error
+        brows = values.get("format_version") != WITHOUT_BROWS
         config = _read_config(values, folder / "config.json")
         try:
-            avatar = cls.from_state(config, state).to(device)
+            avatar = cls.from_state(config, state, brows).to(device)
         except (KeyError, RuntimeError) as error:
             raise UserError(
                 f"{folder} contains a weights.safetensors that does not belong to its "
@@ -394,8 +395,15 @@ class Avatar(nn.Module):
         return avatar
 
     @classmethod
-    def from_state(cls, config: AvatarConfig, state: dict[str, Tensor]) -> "Avatar":
+    def from_state(
+        cls, config: AvatarConfig, state: dict[str, Tensor], brows: bool = True
+    ) -> "Avatar":
         """Create an avatar for rendering from the tensors of its `state_dict`.
+
+        Args:
+            config: shape of the network.
+            state: tensors by name.
+            brows: whether the brows move; those of version `WITHOUT_BROWS` do not.
 
         Raises:
             KeyError: a tensor is missing.
@@ -409,9 +417,9 @@ class Avatar(nn.Module):
         names = (item.name for item in dataclasses.fields(Gaussians))
         canonical = Gaussians(**{name: state[f"canonical.{name}"] for name in names})
         avatar = cls(config, canonical, bounds, torch.eye(4).expand(2, 4, 4))
-        brows = {f"brow_shape.{name}": v for name, v in avatar.brow_shape.state_dict().items()}
-        if not brows.keys() & state.keys():  # version `WITHOUT_BROWS`
-            state = state | {name: torch.zeros_like(value) for name, value in brows.items()}
+        if not brows:
+            shape = avatar.brow_shape.state_dict()
+            state = state | {f"brow_shape.{k}": torch.zeros_like(v) for k, v in shape.items()}
         avatar.load_state_dict(state)
         return avatar.eval()
 
