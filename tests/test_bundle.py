@@ -154,21 +154,54 @@ def test_another_format_version_is_refused(file: Path, tmp_path: Path) -> None:
         talker.load(other)
 
 
-def test_a_file_without_brows_is_read(file: Path, data: Dataset, tmp_path: Path) -> None:
-    """Older versions of talker stored only the eye closure."""
-    other = tmp_path / "older.avatar"
+def with_replay(file: Path, other: Path, **changed: np.ndarray | None) -> Path:
+    """Copy an avatar file, with some arrays of its recording replaced, or removed if None."""
     with zipfile.ZipFile(file) as old, zipfile.ZipFile(other, "w") as new:
         for name in old.namelist():
             content = old.read(name)
             if name == REPLAY:
-                arrays = dict(np.load(io.BytesIO(content)))
+                arrays = dict(np.load(io.BytesIO(content))) | changed
                 written = io.BytesIO()
-                np.savez(written, **arrays | {"eye": arrays["eye"][:, 0]})
+                np.savez(written, **{k: array for k, array in arrays.items() if array is not None})
                 content = written.getvalue()
             new.writestr(name, content)
+    return other
+
+
+def test_a_file_without_brows_is_read(file: Path, data: Dataset, tmp_path: Path) -> None:
+    """Older versions of talker stored only the eye closure."""
+    other = with_replay(file, tmp_path / "older.avatar", eye=data.eye[:, 0])
     eye = talker.load(other).dataset.eye
     assert np.array_equal(eye[:, 0], data.eye[:, 0])
     assert eye.shape == data.eye.shape and not eye[:, 1].any()
+
+
+def nan(array: np.ndarray) -> np.ndarray:
+    damaged = array.copy()
+    damaged.flat[0] = np.nan
+    return damaged
+
+
+def test_a_damaged_recording_is_refused(file: Path, data: Dataset, tmp_path: Path) -> None:
+    """The message names the file and the array, whatever is wrong with it."""
+    expression = read_bundle(file)[1].train_expression
+    floats = {"eye": data.eye, "viewmats": data.viewmats, "K": data.K}
+    floats |= {"train_expression": expression}
+    whole = {"train_ids": data.train_ids, "val_ids": data.val_ids, "cuts": np.array([30])}
+    damaged = [("eye", data.eye[:, :0]), ("eye", 2 * np.ones_like(data.eye))]
+    damaged += [("K", 0 * data.K), ("viewmats", 0 * data.viewmats), ("viewmats", -data.viewmats)]
+    damaged += [("valid", data.valid[:, None]), ("valid", data.valid.astype(float))]
+    damaged += [(name, array[..., None]) for name, array in (floats | whole).items()]
+    damaged += [(name, array.astype(str)) for name, array in (floats | whole).items()]
+    damaged += [(name, nan(array)) for name, array in floats.items()]
+    damaged += [(name, array[:-1]) for name, array in floats.items()]
+    damaged += [(name, array + 1.5) for name, array in whole.items()]
+    damaged += [(name, array + sign * 1000) for name, array in whole.items() for sign in (-1, 1)]
+    damaged += [(name, None) for name in ("valid", *floats, *whole) if name != "train_expression"]
+    for name, array in damaged:
+        other = with_replay(file, tmp_path / "damaged.avatar", **{name: array})
+        with pytest.raises(UserError, match=rf"damaged\.avatar/replay\.npz .*'{name}'"):
+            talker.load(other)
 
 
 def test_what_is_no_avatar_is_refused(avatar: Path, mel_only: Path, tmp_path: Path) -> None:

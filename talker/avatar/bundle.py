@@ -20,14 +20,16 @@ import torch
 
 from talker import __version__
 from talker.avatar import blendshapes
+from talker.avatar.expression import EXPRESSIONS
 from talker.avatar.model import Avatar
 from talker.avatar.renderer import avatar_dataset, load_avatar
 from talker.clip import MAX_SIZE, check_regular, load_arrays, load_json
 from talker.core.files import atomic_write
 from talker.core.parallel import ordered_map, usable_cores
 from talker.data import layout
+from talker.data.formats import StoredArrays
 from talker.data.layout import Folder
-from talker.dataset import Dataset
+from talker.dataset import MAX_FEATURE, Dataset
 from talker.errors import UserError
 from talker.media.disclosure import Disclosure
 from talker.media.images import read_image, webp_bytes
@@ -40,6 +42,8 @@ AVATAR_FILES = ("config.json", "weights.safetensors", "point_cloud.ply", "speech
 """Files of the avatar folder that the bundle holds, in addition to the blendshapes, if any."""
 REPLAYED = ("valid", "viewmats", "K", "eye", "train_ids", "val_ids")
 """Arrays of the dataset that rendering needs."""
+RIGID = 1e-4
+"""Largest deviation of a stored rotation matrix times its transpose from the identity."""
 QUALITY = 90
 """Quality of the torsos as WebP images, 1 to 100."""
 
@@ -183,15 +187,12 @@ def read_bundle(file: Path, device: torch.device | str = "cpu") -> tuple[Bundled
     avatar.consent, avatar.license = (
         _line(manifest.get(key, "")) for key in ("consent", "license")
     )
-    arrays = load_arrays(folder / REPLAY)
+    replayed = _read_replay(folder / REPLAY)
     try:
         height, width = manifest["image_size"]
         original_height, original_width = manifest["original_size"]
         if not all(type(side) is int and 1 <= side <= MAX_SIZE for side in (height, width)):
             raise ValueError(f"image_size is {height} x {width}")
-        replayed = {name: arrays[name] for name in REPLAYED}
-        if replayed["eye"].ndim == 1:  # written before brows were recorded
-            replayed["eye"] = np.pad(replayed["eye"][:, None], ((0, 0), (0, 1)))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{file} is damaged ({error!r}). Write it again with `talker bundle`."
@@ -212,6 +213,42 @@ def read_bundle(file: Path, device: torch.device | str = "cpu") -> tuple[Bundled
         **replayed,
     )
     return avatar, replay
+
+
+def _read_replay(file: zipfile.Path) -> dict[str, np.ndarray]:
+    """Read the arrays `REPLAYED`, and check them and all others of the file.
+
+    Raises:
+        UserError: an array is missing, or has another type or shape than that of a `Dataset`, or
+            values that are NaN or out of range.
+    """
+    stored = StoredArrays(file, "talker bundle")
+    if (eye := stored.arrays.get("eye")) is not None and eye.ndim == 1:  # older, without brows
+        stored.arrays["eye"] = np.pad(eye[:, None], ((0, 0), (0, 1)))
+    valid = stored.booleans("valid")
+    frames = len(valid)
+    viewmats = stored.numbers("viewmats", (frames, 4, 4))
+    turns = viewmats[:, :3, :3]
+    rigid = np.abs(turns @ turns.transpose(0, 2, 1) - np.eye(3)).max(initial=0) < RIGID
+    if not rigid or (np.linalg.det(turns) < 0).any() or (viewmats[:, 3] != [0, 0, 0, 1]).any():
+        stored.refuse("must have rotations and translations in the array 'viewmats'")
+    K = stored.numbers("K", (3, 3), 0, 1e6)
+    if not (K[[0, 1], [0, 1]] > 0).all() or (K[2] != [0, 0, 1]).any():
+        stored.refuse("must have a camera matrix in the array 'K'")
+    train_ids, val_ids = (
+        stored.numbers(name, (None,), 0, frames - 1, "iu") for name in ("train_ids", "val_ids")
+    )
+    stored.numbers("cuts", (None,), 0, frames, "iu")
+    if "train_expression" in stored.arrays:  # older files have none
+        stored.numbers("train_expression", (len(train_ids), EXPRESSIONS), -MAX_FEATURE, MAX_FEATURE)
+    return {
+        "valid": valid,
+        "viewmats": viewmats.astype(np.float32),
+        "K": K.astype(np.float32),
+        "eye": stored.numbers("eye", (frames, 2), -1, 1).astype(np.float32),
+        "train_ids": train_ids,
+        "val_ids": val_ids,
+    }
 
 
 def _line(text: object) -> str:

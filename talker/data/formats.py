@@ -318,7 +318,7 @@ def read_shots(path: Path, frames: int) -> Shots:
     Raises:
         UserError: the file is missing or damaged, or does not fit the clip.
     """
-    return _shots(_Stored(path, "talker shots"), frames)
+    return _shots(StoredArrays(path, "talker shots"), frames)
 
 
 def write_fit(path: Path, fit: HeadFit) -> None:
@@ -353,7 +353,7 @@ def read_fit(path: Path, frames: int) -> HeadFit:
         UserError: the file is missing or damaged, does not fit the clip, or holds values that are
             not finite or out of range.
     """
-    stored = _Stored(path, "talker fit")
+    stored = StoredArrays(path, "talker fit")
     shots = _shots(stored, frames)
     count = len(shots.accepted_frames)
     viewmats = stored.numbers("viewmats", (count, 4, 4))
@@ -388,17 +388,24 @@ def read_fit(path: Path, frames: int) -> HeadFit:
     )
 
 
-def _shots(stored: "_Stored", frames: int) -> Shots:
+def _shots(stored: "StoredArrays", frames: int) -> Shots:
     cuts = stored.numbers("cuts", (None,), 1, frames - 1, "iu")
     if (np.diff(cuts) <= 0).any():
         stored.refuse("must list increasing frame numbers in the array 'cuts'")
     return Shots(cuts.tolist(), stored.texts("reasons", frames))
 
 
-class _Stored:
-    """The arrays of an .npz file that `command` wrote, each checked when it is taken."""
+class StoredArrays:
+    """The arrays of an .npz file that `command` wrote, each checked when it is taken.
 
-    def __init__(self, path: Path, command: str) -> None:
+    All methods raise a UserError if the file does not contain what they return.
+
+    Args:
+        path: file on disk or in a zip archive.
+        command: command that wrote the file.
+    """
+
+    def __init__(self, path: Path | zipfile.Path, command: str) -> None:
         if not path.exists():
             raise UserError(f"{path} does not exist. Run `{command}`, which writes it.")
         self.path, self.command, self.arrays = path, command, load_arrays(path)
@@ -415,7 +422,12 @@ class _Stored:
             length in (None, size) for length, size in zip(shape, array.shape, strict=True)
         )
         if not fits or array.dtype.kind not in kinds:
-            kind = {"f": "real numbers", "iu": "whole numbers", "U": "text"}[kinds]
+            kind = {
+                "f": "real numbers",
+                "iu": "whole numbers",
+                "U": "text",
+                "b": "booleans",
+            }[kinds]
             expected = ", ".join("any" if length is None else str(length) for length in shape)
             self.refuse(
                 f"must have {kind} of shape [{expected}] in the array '{name}', but has "
@@ -438,6 +450,10 @@ class _Stored:
                 f"has values in the array '{name}' that are NaN or outside of {low:g} to {high:g}"
             )
         return array.astype(float if kinds == "f" else np.int64)
+
+    def booleans(self, name: str) -> np.ndarray:
+        """Return booleans [N]."""
+        return self._array(name, (None,), "b")
 
     def texts(self, name: str, count: int) -> list[str]:
         """Return `count` texts."""
