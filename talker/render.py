@@ -28,6 +28,7 @@ from talker.avatar.drive import (
     nearest_valid,
     pose_track,
     recorded_path,
+    relaxed_brows,
     scaled_poses,
 )
 from talker.avatar.expression import EXPRESSIONS
@@ -76,8 +77,8 @@ class Config:
     blink_scale: NonNegative = 1.0
     """Factor by which the eye closure is multiplied. The default of 1 leaves it unchanged."""
     brow_scale: NonNegative = 1.0
-    """Factor by which the motion of the brows is multiplied, within the recorded range. The default
-    of 1 leaves it unchanged."""
+    """Factor by which the motion of the brows away from relaxed ones is multiplied, within the
+    recorded range. The default of 1 leaves it unchanged."""
     pose_frame: Annotated[int, Field(ge=-1)] = -1
     """Frame of the clip whose head pose is held during new speech. The default of -1 replays the
     recorded poses."""
@@ -165,10 +166,12 @@ def apply_tracks(drive: Drive, dataset: Dataset, tracks: Tracks, config: Config)
     closure, brows = (dataset.eye[ids] if drive.eye is None else drive.eye).T
     if tracks.blink:
         closure = blink_track(tracks.blink, count)
+    relaxed = relaxed_brows(dataset)
     if tracks.brows:
-        brows = brow_track(tracks.brows, count)
+        brows = brow_track(tracks.brows, count, relaxed)
     closure = np.clip(config.blink_scale * closure, 0, 1)
-    brows = np.clip(config.brow_scale * brows, *brow_range(dataset))
+    brows = config.brow_scale * brows + (1 - config.brow_scale) * relaxed
+    brows = np.clip(brows, *brow_range(dataset))
     eye = np.stack([closure, brows], axis=1).astype(np.float32)
     return replace(drive, eye=eye, expression_scale=config.expression_scale)
 
@@ -254,8 +257,9 @@ def main(
         blink: File with the eye closure: a column `blink` from 0 (open) to 1 (closed), or a column
             `AU45_r` as written by OpenFace.
         brows: File with the motion of the brows: a column `brows` from -1 (fully lowered) through 0
-            (relaxed) to 1 (fully raised), or columns `AU01_r`, `AU02_r` and `AU04_r` as written by
-            OpenFace. Values outside the recorded range are limited to it.
+            (relaxed, the median of the recording) to 1 (fully raised), or columns `AU01_r`,
+            `AU02_r` and `AU04_r` as written by OpenFace. Values outside the recorded range are
+            limited to it.
         expression: File with columns e0 to e9: values of the 10 components of the avatar's
             expression, which replace the predicted ones. The components are the first principal
             components of the expressions that `talker fit` estimated in the training frames.

@@ -180,14 +180,15 @@ def test_blink_tracks_are_closure_or_au45(tmp_path: Path) -> None:
 def test_brow_tracks_are_raise_or_action_units(tmp_path: Path) -> None:
     path = tmp_path / "brows.csv"
     path.write_text("frame, brows\n0, -0.2\n1, 1.5\n")
-    assert brow_track(path, 2).tolist() == pytest.approx([-0.2, 1])
+    assert brow_track(path, 2, 0.0).tolist() == pytest.approx([-0.2, 1])
+    assert brow_track(path, 2, 0.3).tolist() == pytest.approx([0.1, 1])
     path.write_text("AU01_r, AU02_r, AU04_r\n0, 0, 5\n5, 5, 0\n2, 0, 0\n")
-    assert brow_track(path, 3).tolist() == pytest.approx([-1, 1, 0.2])
+    assert brow_track(path, 3, 0.3).tolist() == pytest.approx([-1, 1, 0.2])
     path.write_text("AU45_r\n0\n1\n")
     with pytest.raises(
         UserError, match=r"must have a column 'brows', or .* AU01_r, AU02_r, AU04_r"
     ):
-        brow_track(path, 2)
+        brow_track(path, 2, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -210,6 +210,29 @@ def test_scales_and_tracks_change_what_they_say(data: Dataset, tmp_path: Path) -
     assert np.abs(still - still[0]).max() < 1e-5
 
 
+def test_relaxed_brows_are_the_median_of_the_recording(data: Dataset, tmp_path: Path) -> None:
+    """The intensities of OpenFace and py-feat are not 0 where the brows are relaxed."""
+    eye = data.eye.copy()
+    eye[:, 1] = 0.3 + 0.2 * np.linspace(-1, 1, data.frames)
+    shifted = dataclasses.replace(data, eye=eye)
+    plain = speech_drive(shifted, data.speech)
+
+    def brows(**options) -> np.ndarray:
+        found = apply_tracks(plain, shifted, Tracks(brows=track), Config(**options))
+        assert found.eye is not None
+        return found.eye[:, 1]
+
+    track = None
+    recorded = eye[plain.background_frame_ids, 1]
+    assert brows(brow_scale=0) == pytest.approx(0.3)
+    assert np.array_equal(brows(), recorded)
+    assert brows(brow_scale=0.5) == pytest.approx((recorded + 0.3) / 2)
+    track = tmp_path / "brows.csv"
+    track.write_text("brows\n" + "0\n" * 50 + "-0.1\n" * 25 + "-1\n" * 25)
+    assert brows()[[0, 50, 99]] == pytest.approx([0.3, 0.2, 0.1])
+    assert brows(brow_scale=0.5)[[0, 50, 99]] == pytest.approx([0.3, 0.25, 0.1])
+
+
 def test_a_split_holds_the_nearest_valid_frame_and_keeps_its_sound(data: Dataset) -> None:
     valid = np.ones(data.frames, bool)
     valid[[30, 31, 32]] = False

@@ -13,6 +13,8 @@ from fake_avatar import untrained_avatar
 from test_disclosure import TYPE
 
 from talker import __version__
+from talker.avatar.drive import longest_stretch
+from talker.avatar.expression import EXPRESSIONS
 from talker.avatar.gaussians import Gaussians, load_ply, to_view
 from talker.avatar.gltf import save_glb
 from talker.avatar.rasterize import rasterize
@@ -20,7 +22,7 @@ from talker.avatar.spz import save_spz
 from talker.dataset import Dataset
 from talker.errors import UserError
 from talker.media.disclosure import Disclosure
-from talker.tools.splats import Config, half_turned, main
+from talker.tools.splats import Config, deformed, half_turned, main, neutral
 
 FLIP = np.array([1, -1, -1])
 
@@ -187,6 +189,19 @@ def avatar(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.config = dataclasses.replace(model.config, encoder="mel")
     model.save(folder)
     return folder
+
+
+def test_the_neutral_face_has_relaxed_brows(data: Dataset) -> None:
+    """Their raise is the median of the recording, which is not 0 in a table of OpenFace."""
+    model = untrained_avatar(data).eval()
+    frame = dataclasses.replace(data, eye=data.eye + np.float32([0, 0.3]))
+    expression, view = torch.zeros(1, EXPRESSIONS), data.viewmats[longest_stretch(data)[:1]]
+    relaxed, other = (
+        deformed(model, expression, torch.tensor([[0, raised]]), torch.from_numpy(view)).means[0]
+        for raised in (float(np.median(frame.eye[:, 1])), 0.0)
+    )
+    found = neutral(model, frame).means
+    assert torch.equal(found, relaxed) and not torch.equal(found, other)
 
 
 def test_orientations(avatar: Path, data: Dataset, tmp_path: Path) -> None:

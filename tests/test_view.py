@@ -1,5 +1,6 @@
 """The viewer renders what `talker render` renders, follows its controls, and speaks in time."""
 
+import dataclasses
 import shutil
 import socket
 import threading
@@ -89,7 +90,7 @@ def rendered(viewer: Viewer, transparent: bool) -> np.ndarray:
         background_frame_ids=subject.path[:1],
         windows=subject.rest[None],
         window_ids=np.zeros(1, int),
-        eye=np.zeros((1, 2), np.float32),
+        eye=np.array([[0, np.median(subject.dataset.eye[:, 1])]], np.float32),
     )
     frames = render_frames(subject.avatar, subject.dataset, drive, 1, transparent=transparent)
     return next(frames).astype(int)
@@ -148,6 +149,22 @@ def test_each_control_changes_the_picture(viewer: Viewer, control: str) -> None:
     assert viewer.changed.is_set()
     after = shown(viewer)
     assert after.shape != before.shape or np.abs(after - before).mean() > 0.02
+
+
+def test_the_brows_of_the_recording_are_the_relaxed_ones(viewer: Viewer, monkeypatch) -> None:
+    """At rest they have the median raise, and the slider covers the recorded range."""
+    subject = viewer.scene.subject
+    eye = subject.dataset.eye.copy()
+    eye[:, 1] = np.linspace(0.1, 0.6, len(eye)) ** 2
+    dataset = dataclasses.replace(subject.dataset, eye=eye)
+    monkeypatch.setattr(viewer.scene, "subject", dataclasses.replace(subject, dataset=dataset))
+
+    def brows(value: float) -> float:
+        viewer.controls.brows.value = value
+        return float(viewer.moment(0.0).eye[0, 1])
+
+    expected = [0.01, (0.01 + 0.35**2) / 2, 0.35**2, (0.35**2 + 0.36) / 2, 0.36]
+    assert [brows(value) for value in (-1, -0.5, 0, 0.5, 1)] == pytest.approx(expected, abs=1e-3)
 
 
 def test_the_head_turns_to_the_side_of_its_slider(viewer: Viewer) -> None:

@@ -237,14 +237,22 @@ def blink_track(path: Path, frames: int) -> Float32[np.ndarray, "{frames}"]:
     )
 
 
-def brow_track(path: Path, frames: int) -> Float32[np.ndarray, "{frames}"]:
-    """Read the raise of the brows float32 [frames].
+def brow_track(path: Path, frames: int, relaxed: float) -> Float32[np.ndarray, "{frames}"]:
+    """Read the raise of the brows float32 [frames], in the unit of the recording.
 
-    It is a column `brows`, -1 lowered .. 1 raised, or computed from OpenFace's `AU01_r`, `AU02_r`
-    and `AU04_r`.
+    It is the sum of `relaxed` and a column `brows`, -1 lowered .. 1 raised, or it is computed from
+    OpenFace's `AU01_r`, `AU02_r` and `AU04_r`.
+
+    Args:
+        path: table.
+        frames: number of frames.
+        relaxed: raise of relaxed brows (`relaxed_brows`).
+
+    Raises:
+        UserError: the file cannot be read, is too short, or has none of these columns.
     """
     table = read_track(path, frames)
-    raised = table["brows"] if "brows" in table else brow_raise(table)
+    raised = relaxed + table["brows"].clip(-1, 1) if "brows" in table else brow_raise(table)
     if raised is None:
         raise UserError(
             f"{path} has the columns {', '.join(table)}. It must have a column 'brows', or at "
@@ -259,7 +267,16 @@ def brow_range(dataset: Dataset) -> tuple[float, float]:
     The brows are only moved in this range, because larger motion would distort them.
     """
     brows = dataset.eye[dataset.valid, 1]
-    return float(brows.min(initial=0)), float(brows.max(initial=0))
+    return float(brows.min()), float(brows.max())
+
+
+def relaxed_brows(dataset: Dataset) -> float:
+    """Return the raise of relaxed brows, which is its median over the recording.
+
+    `talker blink` subtracts the median where it measures the brows itself, but the tables of
+    OpenFace and py-feat have another one.
+    """
+    return float(np.median(dataset.eye[dataset.valid, 1]))
 
 
 def expression_track(

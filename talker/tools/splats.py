@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from talker.avatar.bundle import disclosure_of, load_subject
-from talker.avatar.drive import longest_stretch
+from talker.avatar.drive import longest_stretch, relaxed_brows
 from talker.avatar.expression import EXPRESSIONS
 from talker.avatar.gaussians import Gaussians, save_ply, sh_basis
 from talker.avatar.gltf import save_glb
@@ -97,7 +97,8 @@ def write_splats(
 def neutral(avatar: Avatar, dataset: Dataset) -> Gaussians:
     """Return the Gaussians [G, ...] with the mean expression, open eyes and relaxed brows."""
     view = dataset.viewmats[longest_stretch(dataset)[:1]]
-    inputs = (torch.zeros(1, EXPRESSIONS), torch.zeros(1, 2), torch.from_numpy(view))
+    eye = torch.tensor([[0.0, relaxed_brows(dataset)]])
+    inputs = (torch.zeros(1, EXPRESSIONS), eye, torch.from_numpy(view))
     return _one(deformed(avatar, *(part.to(avatar.device) for part in inputs)))
 
 

@@ -25,7 +25,7 @@ import tyro
 import viser
 from pydantic import Field
 
-from talker.avatar.drive import brow_range
+from talker.avatar.drive import brow_range, relaxed_brows
 from talker.clip import FPS
 from talker.core.config import AtLeast0, validated
 from talker.core.parallel import one_thread
@@ -116,7 +116,8 @@ class Viewer:
     def moment(self, seconds: float) -> Moment:
         """Return what the face does at a time of the speech."""
         subject, speech, controls = self.scene.subject, self.sound.speech, self.controls
-        window, closure, brows, frame = subject.rest, 0.0, 0.0, int(subject.path[0])
+        relaxed = relaxed_brows(subject.dataset)
+        window, closure, brows, frame = subject.rest, 0.0, relaxed, int(subject.path[0])
         if speech is not None and self.clock.time() > 0:
             k = min(int(seconds * FPS), len(speech.windows) - 1)
             window = speech.windows[k]
@@ -126,7 +127,8 @@ class Viewer:
                 brows = float(subject.dataset.eye[frame, 1])
         low, high = brow_range(subject.dataset)
         raised = controls.brows.value
-        brows = min(max(brows + (high if raised > 0 else -low) * raised, low), high)
+        reach = high - relaxed if raised > 0 else relaxed - low
+        brows = min(max(brows + reach * raised, low), high)
         eye = max(closure, controls.eye.value), brows
         return self.scene.moment(window, controls.expression(), eye, controls.turn(), frame)
 
