@@ -30,6 +30,7 @@ from talker.avatar.drive import (
     recorded_path,
     relaxed_brows,
     scaled_poses,
+    why_brows_are_still,
 )
 from talker.avatar.expression import EXPRESSIONS
 from talker.avatar.model import Avatar
@@ -151,9 +152,21 @@ def speech_drive(dataset: Dataset, windows: Windows, config: Config = Config()) 
     return Drive(frames, windows, np.arange(len(windows)), np.stack([closure, brows], axis=1))
 
 
-def apply_tracks(drive: Drive, dataset: Dataset, tracks: Tracks, config: Config) -> Drive:
-    """Return a drive with the motion of the tracks and the scale factors of the options."""
+def apply_tracks(
+    drive: Drive, avatar: Avatar, dataset: Dataset, tracks: Tracks, config: Config
+) -> Drive:
+    """Return a drive with the motion of the tracks and the scale factors of the options.
+
+    Raises:
+        UserError: a file cannot be read or does not fit, or it moves brows that cannot move.
+    """
     count = len(drive)
+    if tracks.brows or config.brow_scale != 1:
+        reason = why_brows_are_still(avatar, dataset)
+        if reason and tracks.brows:
+            raise UserError(f"{tracks.brows} cannot be used. {reason} Otherwise, omit `--brows`.")
+        if reason:
+            logger.warning("The option `brow_scale` has no effect. %s", reason)
     if tracks.pose:
         frames, viewmats = pose_track(tracks.pose, count, dataset)
         drive = replace(drive, background_frame_ids=frames, viewmats=viewmats)
@@ -270,7 +283,7 @@ def main(
     model, dataset = load_subject(avatar, data)
     tracks = Tracks(pose, blink, brows, expression)
     if split is not None:
-        drive = apply_tracks(split_drive(dataset, split), dataset, tracks, config)
+        drive = apply_tracks(split_drive(dataset, split), model, dataset, tracks, config)
         with _excerpt(dataset, drive.window_ids) as part:
             _write_all(model, dataset, drive, part, video, attention, config)
         if side_by_side is not None and data is not None:
@@ -288,7 +301,8 @@ def main(
             )
     elif speech is not None and wav is not None:
         windows = read_speech(speech, wav, dataset)
-        drive = apply_tracks(speech_drive(dataset, windows, config), dataset, tracks, config)
+        drive = speech_drive(dataset, windows, config)
+        drive = apply_tracks(drive, model, dataset, tracks, config)
         _write_all(model, dataset, drive, sound or wav, video, attention, config)
 
 

@@ -56,6 +56,8 @@ class FakeAvatar(Avatar):
         delay: number of frames by which the head is late.
     """
 
+    moves_brows = True
+
     def __init__(self, dataset: Dataset, delay: int = 0) -> None:
         nn.Module.__init__(self)
         self.device_of = nn.Parameter(torch.zeros(1))

@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from fake_avatar import FakeAvatar
+from fake_avatar import FakeAvatar, untrained_avatar
 from pydantic import ValidationError
 
 from talker import render as stage
@@ -186,7 +186,9 @@ def test_a_pose_can_be_held(data: Dataset) -> None:
         speech_drive(data, data.speech, Config(pose_frame=100))
 
 
-def test_scales_and_tracks_change_what_they_say(data: Dataset, tmp_path: Path) -> None:
+def test_scales_and_tracks_change_what_they_say(
+    data: Dataset, fake: FakeAvatar, tmp_path: Path
+) -> None:
     plain = speech_drive(data, data.speech)
     names = ("pose.csv", "blink.csv", "brows.csv", "mouth.npz")
     tracks = Tracks(*(tmp_path / name for name in names))
@@ -195,7 +197,7 @@ def test_scales_and_tracks_change_what_they_say(data: Dataset, tmp_path: Path) -
     (tmp_path / "brows.csv").write_text("brows\n" + "0.01\n" * 50 + "1\n" * 50)
     np.savez(tmp_path / "mouth.npz", e0=np.arange(100.0))
     drive = apply_tracks(
-        plain, data, tracks, Config(blink_scale=0.5, brow_scale=2, expression_scale=2)
+        plain, fake, data, tracks, Config(blink_scale=0.5, brow_scale=2, expression_scale=2)
     )
     assert np.array_equal(drive.background_frame_ids, np.arange(100))
     assert drive.viewmats is None
@@ -205,12 +207,14 @@ def test_scales_and_tracks_change_what_they_say(data: Dataset, tmp_path: Path) -
     assert drive.eye[[0, 99], 1].tolist() == pytest.approx([0.02, highest])
     assert drive.expression is not None and drive.expression[5].tolist() == [5] + [0] * 9
     assert drive.expression_scale == 2
-    still = apply_tracks(plain, data, Tracks(), Config(pose_scale=0)).viewmats
+    still = apply_tracks(plain, fake, data, Tracks(), Config(pose_scale=0)).viewmats
     assert still is not None
     assert np.abs(still - still[0]).max() < 1e-5
 
 
-def test_relaxed_brows_are_the_median_of_the_recording(data: Dataset, tmp_path: Path) -> None:
+def test_relaxed_brows_are_the_median_of_the_recording(
+    data: Dataset, fake: FakeAvatar, tmp_path: Path
+) -> None:
     """The intensities of OpenFace and py-feat are not 0 where the brows are relaxed."""
     eye = data.eye.copy()
     eye[:, 1] = 0.3 + 0.2 * np.linspace(-1, 1, data.frames)
@@ -218,7 +222,7 @@ def test_relaxed_brows_are_the_median_of_the_recording(data: Dataset, tmp_path: 
     plain = speech_drive(shifted, data.speech)
 
     def brows(**options) -> np.ndarray:
-        found = apply_tracks(plain, shifted, Tracks(brows=track), Config(**options))
+        found = apply_tracks(plain, fake, shifted, Tracks(brows=track), Config(**options))
         assert found.eye is not None
         return found.eye[:, 1]
 
@@ -231,6 +235,35 @@ def test_relaxed_brows_are_the_median_of_the_recording(data: Dataset, tmp_path: 
     track.write_text("brows\n" + "0\n" * 50 + "-0.1\n" * 25 + "-1\n" * 25)
     assert brows()[[0, 50, 99]] == pytest.approx([0.3, 0.2, 0.1])
     assert brows(brow_scale=0.5)[[0, 50, 99]] == pytest.approx([0.3, 0.25, 0.1])
+
+
+@pytest.mark.parametrize("lacking", ["recording", "avatar"])
+def test_brows_that_cannot_move_are_reported(
+    data: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture, lacking: str
+) -> None:
+    avatar, recording = untrained_avatar(data), data
+    if lacking == "avatar":
+        for value in avatar.brow_shape[-1].parameters():
+            value.data.zero_()
+    else:
+        recording = dataclasses.replace(data, eye=data.eye * np.float32([1, 0]))
+    drive = speech_drive(recording, recording.speech)
+    track = tmp_path / "brows.csv"
+    track.write_text("brows\n" + "0.1\n" * 100)
+
+    def apply(tracks: Tracks, **options) -> list[str]:
+        caplog.clear()
+        apply_tracks(drive, avatar, recording, tracks, Config(**options))
+        return [record.getMessage() for record in caplog.records]
+
+    with pytest.raises(UserError, match=r"brows\.csv cannot be used\. The brows .* do not move"):
+        apply(Tracks(brows=track))
+    (warning,) = apply(Tracks(), brow_scale=2)
+    assert "`brow_scale` has no effect" in warning
+    assert apply(Tracks(), blink_scale=2) == []
+    avatar = untrained_avatar(data)
+    recording = data
+    assert apply(Tracks(brows=track), brow_scale=2) == []
 
 
 def test_a_split_holds_the_nearest_valid_frame_and_keeps_its_sound(data: Dataset) -> None:

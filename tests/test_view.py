@@ -167,6 +167,16 @@ def test_the_brows_of_the_recording_are_the_relaxed_ones(viewer: Viewer, monkeyp
     assert [brows(value) for value in (-1, -0.5, 0, 0.5, 1)] == pytest.approx(expected, abs=1e-3)
 
 
+def test_brows_that_cannot_move_have_no_slider(viewer: Viewer, folder: Path, data: Dataset) -> None:
+    """It appears as soon as the file contains an avatar whose brows move."""
+    still = dataclasses.replace(data, eye=data.eye * np.float32([1, 0]))
+    assert viewer.controls.brows.visible
+    for dataset in (still, data):
+        write_bundle(viewer.scene.file, folder, dataset)
+        viewer.look()
+        assert viewer.controls.brows.visible == (dataset is data)
+
+
 def test_the_head_turns_to_the_side_of_its_slider(viewer: Viewer) -> None:
     """Positive yaw moves the nose to the right of the picture, positive pitch moves it down."""
     nose = np.array([0, 0, 1.0])

@@ -8,8 +8,10 @@ from jaxtyping import Bool, Float, Float32, Int64, Real
 from scipy.ndimage import gaussian_filter1d
 from scipy.spatial.transform import Rotation
 
+from talker.avatar.model import Avatar
 from talker.clip import FPS, load_arrays, load_text, runs
 from talker.data.formats import BROW_UNITS, brow_raise, eye_closure
+from talker.data.layout import ACTION_UNITS
 from talker.dataset import Dataset
 from talker.errors import UserError
 from talker.head.camera import viewmats_from_pose
@@ -277,6 +279,23 @@ def relaxed_brows(dataset: Dataset) -> float:
     OpenFace and py-feat have another one.
     """
     return float(np.median(dataset.eye[dataset.valid, 1]))
+
+
+def why_brows_are_still(avatar: Avatar, dataset: Dataset) -> str:
+    """Return why the brows of an avatar cannot move and what to do, or "" if they can move."""
+    if not avatar.moves_brows:
+        return (
+            "The brows of this avatar do not move, because an older version of talker trained it. "
+            "Train it again with `talker train`."
+        )
+    low, high = brow_range(dataset)
+    if low == high:
+        return (
+            f"The brows of this avatar do not move, because {dataset.folder} contains no motion of "
+            f"the brows (columns {', '.join(BROW_UNITS)} of {ACTION_UNITS}). Run `talker blink`, "
+            "and train the avatar again."
+        )
+    return ""
 
 
 def expression_track(

@@ -139,6 +139,11 @@ class Avatar(nn.Module):
     def device(self) -> torch.device:
         return self.pose_mean.device
 
+    @property
+    def moves_brows(self) -> bool:
+        """Whether the brows can move; those of an avatar of version `WITHOUT_BROWS` cannot."""
+        return any(bool(value.any()) for value in self.brow_shape[-1].parameters())
+
     def gaussians(self) -> Gaussians:
         """Return the canonical Gaussians [G, ...]."""
         return Gaussians(**dict(self.canonical.items()))

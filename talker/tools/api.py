@@ -111,4 +111,4 @@ class TalkingAvatar:
         slots = avatar_features(self.encoder, self.stats, samples)
         features = np.concatenate(list(windows(slots, self.stats.look_ahead)))
         drive = speech_drive(self.dataset, features, config)
-        return apply_tracks(drive, self.dataset, Tracks(), config)
+        return apply_tracks(drive, self.avatar, self.dataset, Tracks(), config)

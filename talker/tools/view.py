@@ -25,7 +25,7 @@ import tyro
 import viser
 from pydantic import Field
 
-from talker.avatar.drive import brow_range, relaxed_brows
+from talker.avatar.drive import brow_range, relaxed_brows, why_brows_are_still
 from talker.clip import FPS
 from talker.core.config import AtLeast0, validated
 from talker.core.parallel import one_thread
@@ -75,6 +75,7 @@ class Viewer:
         self.server.gui.main_panel.dock_right()
         size = config.size or self.scene.subject.avatar.config.image_size
         self.controls = Controls(self.server.gui, size, panel_html(port), self.changed)
+        self._show_usable_controls()
         self.controls.reset.on_click(lambda event: event.client and self._aim(event.client))
         self.controls.colors.on_update(lambda _: setattr(self.scene, "scales", None))
         self.server.on_client_connect(self._greet)
@@ -136,6 +137,7 @@ class Viewer:
         """Read the avatar again if its file has changed."""
         if self.scene.update():
             logger.info("%s has changed and was read again.", self.scene.file)
+            self._show_usable_controls()
             self.changed.set()
 
     def status(self) -> str:
@@ -159,6 +161,11 @@ class Viewer:
     def _read_speech(self, content: bytes) -> Speech:
         subject = self.scene.subject
         return read_speech(content, subject.dataset, subject.statistics)
+
+    def _show_usable_controls(self) -> None:
+        """Hide the slider of the brows if they cannot move."""
+        subject = self.scene.subject
+        self.controls.brows.visible = not why_brows_are_still(subject.avatar, subject.dataset)
 
     def _greet(self, client: viser.ClientHandle) -> None:
         self._aim(client)
