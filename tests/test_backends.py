@@ -28,7 +28,7 @@ from talker.backends.parsing_bisenet import CLASS_OF, classify
 from talker.backends.parsing_multiclass import merge_classes
 from talker.backends.weights import FILES, missing_file, require_weights
 from talker.clip import Clip, Source, save_per_frame
-from talker.data.formats import read_au45, read_eye
+from talker.data.formats import read_au45, read_eye, read_table
 from talker.data.layout import BACKGROUND, HEAD, NECK, TORSO
 from talker.data.weights import Download, Weights
 from talker.errors import UserError
@@ -400,6 +400,48 @@ def test_pyfeat_takes_the_largest_face_of_each_frame(tmp_path: Path):
     assert au45 == pytest.approx(np.arange(0, 8, 2) * 5 / 8, abs=1e-3)
     with pytest.raises(UserError, match=r"`table` is not set.*'pyfeat'.*py-feat's detector"):
         run_blink(folder, backend="pyfeat")
+
+
+def written_units(folder: Path) -> set[str]:
+    """Return the columns of au.csv with action units, and check that each has a value."""
+    table = read_table(folder / "au.csv")
+    return {name for name in table if name.startswith("AU") and all(table[name])}
+
+
+@pytest.mark.parametrize("backend", ["openface", "pyfeat"])
+@pytest.mark.parametrize("empty", ["", "nan"])
+def test_empty_columns_count_as_missing(tmp_path: Path, backend: str, empty: str):
+    """Without any column of the brows, the brows are measured in the landmarks."""
+    folder = blink_clip(tmp_path, 4)
+    table = tmp_path / "table.csv"
+
+    def run(au01: str, au04: str) -> np.ndarray:
+        names = {
+            "openface": "timestamp,AU01_r,AU04_r,AU45_r",
+            "pyfeat": "frame,AU01,AU04,AU43,FaceRectWidth,FaceRectHeight",
+        }
+        rows = {
+            "openface": [f"{i / 25},{au01},{au04},0" for i in range(4)],
+            "pyfeat": [f"{i},{au01},{au04},0,50,50" for i in range(4)],
+        }
+        table.write_text("\n".join([names[backend], *rows[backend]]) + "\n")
+        run_blink(folder, backend=backend, table=str(table))
+        return read_eye(folder / "au.csv")[:, 1]
+
+    run(empty, empty)
+    assert written_units(folder) == {"AU45_r", "AU01_r", "AU02_r", "AU04_r"}, "of the landmarks"
+    assert run(empty, "1") == pytest.approx(-0.2 if backend == "openface" else -1)
+    assert written_units(folder) == {"AU45_r", "AU04_r"}
+
+
+def test_pyfeat_interpolates_single_empty_cells(tmp_path: Path):
+    folder = blink_clip(tmp_path, 3)
+    table = tmp_path / "fex.csv"
+    cells = ("0.2", "", "0.4")
+    rows = [f"{i},{cell},0,50,50" for i, cell in enumerate(cells)]
+    table.write_text("\n".join(["frame,AU04,AU43,FaceRectWidth,FaceRectHeight", *rows]) + "\n")
+    run_blink(folder, backend="pyfeat", table=str(table))
+    assert read_eye(folder / "au.csv")[:, 1] == pytest.approx([-0.2, -0.3, -0.4], abs=1e-3)
 
 
 def test_blendshapes_of_both_sides_are_averaged_and_gaps_bridged():

@@ -172,6 +172,14 @@ def test_blinks_are_read_as_written(tmp_path: Path):
     assert eye_closure(np.array([0, 1, 2, 5.0])).tolist() == [0, 0.5, 1, 1]
 
 
+@pytest.mark.parametrize("empty", ["", "nan"])
+def test_empty_columns_of_the_brows_count_as_missing(tmp_path: Path, empty: str):
+    (tmp_path / "au.csv").write_text(f"AU45_r, AU01_r, AU04_r\n1, {empty}, 1\n2, {empty}, 3\n")
+    assert read_eye(tmp_path / "au.csv")[:, 1].tolist() == pytest.approx([-0.2, -0.6])
+    (tmp_path / "au.csv").write_text(f"AU45_r, AU04_r\n1, {empty}\n2, {empty}\n")
+    assert read_eye(tmp_path / "au.csv")[:, 1].tolist() == [0, 0]
+
+
 @pytest.mark.parametrize("value", ["1e30", "nan", "inf", "-1", "x", ""])
 def test_blinks_out_of_range_are_refused(tmp_path: Path, value: str):
     (tmp_path / "au.csv").write_text(f"frame, AU45_r\n1, 0.5\n2, {value}\n")

@@ -10,7 +10,7 @@ import numpy as np
 
 from talker.backends.blink_table import column, largest_group, require_table, resample
 from talker.clip import FPS, Clip
-from talker.data.formats import AU_MAX, BROW_UNITS, read_table
+from talker.data.formats import AU_MAX, BROW_UNITS, has_values, read_table
 
 
 class Options(Protocol):
@@ -23,6 +23,8 @@ def measure(
     clip: Clip, images: Path | None, points: np.ndarray, valid: np.ndarray, options: Options
 ) -> dict[str, np.ndarray]:
     """Return the intensities of AU45 and, if the table has them, of the brows, float64 [T], 0 to 5.
+
+    Columns of the brows that are empty are omitted.
 
     Rows are assigned by their timestamps. A table with exactly one row per frame is assigned row
     by row, because OpenFace assumes 30 frames per second for a folder of images.
@@ -39,7 +41,7 @@ def measure(
     """
     path = require_table(options.table, "openface", "OpenFace's FeatureExtraction")
     table = largest_group(read_table(path), "face_id")
-    names = ["AU45_r", *(name for name in BROW_UNITS if name in table)]
+    names = ["AU45_r", *(name for name in BROW_UNITS if has_values(table, name))]
     units = {name: column(path, table, name, -1.0, 100.0).clip(0, AU_MAX) for name in names}
     rows = len(units["AU45_r"])
     good = np.ones(rows, bool)

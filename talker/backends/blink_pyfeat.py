@@ -11,7 +11,7 @@ import numpy as np
 
 from talker.backends.blink_table import column, require_table, resample
 from talker.clip import FPS, Clip
-from talker.data.formats import AU_MAX, read_table
+from talker.data.formats import AU_MAX, has_values, is_missing, read_table
 
 COLUMNS = {"AU45_r": "AU43", "AU01_r": "AU01", "AU02_r": "AU02", "AU04_r": "AU04"}
 """Column of py-feat's table for each action unit. AU43 is the probability of closed eyes."""
@@ -29,9 +29,10 @@ def measure(
     """Return the intensities of the action units of `COLUMNS` in every frame, float64 [T], 0 to 5.
 
     The probabilities in the table are scaled to this range. Columns of the brows that the table
-    does not have are omitted. Rows are assigned by their
-    frame numbers. If the table has as many frames as the clip, these are frame numbers of the clip,
-    otherwise of the video. If a frame shows several faces, the largest one is used.
+    does not have, or that are empty, are omitted. Other empty cells are interpolated. Rows are
+    assigned by their frame numbers. If the table has as many frames as the clip, these are frame
+    numbers of the clip, otherwise of the video. If a frame shows several faces, the largest one is
+    used.
 
     Args:
         clip: the clip.
@@ -47,18 +48,17 @@ def measure(
     table = read_table(path)
     frames = column(path, table, "frame", 0, 1e7).astype(int)
     units = {
-        unit: AU_MAX * np.nan_to_num(_numbers(table, path, name), nan=-1.0)
+        unit: AU_MAX * _numbers(table, path, name)
         for unit, name in COLUMNS.items()
-        if unit == "AU45_r" or name in table
+        if unit == "AU45_r" or has_values(table, name)
     }
     areas = _numbers(table, path, "FaceRectWidth") * _numbers(table, path, "FaceRectHeight")
     areas = np.nan_to_num(areas, nan=-1.0)
     order = np.lexsort([-areas, frames])
     first = order[np.unique(frames[order], return_index=True)[1]]
     rate = FPS if frames.max(initial=0) + 1 == clip.frames else clip.source.fps
-    times, good = frames[first] / rate, units["AU45_r"][first] >= 0
     return {
-        unit: resample(path, clip, times, values[first].clip(0), good)
+        unit: resample(path, clip, frames[first] / rate, values[first], ~np.isnan(values[first]))
         for unit, values in units.items()
     }
 
@@ -67,8 +67,6 @@ def _numbers(table: dict[str, list[str]], path: Path, name: str) -> np.ndarray:
     """Return a column; empty cells, which py-feat writes for frames without a face, become nan."""
     filled = dict(table)
     if name in filled:
-        filled[name] = [
-            cell if cell.strip().lower() not in ("", "nan") else "-1" for cell in table[name]
-        ]
+        filled[name] = ["-1" if is_missing(cell) else cell for cell in table[name]]
     values = column(path, filled, name, -1.0, 1e6)
     return np.where(values < 0, np.nan, values)

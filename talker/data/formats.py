@@ -255,7 +255,7 @@ def read_eye(path: Path | zipfile.Path) -> np.ndarray:
 
     Returns:
         The eye closure, 0 open to 1 closed, and the raise of the brows, -1 to 1. Without a column
-        of `BROW_UNITS`, the brows are relaxed (0).
+        of `BROW_UNITS` that has values, the brows are relaxed (0).
 
     Raises:
         UserError: the file is missing, has no column AU45_r, or has values outside 0 to 5.
@@ -263,10 +263,22 @@ def read_eye(path: Path | zipfile.Path) -> np.ndarray:
     table = read_table(path)
     closure = eye_closure(_au45(path, table))
     units = {
-        name: numbers(path, name, table[name], 0, AU_MAX) for name in BROW_UNITS if name in table
+        name: numbers(path, name, table[name], 0, AU_MAX)
+        for name in BROW_UNITS
+        if has_values(table, name)
     }
     raised = brow_raise(units)
     return np.stack([closure, np.zeros_like(closure) if raised is None else raised], axis=1)
+
+
+def has_values(table: Mapping[str, list[str]], name: str) -> bool:
+    """Return whether a table has a column in which at least one cell is not empty or nan."""
+    return any(not is_missing(cell) for cell in table.get(name, []))
+
+
+def is_missing(cell: str) -> bool:
+    """Return whether a cell of a table is empty or nan, as programs write what they do not know."""
+    return cell.strip().lower() in ("", "nan")
 
 
 def numbers(
