@@ -349,6 +349,15 @@ def test_every_kind_of_audio_ends_with_the_frames(short_audio_groups, tmp_path, 
     assert np.flatnonzero(np.abs(heard) > 5000)[0] == pytest.approx(56_000, abs=80)
 
 
+@pytest.mark.parametrize("name", ["a.mp4", "a.webm", "a.mov", "a"])
+def test_audio_without_samples_is_refused(tmp_path, name):
+    """The video would lack its audio track."""
+    write_wav(tmp_path / "none.wav", np.zeros(0, np.int16))
+    with pytest.raises(UserError, match=r"none\.wav contains no audio samples"):
+        write_numbered(tmp_path / name, 30, tmp_path / "none.wav")
+    assert not (tmp_path / name).exists()
+
+
 def test_the_number_of_cores_does_not_change_a_byte(
     short_groups, short_audio_groups, tmp_path, monkeypatch
 ):

@@ -125,15 +125,11 @@ def decode_audio_blocks(
             its timestamps have gaps of more than a minute.
     """
     channels = cancelling_channels(path, track)
-    samples = 0
     with open_media(path, "audio") as container:
         stream = audio_stream(container, path, track)
         frames = _decode_frames(container, stream, path)
         for block in _resample(frames, SPEECH, path, start, limit, channels):
-            samples += block.shape[1]
             yield block[0]
-    if not samples:
-        raise UserError(f"{path} contains no audio that can be decoded.")
 
 
 def audio_stream(
@@ -223,6 +219,9 @@ def decode_native(
 
     Yields:
         [C, n] in a planar sample format, [1, C n] in a packed one.
+
+    Raises:
+        UserError: as `decode_audio_blocks`.
     """
     with open_media(path, "audio") as container:
         stream = audio_stream(container, path, track)
@@ -322,7 +321,11 @@ def _resample(
     limit: int | None = None,
     channels: dict[int, int] | None = None,
 ) -> Iterator[np.ndarray]:
-    """Yield blocks [C, n] of the target format; their format may change within the file."""
+    """Yield blocks [C, n] of the target format; the format of the frames may change.
+
+    Raises:
+        UserError: there are no samples, or their timestamps or their sample rate are not accepted.
+    """
     graph, current = None, None
     zero, samples, clock, decoded = Fraction(start or 0), 0, _Clock(path), Fraction(0)
     for frame in frames:
@@ -358,6 +361,8 @@ def _resample(
         rows = 1 if target.layout == "mono" else 2
         dtype = np.int16 if target.samples.startswith("s16") else np.float32
         yield np.zeros((rows, -int(-decoded * target.rate // 1)), dtype)
+    elif not samples:
+        raise UserError(f"{path} contains no audio samples that can be decoded.")
 
 
 class _Clock:

@@ -140,8 +140,12 @@ class _AudioEncoder:
     The AAC encoder uses one thread, and can need more time than rendering and encoding the images.
     Each group of packets therefore has an encoder of its own, and several are encoded at the same
     time. An encoder starts some packets before its group and ends some packets after it, so that it
-    chooses the same windows as an encoder of the whole audio, and about the same quantization.
-    These additional packets are dropped.
+    chooses the same windows as an encoder of the whole audio. These additional packets are dropped.
+
+    The quantization is coarser than by one encoder of the whole audio, which adapts it over several
+    seconds. Above all, steady tones are noisier: at 44.1 and 48 kHz, the signal-to-noise ratio of
+    tones and chords is 31 to 36 dB instead of 42 to 45 dB, and that of white noise is 2 dB lower.
+    At 16 kHz, the bit rate is so high that the difference is at most 0.1 dB.
 
     Args:
         container: file to which a stream is added for the audio.
@@ -436,8 +440,9 @@ def video_writer(
             encodes all frames in one sequence.
 
     Raises:
-        UserError: the suffix is unknown, `sound` cannot be read, the machine lacks the encoder,
-            FFmpeg cannot write the file, the file cannot be signed, or no frame was written.
+        UserError: the suffix is unknown, `sound` cannot be read or contains no samples, the machine
+            lacks the encoder, FFmpeg cannot write the file, the file cannot be signed, or no frame
+            was written.
     """
     if disclosure and disclosure.signature:
         disclosure.signature.require(path)

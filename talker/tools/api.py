@@ -18,7 +18,6 @@ from talker.clip import SAMPLES_PER_FRAME
 from talker.dataset import Dataset
 from talker.encoders import load_encoder
 from talker.encoders.features import FeatureStats, avatar_features, windows
-from talker.errors import UserError
 from talker.media.audio import decode_audio
 from talker.render import Config as RenderConfig
 from talker.render import Tracks, apply_tracks, render, speech_drive
@@ -105,8 +104,6 @@ class TalkingAvatar:
 
     def _drive(self, speech: str | Path, config: RenderConfig) -> Drive:
         samples = decode_audio(Path(speech))
-        if len(samples) == 0:
-            raise UserError(f"{speech} contains no audio.")
         samples = np.pad(samples, (0, -len(samples) % SAMPLES_PER_FRAME))
         slots = avatar_features(self.encoder, self.stats, samples)
         features = np.concatenate(list(windows(slots, self.stats.look_ahead)))
