@@ -2,8 +2,9 @@
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from talker.avatar.blocks import TokenAttention, TriPlane
+from talker.avatar.blocks import TokenAttention, TriPlane, gather_samples
 
 BOUNDS = torch.tensor([[-1.0, -2.0, -3.0], [1.0, 2.0, 3.0]])
 
@@ -69,3 +70,18 @@ def test_points_outside_take_the_border() -> None:
     outside, border = torch.tensor([[9.0, 0.3, 0.2]]), torch.tensor([[1.0, 0.3, 0.2]])
     torch.testing.assert_close(planes(outside), planes(border))
     assert planes(border).shape == (1, planes.out_features) == (1, 4)
+
+
+def test_gathered_samples_are_those_of_grid_sample() -> None:
+    torch.manual_seed(0)
+    planes = torch.rand(3, 8, 16, 16, dtype=torch.float64, requires_grad=True)
+    points = (
+        2.6 * torch.rand(3, 500, 2, dtype=torch.float64) - 1.3
+    ).requires_grad_()  # some outside
+    expected = F.grid_sample(planes, points[:, None], padding_mode="border", align_corners=True)
+    expected, found = expected[:, :, 0].mT, gather_samples(planes, points)
+    torch.testing.assert_close(found, expected)
+    pull = torch.randn_like(found)
+    gradients = [torch.autograd.grad(x, (planes, points), pull) for x in (found, expected)]
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs)

@@ -123,11 +123,11 @@ def test_the_kernel_of_pixels_is_the_plain_one(size):
     frame, background, mask = ((255 * made(*n)).byte() for n in ((3,), (3,), ()))
     regions = torch.tensor(
         [
-            [[1, 1, size[1] - 1, 2], [0, 0, 2, 2], [1, 0, 4, 3]],
-            [[0, 2, 3, 3], [2, 1, 3, 3], [0, 0, 1, 1]],
+            [[1, 1, size[1] - 1, 2], [0, 0, 2, 2], [1, 0, 4, 3], [0, 0, 1, 2], [2, 0, 3, 3]],
+            [[0, 2, 3, 3], [2, 1, 3, 3], [0, 0, 1, 1], [1, 2, 2, 3], [1, 0, 5, 1]],
         ]
     )
-    weights, pull = torch.rand(5, generator=generator), made(3)
+    weights, pull = torch.rand(7, generator=generator), made(3)
     outcomes = []
     given = made(3), made(1)
     for device, kind, terms in (

@@ -1,7 +1,8 @@
-"""Compare the CPU rasterizer with a plain float64 renderer, and gsplat with the CPU."""
+"""Compare the CPU rasterizer with a plain float64 renderer, and those of a GPU with the CPU."""
 
 import math
 import multiprocessing
+import sys
 from typing import NamedTuple
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from oracle import render
 from torch import Tensor
 
+from talker.avatar import rasterize as rasterizer
 from talker.avatar.rasterize import Rasterized, Splats, rasterize
 
 WIDTH, HEIGHT = 150, 37  # several tiles across and down, none of them full
@@ -247,29 +249,109 @@ def test_draws_in_a_forked_child():
         child.join()
 
 
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+
+
+@pytest.fixture(params=["our kernels", "gsplat"])
+def on_gpu(request, monkeypatch):
+    """Draw on a GPU with each of the two implementations."""
+    if request.param == "gsplat":
+        monkeypatch.setattr(rasterizer, "_draw_projected", lambda: rasterizer.draw_with_gsplat)
+    return request.param
+
+
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@needs_gpu
 @pytest.mark.parametrize("name", SCENES)
-def test_gsplat_draws_what_the_cpu_draws(name):
+def test_a_gpu_draws_what_the_cpu_draws(name, on_gpu):
     """Expected: image within 2e-5, gradients within 1e-3 of their norm.
 
-    gsplat takes a fast exponential and, for rays that are nearly full, the transmittance from
-    1 - alpha. Where a decision falls the other way, a pixel may differ by 1/255.
+    A GPU takes a fast exponential and, in gsplat, for rays that are nearly full, the transmittance
+    from 1 - alpha. Where a decision falls the other way, a pixel may differ by 1/255.
     """
     scene = SCENES[name]()
     _, _, sure = truth(scene.leaves(torch.float64), margin=1e-3)
     here, there = scene.leaves(), scene.leaves(device="cuda")
-    drawn, by_gsplat = draw(here), draw(there)
-    by_gsplat.means2d.retain_grad()
-    drawn.means2d.retain_grad()
-    assert ((drawn.rgb - by_gsplat.rgb.cpu()) * sure).abs().max() < 1e-4
-    assert ((drawn.alpha - by_gsplat.alpha.cpu()) * sure).abs().max() < 1e-4
-    assert (drawn.rgb - by_gsplat.rgb.cpu()).abs().max() < 5e-3
-    assert ((drawn.radii > 0) == (by_gsplat.radii.cpu() > 0)).float().mean() > 0.97
-    backward(drawn.rgb, drawn.alpha, sure)
-    backward(by_gsplat.rgb, by_gsplat.alpha, sure.cuda())
+    by_cpu, by_gpu = draw(here), draw(there)
+    by_gpu.means2d.retain_grad()
+    by_cpu.means2d.retain_grad()
+    assert ((by_cpu.rgb - by_gpu.rgb.cpu()) * sure).abs().max() < 1e-4
+    assert ((by_cpu.alpha - by_gpu.alpha.cpu()) * sure).abs().max() < 1e-4
+    assert (by_cpu.rgb - by_gpu.rgb.cpu()).abs().max() < 5e-3
+    assert ((by_cpu.radii > 0) == (by_gpu.radii.cpu() > 0)).float().mean() > 0.97
+    backward(by_cpu.rgb, by_cpu.alpha, sure)
+    backward(by_gpu.rgb, by_gpu.alpha, sure.cuda())
     pairs = {field: (getattr(here, field), getattr(there, field)) for field in Scene._fields[:5]}
-    pairs["means2d"] = (drawn.means2d, by_gsplat.means2d)
+    pairs["means2d"] = (by_cpu.means2d, by_gpu.means2d)
     for field, (mine, theirs) in pairs.items():
         difference = (grad(mine) - grad(theirs).cpu()).norm()
         assert difference <= 5e-3 * grad(mine).norm(), field
+
+
+def large_scene(seed: int = 4) -> Scene:
+    """Return 4,000 Gaussians in images of 700 x 530 pixels, most of them in front of each other."""
+    scene = make_scene(n=4000, seed=seed)
+    scene.means[:, ::2] *= 0.1  # a tile with many hundreds of Gaussians
+    scene.scales.mul_(0.3)
+    scene.opacities.mul_(0.3)
+    scene.Ks[:] = torch.tensor([[550.0, 0, 350], [0, 550, 265], [0, 0, 1]])
+    return scene
+
+
+def draw_large(draws, seed: int = 4) -> list[Tensor]:
+    """Return the images and the gradients of `large_scene` on a GPU."""
+    scene = large_scene(seed).leaves(device="cuda")
+    given = Splats(*scene[:5]), scene.viewmats, scene.Ks
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rasterizer, "_draw_projected", lambda: draws)
+        drawn = rasterize(*given, 700, 530)
+    generator = torch.Generator("cuda").manual_seed(seed)
+    images = drawn.rgb, drawn.alpha
+    noise = [torch.randn(x.shape, generator=generator, device="cuda") for x in images]
+    torch.autograd.backward(images, noise)
+    return [x.detach() for x in images] + [grad(tensor) for tensor in scene[:5]]
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_our_kernels_draw_large_images_and_long_lists_as_gsplat_does():
+    """The tiles of these images do not fit into shared memory at once."""
+    from talker.avatar.kernels.rasterize_cuda import draw_projected
+
+    for found, expected in zip(
+        draw_large(draw_projected), draw_large(rasterizer.draw_with_gsplat), strict=True
+    ):
+        assert (found - expected).norm() <= 1e-3 * expected.norm()
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_our_kernels_repeat_gradients_bitwise():
+    from talker.avatar.kernels.rasterize_cuda import draw_projected
+
+    first, *others = (draw_large(draw_projected) for _ in range(4))
+    for other in others:
+        assert all(torch.equal(x, y) for x, y in zip(first, other, strict=True))
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_our_kernels_draw_nothing():
+    scene = make_scene()
+    scene.means[..., 2] -= 10
+    leaves = scene.leaves(device="cuda")
+    drawn = draw(leaves)
+    assert drawn.rgb.abs().max() == 0 and drawn.alpha.abs().max() == 0
+    drawn.rgb.sum().backward()
+    assert not grad(leaves.means).any()
+
+
+def test_gsplat_draws_without_cuda_core(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "cuda.core", None)
+    monkeypatch.delitem(sys.modules, "talker.avatar.kernels.rasterize_cuda", raising=False)
+    rasterizer._draw_projected.cache_clear()
+    try:
+        assert rasterizer._draw_projected() is rasterizer.draw_with_gsplat
+    finally:
+        rasterizer._draw_projected.cache_clear()
+    assert "pip install cuda-core" in caplog.text

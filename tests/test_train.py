@@ -600,8 +600,9 @@ def test_checkpoints_are_written_by_time(
 
 
 @pytest.mark.gpu
-def test_a_resumed_training_is_as_good_on_the_gpu(data: Dataset, tmp_path: Path) -> None:
-    """Atomic sums of gsplat's backward differ from run to run; the picture hardly does."""
+def test_repeated_and_resumed_trainings_give_the_same_bytes_on_the_gpu(
+    data: Dataset, tmp_path: Path
+) -> None:
     subset = training_set(data, torch.device("cuda"))
     counting = DensityConfig(start=10, stop=90, every=20, grad_threshold=0.0, max_gaussians=600)
     config = dataclasses.replace(TINY, canonical_steps=100, deformation_steps=100, density=counting)
@@ -613,8 +614,9 @@ def test_a_resumed_training_is_as_good_on_the_gpu(data: Dataset, tmp_path: Path)
             raise KeyboardInterrupt
         return train_step(self)
 
-    losses = []
-    for name, stops in (("whole", []), ("broken", [("canonical", 45), ("deformation", 45)])):
+    weights = []
+    broken = [("canonical", 45), ("deformation", 45)]
+    for name, stops in (("whole", []), ("again", []), ("broken", broken)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Trainer, "train_step", step_or_stop)
             for _ in range(len(stops)):
@@ -622,8 +624,8 @@ def test_a_resumed_training_is_as_good_on_the_gpu(data: Dataset, tmp_path: Path)
                     fit(data, subset, config, tmp_path / name)
             trainer = fit(data, subset, config, tmp_path / name)
         assert [entry["step"] for entry in trainer.log] == [20, 40, 60, 80, 100] * 2
-        losses.append(np.mean([entry["loss"] for entry in trainer.log[-3:]]))
-    assert np.isclose(*losses, rtol=0.03)
+        weights.append(trainer.avatar.serialized())
+    assert weights[0] == weights[1] == weights[2]
 
 
 @pytest.mark.gpu

@@ -7,10 +7,15 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from talker.avatar.kernels import C1, C2, SIGMA, TAPS
 from talker.avatar.training_set import BROWS, EYES, MOUTH, Targets
 from talker.core.config import NonNegative, validated
 
+TAPS = 11
+"""Width in pixels of the Gaussian window of SSIM."""
+SIGMA = 1.5
+"""Standard deviation in pixels of the Gaussian window of SSIM."""
+C1, C2 = 0.01**2, 0.03**2
+"""Stabilizers of SSIM for images in 0..1 (Wang et al. 2004)."""
 PerceptualNetwork = Callable[[Tensor, Tensor], Tensor]
 """Returns the distances [B] of two batches of images [B, 3, H, W] in -1..1, as LPIPS does."""
 

@@ -1,11 +1,15 @@
-"""Render 3D Gaussians to premultiplied color and alpha: gsplat on CUDA, numba on the CPU.
+"""Render 3D Gaussians to premultiplied color and alpha, on an NVIDIA GPU or on the CPU.
 
-Both backends render the same image with the same constants; the device of the tensors selects the
-backend.
+The device of the tensors selects the backend. All backends render the same image with the same
+constants. On a GPU, gsplat projects the Gaussians, and the kernels of rasterize.cu draw them. If
+cuda-core, which compiles these kernels, is not installed, gsplat draws, too. On the CPU, numba
+compiles both.
 """
 
 import functools
+import logging
 import math
+from collections.abc import Callable
 from types import ModuleType
 from typing import NamedTuple
 
@@ -15,6 +19,8 @@ from torch import Tensor
 
 from talker.core.compiler import gsplat_compilers
 from talker.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 TILE_SIZE = 16
 """Side length of gsplat's tiles in pixels; other values are not tested."""
@@ -45,7 +51,7 @@ class Rasterized(NamedTuple):
     means2d: Tensor
     """[B, G, 2], projected centers in pixels, part of the graph for densification"""
     radii: Tensor
-    """int [B, G], pixels; 0: not visible"""
+    """int [B, G], half the extent in pixels, along x or the larger one; 0: not visible"""
 
 
 def rasterize(
@@ -74,7 +80,7 @@ def rasterize(
         raise TypeError(
             f"All tensors must be float32, but their types are {[str(t.dtype) for t in tensors]}."
         )
-    backend = _rasterize_gsplat if viewmats.is_cuda else _rasterize_cpu
+    backend = _rasterize_gpu if viewmats.is_cuda else _rasterize_cpu
     return backend(*splats, viewmats, Ks, width, height)
 
 
@@ -102,7 +108,36 @@ def _compiled_gsplat() -> ModuleType:
     return gsplat
 
 
-def _rasterize_gsplat(
+@functools.cache
+def _draw_projected() -> Callable[..., tuple[Tensor, Tensor]]:
+    """Return the function that draws projected Gaussians on a GPU."""
+    try:
+        from talker.avatar.kernels.rasterize_cuda import draw_projected
+    except ImportError as error:
+        logger.warning(
+            "gsplat draws the images, because cuda-core cannot be imported (%s). This is slower, "
+            "and training twice with the same data gives slightly different avatars. Run `pip "
+            "install cuda-core` to use the kernels of talker.",
+            error,
+        )
+        return draw_with_gsplat
+    return draw_projected
+
+
+def draw_with_gsplat(
+    means2d, radii, depths, conics, opacities, colors, width, height
+) -> tuple[Tensor, Tensor]:
+    """Draw projected Gaussians as `rasterize_cuda.draw_projected` does."""
+    gsplat = _compiled_gsplat()
+    across, down = math.ceil(width / TILE_SIZE), math.ceil(height / TILE_SIZE)
+    _, tile_ids, splat_ids = gsplat.isect_tiles(means2d, radii, depths, TILE_SIZE, across, down)
+    offsets = gsplat.isect_offset_encode(tile_ids, len(depths), across, down)
+    return gsplat.rasterize_to_pixels(
+        means2d, conics, colors, opacities, width, height, TILE_SIZE, offsets, splat_ids
+    )
+
+
+def _rasterize_gpu(
     means, quats, scales, opacities, colors, viewmats, Ks, width, height
 ) -> Rasterized:
     """Call the steps of gsplat's `rasterization`, keeping means2d [B, G, 2] in the graph.
@@ -110,8 +145,7 @@ def _rasterize_gsplat(
     That function returns means2d as [B, 1, G, 2]; a view of it without the camera axis would get
     no gradient.
     """
-    gsplat = _compiled_gsplat()
-    radii, means2d, depths, conics, _ = gsplat.fully_fused_projection(
+    radii, means2d, depths, conics, _ = _compiled_gsplat().fully_fused_projection(
         means,
         None,
         quats,
@@ -125,10 +159,6 @@ def _rasterize_gsplat(
     radii, means2d, depths, conics = (
         tensor.squeeze(1) for tensor in (radii, means2d, depths, conics)
     )
-    across, down = math.ceil(width / TILE_SIZE), math.ceil(height / TILE_SIZE)
-    _, tile_ids, splat_ids = gsplat.isect_tiles(means2d, radii, depths, TILE_SIZE, across, down)
-    offsets = gsplat.isect_offset_encode(tile_ids, len(means), across, down)
-    rgb, alpha = gsplat.rasterize_to_pixels(
-        means2d, conics, colors, opacities, width, height, TILE_SIZE, offsets, splat_ids
-    )
-    return Rasterized(rgb, alpha, means2d, radii.amax(dim=-1))
+    projected = means2d, radii, depths, conics, opacities, colors
+    rgb, alpha = _draw_projected()(*projected, width, height)
+    return Rasterized(rgb, alpha, means2d, radii[..., 0])

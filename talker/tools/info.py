@@ -17,7 +17,7 @@ from talker.core.parallel import usable_cores
 
 PACKAGES = (
     *("torch", "numpy", "numba", "opencv-contrib-python", "av", "mediapipe", "onnx", "hama"),
-    *("snakemake", "gsplat", "triton", "transformers"),
+    *("snakemake", "gsplat", "cuda-core", "triton", "transformers"),
 )
 """Packages whose versions are listed."""
 GIB = 1 << 30

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from talker.avatar import kernels
-from talker.avatar.kernels import TAPS
+from talker.avatar import losses
 from talker.avatar.kernels.jit import inlined, kernel, run
+from talker.avatar.losses import TAPS
 
 f32 = np.float32
 index = np.uint64  # signed indices would be tested for wrap-around in the inner loops
-C1, C2 = f32(kernels.C1), f32(kernels.C2)
+C1, C2 = f32(losses.C1), f32(losses.C2)
 RADIUS = TAPS // 2
 
 

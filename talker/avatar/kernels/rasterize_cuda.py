@@ -1,0 +1,182 @@
+"""Draw projected Gaussians on an NVIDIA GPU with the kernels of rasterize.cu.
+
+They draw the same images as `gsplat.rasterize_to_pixels`, in less time, and their gradients are
+bitwise reproducible. NVRTC, which comes with PyTorch, compiles them at first use; nvcc is not
+needed.
+"""
+
+import functools
+import math
+from importlib.resources import files
+from typing import Any
+
+import torch
+from cuda.core import (
+    Device,
+    Kernel,
+    LaunchConfig,
+    ObjectCode,
+    Program,
+    ProgramOptions,
+    Stream,
+    launch,
+)
+from torch import Tensor
+
+TILE = 16
+"""Side length of the tiles in pixels, as in rasterize.cu."""
+CHUNK = 256
+"""Threads of the kernels that process splats, as in rasterize.cu."""
+DRAWING_THREADS = 128
+"""Threads of the kernels that process tiles, as in rasterize.cu."""
+ROW = 12
+"""Values of a packed splat, and of the gradients of an entry of a list, with padding."""
+
+
+def draw_projected(
+    means2d: Tensor,
+    radii: Tensor,
+    depths: Tensor,
+    conics: Tensor,
+    opacities: Tensor,
+    colors: Tensor,
+    width: int,
+    height: int,
+) -> tuple[Tensor, Tensor]:
+    """Draw B images of G projected Gaussians each.
+
+    Args:
+        means2d: [B, G, 2], centers in pixels.
+        radii: int32 [B, G, 2], half the sides of the bounding boxes in pixels; 0: not visible.
+        depths: [B, G], distances from the plane of the camera.
+        conics: [B, G, 3], inverse covariances xx, xy and yy.
+        opacities: [B, G], 0..1.
+        colors: [B, G, 3].
+        width: width of the images in pixels, at most 16,384.
+        height: height of the images in pixels.
+
+    Returns:
+        rgb [B, H, W, 3] and alpha [B, H, W, 1], as `rasterize` does. The centers, conics, opacities
+        and colors get gradients.
+    """
+    return _Draw.apply(means2d, radii, depths, conics, opacities, colors, width, height)
+
+
+class _Lists:
+    """Lists of the splats of each tile, sorted by depth; the arguments are as in `draw_projected`.
+
+    The tensors are contiguous.
+    """
+
+    def __init__(
+        self,
+        means2d: Tensor,
+        radii: Tensor,
+        depths: Tensor,
+        conics: Tensor,
+        opacities: Tensor,
+        colors: Tensor,
+        width: int,
+        height: int,
+    ) -> None:
+        self.images, self.gaussians = depths.shape
+        self.width, self.height = width, height
+        self.across, self.down = math.ceil(width / TILE), math.ceil(height / TILE)
+        self.chunks = math.ceil(self.gaussians / CHUNK)
+        tiles = self.across * self.down
+        integers = functools.partial(torch.empty, dtype=torch.int32, device=depths.device)
+        self.splats = depths.new_empty(self.images, self.gaussians, ROW)
+        keys = torch.empty_like(depths)
+        inputs = means2d, radii, depths, conics, opacities, colors
+        packed = self.splats, keys, keys.numel()
+        _launch("pack_splats", (math.ceil(keys.numel() / CHUNK), 1), CHUNK, *inputs, *packed)
+        self.order = keys.sort(dim=1, stable=True).indices
+        self.counts = integers((self.images, self.chunks, tiles))
+        self.launch_on_splats("count_splats", self.counts)
+        totals = integers((self.images, tiles))
+        grid = math.ceil(tiles / CHUNK), self.images
+        _launch("scan_chunks", grid, CHUNK, self.counts, totals, self.chunks, tiles)
+        self.ends = totals.flatten().cumsum(0, dtype=torch.int32)
+        self.entries = integers(int(self.ends[-1]))
+        self.launch_on_splats("list_splats", self.counts, self.ends, self.entries)
+
+    def launch_on_splats(self, name: str, *arguments: Tensor) -> None:
+        """Launch a kernel that processes the sorted splats in chunks."""
+        shape = self.gaussians, self.across, self.down
+        grid = self.chunks, self.images
+        _launch(name, grid, CHUNK, self.splats, self.order, *arguments, *shape)
+
+    def launch_on_tiles(self, name: str, *arguments: Tensor) -> None:
+        """Launch a kernel that processes the list of each tile."""
+        shape = self.gaussians, self.width, self.height, self.across
+        grid = self.across * self.down, self.images
+        lists = self.splats, self.entries, self.ends
+        _launch(name, grid, DRAWING_THREADS, *lists, *arguments, *shape)
+
+
+class _Draw(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, means2d, radii, depths, conics, opacities, colors, width: int, height: int
+    ) -> tuple[Tensor, Tensor]:
+        means2d, conics, opacities, colors = (
+            part.contiguous() for part in (means2d, conics, opacities, colors)
+        )
+        radii, depths = radii.contiguous(), depths.contiguous()
+        lists = _Lists(means2d, radii, depths, conics, opacities, colors, width, height)
+        rgb = depths.new_empty(lists.images, height, width, 3)
+        alpha = depths.new_empty(lists.images, height, width, 1)
+        if any(ctx.needs_input_grad):
+            transmittances = torch.empty_like(alpha)
+            lasts = torch.empty_like(alpha, dtype=torch.int32)
+            lists.launch_on_tiles("draw_for_training", rgb, alpha, transmittances, lasts)
+            ctx.lists = lists
+            ctx.save_for_backward(conics, opacities, transmittances, lasts)
+        else:
+            lists.launch_on_tiles("draw", rgb, alpha)
+        return rgb, alpha
+
+    @staticmethod
+    def backward(ctx: Any, rgb_gradient: Tensor, alpha_gradient: Tensor) -> tuple:
+        lists: _Lists = ctx.lists
+        conics, opacities, transmittances, lasts = ctx.saved_tensors
+        entries = conics.new_empty(len(lists.entries), ROW)
+        drawn = torch.empty_like(lists.ends)
+        incoming = rgb_gradient.contiguous(), alpha_gradient.contiguous()
+        given = transmittances, lasts, *incoming
+        lists.launch_on_tiles("draw_backward", *given, entries, drawn)
+        centers = conics.new_empty(*opacities.shape, 2)
+        others = torch.empty_like(conics), torch.empty_like(opacities), torch.empty_like(conics)
+        given = lists.counts, lists.ends, drawn, entries, conics, opacities
+        lists.launch_on_splats("add_gradients", *given, centers, *others)
+        return centers, None, None, *others, None, None
+
+
+def _launch(name: str, grid: tuple[int, int], block: int, *arguments: Tensor | int) -> None:
+    """Launch a kernel with `block` threads per block on the current stream of PyTorch."""
+    if 0 in grid:
+        return
+    values = [part.data_ptr() if isinstance(part, Tensor) else part for part in arguments]
+    stream = _stream(torch.cuda.current_stream().cuda_stream)
+    kernel = _kernel(name, torch.cuda.current_device())
+    launch(stream, LaunchConfig(grid=grid, block=block), kernel, *values)
+
+
+@functools.cache
+def _stream(handle: int) -> Stream:
+    return Stream.from_handle(handle)
+
+
+@functools.cache
+def _kernel(name: str, device: int) -> Kernel:
+    return _compiled(device).get_kernel(name)
+
+
+@functools.cache
+def _compiled(device: int) -> ObjectCode:
+    """Compile rasterize.cu for a GPU."""
+    source = files("talker.avatar.kernels").joinpath("rasterize.cu").read_text(encoding="utf-8")
+    target = Device(device)
+    target.set_current()
+    options = ProgramOptions(std="c++17", arch=f"sm_{target.arch}", use_fast_math=True)
+    return Program(source, code_type="c++", options=options).compile("cubin")
