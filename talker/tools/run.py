@@ -96,7 +96,8 @@ class Config:
     to read: the stages, their progress, the warnings and the errors. By default, no such file is
     written."""
     snakemake: str = ""
-    """Additional arguments for Snakemake, as one string."""
+    """Additional arguments for Snakemake, as one string after an equals sign, such as
+    `--snakemake="--forcerun train"`."""
 
 
 def main(
