@@ -189,6 +189,24 @@ def apply_tracks(
     return replace(drive, eye=eye, expression_scale=config.expression_scale)
 
 
+def rendered_frames(
+    avatar: Avatar, dataset: Dataset, drive: Drive, config: Config
+) -> Iterator[np.ndarray]:
+    """Return the frames of a drive, with the background and the label of the options.
+
+    They are RGB uint8 [H, W, 3], or RGBA uint8 [H, W, 4] if the background is transparent.
+
+    Raises:
+        UserError: the background cannot be read.
+    """
+    backgrounds = None
+    if config.background not in (PLATE, TRANSPARENT):
+        backgrounds = backdrop(Path(config.background), dataset.height, dataset.width)
+    transparent = config.background == TRANSPARENT
+    frames = render_frames(avatar, dataset, drive, config.batch, backgrounds, transparent)
+    return (labeled(frame, config.label) for frame in frames) if config.label else frames
+
+
 def render(
     avatar: Avatar, dataset: Dataset, drive: Drive, sound: Path, video: Path, config: Config
 ) -> None:
@@ -206,16 +224,13 @@ def render(
             f"{video} has a format that cannot store transparency. Use {formats}, or a "
             "folder of .png."
         )
-    backgrounds = None
-    if config.background not in (PLATE, TRANSPARENT):
-        backgrounds = backdrop(Path(config.background), dataset.height, dataset.width)
-    frames = render_frames(avatar, dataset, drive, config.batch, backgrounds, transparent)
+    frames = rendered_frames(avatar, dataset, drive, config)
     disclosure = disclosure_of(avatar, dataset, signature=config.signature)
     with video_writer(
         video, sound, crf=config.crf, codec=config.video_codec, disclosure=disclosure
     ) as write:
         for frame in progress(frames, "render", len(drive)):
-            write(labeled(frame, config.label) if config.label else frame)
+            write(frame)
     logger.info(
         "Wrote %s: %d frames of %dx%d pixels, rendered and encoded at %.1f frames/s.",
         *(video, len(drive), dataset.width, dataset.height),

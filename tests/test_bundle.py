@@ -116,7 +116,6 @@ def test_the_scales_are_those_of_the_command(
     speech = {"speech": tmp_path / "hello.npy", "wav": wav}
     video = tmp_path / "out.mp4"
     monkeypatch.setattr(render_stage, "render_frames", record)
-    monkeypatch.setattr("talker.tools.api.render_frames", record)
     for name in ("blink_scale", "brow_scale", "pose_scale", "expression_scale"):
         drives.clear()
         config = render_stage.Config(**{name: 0.5})
@@ -131,6 +130,21 @@ def test_the_scales_are_those_of_the_command(
             assert drive.expression_scale == expected.expression_scale
             if name == "pose_scale":
                 assert np.array_equal(drive.viewmats, expected.viewmats)
+
+
+def test_rendered_frames_have_the_background_and_the_label(
+    file: Path, wav: Path, tmp_path: Path
+) -> None:
+    me = talker.load(file)
+    plain = next(me.render(wav))
+    labeled = next(me.render(wav, render_stage.Config(label="Synthetic")))
+    changed = np.flatnonzero((plain != labeled).any(axis=(1, 2)))
+    assert len(changed) and changed.min() > SIZE // 2  # in the lower part of the frame
+    transparent = next(me.render(wav, render_stage.Config(background="transparent")))
+    assert transparent.shape == (SIZE, SIZE, 4) and transparent[..., 3].min() == 0
+    missing = render_stage.Config(background=str(tmp_path / "missing.png"))
+    with pytest.raises(UserError, match=r"missing\.png"):
+        next(me.render(wav, missing))
 
 
 def test_it_carries_license_consent_and_provenance(file: Path) -> None:

@@ -13,14 +13,14 @@ import numpy as np
 
 from talker.avatar.bundle import load_subject, speech_statistics
 from talker.avatar.model import Avatar
-from talker.avatar.renderer import Drive, render_frames
+from talker.avatar.renderer import Drive
 from talker.clip import SAMPLES_PER_FRAME
 from talker.dataset import Dataset
 from talker.encoders import load_encoder
 from talker.encoders.features import FeatureStats, avatar_features, windows
 from talker.media.audio import decode_audio
 from talker.render import Config as RenderConfig
-from talker.render import Tracks, apply_tracks, render, speech_drive
+from talker.render import Tracks, apply_tracks, render, rendered_frames, speech_drive
 from talker.tools.player import Config as PlayerConfig
 from talker.tools.player import write_player
 from talker.tools.speak import Config as StreamConfig
@@ -77,9 +77,12 @@ class TalkingAvatar:
     def render(
         self, speech: str | Path, config: RenderConfig = RenderConfig()
     ) -> Iterator[np.ndarray]:
-        """Yield the frames of new speech, RGB uint8 [H, W, 3], 25 per second."""
+        """Return the frames of new speech, 25 per second.
+
+        They are RGB uint8 [H, W, 3], or RGBA uint8 [H, W, 4] if the background is transparent.
+        """
         drive = self._drive(speech, config)
-        return render_frames(self.avatar, self.dataset, drive, config.batch)
+        return rendered_frames(self.avatar, self.dataset, drive, config)
 
     def player(
         self, speech: str | Path, page: str | Path, config: PlayerConfig = PlayerConfig()
