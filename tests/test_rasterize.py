@@ -354,4 +354,4 @@ def test_gsplat_draws_without_cuda_core(monkeypatch, caplog):
         assert rasterizer._draw_projected() is rasterizer.draw_with_gsplat
     finally:
         rasterizer._draw_projected.cache_clear()
-    assert "pip install cuda-core" in caplog.text
+    assert "pip install '.[cuda]'" in caplog.text

@@ -59,13 +59,14 @@ class Config:
     device: str = "auto"
     """Device to train on: cpu, cuda, or auto, which selects cuda if a GPU is available."""
     seed: AtLeast0 = 6666
-    """Seed of all random numbers. On a CPU, the same seed gives a bit-identical avatar."""
+    """Seed of all random numbers. The same seed gives a bit-identical avatar, on a GPU only if
+    cuda-core is installed."""
 
     gaussians: Annotated[int, Field(gt=NEIGHBORS)] = 20_000
     """Number of Gaussians at the start of training. Densification adds more."""
     sh_degree: Annotated[int, Field(ge=0, le=MAX_SH_DEGREE)] = 3
     """Degree of the spherical harmonics that make a color depend on the viewing direction."""
-    plane_resolutions: tuple[AtLeast1, ...] = (64, 128)
+    plane_resolutions: tuple[Annotated[int, Field(ge=2)], ...] = (64, 128)
     """Side lengths of the tri-planes in cells. There is one tri-plane for each value."""
     plane_channels: AtLeast1 = 32
     """Number of channels of each tri-plane."""

@@ -2,8 +2,7 @@
 
 The device of the tensors selects the backend. All backends render the same image with the same
 constants. On a GPU, gsplat projects the Gaussians, and the kernels of rasterize.cu draw them. If
-cuda-core, which compiles these kernels, is not installed, gsplat draws, too. On the CPU, numba
-compiles both.
+these kernels cannot be compiled, gsplat draws, too. On the CPU, numba kernels do both.
 """
 
 import functools
@@ -112,12 +111,14 @@ def _compiled_gsplat() -> ModuleType:
 def _draw_projected() -> Callable[..., tuple[Tensor, Tensor]]:
     """Return the function that draws projected Gaussians on a GPU."""
     try:
-        from talker.avatar.kernels.rasterize_cuda import draw_projected
-    except ImportError as error:
+        from talker.avatar.kernels.rasterize_cuda import compiled, draw_projected
+
+        compiled(torch.cuda.current_device())
+    except (ImportError, UserError) as error:
         logger.warning(
-            "gsplat draws the images, because cuda-core cannot be imported (%s). This is slower, "
-            "and training twice with the same data gives slightly different avatars. Run `pip "
-            "install cuda-core` to use the kernels of talker.",
+            "gsplat draws the images, because the kernels of talker cannot be used (%s). This is "
+            "slower, and training twice with the same data gives slightly different avatars. Run "
+            "`pip install '.[cuda]'` in the folder of the project to use the kernels of talker.",
             error,
         )
         return draw_with_gsplat

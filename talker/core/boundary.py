@@ -87,7 +87,8 @@ CRASHES = {signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGSEGV, signal.
 
 _ERRNO_IN_TEXT = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
 _GPU_MEMORY_TEXT = re.compile(
-    r"CUDA out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED"
+    r"CUDA out of memory|CUDA error: out of memory|CUDA_ERROR_OUT_OF_MEMORY|"
+    r"CUBLAS_STATUS_ALLOC_FAILED"
 )
 _MEMORY_TEXT = re.compile(
     r"can't allocate memory|[Cc]annot allocate memory|bad_alloc|Insufficient memory|"

@@ -11,8 +11,8 @@
 //   draw_backward   compute the gradients of each entry of each list, from back to front
 //   add_gradients   add up the gradients of each splat over its lists
 //
-// A splat is listed in a tile, and drawn in a quadrant, only if its alpha reaches 1/255 somewhere
-// in it. All sums are added in a fixed order, so the results are bitwise reproducible.
+// A splat is only listed in a tile, and only drawn in a quadrant, if its alpha may reach 1/255
+// somewhere inside. All sums are computed in a fixed order, so the results are bitwise reproducible.
 
 constexpr int TILE = 16, QUADRANT = 8;
 constexpr int CHUNK = 256;       // splats that a block counts or lists
@@ -34,19 +34,20 @@ struct alignas(16) Splat {
     float blue, reach_x, reach_y, unused;  // reach: half the sides of the bounding box in pixels
 };
 
-__device__ float falloff(const Splat& s, float dx, float dy) {
-    return (s.xx * dx + s.xy * dy) * dx + s.yy * dy * dy;
-}
-
 __device__ float clamped(float value, float low, float high) {
     return fminf(fmaxf(value, low), high);
 }
 
 // Whether alpha at (dx, dy), the largest on an edge of a square, reaches 1/255. Rounding may only
-// add splats, so the threshold is lowered by the rounding error of the terms.
+// add splats, so the threshold is lowered by the rounding error of the terms. The kernels that count
+// and list splats must agree, so each operation is rounded by itself: otherwise, the compiler could
+// fuse other operations in each kernel.
 __device__ bool reaches(const Splat& s, float dx, float dy) {
-    float size = fabsf(s.xx) * dx * dx + fabsf(s.xy * dx * dy) + fabsf(s.yy) * dy * dy;
-    return s.peak + falloff(s, dx, dy) >= LOWEST - 1e-3f - 1e-6f * size;
+    float xx = __fmul_rn(__fmul_rn(s.xx, dx), dx), yy = __fmul_rn(__fmul_rn(s.yy, dy), dy);
+    float xy = __fmul_rn(__fmul_rn(s.xy, dx), dy);
+    float size = __fadd_rn(__fadd_rn(fabsf(xx), fabsf(xy)), fabsf(yy));
+    float exponent = __fadd_rn(__fadd_rn(__fadd_rn(xx, xy), yy), s.peak);
+    return exponent >= __fmaf_rn(-1e-6f, size, LOWEST - 1e-3f);
 }
 
 // Whether a splat is drawn anywhere in the square of pixels with the corner (left, top).

@@ -22,6 +22,9 @@ from cuda.core import (
     launch,
 )
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from talker.errors import UserError
 
 TILE = 16
 """Side length of the tiles in pixels, as in rasterize.cu."""
@@ -52,14 +55,18 @@ def draw_projected(
         conics: [B, G, 3], inverse covariances xx, xy and yy.
         opacities: [B, G], 0..1.
         colors: [B, G, 3].
-        width: width of the images in pixels, at most 16,384.
+        width: width of the images in pixels, at most 1,024 tiles.
         height: height of the images in pixels.
 
     Returns:
         rgb [B, H, W, 3] and alpha [B, H, W, 1], as `rasterize` does. The centers, conics, opacities
         and colors get gradients.
+
+    Raises:
+        UserError: the Gaussians cover too many tiles.
     """
-    return _Draw.apply(means2d, radii, depths, conics, opacities, colors, width, height)
+    with torch.cuda.device(depths.device):
+        return _Draw.apply(means2d, radii, depths, conics, opacities, colors, width, height)
 
 
 class _Lists:
@@ -96,8 +103,15 @@ class _Lists:
         totals = integers((self.images, tiles))
         grid = math.ceil(tiles / CHUNK), self.images
         _launch("scan_chunks", grid, CHUNK, self.counts, totals, self.chunks, tiles)
-        self.ends = totals.flatten().cumsum(0, dtype=torch.int32)
-        self.entries = integers(int(self.ends[-1]))
+        ends = totals.flatten().cumsum(0)
+        total = int(ends[-1])
+        if total >= 2**31:
+            raise UserError(
+                f"The Gaussians of {self.images} images cover {total:,} tiles of 16x16 pixels in "
+                "all, which is too many to draw at once. Use a smaller batch."
+            )
+        self.ends = ends.int()
+        self.entries = integers(total)
         self.launch_on_splats("list_splats", self.counts, self.ends, self.entries)
 
     def launch_on_splats(self, name: str, *arguments: Tensor) -> None:
@@ -137,6 +151,7 @@ class _Draw(torch.autograd.Function):
         return rgb, alpha
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, rgb_gradient: Tensor, alpha_gradient: Tensor) -> tuple:
         lists: _Lists = ctx.lists
         conics, opacities, transmittances, lasts = ctx.saved_tensors
@@ -169,14 +184,22 @@ def _stream(handle: int) -> Stream:
 
 @functools.cache
 def _kernel(name: str, device: int) -> Kernel:
-    return _compiled(device).get_kernel(name)
+    return compiled(device).get_kernel(name)
 
 
 @functools.cache
-def _compiled(device: int) -> ObjectCode:
-    """Compile rasterize.cu for a GPU."""
+def compiled(device: int) -> ObjectCode:
+    """Compile rasterize.cu for a GPU.
+
+    Raises:
+        UserError: NVRTC is missing, or does not know the GPU.
+    """
     source = files("talker.avatar.kernels").joinpath("rasterize.cu").read_text(encoding="utf-8")
-    target = Device(device)
-    target.set_current()
-    options = ProgramOptions(std="c++17", arch=f"sm_{target.arch}", use_fast_math=True)
-    return Program(source, code_type="c++", options=options).compile("cubin")
+    try:
+        target = Device(device)
+        target.set_current()
+        options = ProgramOptions(std="c++17", arch=f"sm_{target.arch}", use_fast_math=True)
+        return Program(source, code_type="c++", options=options).compile("cubin")
+    except Exception as error:  # cuda-core has no common class for its errors
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"rasterize.cu could not be compiled: {reason}") from error
