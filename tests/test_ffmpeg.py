@@ -36,7 +36,9 @@ def test_filters_change_the_pictures_and_nothing_else(video: Path, tmp_path: Pat
         before, after = (
             dataclasses.replace(probe(path), name="", codec="") for path in (video, copy)
         )
-        assert after == before
+        # FFmpeg 5 counts the samples before the start of the sound that AAC adds
+        assert after.audio_start == pytest.approx(before.audio_start, abs=0.065)
+        assert dataclasses.replace(after, audio_start=before.audio_start) == before
         sounds = [decode_audio(path, 0.0)[:15_000] for path in (copy, video)]
         assert np.array_equal(*sounds)
     assert not copy.exists() and list((tmp_path / "new").iterdir()) == []

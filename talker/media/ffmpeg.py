@@ -74,6 +74,7 @@ def filtered(video: Path, filters: str, folder: Path) -> Iterator[Path]:
             vcodec="libx264",
             acodec="copy",
             fps_mode="passthrough",
+            avoid_negative_ts="disabled",  # FFmpeg 5 would delay the video
             **LOSSLESS,
         )
         action = f"apply the filters '{filters}' to {video}"
