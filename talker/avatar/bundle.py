@@ -27,7 +27,7 @@ from talker.clip import MAX_SIZE, check_regular, load_arrays, load_json
 from talker.core.files import atomic_write
 from talker.core.parallel import ordered_map, usable_cores
 from talker.data import layout
-from talker.data.formats import StoredArrays
+from talker.data.formats import StoredArrays, are_rigid
 from talker.data.layout import Folder
 from talker.dataset import MAX_FEATURE, Dataset
 from talker.errors import UserError
@@ -228,9 +228,7 @@ def _read_replay(file: zipfile.Path) -> dict[str, np.ndarray]:
     valid = stored.booleans("valid")
     frames = len(valid)
     viewmats = stored.numbers("viewmats", (frames, 4, 4))
-    turns = viewmats[:, :3, :3]
-    rigid = np.abs(turns @ turns.transpose(0, 2, 1) - np.eye(3)).max(initial=0) < RIGID
-    if not rigid or (np.linalg.det(turns) < 0).any() or (viewmats[:, 3] != [0, 0, 0, 1]).any():
+    if not are_rigid(viewmats, RIGID):
         stored.refuse("must have rotations and translations in the array 'viewmats'")
     K = stored.numbers("K", (3, 3), 0, 1e6)
     if not (K[[0, 1], [0, 1]] > 0).all() or (K[2] != [0, 0, 1]).any():

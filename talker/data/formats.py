@@ -358,6 +358,19 @@ def write_fit(path: Path, fit: HeadFit) -> None:
     )
 
 
+def are_rigid(viewmats: np.ndarray, tolerance: float) -> bool:
+    """Return whether matrices [N, 4, 4] consist of rotations and translations.
+
+    Args:
+        viewmats: matrices.
+        tolerance: largest deviation of a rotation times its transpose from the identity.
+    """
+    turns = viewmats[:, :3, :3]
+    deviation = np.abs(turns @ turns.transpose(0, 2, 1) - np.eye(3)).max(initial=0)
+    turned = bool((np.linalg.det(turns) > 0).all() and (viewmats[:, 3] == [0, 0, 0, 1]).all())
+    return turned and bool(deviation < tolerance)
+
+
 def read_fit(path: Path, frames: int) -> HeadFit:
     """Read the fit.npz of a clip of `frames` frames.
 
@@ -369,10 +382,7 @@ def read_fit(path: Path, frames: int) -> HeadFit:
     shots = _shots(stored, frames)
     count = len(shots.accepted_frames)
     viewmats = stored.numbers("viewmats", (count, 4, 4))
-    turns = viewmats[:, :3, :3]
-    rigid = np.abs(turns @ turns.transpose(0, 2, 1) - np.eye(3)).max(initial=0) < 1e-6
-    rigid &= bool((np.linalg.det(turns) > 0).all() and (viewmats[:, 2, 3] > 0).all())
-    if not count or not rigid or (viewmats[:, 3] != [0, 0, 0, 1]).any():
+    if not count or not are_rigid(viewmats, 1e-6) or (viewmats[:, 2, 3] <= 0).any():
         stored.refuse("must have a pose in front of the camera for at least one frame")
     expression = stored.numbers("expression", (frames, None))
     rank = expression.shape[1]

@@ -324,7 +324,7 @@ def _resample(
     """Yield blocks [C, n] of the target format; the format of the frames may change.
 
     Raises:
-        UserError: there are no samples, or their timestamps or their sample rate are not accepted.
+        UserError: the audio has no samples, or its timestamps or its sample rate cannot be used.
     """
     graph, current = None, None
     zero, samples, clock, decoded = Fraction(start or 0), 0, _Clock(path), Fraction(0)

@@ -70,22 +70,16 @@ def draw_projected(
 
 
 class _Lists:
-    """Lists of the splats of each tile, sorted by depth; the arguments are as in `draw_projected`.
+    """Lists of the splats of each tile, sorted by depth.
 
-    The tensors are contiguous.
+    Args:
+        projected: the tensors that `draw_projected` takes, in the same order and contiguous.
+        width: width of the images in pixels.
+        height: height of the images in pixels.
     """
 
-    def __init__(
-        self,
-        means2d: Tensor,
-        radii: Tensor,
-        depths: Tensor,
-        conics: Tensor,
-        opacities: Tensor,
-        colors: Tensor,
-        width: int,
-        height: int,
-    ) -> None:
+    def __init__(self, projected: tuple[Tensor, ...], width: int, height: int) -> None:
+        depths = projected[2]
         self.images, self.gaussians = depths.shape
         self.width, self.height = width, height
         self.across, self.down = math.ceil(width / TILE), math.ceil(height / TILE)
@@ -94,9 +88,8 @@ class _Lists:
         integers = functools.partial(torch.empty, dtype=torch.int32, device=depths.device)
         self.splats = depths.new_empty(self.images, self.gaussians, ROW)
         keys = torch.empty_like(depths)
-        inputs = means2d, radii, depths, conics, opacities, colors
         packed = self.splats, keys, keys.numel()
-        _launch("pack_splats", (math.ceil(keys.numel() / CHUNK), 1), CHUNK, *inputs, *packed)
+        _launch("pack_splats", (math.ceil(keys.numel() / CHUNK), 1), CHUNK, *projected, *packed)
         self.order = keys.sort(dim=1, stable=True).indices
         self.counts = integers((self.images, self.chunks, tiles))
         self.launch_on_splats("count_splats", self.counts)
@@ -133,11 +126,9 @@ class _Draw(torch.autograd.Function):
     def forward(
         ctx: Any, means2d, radii, depths, conics, opacities, colors, width: int, height: int
     ) -> tuple[Tensor, Tensor]:
-        means2d, conics, opacities, colors = (
-            part.contiguous() for part in (means2d, conics, opacities, colors)
-        )
-        radii, depths = radii.contiguous(), depths.contiguous()
-        lists = _Lists(means2d, radii, depths, conics, opacities, colors, width, height)
+        parts = means2d, radii, depths, conics, opacities, colors
+        projected = tuple(part.contiguous() for part in parts)
+        lists = _Lists(projected, width, height)
         rgb = depths.new_empty(lists.images, height, width, 3)
         alpha = depths.new_empty(lists.images, height, width, 1)
         if any(ctx.needs_input_grad):
@@ -145,7 +136,7 @@ class _Draw(torch.autograd.Function):
             lasts = torch.empty_like(alpha, dtype=torch.int32)
             lists.launch_on_tiles("draw_for_training", rgb, alpha, transmittances, lasts)
             ctx.lists = lists
-            ctx.save_for_backward(conics, opacities, transmittances, lasts)
+            ctx.save_for_backward(*projected[3:5], transmittances, lasts)
         else:
             lists.launch_on_tiles("draw", rgb, alpha)
         return rgb, alpha
