@@ -336,6 +336,28 @@ def test_our_kernels_repeat_gradients_bitwise():
 
 @pytest.mark.gpu
 @needs_gpu
+def test_graphs_draw_lists_of_any_length():
+    """Small Gaussians are in few tiles, so the graphs have no memory for those of large ones."""
+
+    def work(*tensors: Tensor) -> list[Tensor]:
+        scene = Scene(*(tensor.detach().requires_grad_() for tensor in tensors))
+        drawn = rasterize(Splats(*scene[:5]), *scene[5:], WIDTH, HEIGHT)
+        loss = (drawn.rgb**2).sum() + (drawn.alpha**2).sum()
+        return [drawn.rgb, drawn.alpha, *torch.autograd.grad(loss, scene[:5])]
+
+    large = [tensor.cuda() for tensor in make_scene()]
+    small = [tensor.cuda() for tensor in make_scene(seed=1)]
+    small[2] = 0.02 * small[2]
+    expected = {id(scene): [x.clone() for x in work(*scene)] for scene in (small, large)}
+    graphs = rasterizer.as_graphs(work)
+    assert graphs is not work
+    for scene in (small, small, large, small, large, large):
+        found = graphs(*scene)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected[id(scene)], strict=True))
+
+
+@pytest.mark.gpu
+@needs_gpu
 def test_our_kernels_draw_nothing():
     scene = make_scene()
     scene.means[..., 2] -= 10

@@ -29,7 +29,7 @@ class DensityConfig:
 
     start: AtLeast0 = 300
     """First step at which the number of Gaussians may change."""
-    stop: AtLeast0 = 1_200
+    stop: AtLeast0 = 1_000
     """First step at which the number of Gaussians no longer changes."""
     every: AtLeast1 = 100
     """Number of steps between two such changes."""
@@ -96,8 +96,8 @@ class DensityControl:
             batch: number of images over which the loss is averaged.
         """
         # scaled as if the loss were that of a single image and lengths were in half images
-        unit = gradients.new_tensor([width / 2, height / 2]) * batch
-        norms = torch.where(radii > 0, (gradients * unit).norm(dim=-1), 0).sum(dim=0)
+        x, y = (gradients * (batch / 2)).unbind(-1)
+        norms = torch.where(radii > 0, torch.hypot(width * x, height * y), 0).sum(dim=0)
         views = (radii > 0).sum(dim=0)
         if self.gradients is not None and self.views is not None:
             norms, views = self.gradients + norms, self.views + views

@@ -1,8 +1,8 @@
 """Render a few frames at a time with low latency.
 
-Values that are the same for all frames are computed once. On a GPU, the network runs as a CUDA
-graph, because Python takes longer to launch its hundred kernels than the GPU takes to run them for
-a single frame.
+Values that are the same for all frames are computed once. On a GPU, each call replays CUDA graphs,
+because Python takes longer to launch the hundred kernels than the GPU takes to run them for a
+single frame.
 """
 
 from functools import partial
@@ -10,9 +10,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from talker.avatar.expression import EXPRESSIONS
 from talker.avatar.model import Avatar
-from talker.avatar.rasterize import Splats, rasterize
+from talker.avatar.rasterize import as_graphs
 from talker.avatar.renderer import HeadRenderer
 
 
@@ -27,37 +26,30 @@ def live_avatar(avatar: Avatar, batch: int) -> HeadRenderer:
 class LiveAvatar:
     """Renders up to `batch` frames per call on CUDA, as `Avatar.render_from_expression` does.
 
-    Calls must not overlap: they share the memory of the graph.
+    Calls must not overlap, and each of them overwrites the images of the previous one.
     """
 
     def __init__(self, avatar: Avatar, batch: int = 1) -> None:
-        device = avatar.device
-        self.inputs = (
-            torch.zeros(batch, EXPRESSIONS, device=device),
-            torch.zeros(batch, 2, device=device),
-            torch.eye(4, device=device).repeat(batch, 1, 1),
-        )
+        self.avatar, self.batch = avatar.eval(), batch
         with torch.no_grad():
-            self.shared = avatar.eval().shared()  # the graph reads it where it is in memory
-            stream = torch.cuda.Stream(device)
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):  # compiles and allocates before the capture
-                for _ in range(3):
-                    avatar.deform(*self.inputs, self.shared)
-            torch.cuda.current_stream().wait_stream(stream)
-            self.graph = torch.cuda.CUDAGraph()
-            # other sessions may use the GPU in their threads meanwhile
-            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-                self.splats = avatar.deform(*self.inputs, self.shared)
+            self.shared = avatar.shared()  # the graphs read it where it is in memory
+        self.size = 0, 0
+        self.rendered = as_graphs(self._render)
+
+    def _render(
+        self, expression: Tensor, eye: Tensor, viewmats: Tensor, Ks: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        given = expression, eye, viewmats, Ks
+        return self.avatar.render_from_expression(*given, *self.size, self.shared)
 
     @torch.no_grad()
     def __call__(
         self, expression: Tensor, eye: Tensor, viewmats: Tensor, Ks: Tensor, height: int, width: int
     ) -> tuple[Tensor, Tensor]:
+        if self.size != (height, width):
+            self.size, self.rendered = (height, width), as_graphs(self._render)
         count = len(eye)
-        for static, given in zip(self.inputs, (expression, eye, viewmats), strict=True):
-            static[:count].copy_(given)
-        self.graph.replay()
-        splats = Splats(*(part[:count] for part in self.splats))
-        rendered = rasterize(splats, viewmats, Ks, width, height)
-        return rendered.rgb, rendered.alpha
+        rows = torch.arange(self.batch, device=eye.device).clamp(max=count - 1)
+        given = (x if count == self.batch else x[rows] for x in (expression, eye, viewmats, Ks))
+        rgb, alpha = self.rendered(*given)
+        return rgb[:count], alpha[:count]

@@ -79,7 +79,7 @@ class Config:
     hidden: AtLeast1 = 128
     """Width of the hidden layer that all output layers of the deformation network share."""
 
-    canonical_steps: AtLeast1 = 1_500
+    canonical_steps: AtLeast1 = 1_000
     """Number of steps of the canonical stage, which fits one head without facial motion."""
     canonical_batch: AtLeast1 = 8
     """Number of images in a batch of the canonical stage."""
@@ -93,8 +93,9 @@ class Config:
     """Fraction of the images in the deformation stage that are selected so that all degrees of eye
     closure occur equally often. The default of 0 uses all training frames equally often. In a short
     training run, blinks are then too rare, and the eyes do not close."""
-    deformation_steps: AtLeast1 = 4_000
-    """Number of steps of the deformation stage, which fits the facial motion."""
+    deformation_steps: AtLeast1 = 2_000
+    """Number of steps of the deformation stage, which fits the facial motion. Twice as many do not
+    improve avatars of clips of less than a minute (docs/notes/quality.md)."""
     deformation_batch: AtLeast1 = 32
     """Number of images in a batch of the deformation stage."""
     max_epochs: AtLeast1 = 400

@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Callable
 from types import ModuleType
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Shaped
@@ -20,6 +20,8 @@ from talker.core.compiler import gsplat_compilers
 from talker.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 TILE_SIZE = 16
 """Side length of gsplat's tiles in pixels; other values are not tested."""
@@ -123,6 +125,22 @@ def _draw_projected() -> Callable[..., tuple[Tensor, Tensor]]:
         )
         return draw_with_gsplat
     return draw_projected
+
+
+def as_graphs(work: Callable[..., Result]) -> Callable[..., Result]:
+    """Return a function that does the same as `work`, with fewer launches of kernels on a GPU.
+
+    It is `work` itself if gsplat draws, which waits for the GPU.
+
+    Args:
+        work: a function of tensors on a GPU, whose shapes never change. It calls `rasterize` once,
+            and does not wait for the GPU. Its results are overwritten by the next call.
+    """
+    if _draw_projected() is draw_with_gsplat:
+        return work
+    from talker.avatar.kernels.rasterize_cuda import Graphs
+
+    return Graphs(work)
 
 
 def draw_with_gsplat(

@@ -10,11 +10,9 @@ import math
 import signal
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple, TypeVar
@@ -22,7 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from talker.avatar.checkpoint import Origin, load_checkpoint, save_checkpoint
@@ -32,7 +30,7 @@ from talker.avatar.gaussians import initial_gaussians, mean_colors, sample_surfa
 from talker.avatar.losses import PerceptualNetwork, compute_loss
 from talker.avatar.model import Avatar, AvatarConfig
 from talker.avatar.options import Config
-from talker.avatar.rasterize import Rasterized, Splats, rasterize
+from talker.avatar.rasterize import Rasterized, Splats, as_graphs, rasterize
 from talker.avatar.training_set import (
     EYES,
     MOUTH,
@@ -82,29 +80,17 @@ class Conditions(NamedTuple):
     """[B, 12] standardized head poses."""
 
 
-class DeformationModule(nn.Module):
-    """The network of the deformation stage as a function of tensors, which CUDA graphs require.
+class Gradients(NamedTuple):
+    """What `Trainer.loss_and_gradients` returns for B images."""
 
-    It maps the fields of `Conditions` and viewmats [B, 4, 4] to the fields of `Splats`.
-    """
-
-    def __init__(self, avatar: Avatar) -> None:
-        super().__init__()
-        self.avatar = avatar
-
-    def forward(
-        self,
-        speech: Tensor,
-        expression: Tensor,
-        tracked: Tensor,
-        eye: Tensor,
-        pose: Tensor,
-        viewmats: Tensor,
-    ) -> tuple[Tensor, ...]:
-        with torch.no_grad():
-            predicted = self.avatar.speech_to_expression(speech)
-        expression = torch.where(tracked, expression, predicted)
-        return tuple(self.avatar.deform(expression, eye, viewmats, pose=pose))
+    parameters: list[Tensor]
+    """gradients of all trained parameters"""
+    losses: dict[str, Tensor]
+    """the loss and its terms, by name"""
+    centers: Tensor
+    """[B, G, 2], gradient of `Rasterized.means2d`"""
+    radii: Tensor
+    """int [B, G], `Rasterized.radii`"""
 
 
 class Trainer:
@@ -132,9 +118,8 @@ class Trainer:
         self.diverged = torch.zeros((), device=device)
         self.eye_odds = eye_odds(subset.eye[:, 0].cpu())
         self.targets = Prefetch(subset, self.batch_rows)
-        self.deform: Callable[..., tuple[Tensor, ...]] = DeformationModule(self.avatar)
-        self.graph_captured = False
         self.part_size = self._full_part_size()
+        self.whole_batch: Callable[..., Gradients] | None = None
 
     def _full_part_size(self) -> int:
         """Return how many images of a batch are computed at once if memory allows; 0 means all."""
@@ -213,13 +198,20 @@ class Trainer:
             pose=pose + config.pose_noise * noise(*pose.shape),
         )
 
+    def deform(self, conditions: Conditions, viewmats: Tensor) -> Splats:
+        """Return the Gaussians of B frames with cameras [B, 4, 4]."""
+        with torch.no_grad():
+            predicted = self.avatar.speech_to_expression(conditions.speech)
+        expression = torch.where(conditions.tracked, conditions.expression, predicted)
+        return self.avatar.deform(expression, conditions.eye, viewmats, pose=conditions.pose)
+
     def render(self, rows: Tensor, conditions: Conditions | None) -> Rasterized:
         """Render training frames; without conditions, render the canonical head in their poses."""
         avatar, viewmats = self.avatar, self.subset.viewmats[rows]
         if conditions is None:
             splats = to_view(avatar.gaussians(), avatar.canonical["means"].detach(), viewmats)
         else:
-            splats = Splats(*self.deform(*conditions, viewmats))
+            splats = self.deform(conditions, viewmats)
         height, width = self.subset.size
         return rasterize(splats, viewmats, self.subset.K.expand(len(rows), 3, 3), width, height)
 
@@ -232,22 +224,19 @@ class Trainer:
 
     def loss_and_gradients(
         self, rows: Tensor, targets: Targets, conditions: Conditions | None, share: float = 1.0
-    ) -> tuple[list[Tensor], dict[str, Tensor], Rasterized]:
+    ) -> Gradients:
         """Render a part of a batch, compute its loss and differentiate it.
 
         Args:
             share: fraction of the batch that is in this part; gradients and losses are multiplied
                 by it, so that those of all parts add up.
-
-        Returns:
-            The gradients of all trained parameters and of `Rasterized.means2d`, the losses by name,
-            and the rendered images.
         """
         rendered = self.render(rows, conditions)
         loss, values = self.compute_loss(rendered.rgb, rendered.alpha, targets)
         inputs = [*self._parameters(), rendered.means2d]
-        gradients = list(torch.autograd.grad(share * loss, inputs))
-        return gradients, {name: share * value for name, value in values.items()}, rendered
+        *gradients, centers = torch.autograd.grad(share * loss, inputs)
+        values = {name: share * value for name, value in values.items()}
+        return Gradients(gradients, values, centers, rendered.radii)
 
     def in_parts(self, work: Callable[[slice], Result], count: int) -> list[Result]:
         """Return work(part) for each part in which a batch of `count` images is computed."""
@@ -258,16 +247,19 @@ class Trainer:
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
-    def _capture_graph(self, rows: Tensor, conditions: Conditions) -> None:
-        """Replay the network as a CUDA graph from now on.
+    def _loss_and_gradients_as_graphs(
+        self, rows: Tensor, targets: Targets, conditions: Conditions | None
+    ) -> Gradients:
+        """Return `loss_and_gradients` of a whole batch on a GPU; see `rasterize.as_graphs`."""
+        images = len(targets)
 
-        Python takes longer to launch its hundreds of small kernels than the GPU takes to run them.
-        """
-        # This warning is expected, because the capture uses its own stream, and it is harmless.
-        warnings.filterwarnings("ignore", "The AccumulateGrad node's stream")
-        capture: Any = partial(torch.cuda.make_graphed_callables, allow_unused_input=True)
-        self.deform = capture(self.deform, (*conditions, self.subset.viewmats[rows]))
-        self.graph_captured = True
+        def work(rows: Tensor, *given: Tensor) -> Gradients:
+            driving = Conditions(*given[images:]) if given[images:] else None
+            return self.loss_and_gradients(rows, Targets(*given[:images]), driving)
+
+        if self.whole_batch is None:
+            self.whole_batch = as_graphs(work)
+        return self.whole_batch(rows, *targets, *(conditions or ()))
 
     def train_step(self) -> dict[str, float] | None:
         """Take one step; return the losses every `LOG_EVERY` steps and at the end of the stage.
@@ -281,16 +273,8 @@ class Trainer:
         targets = self.targets(self.step)
         conditions = None if canonical else self.sample_conditions(rows)
 
-        def work(part: slice) -> tuple[list[Tensor], dict[str, Tensor], Rasterized]:
-            return self.loss_and_gradients(
-                rows[part],
-                Targets(*(x[part] for x in targets)),
-                conditions and Conditions(*(x[part] for x in conditions)),
-                share=len(rows[part]) / len(rows),
-            )
-
-        done = self._in_memory(work, rows, conditions)
-        by_parameter = zip(*(gradients[:-1] for gradients, *_ in done), strict=True)
+        done = self._in_memory(rows, targets, conditions)
+        by_parameter = zip(*(part.parameters for part in done), strict=True)
         if len(done) == 1:
             gradients = [g.contiguous() for (g,) in by_parameter]
         else:
@@ -307,29 +291,45 @@ class Trainer:
         self._decay_rates()
         self.optimizer.step()
         if canonical and self.density.accumulates_gradients(self.step):
-            for gradients, _, rendered in done:
-                self.density.observe(gradients[-1], rendered.radii, *subset.size, len(rows))
+            for part in done:
+                self.density.observe(part.centers, part.radii, *subset.size, len(rows))
+            before = self.avatar.canonical["means"]
             self.density.step(self.avatar.canonical, self.optimizer, self.step, self._generator())
+            if self.avatar.canonical["means"] is not before:
+                self.whole_batch = None
         self.step += 1
         if not logs:
             return None
-        return {name: sum(values[name].item() for _, values, _ in done) for name in done[0][1]}
+        return {name: sum(part.losses[name].item() for part in done) for name in done[0].losses}
 
     def _in_memory(
-        self, work: Callable[[slice], Result], rows: Tensor, conditions: Conditions | None
-    ) -> list[Result]:
-        """Return `in_parts`; if memory runs out, compute each batch in two halves from now on."""
+        self, rows: Tensor, targets: Targets, conditions: Conditions | None
+    ) -> list[Gradients]:
+        """Return the gradients of the parts in which a batch is computed.
+
+        If memory runs out, each batch is computed in two halves from now on.
+        """
         count = len(rows)
+
+        def work(part: slice) -> Gradients:
+            return self.loss_and_gradients(
+                rows[part],
+                Targets(*(x[part] for x in targets)),
+                conditions and Conditions(*(x[part] for x in conditions)),
+                share=len(rows[part]) / count,
+            )
+
         try:
-            if conditions and rows.is_cuda and not self.part_size and not self.graph_captured:
-                self._capture_graph(rows, conditions)
+            # the perceptual network may wait for the GPU, which graphs cannot do
+            if rows.is_cuda and not self.part_size and self.perceptual is None:
+                return [self._loss_and_gradients_as_graphs(rows, targets, conditions)]
             return self.in_parts(work, count)
         except torch.OutOfMemoryError:
             if 0 < self.part_size < count:
                 raise
         # outside of the handler, whose exception keeps the tensors of the failed step alive
         self.part_size = math.ceil(count / 2)
-        self.deform = DeformationModule(self.avatar)
+        self.whole_batch = None
         torch.cuda.empty_cache()
         logger.warning(
             "The GPU ran out of memory at step %d of the %s stage. From now on, each batch of %d "
@@ -392,6 +392,7 @@ class Trainer:
             )
         self.stage, self.step = "deformation", 0
         self.part_size = self._full_part_size()
+        self.whole_batch = None
         self.optimizer = self._new_optimizer()
 
     @property

@@ -254,6 +254,7 @@ def bench(
         encoder=config.encoder,
         image_size=config.image_size,
         gaussians=gaussians,
+        mouth_split=1,  # otherwise, the avatar would have more Gaussians
         deformation_batch=config.train_batch,
         deformation_steps=10**6,
         max_epochs=10**6,
@@ -307,13 +308,13 @@ def time_training(trainer: Trainer, config: Config, numbers: Numbers, name: str)
     viewmats, Ks = subset.viewmats[rows], subset.K.expand(len(rows), 3, 3)
     height, width = subset.size
     conditions, targets = trainer.sample_conditions(rows), subset.targets(rows)
-    deformed = trainer.deform(*conditions, viewmats)
+    deformed = trainer.deform(conditions, viewmats)
     splats = [part.detach().clone().requires_grad_() for part in deformed]
     rendered = rasterize(Splats(*splats), viewmats, Ks, width, height)
     images = [part.detach().requires_grad_() for part in (rendered.rgb, rendered.alpha)]
 
     def deform(part: slice) -> None:
-        trainer.deform(*(x[part] for x in (*conditions, viewmats)))
+        trainer.deform(Conditions(*(x[part] for x in conditions)), viewmats[part])
 
     def raster(part: slice) -> None:
         some = Splats(*(x[part] for x in splats))

@@ -7,8 +7,11 @@ needed.
 
 import functools
 import math
+from collections.abc import Callable
+from contextlib import suppress
+from contextvars import ContextVar
 from importlib.resources import files
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from cuda.core import (
@@ -26,6 +29,8 @@ from torch.autograd.function import once_differentiable
 
 from talker.errors import UserError
 
+Result = TypeVar("Result")
+
 TILE = 16
 """Side length of the tiles in pixels, as in rasterize.cu."""
 CHUNK = 256
@@ -34,6 +39,12 @@ DRAWING_THREADS = 128
 """Threads of the kernels that process tiles, as in rasterize.cu."""
 ROW = 12
 """Values of a packed splat, and of the gradients of an entry of a list, with padding."""
+MAX_ENTRIES = 2**31 - 1
+"""Largest total length of the lists."""
+SPARE = 1.25
+"""Length of the lists that a CUDA graph has memory for, relative to their length at its capture."""
+_reserve: ContextVar[Callable[[Tensor], int]] = ContextVar("_reserve", default=int)
+"""Maps the total length of the lists to the length that memory is allocated for."""
 
 
 def draw_projected(
@@ -97,14 +108,14 @@ class _Lists:
         grid = math.ceil(tiles / CHUNK), self.images
         _launch("scan_chunks", grid, CHUNK, self.counts, totals, self.chunks, tiles)
         ends = totals.flatten().cumsum(0)
-        total = int(ends[-1])
-        if total >= 2**31:
+        length = _reserve.get()(ends[-1])
+        if length > MAX_ENTRIES:
             raise UserError(
-                f"The Gaussians of {self.images} images cover {total:,} tiles of 16x16 pixels in "
+                f"The Gaussians of {self.images} images cover {length:,} tiles of 16x16 pixels in "
                 "all, which is too many to draw at once. Use a smaller batch."
             )
         self.ends = ends.int()
-        self.entries = integers(total)
+        self.entries = integers(length)
         self.launch_on_splats("list_splats", self.counts, self.ends, self.entries)
 
     def launch_on_splats(self, name: str, *arguments: Tensor) -> None:
@@ -156,6 +167,83 @@ class _Draw(torch.autograd.Function):
         given = lists.counts, lists.ends, drawn, entries, conics, opacities
         lists.launch_on_splats("add_gradients", *given, centers, *others)
         return centers, None, None, *others, None, None
+
+
+class Graphs(Generic[Result]):
+    """A function of tensors that calls `draw_projected` once, replayed as two CUDA graphs.
+
+    Python takes longer to launch hundreds of small kernels than the GPU takes to run them. The
+    first graph ends where the length of the lists is known. The host waits for it, because the
+    second graph has memory for lists of a limited length. If they are longer, the function is
+    captured again.
+
+    The first call runs the function without graphs, which compiles its kernels. The function must
+    not wait for the GPU. Its results are overwritten by the next call.
+
+    Args:
+        work: the function. Its arguments must have the same shapes in all calls.
+    """
+
+    def __init__(self, work: Callable[..., Result]) -> None:
+        self.work = work
+        self.stream = torch.cuda.Stream()
+        self.inputs: tuple[Tensor, ...] = ()
+        self.graphs: list[torch.cuda.CUDAGraph] = []
+
+    def __call__(self, *given: Tensor) -> Result:
+        warm = bool(self.inputs)
+        with torch.inference_mode(False):  # later calls may be outside of the inference mode
+            self.inputs = self.inputs or tuple(tensor.clone() for tensor in given)
+        for mine, new in zip(self.inputs, given, strict=True):
+            mine.copy_(new)
+        caller = torch.cuda.current_stream()
+        self.stream.wait_stream(caller)
+        with torch.cuda.stream(self.stream):
+            result = self._replayed() if warm else self.work(*self.inputs)
+        caller.wait_stream(self.stream)
+        return result
+
+    def _replayed(self) -> Result:
+        if self.graphs:
+            self.graphs[0].replay()
+        if not self.graphs or int(self.length) > self.reserved:
+            self._capture()
+        self.graphs[1].replay()
+        return self.result
+
+    def _capture(self) -> None:
+        """Capture both graphs, and replay the first one."""
+        self.graphs = []
+        torch.cuda.empty_cache()  # the graphs have memory of their own
+        before = _reserve.set(self._reserve_in_second)
+        try:
+            self._begin()
+            self.result = self.work(*self.inputs)
+        except BaseException:
+            for graph in self.graphs[-1:]:
+                with suppress(RuntimeError):  # the error may have ended the capture
+                    graph.capture_end()
+            self.graphs = []
+            raise
+        finally:
+            _reserve.reset(before)
+        self.graphs[1].capture_end()
+
+    def _begin(self, **pool: Any) -> None:
+        graph = torch.cuda.CUDAGraph()
+        # other threads, such as those of other live sessions, may use the GPU meanwhile
+        graph.capture_begin(**pool, capture_error_mode="thread_local")
+        self.graphs.append(graph)
+
+    def _reserve_in_second(self, length: Tensor) -> int:
+        """Replay the first graph to learn the length of the lists, and begin the second one."""
+        (first,) = self.graphs
+        first.capture_end()
+        first.replay()
+        self.length = length
+        self.reserved = min(math.ceil(SPARE * int(length)), max(MAX_ENTRIES, int(length)))
+        self._begin(pool=first.pool())
+        return self.reserved
 
 
 def _launch(name: str, grid: tuple[int, int], block: int, *arguments: Tensor | int) -> None:
