@@ -54,6 +54,7 @@ def compare(data: Dataset, name: str, model: str) -> tuple[float, float]:
         speech_scale=torch.from_numpy(stats.scale),
         silence=torch.from_numpy(stats.silence),
         rest=rest,
+        opening=torch.from_numpy(opening[ids]),
     )
     with torch.no_grad():
         predicted = layer(windows[held_out]).numpy()

@@ -140,3 +140,80 @@ def test_the_amplitude_is_restored_as_far_as_asked() -> None:
     assert spread[0] < spread[1] < spread[2]
     assert spread[1] == pytest.approx((spread[0] + spread[2]) / 2, rel=1e-3)
     assert spread[2] / spread[0] == pytest.approx(1.5, rel=0.05), "limited"
+
+
+def closing_speech(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return windows [600, 16, 8], expressions [600, 10] and mouth openings [600].
+
+    The lips close for up to four frames where speech component 7 is large, and the mouth opens
+    slowly with component 0, which also determines an expression that is four times larger. Noise
+    hides part of the opening.
+    """
+    rng = np.random.default_rng(seed)
+    slots = gaussian_filter1d(rng.normal(size=(1200, 8)), 4, axis=0)
+    slots[:, 7] = gaussian_filter1d((rng.random(1200) < 0.03).astype(float), 2)
+    slots = (slots - slots.mean(0)) / slots.std(0)
+    windows = slots[(2 * np.arange(600)[:, None] + np.arange(-7, 9)).clip(0, 1199)]
+    center = windows[:, 7:9].mean(1)
+    opening = 0.08 + 0.02 * (center[:, 0] + rng.normal(size=600))
+    opening = opening.clip(0.02, None) * (center[:, 7] < 1)
+    jaw = center[:, 0] + 2 * rng.normal(size=600)
+    expression = np.stack([0.1 * jaw, opening], axis=1)
+    targets = expression_targets(expression, np.zeros((600, 2)))
+    return torch.from_numpy(windows).float(), targets, torch.from_numpy(opening)
+
+
+def test_the_lips_close_where_the_real_lips_are_closed() -> None:
+    """How far the lips stay open where the real lips are closed, relative to open lips."""
+    remaining, correlations = [], []
+    for seed in range(3):
+        windows, targets, opening = closing_speech(seed)
+        train, test = slice(0, 400), slice(416, 600)
+        design = np.hstack([targets, np.ones((600, 1))])
+        axis = np.linalg.lstsq(design, opening.numpy(), rcond=None)[0]
+        closed = opening[test].numpy() == 0
+        for given in (None, opening[train]):
+            layer = SpeechToExpression(8)
+            fit_speech_to_expression(
+                layer, windows[train], targets[train], amplitude=1.0, opening=given
+            )
+            with torch.no_grad():
+                predicted = layer(windows[test]).numpy() @ axis[:-1] + axis[-1]
+            correlations.append(np.corrcoef(predicted, opening[test])[0, 1])
+            remaining.append(predicted[closed].mean() / predicted[~closed].mean())
+    before, after = np.reshape(remaining, (3, 2)).mean(0)
+    assert after < before - 0.1
+    before, after = np.reshape(correlations, (3, 2)).mean(0)
+    assert after > before - 0.02
+
+
+def test_the_opening_has_the_amplitude_of_the_recording() -> None:
+    windows, targets, opening = closing_speech(3)
+    design = np.hstack([targets, np.ones((600, 1))])
+    axis = np.linalg.lstsq(design, opening.numpy(), rcond=None)[0]
+    layer = SpeechToExpression(8)
+    fit_speech_to_expression(layer, windows, targets, amplitude=1.0, opening=opening)
+    with torch.no_grad():
+        predicted = layer(windows).numpy() @ axis[:-1]
+    assert predicted.std() == pytest.approx(float(opening.std()), rel=0.1)
+
+
+def test_an_opening_that_the_expression_does_not_contain_has_no_effect() -> None:
+    windows, targets, _ = closing_speech(4)
+    layers = [SpeechToExpression(8) for _ in range(2)]
+    results = [
+        fit_speech_to_expression(layer, windows, targets, opening=opening)
+        for layer, opening in zip(layers, (None, torch.full((600,), 0.1)), strict=True)
+    ]
+    assert results[0] == results[1]
+    torch.testing.assert_close(*[layer.weight for layer in layers])
+    torch.testing.assert_close(*[layer.bias for layer in layers])
+
+
+def test_silence_closes_the_mouth_also_if_the_opening_is_fitted_by_itself() -> None:
+    windows, targets, opening = closing_speech(5)
+    rest, silence = rest_expression(targets, opening.numpy()), torch.full((8,), 2.0)
+    layer = SpeechToExpression(8)
+    fit_speech_to_expression(layer, windows, targets, None, silence, rest, 0.0, None, opening)
+    answer = layer(silence.expand(1, 16, 8))[0]
+    assert (answer - rest).norm() < 0.2 * (rest - targets.mean(0)).norm()

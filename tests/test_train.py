@@ -183,6 +183,18 @@ def test_a_still_head_trains(data: Dataset, subset: TrainingSet) -> None:
     )
 
 
+def test_the_map_from_speech_depends_on_the_opening_of_the_mouth(
+    data: Dataset, subset: TrainingSet, tmp_path: Path
+) -> None:
+    quick = dataclasses.replace(TINY, canonical_steps=1, deformation_steps=1)
+    constant = dataclasses.replace(subset, opening=torch.ones_like(subset.opening))
+    maps = [
+        fit(data, given, quick, tmp_path / f"{k}.pt").avatar.speech_to_expression.weight
+        for k, given in enumerate((subset, constant))
+    ]
+    assert not torch.allclose(*maps)
+
+
 def test_a_batch_need_not_divide_among_the_threads(data: Dataset, subset: TrainingSet) -> None:
     trainer = Trainer(data, subset, dataclasses.replace(TINY, canonical_batch=3))
     before = weights_of(trainer)["canonical.means"]

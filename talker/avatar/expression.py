@@ -47,6 +47,9 @@ PRIOR_WIDTH = 5.0
 """Width of the prior on the weights, in steps of 20 ms. The expected magnitude of a weight falls
 with the distance of its step from the center of the window, like a Gaussian with this standard
 deviation."""
+OPENING_PRIOR_WIDTH = 3.0
+"""The same for the mouth opening. It changes faster than the other components: for m, b and p, the
+lips close for about 100 ms."""
 STRENGTHS = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10_000.0)
 """Regularization strengths of the ridge regression that cross-validation chooses from."""
 STRENGTHS_TOWARD_PRIOR = (*STRENGTHS, 30_000.0, 100_000.0, 300_000.0, 1_000_000.0)
@@ -131,6 +134,7 @@ def fit_speech_to_expression(
     rest: Float[Tensor, "10"] | None = None,
     amplitude: float = 0.0,
     other_speakers: Ridge | None = None,
+    opening: Float[Tensor, "N"] | None = None,
 ) -> tuple[float, float]:
     """Set the weights of `layer` by ridge regression with cross-validated strength.
 
@@ -139,6 +143,12 @@ def fit_speech_to_expression(
     what silence should look like: people open their mouths during pauses to breathe or to continue
     speaking. Whole windows of silence with the face at rest are therefore added to the training
     data.
+
+    The opening of the mouth is fitted by itself, with its own prior, strength and amplitude, so
+    that the lips close where the real lips do. Its target is the square root of the opening: a
+    difference between closed and slightly open lips is more visible than the same difference
+    between open lips. The map stays linear, because the predicted expression is shifted along the
+    direction in which the expression changes with the opening.
 
     Args:
         windows: speech windows of the training frames [N, 16, C], in temporal order.
@@ -152,21 +162,94 @@ def fit_speech_to_expression(
         other_speakers: the map that other speakers suggest, from flattened windows to expressions
             (`SpeechPrior`). The penalty is then on the difference from this map, if
             this predicts held-out stretches better.
+        opening: mouth opening of the same frames [N], in any unit, not negative. None fits the
+            opening like the rest of the expression.
 
     Returns:
         The ridge strength, and the correlation between the first component and its prediction on
         held-out stretches.
     """
-    if speech_scale is None:
-        speech_scale = torch.ones(windows.shape[2])
-    prior = weight_prior(speech_scale.cpu().double().numpy())
-    x = windows.flatten(1).cpu().double().numpy() * prior
-    y = targets.cpu().double().numpy()
-    extra = None
+    x, y = windows.cpu().double().numpy(), targets.cpu().double().numpy()
+    scale = np.ones(x.shape[2]) if speech_scale is None else speech_scale.cpu().double().numpy()
+    answer = None
     if silence is not None and rest is not None:
+        answer = silence.cpu().double().numpy(), rest.cpu().double().numpy()
+    fitted = _fit(x, y, weight_prior(scale), answer, other_speakers, amplitude)
+    if opening is not None:
+        mean = y.mean(0)
+        axis, direction, scores = _opening_scores(y - mean, opening.cpu().double().numpy())
+        column = axis[:, None]
+        known = other_speakers and Ridge(
+            other_speakers.weight @ column, (other_speakers.bias - mean) @ column
+        )
+        at_rest = answer and (answer[0], (answer[1] - mean) @ column)
+        prior = weight_prior(scale, OPENING_PRIOR_WIDTH)
+        alone = _fit(x, scores[:, None], prior, at_rest, known, amplitude)
+        others = np.eye(len(axis)) - np.outer(axis, direction)
+        fitted = CrossValidated(
+            Ridge(
+                fitted.ridge.weight @ others + alone.ridge.weight * direction,
+                mean + (fitted.ridge.bias - mean) @ others + alone.ridge.bias * direction,
+            ),
+            fitted.strength,
+            mean + (fitted.held_out - mean) @ others + alone.held_out * direction,
+        )
+    layer.weight.copy_(torch.from_numpy(fitted.ridge.weight.T))
+    layer.bias.copy_(torch.from_numpy(fitted.ridge.bias))
+    with np.errstate(invalid="ignore"):
+        correlation = np.corrcoef(fitted.held_out[:, 0], y[:, 0])[0, 1]
+    return fitted.strength, float(correlation)
+
+
+def _opening_scores(
+    deviations: Float[np.ndarray, "N D"], opening: Float[np.ndarray, "N"]
+) -> tuple[Float[np.ndarray, "D"], Float[np.ndarray, "D"], Float[np.ndarray, "N"]]:
+    """Return how expressions and the mouth opening are related, and the target for the opening.
+
+    Args:
+        deviations: expressions minus their mean [N, D].
+        opening: mouth opening [N].
+
+    Returns:
+        The axis [D], whose product with a deviation is the opening that linear regression finds;
+        the deviation per opening [D], whose product with the axis is 1; and the square root of the
+        opening [N], shifted and scaled to the mean 0 and the variance of the opening that the
+        expressions contain. All are 0 if they contain none.
+    """
+    axis = np.linalg.lstsq(deviations, opening - opening.mean(), rcond=None)[0]
+    contained = deviations @ axis
+    root = np.sqrt(opening)
+    root -= root.mean()
+    if contained.std() * root.std() == 0:
+        return np.zeros_like(axis), np.zeros_like(axis), np.zeros_like(root)
+    direction = deviations.T @ contained / (contained @ contained)
+    return axis, direction, root * contained.std() / root.std()
+
+
+def _fit(
+    windows: Float[np.ndarray, "N 16 C"],
+    y: Float[np.ndarray, "N D"],
+    prior: Float[np.ndarray, "F"],
+    silence: tuple[np.ndarray, np.ndarray] | None,
+    other_speakers: Ridge | None,
+    amplitude: float,
+) -> CrossValidated:
+    """Fit targets to flattened windows; the arguments are those of `fit_speech_to_expression`.
+
+    Args:
+        windows: [N, 16, C].
+        y: targets [N, D].
+        prior: output of `weight_prior`.
+        silence: features of silence [C] and the targets of silence [D].
+        other_speakers: map from flattened windows to targets.
+        amplitude: how far the prediction is amplified.
+    """
+    x = windows.reshape(len(windows), -1) * prior
+    extra = None
+    if silence is not None:
         count = max(1, round(SILENCE_WEIGHT * len(x)))
-        window = silence.cpu().double().repeat(windows.shape[1]).numpy() * prior
-        extra = np.tile(window, (count, 1)), np.tile(rest.cpu().double().numpy(), (count, 1))
+        window = np.tile(silence[0], windows.shape[1]) * prior
+        extra = np.tile(window, (count, 1)), np.tile(silence[1], (count, 1))
     fitted = fit_cross_validated(x, y, STRENGTHS, extra)
     if other_speakers is not None:
         known = Ridge(other_speakers.weight / prior[:, None], other_speakers.bias)
@@ -176,13 +259,11 @@ def fit_speech_to_expression(
     spread = fitted.held_out.std(0)
     gain = np.divide(y.std(0), spread, out=np.ones_like(spread), where=spread > 0)
     gain = 1 + amplitude * (gain.clip(1, MAX_GAIN) - 1)
-    weight, mean = prior[:, None] * fitted.ridge.weight * gain, y.mean(0)
-    bias = mean + gain * (fitted.ridge.bias - mean)
-    layer.weight.copy_(torch.from_numpy(weight.T))
-    layer.bias.copy_(torch.from_numpy(bias))
-    with np.errstate(invalid="ignore"):
-        correlation = np.corrcoef(fitted.held_out[:, 0], y[:, 0])[0, 1]
-    return fitted.strength, float(correlation)
+    mean = y.mean(0)
+    ridge = Ridge(
+        prior[:, None] * fitted.ridge.weight * gain, mean + gain * (fitted.ridge.bias - mean)
+    )
+    return CrossValidated(ridge, fitted.strength, mean + gain * (fitted.held_out - mean))
 
 
 def _fit_toward(
@@ -202,7 +283,7 @@ def _error(fitted: CrossValidated, y: np.ndarray) -> float:
     return float(np.square(fitted.held_out - y).mean())
 
 
-def weight_prior(speech_scale: np.ndarray) -> np.ndarray:
+def weight_prior(speech_scale: np.ndarray, width: float = PRIOR_WIDTH) -> np.ndarray:
     """Return the expected magnitude of each weight of the linear map, with mean square 1.
 
     Features are multiplied by it before the ridge regression, which then penalizes the weights of
@@ -210,12 +291,13 @@ def weight_prior(speech_scale: np.ndarray) -> np.ndarray:
 
     Args:
         speech_scale: standard deviation of each component before it was whitened [C].
+        width: width of the prior in steps; see `PRIOR_WIDTH`.
 
     Returns:
         [16 C], in the order of flattened windows.
     """
     distance = np.arange(WINDOW) - (WINDOW - 1) / 2
-    near = np.exp(-0.5 * (distance / PRIOR_WIDTH) ** 2)
+    near = np.exp(-0.5 * (distance / width) ** 2)
     prior = np.outer(near, speech_scale).ravel()
     return prior / np.sqrt(np.mean(prior**2))
 

@@ -568,6 +568,7 @@ def _begin(
         subset.rest,
         trainer.config.mouth_amplitude,
         prior,
+        subset.opening,
     )
     logger.info(
         "Ridge regression from speech predicts the expression with a correlation of %.2f "

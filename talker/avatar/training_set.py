@@ -95,6 +95,8 @@ class TrainingSet:
     """int64 [N], frame ids"""
     expression: Float[Tensor, "N 10"]
     """[N, 10], tracked expressions, which are predicted from speech"""
+    opening: Float[Tensor, "N"]
+    """[N], mouth opening relative to the distance of the outer eye corners"""
     rest: Float[Tensor, "10"]
     """[10], expression of a closed mouth"""
     silence: Float[Tensor, "channels"]
@@ -273,6 +275,7 @@ def training_set(data: Dataset, device: torch.device) -> TrainingSet:
     K = data.K.copy()
     K[:2, 2] -= (x0, y0)
     expression = expression_targets(data.expression[ids], data.eye[ids])
+    opening = mouth_opening(data.landmarks[ids])
     silence = np.empty(0, np.float32) if data.silence is None else data.silence
     components = data.speech.shape[-1]
     scale = np.ones(components, np.float32) if data.speech_scale is None else data.speech_scale
@@ -287,7 +290,8 @@ def training_set(data: Dataset, device: torch.device) -> TrainingSet:
         windows=put(data.speech),
         ids=put(ids),
         expression=expression.to(device),
-        rest=rest_expression(expression, mouth_opening(data.landmarks[ids])).to(device),
+        opening=put(opening),
+        rest=rest_expression(expression, opening).to(device),
         silence=put(silence),
         speech_scale=put(scale),
     )

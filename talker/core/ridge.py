@@ -47,14 +47,22 @@ def fit_ridge(features: np.ndarray, targets: np.ndarray, strength: float) -> Rid
 
     If there are no rows, the prediction is 0. The result does not depend on the number of cores.
     """
+    return _fit_ridges(features, targets, [strength])[0]
+
+
+def _fit_ridges(
+    features: np.ndarray, targets: np.ndarray, strengths: Sequence[float]
+) -> list[Ridge]:
+    """Return the result of `fit_ridge` for each strength."""
     if not len(features):
-        return Ridge(np.zeros((features.shape[1], targets.shape[1])), np.zeros(targets.shape[1]))
+        weight = np.zeros((features.shape[1], targets.shape[1]))
+        return [Ridge(weight, np.zeros(targets.shape[1]))] * len(strengths)
     x_mean, y_mean = features.mean(0), targets.mean(0)
     x, y = (torch.from_numpy(part).double() for part in (features - x_mean, targets - y_mean))
     with one_thread():
-        penalty = strength * torch.eye(x.shape[1], dtype=x.dtype)
-        weight = torch.linalg.solve(x.T @ x + penalty, x.T @ y).numpy()
-    return Ridge(weight, y_mean - x_mean @ weight)
+        gram, moments, unit = x.T @ x, x.T @ y, torch.eye(x.shape[1], dtype=x.dtype)
+        weights = [torch.linalg.solve(gram + s * unit, moments).numpy() for s in strengths]
+    return [Ridge(weight, y_mean - x_mean @ weight) for weight in weights]
 
 
 def stretches(count: int, folds: int = FOLDS, gap: int = GAP) -> list[tuple[slice, np.ndarray]]:
@@ -86,15 +94,15 @@ def fit_cross_validated(
     """
     more_x, more_y = extra or (features[:0], targets[:0])
 
-    def fit(rows: np.ndarray | slice, strength: float) -> Ridge:
+    def fit(rows: np.ndarray | slice, strengths: Sequence[float]) -> list[Ridge]:
         x, y = np.concatenate([features[rows], more_x]), np.concatenate([targets[rows], more_y])
-        return fit_ridge(x, y, strength)
+        return _fit_ridges(x, y, strengths)
 
     predicted = {strength: np.empty(targets.shape) for strength in strengths}
     for test, train in stretches(len(features), gap=gap):
-        for strength in strengths:
-            predicted[strength][test] = fit(train, strength).predict(features[test])
+        for strength, ridge in zip(strengths, fit(train, strengths), strict=True):
+            predicted[strength][test] = ridge.predict(features[test])
     best = min(
         strengths, key=lambda strength: float(np.square(predicted[strength] - targets).mean())
     )
-    return CrossValidated(fit(slice(None), best), best, predicted[best])
+    return CrossValidated(fit(slice(None), [best])[0], best, predicted[best])
