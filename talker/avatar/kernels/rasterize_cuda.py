@@ -7,6 +7,7 @@ needed.
 
 import functools
 import math
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
@@ -45,6 +46,9 @@ SPARE = 1.25
 """Length of the lists that a CUDA graph has memory for, relative to their length at its capture."""
 _reserve: ContextVar[Callable[[Tensor], int]] = ContextVar("_reserve", default=int)
 """Maps the total length of the lists to the length that memory is allocated for."""
+_graphs_lock = threading.Lock()
+"""Held by the thread that runs `Graphs`: torch allows one capture at a time in a process, and all
+`Graphs` share a stream."""
 
 
 def draw_projected(
@@ -180,27 +184,32 @@ class Graphs(Generic[Result]):
     The first call runs the function without graphs, which compiles its kernels. The function must
     not wait for the GPU. Its results are overwritten by the next call.
 
+    Several threads can have graphs of their own. Their calls wait for each other.
+
     Args:
         work: the function. Its arguments must have the same shapes in all calls.
     """
 
     def __init__(self, work: Callable[..., Result]) -> None:
         self.work = work
-        self.stream = torch.cuda.Stream()
+        self.warm = False
         self.inputs: tuple[Tensor, ...] = ()
         self.graphs: list[torch.cuda.CUDAGraph] = []
+        self.result: Any = None
 
     def __call__(self, *given: Tensor) -> Result:
-        warm = bool(self.inputs)
-        with torch.inference_mode(False):  # later calls may be outside of the inference mode
-            self.inputs = self.inputs or tuple(tensor.clone() for tensor in given)
-        for mine, new in zip(self.inputs, given, strict=True):
-            mine.copy_(new)
-        caller = torch.cuda.current_stream()
-        self.stream.wait_stream(caller)
-        with torch.cuda.stream(self.stream):
-            result = self._replayed() if warm else self.work(*self.inputs)
-        caller.wait_stream(self.stream)
+        caller = torch.cuda.current_stream(given[0].device)
+        stream = _stream_of_graphs(given[0].device)
+        with _graphs_lock:
+            with torch.inference_mode(False):  # later calls may be outside of the inference mode
+                self.inputs = self.inputs or tuple(tensor.clone() for tensor in given)
+            for mine, new in zip(self.inputs, given, strict=True):
+                mine.copy_(new)
+            stream.wait_stream(caller)
+            with torch.cuda.stream(stream):
+                result = self._replayed() if self.warm else self.work(*self.inputs)
+            caller.wait_stream(stream)
+        self.warm = True
         return result
 
     def _replayed(self) -> Result:
@@ -213,26 +222,28 @@ class Graphs(Generic[Result]):
 
     def _capture(self) -> None:
         """Capture both graphs, and replay the first one."""
-        self.graphs = []
+        self.graphs, self.result = [], None
         torch.cuda.empty_cache()  # the graphs have memory of their own
         before = _reserve.set(self._reserve_in_second)
         try:
             self._begin()
             self.result = self.work(*self.inputs)
+            self.graphs[1].capture_end()
         except BaseException:
             for graph in self.graphs[-1:]:
                 with suppress(RuntimeError):  # the error may have ended the capture
                     graph.capture_end()
-            self.graphs = []
+            self.graphs, self.result = [], None
             raise
         finally:
             _reserve.reset(before)
-        self.graphs[1].capture_end()
 
     def _begin(self, **pool: Any) -> None:
         graph = torch.cuda.CUDAGraph()
-        # other threads, such as those of other live sessions, may use the GPU meanwhile
-        graph.capture_begin(**pool, capture_error_mode="thread_local")
+        # torch before 2.11 creates tensors here that graphs outside of the inference mode write to
+        with torch.inference_mode(False):
+            # other threads may use the GPU meanwhile, such as those that copy training images
+            graph.capture_begin(**pool, capture_error_mode="thread_local")
         self.graphs.append(graph)
 
     def _reserve_in_second(self, length: Tensor) -> int:
@@ -240,10 +251,22 @@ class Graphs(Generic[Result]):
         (first,) = self.graphs
         first.capture_end()
         first.replay()
-        self.length = length
-        self.reserved = min(math.ceil(SPARE * int(length)), max(MAX_ENTRIES, int(length)))
+        self.length, now = length, int(length)
+        # a length above the maximum stays as it is, and is refused
+        self.reserved = min(math.ceil(SPARE * now), max(MAX_ENTRIES, now))
         self._begin(pool=first.pool())
         return self.reserved
+
+
+@functools.cache
+def _stream_of_graphs(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream on which all `Graphs` of a device run.
+
+    torch has 32 streams of each priority, and gives them out again after that. Nothing else in
+    talker has a high priority, so no other work is captured by accident. cuBLAS has a workspace for
+    each stream, which torch never releases.
+    """
+    return torch.cuda.Stream(device, priority=-1)
 
 
 def _launch(name: str, grid: tuple[int, int], block: int, *arguments: Tensor | int) -> None:
