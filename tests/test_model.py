@@ -1,6 +1,9 @@
 """The avatar network: shapes, conditions, storage."""
 
+import gc
 import json
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from talker.avatar import live as live_module
 from talker.avatar.gaussians import initial_gaussians, mean_colors, sample_surface, to_view
+from talker.avatar.live import LiveAvatar
 from talker.avatar.model import FORMAT_VERSION, WITHOUT_BROWS, Avatar, AvatarConfig
 from talker.avatar.rasterize import rasterize
 from talker.errors import UserError
@@ -218,8 +223,6 @@ def test_renders_on_the_gpu_as_on_the_cpu(avatar: Avatar, tmp_path: Path) -> Non
 
 @pytest.mark.gpu
 def test_live_frames_are_those_of_the_batch(avatar: Avatar) -> None:
-    from talker.avatar.live import LiveAvatar
-
     avatar.cuda()
     given = {k: v.cuda() for k, v in inputs(3).items()}
     with torch.no_grad():
@@ -234,6 +237,41 @@ def test_live_frames_are_those_of_the_batch(avatar: Avatar) -> None:
         some = live(**{k: v[:count] for k, v in given.items()}, height=48, width=40)
         assert some[0].shape == (count, 48, 40, 3)
         assert (some[0] - together[0][:count]).abs().max() < 1e-3
+
+
+def test_a_live_avatar_repeats_the_last_frame_and_leaves_no_graphs_behind(
+    avatar: Avatar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory of graphs must not wait for the garbage collector, which runs too rarely."""
+    made: list[weakref.ref] = []
+
+    class Graphs:
+        def __init__(self, work: Callable[..., tuple[torch.Tensor, torch.Tensor]]) -> None:
+            self.work = work
+            made.append(weakref.ref(self))
+
+        def __call__(self, *given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            assert {len(tensor) for tensor in given} == {3}
+            return self.work(*given)
+
+    monkeypatch.setattr(live_module, "as_graphs", Graphs)
+    given = inputs(2)
+    live = LiveAvatar(avatar, batch=3)
+    with torch.no_grad():
+        for height, width in ((48, 40), (32, 40)):
+            expected = avatar.render_from_expression(**given, height=height, width=width)
+            found = live(**given, height=height, width=width)
+            for one, other in zip(found, expected, strict=True):
+                torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="4 frames"):
+        live(**inputs(4), height=48, width=40)
+    gc.disable()
+    try:
+        del live
+        assert len(made) > 1
+        assert all(graphs() is None for graphs in made)
+    finally:
+        gc.enable()
 
 
 def test_a_folder_without_an_avatar_is_refused(tmp_path: Path) -> None:

@@ -26,30 +26,39 @@ def live_avatar(avatar: Avatar, batch: int) -> HeadRenderer:
 class LiveAvatar:
     """Renders up to `batch` frames per call on CUDA, as `Avatar.render_from_expression` does.
 
-    Calls must not overlap, and each of them overwrites the images of the previous one.
+    Calls must not overlap, and each of them overwrites the images of the previous one. The first
+    two calls for an image size are slow.
+
+    Raises:
+        ValueError: a call has more than `batch` frames.
     """
 
     def __init__(self, avatar: Avatar, batch: int = 1) -> None:
         self.avatar, self.batch = avatar.eval(), batch
         with torch.no_grad():
             self.shared = avatar.shared()  # the graphs read it where it is in memory
-        self.size = 0, 0
-        self.rendered = as_graphs(self._render)
+        self.resize(0, 0)
 
-    def _render(
-        self, expression: Tensor, eye: Tensor, viewmats: Tensor, Ks: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        given = expression, eye, viewmats, Ks
-        return self.avatar.render_from_expression(*given, *self.size, self.shared)
+    def resize(self, height: int, width: int) -> None:
+        """Render images of `height` x `width` pixels from now on."""
+        self.size = height, width
+        # This has no reference to `self`, so that its memory is released together with `self`.
+        render = partial(
+            self.avatar.render_from_expression, height=height, width=width, shared=self.shared
+        )
+        self.render_batch = as_graphs(render)
 
     @torch.no_grad()
     def __call__(
         self, expression: Tensor, eye: Tensor, viewmats: Tensor, Ks: Tensor, height: int, width: int
     ) -> tuple[Tensor, Tensor]:
-        if self.size != (height, width):
-            self.size, self.rendered = (height, width), as_graphs(self._render)
         count = len(eye)
+        if count > self.batch:
+            raise ValueError(f"{count} frames were given, but at most {self.batch} are possible.")
+        if self.size != (height, width):
+            self.resize(height, width)
+        # the graphs always render a whole batch, so the last frame is repeated
         rows = torch.arange(self.batch, device=eye.device).clamp(max=count - 1)
         given = (x if count == self.batch else x[rows] for x in (expression, eye, viewmats, Ks))
-        rgb, alpha = self.rendered(*given)
+        rgb, alpha = self.render_batch(*given)
         return rgb[:count], alpha[:count]
