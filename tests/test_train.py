@@ -271,6 +271,40 @@ def test_a_batch_is_halved_once_if_memory_runs_out(
         trainer.train_step()
 
 
+def test_graphs_and_gradients_are_released_as_soon_as_they_are_obsolete(
+    data: Dataset, subset: TrainingSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Graphs read the parameters where they were in memory when the graphs were captured."""
+
+    def graphs(*given: torch.Tensor) -> Any:
+        raise AssertionError("not called on the CPU")
+
+    trainer = Trainer(data, subset, GROWING)
+    real = Trainer.loss_and_gradients
+
+    def checked(self: Trainer, *given: Any, **options: Any) -> Any:
+        assert all(parameter.grad is None for parameter in self._parameters())
+        return real(self, *given, **options)
+
+    monkeypatch.setattr(Trainer, "loss_and_gradients", checked)
+    replaced = 0
+    for _ in range(GROWING.canonical_steps):
+        before, trainer.whole_batch = trainer.avatar.canonical["means"], graphs
+        trainer.train_step()
+        kept = trainer.avatar.canonical["means"] is before
+        assert trainer.whole_batch is (graphs if kept else None)
+        replaced += not kept
+    assert 0 < replaced < GROWING.canonical_steps
+    trainer.whole_batch = graphs
+    trainer.restore(trainer.state())
+    assert trainer.whole_batch is None
+    for stage_ends in (trainer.next_stage, lambda: list(trainer.run_stage())):
+        trainer.whole_batch = graphs
+        stage_ends()
+        assert trainer.whole_batch is None
+    assert all(parameter.grad is None for parameter in trainer._parameters())
+
+
 def test_batches_cover_every_frame_once_an_epoch() -> None:
     rows = torch.cat([batch_rows(12, 4, step, seed=1) for step in range(3)])
     assert sorted(rows.tolist()) == list(range(12))

@@ -134,7 +134,8 @@ def as_graphs(work: Callable[..., Result]) -> Callable[..., Result]:
 
     Args:
         work: a function of tensors on a GPU, whose shapes never change. It calls `rasterize` once,
-            and does not wait for the GPU. Its results are overwritten by the next call.
+            and does not wait for the GPU. Other tensors that it reads must keep their place in
+            memory. Its results are overwritten by the next call.
     """
     if _draw_projected() is draw_with_gsplat:
         return work

@@ -120,6 +120,8 @@ class Trainer:
         self.targets = Prefetch(subset, self.batch_rows)
         self.part_size = self._full_part_size()
         self.whole_batch: Callable[..., Gradients] | None = None
+        """`loss_and_gradients` as CUDA graphs, which read the current parameters where they are in
+        memory; None if there are no such graphs"""
 
     def _full_part_size(self) -> int:
         """Return how many images of a batch are computed at once if memory allows; 0 means all."""
@@ -251,11 +253,11 @@ class Trainer:
         self, rows: Tensor, targets: Targets, conditions: Conditions | None
     ) -> Gradients:
         """Return `loss_and_gradients` of a whole batch on a GPU; see `rasterize.as_graphs`."""
-        images = len(targets)
+        fields = len(Targets._fields)
 
         def work(rows: Tensor, *given: Tensor) -> Gradients:
-            driving = Conditions(*given[images:]) if given[images:] else None
-            return self.loss_and_gradients(rows, Targets(*given[:images]), driving)
+            targets, driving = Targets(*given[:fields]), given[fields:]
+            return self.loss_and_gradients(rows, targets, Conditions(*driving) if driving else None)
 
         if self.whole_batch is None:
             self.whole_batch = as_graphs(work)
@@ -269,6 +271,7 @@ class Trainer:
                 logged, but from the first such step on the optimizer skips all updates.
         """
         subset, canonical = self.subset, self.stage == "canonical"
+        self.optimizer.zero_grad()  # small gradients can hold large blocks of memory of old graphs
         rows = self.batch_rows(self.step).to(subset.ids.device, non_blocking=True)
         targets = self.targets(self.step)
         conditions = None if canonical else self.sample_conditions(rows)
@@ -296,7 +299,7 @@ class Trainer:
             before = self.avatar.canonical["means"]
             self.density.step(self.avatar.canonical, self.optimizer, self.step, self._generator())
             if self.avatar.canonical["means"] is not before:
-                self.whole_batch = None
+                self.whole_batch = None  # the parameters were replaced
         self.step += 1
         if not logs:
             return None
@@ -373,6 +376,7 @@ class Trainer:
         self.optimizer = self._new_optimizer()
         self.optimizer.load_state_dict(state["optimizer"])
         self.density.load_state_dict(state["density"], self.subset.ids.device)
+        self.whole_batch = None
 
     def next_stage(self) -> None:
         """Refine the Gaussians around mouth and eyes, and switch to the deformation stage."""
@@ -401,7 +405,10 @@ class Trainer:
         return self.step + (self.config.canonical_steps if self.stage != self.STAGES[0] else 0)
 
     def run_stage(self) -> Iterator[None]:
-        """Take the remaining steps of the stage, yield after each of them, and write the log."""
+        """Take the remaining steps of the stage, yield after each of them, and write the log.
+
+        At the end, the memory of the graphs and gradients is released.
+        """
         while self.step < self.stage_steps:
             start = time.monotonic()
             values = self.train_step()
@@ -417,6 +424,8 @@ class Trainer:
                     }
                 )
             yield
+        self.whole_batch = None
+        self.optimizer.zero_grad()
 
 
 def batch_rows(count: int, batch: int, step: int, seed: int) -> Tensor:

@@ -304,6 +304,7 @@ def time_training(trainer: Trainer, config: Config, numbers: Numbers, name: str)
     numbers.add(name, config.train_batch / step * 1000, "images/s")
     numbers.add(f"{name}/step", step, "ms")
     numbers.add(f"{name}/memory", _peak_memory(subset.ids.device), "GiB")
+    trainer.whole_batch = None  # the parts are measured without graphs, and need memory, too
     rows = trainer.batch_rows(0).to(subset.ids.device)
     viewmats, Ks = subset.viewmats[rows], subset.K.expand(len(rows), 3, 3)
     height, width = subset.size

@@ -182,7 +182,8 @@ class Graphs(Generic[Result]):
     captured again.
 
     The first call runs the function without graphs, which compiles its kernels. The function must
-    not wait for the GPU. Its results are overwritten by the next call.
+    not wait for the GPU, and tensors that it reads besides its arguments must keep their place in
+    memory. Its results are overwritten by the next call.
 
     Several threads can have graphs of their own. Their calls wait for each other.
 
