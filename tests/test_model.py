@@ -2,8 +2,10 @@
 
 import gc
 import json
+import threading
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -237,6 +239,34 @@ def test_live_frames_are_those_of_the_batch(avatar: Avatar) -> None:
         some = live(**{k: v[:count] for k, v in given.items()}, height=48, width=40)
         assert some[0].shape == (count, 48, 40, 3)
         assert (some[0] - together[0][:count]).abs().max() < 1e-3
+
+
+@pytest.mark.gpu
+def test_live_avatars_of_several_threads_do_not_disturb_each_other(avatar: Avatar) -> None:
+    avatar.cuda()
+    given = {k: v.cuda() for k, v in inputs(3).items()}
+    with torch.no_grad():
+        expected = avatar.eval().render_from_expression(**given, height=48, width=40)[0]
+    start = threading.Barrier(3)
+
+    def check(live: LiveAvatar, i: int) -> None:
+        rgb, _ = live(**{k: v[i : i + 1] for k, v in given.items()}, height=48, width=40)
+        assert (rgb[0] - expected[i]).abs().max() < 1e-3
+
+    def session(i: int) -> LiveAvatar:
+        live = LiveAvatar(avatar)
+        start.wait()
+        with torch.inference_mode():
+            for _ in range(20):
+                check(live, i)
+        return live
+
+    with ThreadPoolExecutor(3) as pool:
+        sessions = list(pool.map(session, range(3)))
+    with torch.no_grad():
+        for i, live in enumerate([*sessions, LiveAvatar(avatar)]):
+            for _ in range(3):
+                check(live, i % 3)
 
 
 def test_a_live_avatar_repeats_the_last_frame_and_leaves_no_graphs_behind(

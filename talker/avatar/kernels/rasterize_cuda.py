@@ -199,9 +199,9 @@ class Graphs(Generic[Result]):
         self.result: Any = None
 
     def __call__(self, *given: Tensor) -> Result:
-        caller = torch.cuda.current_stream(given[0].device)
-        stream = _stream_of_graphs(given[0].device)
+        device = given[0].device
         with _graphs_lock:
+            caller, stream = torch.cuda.current_stream(device), _stream_of_graphs(device)
             with torch.inference_mode(False):  # later calls may be outside of the inference mode
                 self.inputs = self.inputs or tuple(tensor.clone() for tensor in given)
             for mine, new in zip(self.inputs, given, strict=True):
