@@ -59,11 +59,19 @@ def test_ssim_is_its_definition() -> None:
 def test_ssim_of_the_same_image_is_one_and_falls_with_noise() -> None:
     truth = np.full((40, 48, 3), 128, np.uint8) + picture() // 8
     scores = [
-        m.mean_ssim(m.ssim_map((truth + rng.normal(0, sigma, truth.shape)).astype(np.uint8), truth))
+        m.ssim((truth + rng.normal(0, sigma, truth.shape)).astype(np.uint8), truth)
         for sigma in (0, 5, 20)
     ]
     assert scores[0] == pytest.approx(1, abs=1e-9)
     assert scores[0] > scores[1] > scores[2]
+
+
+@pytest.mark.parametrize("box", [(0, 0, 12, 9), (20, 17, 31, 22), (40, 30, 48, 40)])
+def test_ssim_in_a_box_is_the_mean_of_its_map(box: m.Box) -> None:
+    x, y = picture(), picture()
+    x0, y0, x1, y1 = box
+    expected = m.ssim_map(x, y)[y0:y1, x0:x1].mean()
+    assert m.ssim(x, y, box) == pytest.approx(expected, rel=1e-12)
 
 
 def test_boxes_hold_their_points_and_stay_in_the_image() -> None:

@@ -11,6 +11,7 @@ from jaxtyping import Float, Integer, Real
 
 from talker.avatar.model import Avatar
 from talker.avatar.renderer import Drive, render_frames
+from talker.core.parallel import ordered_map, usable_cores
 from talker.core.progress import progress
 from talker.data import layout
 from talker.dataset import Dataset, over
@@ -112,7 +113,8 @@ def head_flow(
 def compare(images: Iterable[np.ndarray], real: RealFrames) -> Measurement:
     """Compare rendered frames uint8 [H, W, 3], one for each frame of `real`, with the real ones."""
     images = list(images)
-    quality = [_image_quality(image, real, k) for k, image in enumerate(images)]
+    jobs = range(len(images))
+    quality = list(ordered_map(lambda k: _image_quality(images[k], real, k), jobs, usable_cores()))
     meshes = detect_meshes(images)
     detected = landmarks68(meshes)
     brows, real_brows = (
@@ -327,17 +329,16 @@ def _curves(
 
 def _image_quality(image: np.ndarray, real: RealFrames, k: int) -> Row:
     frame, target = real.frames[k], real.targets[k]
-    similarity = m.ssim_map(image, frame)
     height, width = frame.shape[:2]
     head = m.head_box(real.landmarks[k], height, width)
     mouth = m.mouth_box(real.landmarks[k], height, width)
     return {
         "psnr": m.psnr(image, target),
-        "ssim": m.mean_ssim(m.ssim_map(image, target)),
+        "ssim": m.ssim(image, target),
         "psnr_head": m.psnr(image, frame, head),
-        "ssim_head": m.mean_ssim(similarity, head),
+        "ssim_head": m.ssim(image, frame, head),
         "psnr_mouth": m.psnr(image, frame, mouth),
-        "ssim_mouth": m.mean_ssim(similarity, mouth),
+        "ssim_mouth": m.ssim(image, frame, mouth),
     }
 
 

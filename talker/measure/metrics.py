@@ -52,16 +52,44 @@ def ssim_map(
     def mean(values: np.ndarray) -> np.ndarray:
         return cv2.GaussianBlur(values, (11, 11), 1.5)
 
+    # Most of the time is spent on memory, so arrays are reused. Only the sum of the variances is
+    # needed, so one mean is enough for both.
     mx, my = mean(x), mean(y)
-    vx, vy, cov = mean(x * x) - mx * mx, mean(y * y) - my * my, mean(x * y) - mx * my
-    return ((2 * mx * my + c1) * (2 * cov + c2)) / ((mx * mx + my * my + c1) * (vx + vy + c2))
+    covariance = mean(x * y)
+    x *= x
+    y *= y
+    x += y
+    variance = mean(x)
+    np.multiply(mx, my, out=x)
+    covariance -= x
+    mx *= mx
+    my *= my
+    mx += my
+    variance -= mx
+    x *= 2
+    x += c1
+    mx += c1
+    covariance *= 2
+    covariance += c2
+    variance += c2
+    x *= covariance
+    mx *= variance
+    x /= mx
+    return x
 
 
-def mean_ssim(similarity: Float[np.ndarray, "H W 3"], box: Box | None = None) -> float:
-    """Return the mean of an `ssim_map` without its border, or of its part inside `box`."""
+def ssim(
+    image: UInt8[np.ndarray, "H W 3"], truth: UInt8[np.ndarray, "H W 3"], box: Box | None = None
+) -> float:
+    """Return the mean of `ssim_map` without its border, or inside a box."""
     m = SSIM_MARGIN
-    part = similarity[m:-m, m:-m] if box is None else _inside(similarity, box)
-    return float(part.mean())
+    if box is None:
+        return float(ssim_map(image, truth)[m:-m, m:-m].mean())
+    x0, y0, x1, y1 = box
+    left, top = max(0, x0 - m), max(0, y0 - m)
+    near = np.s_[top : y1 + m, left : x1 + m]
+    similarity = ssim_map(image[near], truth[near])
+    return float(similarity[y0 - top : y1 - top, x0 - left : x1 - left].mean())
 
 
 def head_box(landmarks: Real[np.ndarray, "68 2"], height: int, width: int) -> Box:
