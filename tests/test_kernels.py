@@ -36,19 +36,22 @@ def test_the_process_that_compiles_rounds_like_those_that_load(tmp_path: Path) -
 
 
 def train() -> list[np.ndarray]:
-    """An image, its similarity to another one and the gradients of a scene."""
+    """An image, its loss and the gradients of a scene."""
     import torch
     from test_rasterize import HEIGHT, WIDTH, make_scene
 
     from talker.avatar.kernels.rasterize_cpu import rasterize_cpu
-    from talker.avatar.losses import ssim
+    from talker.avatar.losses import LossWeights, compute_loss
+    from talker.avatar.training_set import Targets
 
     scene = make_scene().leaves()
     rgb, alpha, *_ = rasterize_cpu(*scene, WIDTH, HEIGHT)
-    target = torch.rand(rgb.shape, generator=torch.Generator().manual_seed(0))
-    likeness = ssim(rgb, target)
-    gradients = torch.autograd.grad(likeness + (rgb - target).square().mean(), scene[:5])
-    return [x.detach().numpy() for x in (rgb, alpha, likeness, *gradients)]
+    target = (255 * torch.rand(rgb.shape, generator=torch.Generator().manual_seed(0))).byte()
+    boxes = torch.tensor([5, 5, 20, 30]).expand(len(rgb), 5, 4)
+    targets = Targets(target, target.flip(0), target[..., 0], boxes)
+    loss, _ = compute_loss(rgb, alpha, targets, LossWeights())
+    gradients = torch.autograd.grad(loss, scene[:5])
+    return [x.detach().numpy() for x in (rgb, alpha, loss, *gradients)]
 
 
 def film() -> list[np.ndarray]:
@@ -60,11 +63,11 @@ def film() -> list[np.ndarray]:
 
 
 def kernels() -> list[Any]:
-    from talker.avatar.kernels import rasterize_cpu, ssim_cpu
+    from talker.avatar.kernels import losses_cpu, rasterize_cpu
     from talker.head import zbuffer
     from talker.synthetic import shading
 
-    modules: list[ModuleType] = [rasterize_cpu, ssim_cpu, zbuffer, shading]
+    modules: list[ModuleType] = [rasterize_cpu, losses_cpu, zbuffer, shading]
     found = [item for module in modules for item in vars(module).values()]
     return [item for item in found if getattr(item, "signatures", None)]
 

@@ -4,6 +4,7 @@ Without a GPU that of the pixels runs in Triton's interpreter, with TRITON_INTER
 """
 
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -109,12 +110,23 @@ def on_a_gpu(test):
     return test if INTERPRETED else pytest.mark.gpu(test)
 
 
+@pytest.mark.parametrize("size", [(64, 96), (37, 51), (3, 5)])
+def test_the_kernel_of_pixels_on_the_cpu_is_the_plain_one(size):
+    from talker.avatar.kernels.losses_cpu import PixelTerms
+
+    compare_pixel_terms(PixelTerms, "cpu", size)
+
+
 @on_a_gpu
 @pytest.mark.parametrize("size", [(64, 96), (37, 51), (3, 5)])
 def test_the_kernel_of_pixels_is_the_plain_one(size):
-    """Values and gradients agree for any weights of the terms and the composed image."""
     from talker.avatar.kernels.losses_triton import PixelTerms
 
+    compare_pixel_terms(PixelTerms, DEVICE, size)
+
+
+def compare_pixel_terms(kernel: Any, device: str, size: tuple[int, int]) -> None:
+    """Values and gradients agree for any weights of the terms and the composed image."""
     generator = torch.Generator().manual_seed(0)
 
     def made(*shape: int) -> Tensor:
@@ -130,12 +142,12 @@ def test_the_kernel_of_pixels_is_the_plain_one(size):
     weights, pull = torch.rand(7, generator=generator), made(3)
     outcomes = []
     given = made(3), made(1)
-    for device, kind, terms in (
+    for place, kind, terms in (
         ("cpu", torch.float64, pixel_terms),
-        (DEVICE, torch.float32, lambda *x: PixelTerms.apply(*x[:2], *x[2])),
+        (device, torch.float32, lambda *x: kernel.apply(*x[:2], *x[2])),
     ):
-        rgb, alpha = (x.to(device, kind).requires_grad_() for x in given)
-        targets = Targets(*(x.to(device) for x in (frame, background, mask, regions)))
+        rgb, alpha = (x.to(place, kind).requires_grad_() for x in given)
+        targets = Targets(*(x.to(place) for x in (frame, background, mask, regions)))
         image, target, values = terms(rgb, alpha, targets)
         loss = (values * weights.to(values)).sum() + (image * pull.to(image)).mean()
         gradients = torch.autograd.grad(loss, [rgb, alpha])

@@ -35,8 +35,9 @@ MAX_FRAMES = 200
 """Largest number of training frames from which blendshapes are computed."""
 MIXED_EVERY = 3
 """Interval in frames at which the eye closure and, one frame later, the brows are replaced."""
-BLOCK = 1024
-"""Number of Gaussians whose parameters in all frames are in memory at once."""
+BLOCK = {"cuda": 1024, "cpu": 256}
+"""Number of Gaussians whose parameters in all frames are in memory at once, by device. On the CPU,
+they fit into the cache."""
 ANCHORS = 256
 """Number of Gaussians for which the network is evaluated in every frame."""
 PROBED_FRAMES = 8
@@ -142,7 +143,8 @@ def principal_components(
     tokens, brows = _inputs(avatar, conditions)
     offsets = partial(avatar.offsets, tokens=tokens, brows=brows)
     camera = camera_centers(conditions.viewmats).mean(0)
-    blocks = [slice(i, i + BLOCK) for i in range(0, len(features), BLOCK)]
+    size = BLOCK[avatar.device.type]
+    blocks = [slice(i, i + size) for i in range(0, len(features), size)]
     mean = canonical + torch.cat([offsets(features[b]).mean(0) for b in blocks])
 
     def deviations(block: slice) -> Tensor:

@@ -59,10 +59,9 @@ def compute_loss(
     """
     if rgb.is_cuda:
         from talker.avatar.kernels.losses_triton import PixelTerms
-
-        image, target, terms = PixelTerms.apply(rgb, alpha, *targets)
     else:
-        image, target, terms = pixel_terms(rgb, alpha, targets)
+        from talker.avatar.kernels.losses_cpu import PixelTerms
+    image, target, terms = PixelTerms.apply(rgb, alpha, *targets)
     l1, alpha_l1, regions = terms[0], terms[1], terms[2:]
     parts = {
         "l1": l1,
@@ -84,7 +83,7 @@ def pixel_terms(
 ) -> tuple[Float[Tensor, "B H W 3"], Float[Tensor, "B H W 3"], Float[Tensor, "7"]]:
     """Compose a rendered batch with its background and compare it with its target, pixel by pixel.
 
-    This is the plain torch version of `losses_triton.PixelTerms`.
+    This is the plain torch version of `PixelTerms` in `losses_triton` and `losses_cpu`.
 
     Args:
         rgb: [B, H, W, 3], premultiplied.
@@ -123,7 +122,7 @@ def ssim(image: Float[Tensor, "B H W C"], target: Float[Tensor, "B H W C"]) -> F
         from talker.avatar.kernels.losses_triton import MeanSsim as OnGpu
 
         return OnGpu.apply(image, target, window, C1, C2)
-    from talker.avatar.kernels.ssim_cpu import MeanSsim
+    from talker.avatar.kernels.losses_cpu import MeanSsim
 
     return MeanSsim.apply(image, target, window)
 

@@ -9,10 +9,10 @@ Completing the square in x, with u = dx + (b/a) dy, gives log2 alpha = row(dy) -
 cancellation, needs one multiply-add per pixel, and allows a cheap test of whether a splat touches a
 row of a block at all.
 
-The image is divided into tiles of `TILE_W` x `TILE_H` pixels, each composited by one thread. Inside
-a tile a splat is drawn in blocks of `LANES` columns that start at the splat's own first column; the
-inner loops have this constant length and constant strides, which lets LLVM turn them into SIMD
-code. Tile buffers have `LANES` spare columns for blocks that extend beyond the tile.
+The image is divided into tiles of `TILE_W` x `TILE_H` pixels, each composited by one thread. A row
+of a tile is divided into blocks of `LANES` pixels; the inner loops have this constant length and
+constant strides, which lets LLVM turn them into SIMD code. Blocks are skipped if all of their rays
+ended in front of the splat, which is so for half of the blocks of a typical avatar.
 """
 
 import numpy as np
@@ -34,13 +34,15 @@ T_STOP = f32(1e-4)  # a pixel ends before its transmittance falls below this
 LOG2_E = float(np.log2(np.e))
 LOG2_ALPHA_MIN = f32(np.log2(1 / 255) - 1e-3)  # slightly lower, because the exact test is on alpha
 
-TILE_W, TILE_H, LANES = 128, 16, 16  # wide, because a splat costs time in every tile
+TILE_W, TILE_H, LANES = 64, 32, 16
 WIDE = index(LANES)
-STRIDE = TILE_W + LANES
-PITCH = index(6 * STRIDE)  # floats per pixel row: six fields of STRIDE columns
+BLOCKS = TILE_W // LANES
+PITCH = index(6 * TILE_W)  # floats per pixel row: six fields of TILE_W columns
 # forward:  accumulated red, green and blue, transmittance, unused, last entry drawn
 # backward: gradients of red, green and blue, transmittance, light from behind, last entry drawn
-RED, GREEN, BLUE, THROUGH, BEHIND, LAST = (index(i * STRIDE) for i in range(6))
+RED, GREEN, BLUE, THROUGH, BEHIND, LAST = (index(i * TILE_W) for i in range(6))
+
+CHECK_EVERY = 32  # splats between two searches for blocks whose rays have all ended
 
 SPLAT = 12  # floats per packed splat: x, y, b/a, h, curve, peak, red, green, blue, extent x, y, 0
 MOMENTS = 9  # what a tile adds to a splat: sums of s (1, dx, dy, dx^2, dx dy, dy^2), r, g, b
@@ -51,7 +53,7 @@ precise_inlined = njit(error_model="numpy", fastmath={"contract"}, forceinline=T
 
 
 @inlined
-def _exp2(x):
+def exp2(x):
     """Return 2^x in float32 for x > -126, by a minimax polynomial with relative error 1.6e-7."""
     whole = np.floor(x + f32(0.5))
     x = x - whole
@@ -338,25 +340,48 @@ def _touches(u, h, row):
 
 
 @inlined
-def _draw_tile(splats, entries, tile, x0, y0, rgb, alpha, transmittance, last):
+def _largest(tile, field, largest):
+    """Write the largest value of a field in each block, and in the last row that of its column."""
+    largest[TILE_H] = -1
+    for y in range(TILE_H):
+        for block in range(BLOCKS):
+            start = index(y) * PITCH + field + index(block * LANES)
+            value = f32(-1)
+            for lane in range(WIDE):
+                value = max(value, tile[start + lane])
+            largest[y, block] = value
+            largest[TILE_H, block] = max(largest[TILE_H, block], value)
+
+
+@inlined
+def _draw_tile(splats, entries, tile, through_of, x0, y0, rgb, alpha, transmittance, last):
     """Draw the entries of one tile from near to far."""
     height, width = last.shape
     rows, columns = min(TILE_H, height - y0), min(TILE_W, width - x0)
     tile[:] = 0
     for y in range(rows):
         base = index(y) * PITCH
-        for x in range(index(STRIDE)):
+        for x in range(index(columns)):
             tile[base + THROUGH + x] = 1
             tile[base + LAST + x] = -1
     for entry in range(len(entries)):
+        if entry % CHECK_EVERY == 0:
+            _largest(tile, THROUGH, through_of)
+            if through_of[TILE_H].max() <= 0:
+                break
         splat = splats[entries[entry, 0]]
         mx, my, slant, h, curve, peak = splat[0], splat[1], splat[2], splat[3], splat[4], splat[5]
         red, green, blue = splat[6], splat[7], splat[8]
         this = f32(entry)
         left, right = _pixels(mx, splat[9], x0, columns)
         top, bottom = _pixels(my, splat[10], y0, rows)
-        for x in range(left, right + 1, LANES):
+        for block in range(left // LANES, right // LANES + 1):
+            x = block * LANES
+            if through_of[TILE_H, block] <= 0:
+                continue
             for y in range(top, bottom + 1):
+                if through_of[y, block] <= 0:
+                    continue
                 dy = f32(y0 + y) + f32(0.5) - my
                 u0 = f32(x0 + x) + f32(0.5) - mx + slant * dy
                 row = peak - curve * dy * dy
@@ -366,7 +391,7 @@ def _draw_tile(splats, entries, tile, x0, y0, rgb, alpha, transmittance, last):
                 for lane in range(WIDE):
                     i = base + lane
                     u = u0 + f32(lane)
-                    a = min(_exp2(max(row - h * u * u, f32(-64))), ALPHA_MAX)
+                    a = min(exp2(max(row - h * u * u, f32(-64))), ALPHA_MAX)
                     a = a if a >= ALPHA_MIN else f32(0)
                     through = tile[i + THROUGH]
                     after = through * (f32(1) - a)
@@ -393,15 +418,16 @@ def _draw_tile(splats, entries, tile, x0, y0, rgb, alpha, transmittance, last):
 
 @inlined
 def _draw_tile_backward(
-    splats, entries, tile, acc, x0, y0, transmittance, last, v_rgb, v_alpha, sums
+    splats, entries, tile, last_of, acc, x0, y0, transmittance, last, v_rgb, v_alpha, sums
 ):
     """Go through the entries of one tile from far to near and write the moments of each."""
     height, width = last.shape
     rows, columns = min(TILE_H, height - y0), min(TILE_W, width - x0)
     tile[:] = 0
-    for y in range(rows):
-        for x in range(index(STRIDE)):
+    for y in range(TILE_H):
+        for x in range(index(TILE_W)):
             tile[index(y) * PITCH + LAST + x] = -1
+    for y in range(rows):
         for x in range(columns):
             i = index(y) * PITCH + index(x)
             through = transmittance[y0 + y, x0 + x]
@@ -411,6 +437,7 @@ def _draw_tile_backward(
             tile[i + THROUGH] = through
             tile[i + BEHIND] = -through * v_alpha[y0 + y, x0 + x, 0]  # alpha = 1 - through
             tile[i + LAST] = last[y0 + y, x0 + x]
+    _largest(tile, LAST, last_of)
     for entry in range(len(entries) - 1, -1, -1):
         splat = splats[entries[entry, 0]]
         mx, my, slant, h, curve, peak = splat[0], splat[1], splat[2], splat[3], splat[4], splat[5]
@@ -419,10 +446,15 @@ def _draw_tile_backward(
         left, right = _pixels(mx, splat[9], x0, columns)
         top, bottom = _pixels(my, splat[10], y0, rows)
         s_1 = s_x = s_y = s_xx = s_xy = s_yy = s_r = s_g = s_b = f32(0)
-        for x in range(left, right + 1, LANES):
+        for block in range(left // LANES, right // LANES + 1):
+            x = block * LANES
+            if last_of[TILE_H, block] < this:
+                continue
             for lane in range(index(6 * LANES)):
                 acc[lane] = 0
             for y in range(top, bottom + 1):
+                if last_of[y, block] < this:
+                    continue
                 dy = f32(y0 + y) + f32(0.5) - my
                 u0 = f32(x0 + x) + f32(0.5) - mx + slant * dy
                 row = peak - curve * dy * dy
@@ -432,7 +464,7 @@ def _draw_tile_backward(
                 for lane in range(WIDE):
                     i = base + lane
                     u = u0 + f32(lane)
-                    raw = _exp2(max(row - h * u * u, f32(-64)))
+                    raw = exp2(max(row - h * u * u, f32(-64)))
                     a = min(raw, ALPHA_MAX)
                     drawn = (a >= ALPHA_MIN) & (this <= tile[i + LAST])
                     a = a if drawn else f32(0)
@@ -472,25 +504,27 @@ def _draw_tile_backward(
 @kernel
 def _draw(task, n_tasks, splats, ends, entries, rgb, alpha, transmittance, last):
     n_batch, down, across = ends.shape
-    tile = np.empty(TILE_H * PITCH, f32)
+    tile, through_of = np.empty(TILE_H * PITCH, f32), np.empty((TILE_H + 1, BLOCKS), f32)
     for t in range(task, n_batch * down * across, n_tasks):
         b, y, x = t // (down * across), t // across % down, t % across
         start = ends.ravel()[t - 1] if t > 0 else 0
         listed = entries[start : ends[b, y, x]]
         images = (rgb[b], alpha[b], transmittance[b], last[b])
-        _draw_tile(splats[b], listed, tile, x * TILE_W, y * TILE_H, *images)
+        _draw_tile(splats[b], listed, tile, through_of, x * TILE_W, y * TILE_H, *images)
 
 
 @kernel
 def _draw_backward(task, n_tasks, splats, ends, entries, transmittance, last, v_rgb, v_alpha, sums):
     n_batch, down, across = ends.shape
-    tile, acc = np.empty(TILE_H * PITCH, f32), np.empty(6 * LANES, f32)
+    tile, last_of = np.empty(TILE_H * PITCH, f32), np.empty((TILE_H + 1, BLOCKS), f32)
+    acc = np.empty(6 * LANES, f32)
     for t in range(task, n_batch * down * across, n_tasks):
         b, y, x = t // (down * across), t // across % down, t % across
         start = ends.ravel()[t - 1] if t > 0 else 0
         listed = entries[start : ends[b, y, x]]
         images = (transmittance[b], last[b], v_rgb[b], v_alpha[b])
-        _draw_tile_backward(splats[b], listed, tile, acc, x * TILE_W, y * TILE_H, *images, sums)
+        corner = x * TILE_W, y * TILE_H
+        _draw_tile_backward(splats[b], listed, tile, last_of, acc, *corner, *images, sums)
 
 
 @kernel
