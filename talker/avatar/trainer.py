@@ -120,8 +120,8 @@ class Trainer:
         self.targets = Prefetch(subset, self.batch_rows)
         self.part_size = self._full_part_size()
         self.whole_batch: Callable[..., Gradients] | None = None
-        """`loss_and_gradients` as CUDA graphs, which read the current parameters where they are in
-        memory; None if there are no such graphs"""
+        """`loss_and_gradients` as CUDA graphs, which read the parameters from fixed places in
+        memory. It is None until the graphs are needed, and after the parameters were replaced."""
 
     def _full_part_size(self) -> int:
         """Return how many images of a batch are computed at once if memory allows; 0 means all."""

@@ -53,7 +53,7 @@ precise_inlined = njit(error_model="numpy", fastmath={"contract"}, forceinline=T
 
 
 @inlined
-def exp2(x):
+def _exp2(x):
     """Return 2^x in float32 for x > -126, by a minimax polynomial with relative error 1.6e-7."""
     whole = np.floor(x + f32(0.5))
     x = x - whole
@@ -391,7 +391,7 @@ def _draw_tile(splats, entries, tile, through_of, x0, y0, rgb, alpha, transmitta
                 for lane in range(WIDE):
                     i = base + lane
                     u = u0 + f32(lane)
-                    a = min(exp2(max(row - h * u * u, f32(-64))), ALPHA_MAX)
+                    a = min(_exp2(max(row - h * u * u, f32(-64))), ALPHA_MAX)
                     a = a if a >= ALPHA_MIN else f32(0)
                     through = tile[i + THROUGH]
                     after = through * (f32(1) - a)
@@ -464,7 +464,7 @@ def _draw_tile_backward(
                 for lane in range(WIDE):
                     i = base + lane
                     u = u0 + f32(lane)
-                    raw = exp2(max(row - h * u * u, f32(-64)))
+                    raw = _exp2(max(row - h * u * u, f32(-64)))
                     a = min(raw, ALPHA_MAX)
                     drawn = (a >= ALPHA_MIN) & (this <= tile[i + LAST])
                     a = a if drawn else f32(0)
