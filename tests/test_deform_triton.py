@@ -58,7 +58,8 @@ def test_equals_the_plain_network(sh_degree: int, heads: int, monkeypatch) -> No
     def outcome(way: str) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
         avatar.zero_grad()
         features = avatar.shared().features
-        shared = Shared(features, avatar.fused_inputs(features) if way == "kernel" else None)
+        inputs = avatar.fused_inputs(features, avatar.gaussians())
+        shared = Shared(features, inputs if way == "kernel" else None)
         expression, eye, pose = conditions
         splats = avatar.deform(expression, eye, viewmats, shared, pose)
         pull = torch.Generator().manual_seed(2)

@@ -20,10 +20,11 @@ of the higher spherical harmonics are evaluated for one camera, and added to the
 `talker.avatar.bake` computes the blendshapes of a trained avatar.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
+from talker.avatar.blocks import NetworkInputs
 from talker.avatar.gaussians import C0, Gaussians, sh_basis
 from talker.clip import load_arrays
 from talker.data.layout import Folder
@@ -177,6 +179,58 @@ class Blendshapes:
             influence=influence.to(device),
             loss=loss,
         )
+
+
+class Affine(NamedTuple):
+    """The function x @ matrix + bias."""
+
+    matrix: Float[Tensor, "N M"]
+    """[N, M]"""
+    bias: Float[Tensor, "#B M"]
+    """[M]"""
+
+    def __call__(self, x: Float[Tensor, "B N"]) -> Float[Tensor, "B M"]:
+        return torch.addmm(self.bias, x, self.matrix)
+
+
+def affine(function: Callable[[Tensor], Tensor], inputs: int, device: torch.device) -> Affine:
+    """Return a function from [B, inputs] to [B, M], which must be affine, as a single product."""
+    bias = function(torch.zeros(1, inputs, device=device))
+    return Affine(function(torch.eye(inputs, device=device)) - bias, bias[0])
+
+
+class WeightNetwork(NamedTuple):
+    """The network from the conditions of a frame to the weights of K blendshapes, for a GPU.
+
+    It gives the same as `Avatar.blendshape_weights`, with fewer kernels: linear layers that follow
+    each other are merged, and everything that does not depend on the frame is computed in advance.
+    """
+
+    units: Affine
+    """from expression, eye and viewmat to the hidden units of the tokens' networks"""
+    keys_and_values: Affine
+    """from these units to the keys [16, D] and values [16, D] of `deform_triton.token_slots`"""
+    anchors: NetworkInputs
+    """of the A anchor Gaussians"""
+    output: Affine
+    """from the hidden layer [A H] of the anchors to the weights"""
+    brows: Float[Tensor, "K"]
+    """[K], change of the weights if the brows are fully raised"""
+
+    def __call__(
+        self,
+        expression: Float[Tensor, "B 10"],
+        eye: Float[Tensor, "B 2"],
+        viewmats: Float[Tensor, "B 4 4"],
+    ) -> Float[Tensor, "B K"]:
+        """Return the weights [B, K] in B frames; the arguments are those of `Avatar.deform`."""
+        from talker.avatar.kernels.deform_triton import hidden_layer
+
+        conditions = torch.cat([expression, eye, viewmats[:, :3].flatten(1)], dim=1)
+        slots = self.keys_and_values(self.units(conditions).relu())
+        hidden = hidden_layer(self.anchors, slots).flatten(1)
+        bias = torch.addcmul(self.output.bias, eye[:, 1:], self.brows)
+        return self.output._replace(bias=bias)(hidden)
 
 
 def constant_factors(

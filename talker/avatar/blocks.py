@@ -166,7 +166,7 @@ class Weights(NamedTuple):
 
 
 class NetworkInputs(NamedTuple):
-    """Inputs of `deform` that are the same for all frames."""
+    """Inputs of the fused kernels that are the same for all frames."""
 
     x: Tensor
     """[G, D], to which attention is added; the bias of its output is included."""
@@ -185,17 +185,17 @@ def network_inputs(
     hidden: nn.Linear,
     heads: nn.Linear,
 ) -> NetworkInputs:
-    """Prepare the inputs of `deform` from the network's layers and features [G, D]."""
+    """Prepare the inputs of the fused kernels from the network's layers and features [G, D]."""
     flat = [
         *(gaussians.means, gaussians.quats, gaussians.scales),
         *(gaussians.opacities[:, None], gaussians.sh.flatten(1)),
     ]
     weights = Weights(
-        linear1=block.linear1.weight.T,
+        linear1=block.linear1.weight.T.contiguous(),
         linear1_bias=block.linear1.bias,
-        linear2=block.linear2.weight.T,
+        linear2=block.linear2.weight.T.contiguous(),
         linear2_bias=block.linear2.bias,
-        hidden=hidden.weight.T,
+        hidden=hidden.weight.T.contiguous(),
         hidden_bias=hidden.bias,
         heads=_in_columns(heads.weight.T),
         norm1=torch.stack([block.norm1.weight, block.norm1.bias]),

@@ -57,8 +57,9 @@ class LiveAvatar:
             raise ValueError(f"{count} frames were given, but at most {self.batch} are possible.")
         if self.size != (height, width):
             self.resize(height, width)
-        # the graphs always render a whole batch, so the last frame is repeated
-        rows = torch.arange(self.batch, device=eye.device).clamp(max=count - 1)
-        given = (x if count == self.batch else x[rows] for x in (expression, eye, viewmats, Ks))
+        given = expression, eye, viewmats, Ks
+        if count < self.batch:  # the graphs render a whole batch, so the last frame is repeated
+            rows = torch.arange(self.batch, device=eye.device).clamp(max=count - 1)
+            given = tuple(tensor[rows] for tensor in given)
         rgb, alpha = self.render_batch(*given)
         return rgb[:count], alpha[:count]

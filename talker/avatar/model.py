@@ -26,7 +26,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from talker.avatar import blendshapes
-from talker.avatar.blendshapes import Blendshapes
+from talker.avatar.blendshapes import Affine, Blendshapes, WeightNetwork, affine
 from talker.avatar.blocks import NetworkInputs, TokenAttention, TriPlane, network_inputs
 from talker.avatar.expression import EXPRESSIONS, SpeechToExpression
 from talker.avatar.gaussians import Gaussians, camera_centers, save_ply, to_view
@@ -45,6 +45,9 @@ EYE_SCALE = 4.0
 """Factor by which the eye closure (0..1) is multiplied at the input of the network. A blink is then
 about as large as the other conditions, which are standardized; unscaled, small avatars never learn
 to blink."""
+
+TOKEN_UNITS = (64, 32, 64)
+"""Number of hidden units in the networks of the speech, eye and pose token."""
 
 
 @validated
@@ -78,8 +81,10 @@ class Shared(NamedTuple):
 
     features: Tensor
     """[G, D], tri-plane features of the Gaussians."""
-    fused: NetworkInputs | None
+    fused: NetworkInputs | None = None
     """Inputs of the fused kernel, if it is used."""
+    weights: WeightNetwork | None = None
+    """Network that gives the weights of the blendshapes, if they and the fused kernel are used."""
 
 
 class Avatar(nn.Module):
@@ -113,11 +118,12 @@ class Avatar(nn.Module):
         width = config.features
         self.feature_proj = nn.Linear(self.planes.out_features, width)
         self.speech_to_expression = SpeechToExpression(config.speech_features)
+        speech, eye, pose = TOKEN_UNITS
         self.speech_token = nn.Sequential(
-            nn.Linear(EXPRESSIONS, 64), nn.ReLU(), nn.Linear(64, width)
+            nn.Linear(EXPRESSIONS, speech), nn.ReLU(), nn.Linear(speech, width)
         )
-        self.eye_token = nn.Sequential(nn.Linear(1, 32), nn.ReLU(), nn.Linear(32, width))
-        self.pose_token = nn.Sequential(nn.Linear(12, 64), nn.ReLU(), nn.Linear(64, width))
+        self.eye_token = nn.Sequential(nn.Linear(1, eye), nn.ReLU(), nn.Linear(eye, width))
+        self.pose_token = nn.Sequential(nn.Linear(12, pose), nn.ReLU(), nn.Linear(pose, width))
         self.null_token = nn.Parameter(torch.randn(width) * 0.1)
         self.blocks = nn.ModuleList(
             TokenAttention(width, config.heads) for _ in range(config.layers)
@@ -151,16 +157,15 @@ class Avatar(nn.Module):
     def shared(self) -> Shared:
         """Compute what is the same for all frames, once for a video or a training step."""
         features = self.feature_proj(self.planes(self.canonical["means"]))
-        fits = features.is_cuda and self._fits_fused_kernel()
-        if self.blendshapes is not None or not fits:
-            return Shared(features, None)
-        return Shared(features, self.fused_inputs(features))
+        if not (features.is_cuda and self._fits_fused_kernel()):
+            return Shared(features)
+        if self.blendshapes is None:
+            return Shared(features, fused=self.fused_inputs(features, self.gaussians()))
+        return Shared(features, weights=self.weight_network(self.blendshapes, features))
 
-    def fused_inputs(self, features: Float[Tensor, "G D"]) -> NetworkInputs:
-        """Prepare the inputs of the fused kernel from tri-plane features [G, D]."""
-        return network_inputs(
-            features, self.gaussians(), self._only_block(), self.hidden, self.heads
-        )
+    def fused_inputs(self, features: Float[Tensor, "G D"], gaussians: Gaussians) -> NetworkInputs:
+        """Prepare the inputs of the fused kernel for Gaussians with tri-plane features [G, D]."""
+        return network_inputs(features, gaussians, self._only_block(), self.hidden, self.heads)
 
     def _fits_fused_kernel(self) -> bool:
         config = self.config
@@ -172,8 +177,8 @@ class Avatar(nn.Module):
         assert isinstance(block, TokenAttention)
         return block
 
-    def pose_vector(self, viewmats: Float[Tensor, "B 4 4"]) -> Float[Tensor, "B 12"]:
-        """Return the standardized poses [B, 12] of cameras [B, 4, 4] for the network."""
+    def pose_vector(self, viewmats: Float[Tensor, "B rows 4"]) -> Float[Tensor, "B 12"]:
+        """Return the standardized poses [B, 12] of cameras [B, 3 or 4, 4] for the network."""
         return (_pose_vector(viewmats) - self.pose_mean) / self.pose_std
 
     def tokens(
@@ -189,15 +194,26 @@ class Avatar(nn.Module):
             eye: [B, 2], eye closure (0 open .. 1 closed) and raise of the brows (-1 .. 1).
             pose: [B, 12], output of `pose_vector`.
         """
-        return torch.stack(
-            [
-                self.speech_token(expression),
-                self.eye_token(EYE_SCALE * eye[:, :1]),
-                self.pose_token(pose),
-                self.null_token.expand(len(eye), -1),
-            ],
-            dim=1,
-        )
+        return self._tokens_from_units(self._token_units(expression, eye, pose).relu())
+
+    def _token_units(
+        self,
+        expression: Float[Tensor, "B 10"],
+        eye: Float[Tensor, "B 2"],
+        pose: Float[Tensor, "B 12"],
+    ) -> Float[Tensor, "B units"]:
+        """Return the hidden units of the networks of `tokens`, before their activation."""
+        inputs = expression, EYE_SCALE * eye[:, :1], pose
+        networks = self.speech_token, self.eye_token, self.pose_token
+        units = [network[0](given) for network, given in zip(networks, inputs, strict=True)]
+        return torch.cat(units, dim=1)
+
+    def _tokens_from_units(self, units: Float[Tensor, "B units"]) -> Float[Tensor, "B 4 D"]:
+        """Return `tokens` from the activated hidden units of their networks."""
+        networks = self.speech_token, self.eye_token, self.pose_token
+        parts = zip(networks, units.split(TOKEN_UNITS, dim=1), strict=True)
+        null = self.null_token.expand(len(units), -1)
+        return torch.stack([*(network[2](part) for network, part in parts), null], dim=1)
 
     def deform(
         self,
@@ -217,21 +233,21 @@ class Avatar(nn.Module):
             pose: [B, 12], used instead of the `pose_vector` of `viewmats`.
         """
         shared = shared or self.shared()
+        points = self.canonical["means"].detach()
+        if shared.weights is not None and self.blendshapes is not None and pose is None:
+            from talker.avatar.kernels.deform_triton import blend
+
+            weights = shared.weights(expression, eye, viewmats)
+            inputs = self.blendshapes.kernel_inputs
+            return Splats(*blend(inputs, weights, points, camera_centers(viewmats)))
         tokens = self.tokens(expression, eye, self.pose_vector(viewmats) if pose is None else pose)
         brows = eye[:, 1]
-        points = self.canonical["means"].detach()
         if shared.fused is not None:
             from talker.avatar.kernels.deform_triton import deform
 
             keys, values = self._only_block().project_tokens(tokens)
             splats = Splats(*deform(shared.fused, keys, values, points, camera_centers(viewmats)))
             return splats._replace(means=splats.means + self.brow_offsets(shared.features, brows))
-        if self.blendshapes is not None and points.is_cuda:
-            from talker.avatar.kernels.deform_triton import blend
-
-            weights = self.blendshape_weights(self.blendshapes, tokens, brows, shared)
-            inputs = self.blendshapes.kernel_inputs
-            return Splats(*blend(inputs, weights, points, camera_centers(viewmats)))
         return to_view(self.deformed(tokens, brows, shared), points, viewmats)
 
     def deformed(
@@ -266,10 +282,41 @@ class Avatar(nn.Module):
         shared: Shared,
     ) -> Float[Tensor, "B K"]:
         """Return the weights [B, K] of blendshapes in B frames, as in `deformed`."""
-        rows = blendshapes.anchors
-        canonical = Gaussians(**{name: value[rows] for name, value in self.canonical.items()})
-        offsets = self.offsets(shared.features[rows], tokens, brows)
-        return blendshapes.weights(canonical.flat() + offsets)
+        offsets = self.offsets(shared.features[blendshapes.anchors], tokens, brows)
+        return blendshapes.weights(self._anchors(blendshapes).flat() + offsets)
+
+    def _anchors(self, blendshapes: Blendshapes) -> Gaussians:
+        """Return the canonical Gaussians that are anchors of the blendshapes."""
+        values = self.canonical.items()
+        return Gaussians(**{name: value[blendshapes.anchors] for name, value in values})
+
+    @torch.no_grad()
+    def weight_network(
+        self, blendshapes: Blendshapes, features: Float[Tensor, "G D"]
+    ) -> WeightNetwork:
+        """Return the fast form of `blendshape_weights`, from the tri-plane features [G, D]."""
+
+        def units(conditions: Tensor) -> Tensor:
+            expression, eye, pose = conditions.split((EXPRESSIONS, 2, 12), dim=1)
+            return self._token_units(expression, eye, self.pose_vector(pose.unflatten(1, (3, 4))))
+
+        def keys_and_values(units: Tensor) -> Tensor:
+            from talker.avatar.kernels.deform_triton import token_slots
+
+            tokens = self._tokens_from_units(units)
+            return torch.cat(token_slots(*self._only_block().project_tokens(tokens)), 1).flatten(1)
+
+        anchors, features = self._anchors(blendshapes), features[blendshapes.anchors]
+        solver = blendshapes.solver.unflatten(0, (len(features), -1))
+        by_hidden = torch.einsum("apk,ph->ahk", solver, self.heads.weight)
+        still = anchors.flat() + self.heads.bias
+        return WeightNetwork(
+            units=affine(units, EXPRESSIONS + 2 + 12, features.device),
+            keys_and_values=affine(keys_and_values, sum(TOKEN_UNITS), features.device),
+            anchors=self.fused_inputs(features, anchors),
+            output=Affine(by_hidden.flatten(0, 1), blendshapes.weights(still[None])[0]),
+            brows=torch.einsum("apk,ap->k", solver[:, :3], self.brow_shape(features)),
+        )
 
     def offsets(
         self,
@@ -446,7 +493,7 @@ def _read_config(values: object, path: Folder) -> AvatarConfig:
     return from_mapping(AvatarConfig, values, str(path))
 
 
-def _pose_vector(viewmats: Float[Tensor, "B 4 4"]) -> Float[Tensor, "B 12"]:
+def _pose_vector(viewmats: Float[Tensor, "B rows 4"]) -> Float[Tensor, "B 12"]:
     """Return camera-to-world rotations, row-major, and world-to-camera translations [B, 12]."""
     rotation = viewmats[:, :3, :3].transpose(1, 2).flatten(1)
     return torch.cat([rotation, viewmats[:, :3, 3]], dim=1)

@@ -27,7 +27,8 @@ TOKENS = 4
 OUTPUTS = GEOMETRY + 3 * HARMONICS
 """Columns of all deformed parameters of a Gaussian."""
 FRAMES = 16
-"""Frames per block of the blendshapes: the smallest height of a matrix product in Triton."""
+"""Frames per block of the blendshapes, unless there is only one: the smallest height of a matrix
+product in Triton."""
 GAUSSIANS = 32
 """Gaussians per block of the blendshapes."""
 
@@ -280,7 +281,7 @@ class Launch(NamedTuple):
     warps: int
 
 
-FORWARD, BACKWARD = Launch(32, 1), Launch(32, 2)
+FORWARD, BACKWARD, HIDDEN = Launch(32, 1), Launch(32, 2), Launch(32, 4)
 
 
 class _Deform(torch.autograd.Function):
@@ -381,14 +382,61 @@ def deform(
         as `rasterize` takes them.
     """
     x, query, base, weights = shared
+    keys, values = token_slots(keys, values)
+    return _Deform.apply(exact, points, centers, x, query, keys, values, base, *weights)
+
+
+def token_slots(
+    keys: Float[Tensor, "B heads 4 width"], values: Float[Tensor, "B heads 4 D"]
+) -> tuple[Float[Tensor, "B 16 D"], Float[Tensor, "B 16 D"]]:
+    """Return the keys and values of `deform` in the layout of the kernels, both [B, 16, D].
+
+    Row 4 h + n holds the key or value of head h and token n. The key is zero in the columns of the
+    other heads.
+    """
     heads = keys.shape[1]
     missing = (0, 0, 0, SLOTS - TOKENS * heads)
-    # Row 4 h + n of a frame's matrix [16, D] holds the key of head h and token n, which is zero in
-    # the columns of the other heads.
     own_columns = torch.eye(heads, device=keys.device)[:, None, :, None]
     keys = (keys[:, :, :, None] * own_columns).flatten(3).flatten(1, 2)
-    keys, values = F.pad(keys, missing), F.pad(values.flatten(1, 2), missing)
-    return _Deform.apply(exact, points, centers, x, query, keys, values, base, *weights)
+    return F.pad(keys, missing), F.pad(values.flatten(1, 2), missing)
+
+
+@triton.jit
+def _hidden(
+    x_ptr, query_ptr, slots, w1, b1, w2, b2, w3, b3, n1, n2, out,
+    G, D: tl.constexpr, F: tl.constexpr, H: tl.constexpr, M: tl.constexpr,
+):  # fmt: skip
+    frame = tl.program_id(1)
+    rows = tl.program_id(0) * M + tl.arange(0, M)
+    d, f, h, slot = tl.arange(0, D), tl.arange(0, F), tl.arange(0, H), tl.arange(0, 16)
+    here = (rows < G)[:, None]
+    slots += frame * 16 * D  # a frame has 32 rows, and `_block` adds the other 16
+    _, _, _, _, _, _, _, _, _, hidden = _block(
+        x_ptr, query_ptr, slots, slots + 16 * D, w1, b1, w2, b2, w3, b3, n1, n2,
+        rows, here, frame, d, f, h, slot, D, F, H, M, tl.float32, "tf32x3",
+    )  # fmt: skip
+    tl.store(out + (frame * G + rows)[:, None] * H + h, hidden, here)
+
+
+def hidden_layer(
+    shared: NetworkInputs, slots: Float[Tensor, "B columns"]
+) -> Float[Tensor, "B G H"]:
+    """Return the hidden layer [B, G, H] of G Gaussians in B frames, without gradients.
+
+    Args:
+        shared: inputs that are the same for all frames.
+        slots: [B, 32 D], the keys and the values of `token_slots` of each frame.
+    """
+    weights = shared.weights
+    (count, features), (hidden, _) = shared.x.shape, weights.heads.shape
+    out = slots.new_empty(len(slots), count, hidden)
+    kernel: Any = _hidden
+    kernel[(triton.cdiv(count, HIDDEN.rows), len(slots))](
+        shared.x, shared.query, slots, *weights[:6], weights.norm1, weights.norm2, out,
+        count, D=features, F=weights.linear1.shape[1], H=hidden, M=HIDDEN.rows,
+        num_warps=HIDDEN.warps,
+    )  # fmt: skip
+    return out
 
 
 class BlendshapeInputs(NamedTuple):
@@ -405,7 +453,11 @@ class BlendshapeInputs(NamedTuple):
 def _parameter(w, shapes, mean, p, K: tl.constexpr, M: tl.constexpr):
     """Return the parameter p [FRAMES, M] of a block of Gaussians for the weights w [FRAMES, K]."""
     k, column = tl.arange(0, K), tl.arange(0, M)
-    moved = tl.dot(w, tl.load(shapes + (p * K + k)[:, None] * M + column))
+    shape = tl.load(shapes + (p * K + k)[:, None] * M + column)
+    if w.shape[0] == 1:  # less than the smallest height of a matrix product
+        moved = tl.sum(tl.trans(w).to(tl.float32) * shape, 0)[None, :]
+    else:
+        moved = tl.dot(w, shape)
     return tl.load(mean + p * M + column) + moved
 
 
@@ -487,16 +539,17 @@ def blend(
     """
     mean, shapes = shared
     frames, count, padded = len(weights), len(points), shapes.shape[2]
-    given = F.pad(weights, (0, padded - weights.shape[1])).half()
+    given = F.pad(weights.half(), (0, padded - weights.shape[1]))
     sizes = ((3,), (4,), (3,), (), (3,))
     means, quats, scales, opacities, colors = (
         mean.new_empty(frames, count, *shape) for shape in sizes
     )
+    together = 1 if frames == 1 else FRAMES
     kernel: Any = _blend
-    kernel[(triton.cdiv(frames, FRAMES), triton.cdiv(count, GAUSSIANS))](
+    kernel[(triton.cdiv(frames, together), triton.cdiv(count, GAUSSIANS))](
         given.contiguous(), shapes, mean, points.contiguous(), centers.contiguous(),
         means, quats, scales, opacities, colors,
         frames, count, K=padded, HARMONICS=(mean.shape[1] - 11) // 3,
-        FRAMES=FRAMES, M=GAUSSIANS, num_warps=2,
+        FRAMES=together, M=GAUSSIANS, num_warps=2,
     )  # fmt: skip
     return means, quats, scales, opacities, colors
