@@ -545,6 +545,32 @@ def test_not_a_number_stops_with_a_reason(
         fit(data, broken, TINY, tmp_path / "latest.pt")
 
 
+def test_the_optimizer_is_adam_and_does_not_import_the_compiler_of_torch() -> None:
+    code = """
+import sys
+import torch
+from talker.avatar.trainer import Adam
+
+start = torch.linspace(-1, 1, 12).view(4, 3)
+
+def trained(kind):
+    parameter = torch.nn.Parameter(start.clone())
+    optimizer = kind([{"params": [parameter], "lr": 0.1}], eps=1e-15, fused=True)
+    for step in range(6):
+        optimizer.zero_grad()
+        parameter.grad = torch.sin(parameter.detach() * step)
+        optimizer.found_inf = torch.tensor(float(step == 2))
+        optimizer.step()
+        optimizer.load_state_dict(optimizer.state_dict())
+    return parameter
+
+ours = trained(Adam)
+assert "torch._dynamo" not in sys.modules
+assert torch.equal(ours, trained(torch.optim.Adam)) and not torch.equal(ours, start)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_killed_training_ends_with_the_same_weights(dataset: Path, tmp_path: Path) -> None:
     config = dataclasses.replace(TINY, canonical_steps=60, deformation_steps=60)
     options = tmp_path / "config.yaml"

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from inspect import unwrap
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple, TypeVar
@@ -93,6 +94,19 @@ class Gradients(NamedTuple):
     """int [B, G], `Rasterized.radii`"""
 
 
+class Adam(torch.optim.Adam):
+    """Adam without the decorators with which torch imports its compiler.
+
+    Importing the compiler (torch._dynamo) takes several seconds, and nothing here uses it.
+    """
+
+    add_param_group = unwrap(torch.optim.Adam.add_param_group)
+    load_state_dict = unwrap(torch.optim.Adam.load_state_dict)
+    state_dict = unwrap(torch.optim.Adam.state_dict)
+    step = torch.no_grad()(unwrap(torch.optim.Adam.step))
+    zero_grad = unwrap(torch.optim.Adam.zero_grad)
+
+
 class Trainer:
     """A training run: the state that a checkpoint holds, and one step of each stage."""
 
@@ -136,7 +150,7 @@ class Trainer:
         epoch = math.ceil(len(self.subset.ids) / config.deformation_batch)
         return min(config.deformation_steps, config.max_epochs * epoch)
 
-    def _new_optimizer(self) -> torch.optim.Adam:
+    def _new_optimizer(self) -> Adam:
         rates, avatar = self.config.rates, self.avatar
         groups = [
             {"params": [value], "lr": getattr(rates, name), "name": name}
@@ -153,7 +167,7 @@ class Trainer:
             ]
         for group in groups:
             group["initial_lr"] = group["lr"]
-        return torch.optim.Adam(groups, eps=1e-15, fused=True)
+        return Adam(groups, eps=1e-15, fused=True)
 
     def _decay_rates(self) -> None:
         share = self.config.rates.decay ** (self.step / self.stage_steps)
