@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,14 +114,19 @@ def head_flow(
 def compare(images: Iterable[np.ndarray], real: RealFrames) -> Measurement:
     """Compare rendered frames uint8 [H, W, 3], one for each frame of `real`, with the real ones."""
     images = list(images)
-    jobs = range(len(images))
-    quality = list(ordered_map(lambda k: _image_quality(images[k], real, k), jobs, usable_cores()))
-    meshes = detect_meshes(images)
+
+    def image_quality() -> list[Row]:
+        jobs = range(len(images))
+        return list(ordered_map(lambda k: _image_quality(images[k], real, k), jobs, usable_cores()))
+
+    with ThreadPoolExecutor(2) as pool:  # the detector uses one core
+        rows, flows = pool.submit(image_quality), pool.submit(head_flow, images, real.landmarks)
+        meshes = detect_meshes(images)
+        quality, flow = rows.result(), flows.result()
     detected = landmarks68(meshes)
     brows, real_brows = (
         on_time_axis(one, real.ids) for one in (brow_motion(meshes, real.closure), real.brows)
     )
-    flow = head_flow(images, real.landmarks)
     (mouth, real_mouth), (eyes, real_eyes) = (
         [on_time_axis(opening(one), real.ids) for one in (detected, real.detected)]
         for opening in (mouth_opening, eye_aspect_ratio)
