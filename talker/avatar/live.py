@@ -1,7 +1,7 @@
 """Render a few frames at a time with low latency.
 
 Values that are the same for all frames are computed once. On a GPU, each call replays CUDA graphs,
-because Python takes longer to launch the hundred kernels than the GPU takes to run them for a
+because Python takes longer to launch the dozens of kernels than the GPU takes to run them for a
 single frame.
 """
 

@@ -93,12 +93,13 @@ class Config:
     """Fraction of the images in the deformation stage that are selected so that all degrees of eye
     closure occur equally often. The default of 0 uses all training frames equally often. In a short
     training run, blinks are then too rare, and the eyes do not close."""
-    deformation_steps: AtLeast1 = 2_000
-    """Number of steps of the deformation stage, which fits the facial motion. Twice as many do not
-    improve avatars of clips of less than a minute (docs/notes/quality.md)."""
-    deformation_batch: AtLeast1 = 32
+    deformation_steps: AtLeast1 = 1_500
+    """Number of steps of the deformation stage, which fits the facial motion. More steps make
+    avatars of clips of less than a minute slightly sharper, but not more accurate
+    (docs/notes/quality.md). Longer clips may need more."""
+    deformation_batch: AtLeast1 = 16
     """Number of images in a batch of the deformation stage."""
-    max_epochs: AtLeast1 = 400
+    max_epochs: AtLeast1 = 200
     """Maximum number of times that the deformation stage uses each frame. On short clips, this ends
     the stage early."""
     pose_noise: NonNegative = 1.0
