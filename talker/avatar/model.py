@@ -84,7 +84,8 @@ class Shared(NamedTuple):
     fused: NetworkInputs | None = None
     """Inputs of the fused kernel, if it is used."""
     weights: WeightNetwork | None = None
-    """Network that gives the weights of the blendshapes, if they and the fused kernel are used."""
+    """Network for the weights of the blendshapes, on a GPU if the avatar has blendshapes and its
+    network fits the fused kernel."""
 
 
 class Avatar(nn.Module):
@@ -155,7 +156,10 @@ class Avatar(nn.Module):
         return Gaussians(**dict(self.canonical.items()))
 
     def shared(self) -> Shared:
-        """Compute what is the same for all frames, once for a video or a training step."""
+        """Compute what is the same for all frames, once for a video or a training step.
+
+        It is only valid until the parameters or the blendshapes of the avatar are replaced.
+        """
         features = self.feature_proj(self.planes(self.canonical["means"]))
         if not (features.is_cuda and self._fits_fused_kernel()):
             return Shared(features)
@@ -234,12 +238,9 @@ class Avatar(nn.Module):
         """
         shared = shared or self.shared()
         points = self.canonical["means"].detach()
-        if shared.weights is not None and self.blendshapes is not None and pose is None:
-            from talker.avatar.kernels.deform_triton import blend
-
-            weights = shared.weights(expression, eye, viewmats)
-            inputs = self.blendshapes.kernel_inputs
-            return Splats(*blend(inputs, weights, points, camera_centers(viewmats)))
+        blendshapes = self.blendshapes
+        if blendshapes is not None and shared.weights is not None and pose is None:
+            return self._blend(blendshapes, shared.weights(expression, eye, viewmats), viewmats)
         tokens = self.tokens(expression, eye, self.pose_vector(viewmats) if pose is None else pose)
         brows = eye[:, 1]
         if shared.fused is not None:
@@ -248,7 +249,17 @@ class Avatar(nn.Module):
             keys, values = self._only_block().project_tokens(tokens)
             splats = Splats(*deform(shared.fused, keys, values, points, camera_centers(viewmats)))
             return splats._replace(means=splats.means + self.brow_offsets(shared.features, brows))
+        if blendshapes is not None and points.is_cuda:
+            weights = self.blendshape_weights(blendshapes, tokens, brows, shared)
+            return self._blend(blendshapes, weights, viewmats)
         return to_view(self.deformed(tokens, brows, shared), points, viewmats)
+
+    def _blend(self, blendshapes: Blendshapes, weights: Tensor, viewmats: Tensor) -> Splats:
+        """Return the Gaussians for weights [B, K] of blendshapes and cameras [B, 4, 4] on a GPU."""
+        from talker.avatar.kernels.deform_triton import blend
+
+        points = self.canonical["means"].detach()
+        return Splats(*blend(blendshapes.kernel_inputs, weights, points, camera_centers(viewmats)))
 
     def deformed(
         self, tokens: Float[Tensor, "B 4 D"], brows: Float[Tensor, "B"], shared: Shared

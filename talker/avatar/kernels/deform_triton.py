@@ -274,7 +274,7 @@ def _backward(
 
 
 class Launch(NamedTuple):
-    """How a kernel is launched on the GPU; the values below were the fastest ones on an H100."""
+    """How a kernel is launched on the GPU; the values below were the fastest on an H100 or H200."""
 
     rows: int
     """Gaussians per block; with 64, Triton 3.6 reads beyond its shared memory"""
