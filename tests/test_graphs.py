@@ -104,11 +104,11 @@ def test_an_error_at_the_end_of_the_capture_leaves_no_graph(
     def no_memory(self: FakeGraph) -> None:
         end(self)
         if FakeGraph.begun == 2:
-            raise RuntimeError("out of memory")
+            raise RuntimeError("CUDA error: out of memory")
 
     with monkeypatch.context() as patch:
         patch.setattr(FakeGraph, "capture_end", no_memory)
-        with pytest.raises(RuntimeError, match="out of memory"):
+        with pytest.raises(torch.OutOfMemoryError):
             graphs(torch.tensor(3))
     assert graphs(torch.tensor(4)) == [8]
 

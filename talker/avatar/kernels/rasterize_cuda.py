@@ -189,6 +189,9 @@ class Graphs(Generic[Result]):
 
     Args:
         work: the function. Its arguments must have the same shapes in all calls.
+
+    Raises:
+        torch.OutOfMemoryError: a call needs more memory than the GPU has, also for the graphs.
     """
 
     def __init__(self, work: Callable[..., Result]) -> None:
@@ -230,11 +233,14 @@ class Graphs(Generic[Result]):
             self._begin()
             self.result = self.work(*self.inputs)
             self.graphs[1].capture_end()
-        except BaseException:
+        except BaseException as error:
             for graph in self.graphs[-1:]:
                 with suppress(RuntimeError):  # the error may have ended the capture
                     graph.capture_end()
             self.graphs, self.result = [], None
+            if isinstance(error, RuntimeError) and "out of memory" in str(error):
+                # CUDA also allocates memory for the graph itself, outside of torch's allocator
+                raise torch.OutOfMemoryError(str(error)) from error
             raise
         finally:
             _reserve.reset(before)
