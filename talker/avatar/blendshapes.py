@@ -186,7 +186,7 @@ class Affine(NamedTuple):
 
     matrix: Float[Tensor, "N M"]
     """[N, M]"""
-    bias: Float[Tensor, "#B M"]
+    bias: Float[Tensor, "M"]
     """[M]"""
 
     def __call__(self, x: Float[Tensor, "B N"]) -> Float[Tensor, "B M"]:
@@ -230,7 +230,7 @@ class WeightNetwork(NamedTuple):
         slots = self.keys_and_values(self.units(conditions).relu())
         hidden = hidden_layer(self.anchors, slots).flatten(1)
         bias = torch.addcmul(self.output.bias, eye[:, 1:], self.brows)
-        return self.output._replace(bias=bias)(hidden)
+        return torch.addmm(bias, hidden, self.output.matrix)
 
 
 def constant_factors(

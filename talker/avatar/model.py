@@ -200,6 +200,10 @@ class Avatar(nn.Module):
         """
         return self._tokens_from_units(self._token_units(expression, eye, pose).relu())
 
+    @property
+    def _token_networks(self) -> tuple[nn.Sequential, ...]:
+        return self.speech_token, self.eye_token, self.pose_token
+
     def _token_units(
         self,
         expression: Float[Tensor, "B 10"],
@@ -208,14 +212,12 @@ class Avatar(nn.Module):
     ) -> Float[Tensor, "B units"]:
         """Return the hidden units of the networks of `tokens`, before their activation."""
         inputs = expression, EYE_SCALE * eye[:, :1], pose
-        networks = self.speech_token, self.eye_token, self.pose_token
-        units = [network[0](given) for network, given in zip(networks, inputs, strict=True)]
-        return torch.cat(units, dim=1)
+        parts = zip(self._token_networks, inputs, strict=True)
+        return torch.cat([network[0](given) for network, given in parts], dim=1)
 
     def _tokens_from_units(self, units: Float[Tensor, "B units"]) -> Float[Tensor, "B 4 D"]:
         """Return `tokens` from the activated hidden units of their networks."""
-        networks = self.speech_token, self.eye_token, self.pose_token
-        parts = zip(networks, units.split(TOKEN_UNITS, dim=1), strict=True)
+        parts = zip(self._token_networks, units.split(TOKEN_UNITS, dim=1), strict=True)
         null = self.null_token.expand(len(units), -1)
         return torch.stack([*(network[2](part) for network, part in parts), null], dim=1)
 
@@ -237,12 +239,12 @@ class Avatar(nn.Module):
             pose: [B, 12], used instead of the `pose_vector` of `viewmats`.
         """
         shared = shared or self.shared()
-        points = self.canonical["means"].detach()
         blendshapes = self.blendshapes
         if blendshapes is not None and shared.weights is not None and pose is None:
             return self._blend(blendshapes, shared.weights(expression, eye, viewmats), viewmats)
         tokens = self.tokens(expression, eye, self.pose_vector(viewmats) if pose is None else pose)
         brows = eye[:, 1]
+        points = self.canonical["means"].detach()
         if shared.fused is not None:
             from talker.avatar.kernels.deform_triton import deform
 
