@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from talker.core.parallel import ordered_map, usable_cores
+from talker.core.parallel import job_threads, ordered_map, usable_cores
+from talker.media.mediapipe import silence
 
 
 def test_results_come_in_order_whatever_takes_long():
@@ -58,3 +59,24 @@ def test_all_cores_count_where_processes_are_not_bound(monkeypatch):
     assert usable_cores() == 6
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert usable_cores() == 1
+
+
+@pytest.mark.parametrize(
+    ("variable", "threads"),
+    [("1", 1), ("100000", usable_cores()), ("0", usable_cores()), ("two", usable_cores())],
+)
+def test_a_job_uses_the_threads_of_its_rule(variable, threads, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    assert job_threads() == threads
+
+
+def test_stderr_is_discarded_until_the_last_of_several_silent_blocks_ends(capfd):
+    first, second = silence(), silence()
+    first.__enter__()
+    second.__enter__()
+    os.write(2, b"discarded\n")
+    first.__exit__(None, None, None)
+    os.write(2, b"discarded too\n")
+    second.__exit__(None, None, None)
+    os.write(2, b"shown\n")
+    assert capfd.readouterr().err == "shown\n"

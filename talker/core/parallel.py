@@ -26,6 +26,17 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def job_threads() -> int:
+    """Return the number of threads that this job should use: OMP_NUM_THREADS, or all usable cores.
+
+    Snakemake sets OMP_NUM_THREADS to the `threads` of the job's rule. Values that are not positive
+    integers are ignored.
+    """
+    text = os.environ.get("OMP_NUM_THREADS", "")
+    limit = int(text) if text.isdecimal() and int(text) > 0 else usable_cores()
+    return min(limit, usable_cores())
+
+
 def ordered_map(
     function: Callable[[Item], Result], items: Iterable[Item], threads: int = 2
 ) -> Generator[Result]:

@@ -6,6 +6,7 @@ Three generators take images in order and yield one result for each image: the b
 
 import os
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -16,6 +17,10 @@ from talker.errors import UserError
 
 MESH_POINTS = 478
 """Points of the refined face mesh, irises included."""
+
+_silence_lock = threading.Lock()
+_silenced: list[int] = []
+"""The kept descriptor of stderr, once for each block of `silence` that is active."""
 
 
 def detect_faces(images: Iterable[np.ndarray], min_score: float = 0.5) -> Iterator[np.ndarray]:
@@ -109,17 +114,27 @@ def _run_graph(make_graph: Any, images: Iterable[np.ndarray]) -> Iterator[tuple[
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Discard stderr of native code: these graphs print warnings that no log level suppresses."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    """Discard stderr of native code: these graphs print warnings that no log level suppresses.
+
+    Blocks may overlap in several threads; stderr is restored when the last of them ends.
+    """
+    with _silence_lock:
+        if not _silenced:
+            sys.stderr.flush()
+            _silenced.append(os.dup(2))
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 2)
+            os.close(nowhere)
+        else:
+            _silenced.append(_silenced[-1])
     try:
-        os.dup2(nowhere, 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        with _silence_lock:
+            kept = _silenced.pop()
+            if not _silenced:
+                os.dup2(kept, 2)
+                os.close(kept)
 
 
 def _square(image: np.ndarray) -> np.ndarray:
