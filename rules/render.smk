@@ -1,4 +1,8 @@
-"""Videos of the avatar, their metrics and the report."""
+"""Videos of the avatar, their metrics and the report.
+
+On a single machine, these jobs share a GPU (`set-resources` in the profiles). On a cluster, a job
+requests one.
+"""
 
 
 rule render:
@@ -22,7 +26,7 @@ rule render:
         "../envs/avatar.yaml"
     envmodules:
         *ENV_MODULES["avatar"],
-    threads: 16
+    threads: 4
     resources:
         mem_mb=scale_with_attempt(4000),
         runtime=scale_with_attempt(60),
@@ -63,7 +67,7 @@ rule render_novel:
         "../envs/avatar.yaml"
     envmodules:
         *ENV_MODULES["avatar"],
-    threads: 16
+    threads: 4
     resources:
         mem_mb=scale_with_attempt(4000),
         runtime=scale_with_attempt(60),
@@ -100,7 +104,7 @@ rule evaluate:
         "../envs/avatar.yaml"
     envmodules:
         *ENV_MODULES["avatar"],
-    threads: 16
+    threads: 8
     resources:
         mem_mb=scale_with_attempt(4000),
         runtime=scale_with_attempt(60),

@@ -129,7 +129,7 @@ def config_schema() -> dict[str, Any]:
             "jobs_per_gpu": {
                 "type": "integer",
                 "minimum": 1,
-                "description": "Number of jobs that run at once on each GPU of this machine.",
+                "description": "Number of trainings that run at once on each GPU of this machine.",
             },
             "modules": {
                 "description": (

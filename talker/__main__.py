@@ -82,9 +82,9 @@ TOOLS = {
     "weights",
 }
 """Commands in `talker/tools`. They are not stages between a video and the report on its avatar."""
-GPU_STAGES = {"train", "render", "evaluate", "report", "bench"}
-"""Stages that wait for a free GPU before they start. `speak` does not, because live speech must not
-wait for a training to end."""
+GPU_STAGES = {"train": False, "bench": False, "render": True, "evaluate": True, "report": True}
+"""Stages that take a slot of a GPU before they start, and whether they share it with other jobs.
+`speak` takes none, because live speech must not wait."""
 WORKFLOW_KEYS = {"preset", "encoder", "options", "subjects"}
 """Keys that occur in the workflow's configuration, but not in a file with a section per stage."""
 
@@ -164,7 +164,7 @@ def _gpu(stage: str, config: typing.Any) -> Iterator[None]:
     if stage not in GPU_STAGES or getattr(config, "device", "auto") == "cpu":
         yield
         return
-    with gpu_slot():
+    with gpu_slot(shared=GPU_STAGES[stage]):
         require_usable_gpu()
         yield
 

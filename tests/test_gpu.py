@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from talker.core.gpu import gpu_slot, visible_gpus
+from talker.core.gpu import SHARED_JOBS_PER_GPU, gpu_slot, visible_gpus
 from talker.errors import UserError
 
 JOB = """
 import os, sys, time
 from pathlib import Path
 from talker.core.gpu import gpu_slot
-folder, diary, seconds = map(Path, sys.argv[1:])
-with gpu_slot(folder) as device, open(diary, "a") as file:
+folder, diary, seconds, shared = map(Path, sys.argv[1:])
+with gpu_slot(folder, shared=shared.name == "True") as device, open(diary, "a") as file:
     assert os.environ["CUDA_VISIBLE_DEVICES"] == device
     print(time.time(), "takes", device, file=file, flush=True)
     time.sleep(float(str(seconds)))
@@ -27,8 +27,9 @@ with gpu_slot(folder) as device, open(diary, "a") as file:
 """
 
 
-def start(folder: Path, seconds: float, gpus: str = "0,1") -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", JOB, folder / "slots", folder / "diary", str(seconds)]
+def start(folder: Path, seconds: float, shared: bool = False) -> subprocess.Popen[bytes]:
+    arguments = folder / "slots", folder / "diary", str(seconds), str(shared)
+    command, gpus = [sys.executable, "-c", JOB, *arguments], "0,1"
     return subprocess.Popen(command, env=os.environ | {"CUDA_VISIBLE_DEVICES": gpus})
 
 
@@ -66,6 +67,26 @@ def test_a_killed_job_frees_its_slot_at_once(tmp_path: Path) -> None:
         killed = time.time()
         assert jobs[2].wait(20) == 0
         assert diary(tmp_path)[2][0] - killed < 1
+    finally:
+        for job in jobs:
+            job.kill()
+            job.wait()
+
+
+def test_jobs_that_share_a_gpu_do_not_wait_for_a_training(tmp_path: Path) -> None:
+    jobs = [start(tmp_path, 60), start(tmp_path, 60)]
+    try:
+        while len(diary(tmp_path)) < 2:
+            time.sleep(0.02)
+        jobs += [start(tmp_path, 60, shared=True) for _ in range(2 * SHARED_JOBS_PER_GPU)]
+        while len(diary(tmp_path)) < len(jobs):
+            assert all(job.poll() is None for job in jobs)
+            time.sleep(0.02)
+        devices = [device for _, _, device in diary(tmp_path)]
+        assert devices.count("0") == devices.count("1") == 1 + SHARED_JOBS_PER_GPU
+        jobs.append(start(tmp_path, 0, shared=True))
+        time.sleep(1)
+        assert len(diary(tmp_path)) < len(jobs), "more jobs than slots"
     finally:
         for job in jobs:
             job.kill()

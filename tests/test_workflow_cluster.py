@@ -13,6 +13,7 @@ from pathlib import Path
 
 import make_venvs
 import pytest
+import yaml
 from fake_workflow import ROOT, Workflow
 
 CLOUD = os.environ.get("TALKER_CLOUD_PLUGINS")
@@ -40,6 +41,16 @@ def test_a_profile_plans_everything(fresh: Workflow, profile: str) -> None:
     assert "talker report" in output
     if profile in ("slurm", "cluster-generic"):
         assert "--image-size" not in output, "a cluster trains the full size"
+
+
+@pytest.mark.parametrize("profile", ["default", "batch"])
+def test_on_a_single_machine_only_trainings_wait_for_a_gpu(profile: str) -> None:
+    rules = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "rules").glob("*.smk"))
+    on_gpus = {
+        rule.partition(":")[0] for rule in rules.split("\nrule ")[1:] if "gpu=GPU" in rule
+    }
+    settings = yaml.safe_load((ROOT / f"profiles/{profile}/config.yaml").read_text("utf-8"))
+    assert set(settings["set-resources"]) == {f"{rule}:gpu=0" for rule in on_gpus - {"train"}}
 
 
 class Bucket(BaseHTTPRequestHandler):

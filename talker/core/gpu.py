@@ -2,6 +2,9 @@
 
 The kernel releases the lock of a job that dies, so its GPU is free at once. A job that was assigned
 one GPU already (by Slurm, or with `CUDA_VISIBLE_DEVICES=1 talker train ...`) keeps it.
+
+A training uses all of a GPU. Other jobs use little of it, because they read, measure and write
+files most of the time, so some of them share a GPU with each other and with a training.
 """
 
 import fcntl
@@ -25,7 +28,9 @@ logger = logging.getLogger(__name__)
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 """Environment variable that lists the GPUs which CUDA may use; an empty value hides all."""
 JOBS_PER_GPU = "TALKER_JOBS_PER_GPU"
-"""Environment variable with the number of jobs that may share a GPU; 1 by default."""
+"""Environment variable with the number of trainings that may share a GPU; 1 by default."""
+SHARED_JOBS_PER_GPU = 4
+"""Number of other jobs that may share a GPU. Each takes about 1 to 2 GB of its memory."""
 SECONDS_BETWEEN_TRIES = 0.2
 """Time in seconds between two attempts to lock a GPU while all of them are taken."""
 
@@ -80,7 +85,7 @@ def require_usable_gpu() -> None:
 
 
 def jobs_per_gpu() -> int:
-    """Return the number of jobs that may share a GPU: TALKER_JOBS_PER_GPU, or 1.
+    """Return the number of trainings that may share a GPU: TALKER_JOBS_PER_GPU, or 1.
 
     Raises:
         UserError: the variable is not a positive integer.
@@ -94,15 +99,16 @@ def jobs_per_gpu() -> int:
 
 
 @contextmanager
-def gpu_slot(folder: Path | None = None) -> Iterator[str | None]:
+def gpu_slot(folder: Path | None = None, shared: bool = False) -> Iterator[str | None]:
     """Take a slot of a GPU and hide the other GPUs from CUDA; wait while all slots are taken.
 
-    The GPU with the fewest jobs comes first. On a machine without a GPU, and if
+    The GPU with the fewest jobs of the same kind comes first. On a machine without a GPU, and if
     CUDA_VISIBLE_DEVICES names a single GPU, no slot is taken. Enter the block before CUDA is used
     for the first time; later it has no effect.
 
     Args:
         folder: folder of the lock files, the same for all jobs of a machine.
+        shared: take one of the slots for jobs that use little of a GPU, instead of the training's.
 
     Yields:
         The name of the GPU, or None if no slot was taken.
@@ -122,7 +128,11 @@ def gpu_slot(folder: Path | None = None) -> Iterator[str | None]:
     if not folder.exists():
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o1777)  # all users of the machine share its GPUs
-    slots = list(itertools.product(range(jobs_per_gpu()), gpus))
+    if shared:
+        numbers = [f"shared.{i}" for i in range(SHARED_JOBS_PER_GPU)]
+    else:
+        numbers = [str(i) for i in range(jobs_per_gpu())]
+    slots = list(itertools.product(numbers, gpus))
     with ExitStack() as stack:
         gpu = _take(folder, slots, stack)
         if gpu is None:
@@ -145,7 +155,7 @@ def gpu_slot(folder: Path | None = None) -> Iterator[str | None]:
                 os.environ[VISIBLE] = before
 
 
-def _take(folder: Path, slots: list[tuple[int, str]], stack: ExitStack) -> str | None:
+def _take(folder: Path, slots: list[tuple[str, str]], stack: ExitStack) -> str | None:
     """Lock the first free slot until `stack` closes; return its GPU, or None if none is free."""
     for number, gpu in slots:
         slot = folder / f"{gpu}.{number}"
