@@ -46,9 +46,7 @@ def test_a_profile_plans_everything(fresh: Workflow, profile: str) -> None:
 @pytest.mark.parametrize("profile", ["default", "batch"])
 def test_on_a_single_machine_only_trainings_wait_for_a_gpu(profile: str) -> None:
     rules = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "rules").glob("*.smk"))
-    on_gpus = {
-        rule.partition(":")[0] for rule in rules.split("\nrule ")[1:] if "gpu=GPU" in rule
-    }
+    on_gpus = {rule.partition(":")[0] for rule in rules.split("\nrule ")[1:] if "gpu=GPU" in rule}
     settings = yaml.safe_load((ROOT / f"profiles/{profile}/config.yaml").read_text("utf-8"))
     assert set(settings["set-resources"]) == {f"{rule}:gpu=0" for rule in on_gpus - {"train"}}
 
