@@ -21,7 +21,7 @@ rule verify:
         "../envs/avatar.yaml"
     envmodules:
         *ENV_MODULES["avatar"],
-    threads: 1
+    threads: 8
     resources:
         mem_mb=scale_with_attempt(2000),
         runtime=scale_with_attempt(10),

@@ -528,10 +528,11 @@ require_deepspeech_scores()
 require_backend_files()
 
 # The `talker` next to this Python comes last on the PATH, so that an active environment has
-# precedence. Snakemake sets OMP_NUM_THREADS for every job; numba reads its own variable.
+# precedence. Snakemake sets OMP_NUM_THREADS for every job; numba reads its own variable. The sums of
+# OpenBLAS would depend on its number of threads.
 venv_path = f"{config['venvs']}/bin:" if config.get("venvs") else ""
 shell.prefix(
     f'export PATH="{venv_path}$PATH:{Path(sys.executable).parent}"'
-    " NUMBA_NUM_THREADS=$OMP_NUM_THREADS"
+    " NUMBA_NUM_THREADS=$OMP_NUM_THREADS OPENBLAS_NUM_THREADS=1"
     f" TALKER_JOBS_PER_GPU={config.get('jobs_per_gpu', 1)}; "
 )

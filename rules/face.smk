@@ -107,7 +107,7 @@ rule shots:
         "../envs/prepare.yaml"
     envmodules:
         *ENV_MODULES["prepare"],
-    threads: 1
+    threads: 2
     resources:
         mem_mb=scale_with_attempt(2000),
         runtime=scale_with_attempt(20),
@@ -169,7 +169,7 @@ rule track:
         "../envs/prepare.yaml"
     envmodules:
         *ENV_MODULES["prepare"],
-    threads: 1
+    threads: 4
     resources:
         mem_mb=scale_with_attempt(3000),
         runtime=scale_with_attempt(30),
@@ -203,7 +203,7 @@ rule overlay:
         "../envs/prepare.yaml"
     envmodules:
         *ENV_MODULES["prepare"],
-    threads: 1
+    threads: 4
     resources:
         mem_mb=scale_with_attempt(2000),
         runtime=scale_with_attempt(20),
@@ -234,7 +234,7 @@ rule background:
         "../envs/prepare.yaml"
     envmodules:
         *ENV_MODULES["prepare"],
-    threads: 1
+    threads: 2
     resources:
         mem_mb=scale_with_attempt(3000),
         runtime=scale_with_attempt(20),
@@ -265,7 +265,7 @@ rule layers:
         "../envs/prepare.yaml"
     envmodules:
         *ENV_MODULES["prepare"],
-    threads: 2
+    threads: 8
     resources:
         mem_mb=scale_with_attempt(3000),
         runtime=scale_with_attempt(30),

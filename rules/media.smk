@@ -65,7 +65,7 @@ rule frames:
         "../envs/prepare.yaml"
     envmodules:
         *ENV_MODULES["prepare"],
-    threads: 2
+    threads: 4
     resources:
         mem_mb=scale_with_attempt(2000),
         runtime=scale_with_attempt(30),

@@ -16,7 +16,7 @@ from pydantic import Field
 from talker.clip import FPS, Clip, Crop, Source
 from talker.core.config import AtLeast1, validated
 from talker.core.files import Output, atomic_write
-from talker.core.parallel import ordered_map
+from talker.core.parallel import one_opencv_thread, ordered_map
 from talker.core.progress import progress
 from talker.errors import UserError
 from talker.media.ffmpeg import filtered
@@ -154,8 +154,9 @@ def write_frames(video: Path, clip: Clip, folder: Path, quality: int) -> None:
         write_image(folder / f"{i}.jpg", crop_and_resize(image, clip), quality)
 
     written = ordered_map(write, enumerate(read_frames(video, clip.source)))
-    for _ in progress(written, "frames", clip.frames):
-        pass
+    with one_opencv_thread():
+        for _ in progress(written, "frames", clip.frames):
+            pass
 
 
 def crop_and_resize(image: np.ndarray, clip: Clip) -> np.ndarray:

@@ -16,11 +16,11 @@ from pydantic import Field
 from talker.clip import Clip
 from talker.core.config import NonNegative, validated
 from talker.core.files import Output, atomic_write
-from talker.core.parallel import ordered_map
+from talker.core.parallel import one_opencv_thread, ordered_map
 from talker.core.progress import progress
 from talker.data.layout import BACKGROUND, COMPOSITES, HEAD, MASKS, NECK, TORSO, TORSOS, to_classes
 from talker.errors import UserError
-from talker.media.images import read_image, read_numbered, write_image
+from talker.media.images import read_frame, read_image, write_image
 
 
 @validated
@@ -150,19 +150,15 @@ def main(
         truth_folder.mkdir()
         torso_folder.mkdir()
 
-        def write(i: int, image: np.ndarray, colors: np.ndarray) -> None:
+        def write(i: int) -> None:
+            image = read_frame(images, described, i)
+            colors = read_frame(masks, described, i, ".png")
             classes = to_classes(colors, masks / MASKS.file_name(i))
             composite, layer = split(image, classes, background, config)
             write_image(truth_folder / COMPOSITES.file_name(i), composite)
             write_image(torso_folder / TORSOS.file_name(i), layer)
 
-        frames = zip(
-            range(described.frames),
-            read_numbered(images, described),
-            read_numbered(masks, described, ".png"),
-            strict=True,
-        )
-        for _ in progress(
-            ordered_map(lambda frame: write(*frame), frames), "layers", described.frames
-        ):
-            pass
+        written = ordered_map(write, range(described.frames))
+        with one_opencv_thread():
+            for _ in progress(written, "layers", described.frames):
+                pass

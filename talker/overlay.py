@@ -14,11 +14,12 @@ from pydantic import Field
 from talker.clip import Clip, load_per_frame
 from talker.core.config import validated
 from talker.core.files import Output
+from talker.core.parallel import one_opencv_thread, ordered_map
 from talker.core.progress import progress
 from talker.data.formats import TrackParams, read_track_params
 from talker.errors import UserError
 from talker.head.camera import intrinsics, project, viewmats_from_pose
-from talker.media.images import read_numbered
+from talker.media.images import read_frame
 from talker.media.video_writer import video_writer
 
 SUBPIXEL_BITS = 4
@@ -108,15 +109,21 @@ def write_overlay(
     """
     K = intrinsics(params.focal, clip.width, clip.height)
     viewmats = viewmats_from_pose(params.euler.astype(float), params.trans.astype(float))
-    with video_writer(video, crf=crf, groups=False) as write:  # the stage uses two cores
-        frames = progress(read_numbered(images, clip), "overlay", clip.frames)
-        for i, image in enumerate(frames):
-            if params.vertices is not None:
-                color = MESH_COLOR if params.valid[i] else REJECTED_COLOR
-                pixels = project(params.vertices, viewmats[i : i + 1], K)[0]
-                image = draw_head(image, pixels, params.faces, color)
-            if detected[i]:
-                draw_points(image, points[i, :, :2])
+
+    def draw(i: int) -> np.ndarray:
+        image = read_frame(images, clip, i)
+        if params.vertices is not None:
+            color = MESH_COLOR if params.valid[i] else REJECTED_COLOR
+            pixels = project(params.vertices, viewmats[i : i + 1], K)[0]
+            image = draw_head(image, pixels, params.faces, color)
+        if detected[i]:
+            draw_points(image, points[i, :, :2])
+        return image
+
+    drawn = ordered_map(draw, range(clip.frames))
+    # Drawing takes longer than encoding, so one encoder keeps up.
+    with one_opencv_thread(), video_writer(video, crf=crf, groups=False) as write:
+        for image in progress(drawn, "overlay", clip.frames):
             write(image)
 
 

@@ -8,7 +8,6 @@ The poses of rejected frames are interpolated; frames keep their numbers.
 
 import json
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from talker import __version__
 from talker.clip import Clip, chunks, load_per_frame
 from talker.core.config import AtLeast0, NonNegative, validated
 from talker.core.files import Output, atomic_write
+from talker.core.parallel import one_opencv_thread, ordered_map
 from talker.core.progress import progress
 from talker.data.formats import (
     EXPRESSIONS,
@@ -43,7 +43,7 @@ from talker.head.shots import (
     outside_fraction,
     still_frames,
 )
-from talker.media.images import read_numbered
+from talker.media.images import read_frame
 
 logger = logging.getLogger(__name__)
 
@@ -237,12 +237,14 @@ def compute_flow(
     """
     patches = np.zeros((clip.frames, *FACE.shape), np.uint8)
 
-    def frames() -> Iterator[np.ndarray]:
-        for i, image in enumerate(progress(read_numbered(images, clip), "flow", clip.frames)):
-            patches[i] = face_patch(image, points[i])
-            yield image
+    def read(i: int) -> np.ndarray:
+        image = read_frame(images, clip, i)
+        patches[i] = face_patch(image, points[i])
+        return image
 
-    return follow_points(frames(), expected, STEPS), patches
+    frames = progress(ordered_map(read, range(clip.frames)), "flow", clip.frames)
+    with one_opencv_thread():
+        return follow_points(frames, expected, STEPS), patches
 
 
 def save_params(path: Path, track: Track, model: str) -> None:

@@ -8,6 +8,7 @@ from flash import onsets, write_flashes, write_media
 
 from talker import audio, frames
 from talker.clip import Clip, Crop, Source
+from talker.core import parallel
 from talker.core.config import from_mapping
 from talker.errors import UserError
 from talker.frames import Config, choose_crop, crop_and_resize, detect_speaker, plan_clip
@@ -119,9 +120,10 @@ def test_a_clip_with_a_late_picture_keeps_its_sound(tmp_path):
     assert np.abs(flashes - beeps).max() <= 0.025
 
 
-def test_the_same_video_gives_the_same_bytes(tmp_path):
+def test_any_number_of_threads_gives_the_same_bytes(tmp_path, monkeypatch):
     video = write_flashes(tmp_path / "a.mp4", [Fraction(i, 30) for i in range(90)], [20])
-    for name in ("a", "b"):
+    for name, threads in (("a", 1), ("b", 5)):
+        monkeypatch.setattr(parallel, "job_threads", lambda threads=threads: threads)
         folder = tmp_path / name
         frames.main(video=video, clip=folder / "clip.json", images=folder / "imgs", config=WHOLE)
     files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("[!.]*.j*"))

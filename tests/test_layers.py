@@ -5,6 +5,7 @@ import pytest
 from conftest import read_mask
 
 from talker.clip import Clip
+from talker.core import parallel
 from talker.data.layout import BACKGROUND, HEAD, NECK, TORSO
 from talker.errors import UserError
 from talker.layers import Config, main, split
@@ -86,10 +87,11 @@ def test_only_the_continued_neck_is_blurred():
     assert (sharp[..., 3] == soft[..., 3]).all()
 
 
-def test_layers_of_the_synthetic_clip(synthetic, dataset: Path, tmp_path: Path):
+def test_layers_of_the_synthetic_clip(synthetic, dataset: Path, tmp_path: Path, monkeypatch):
     folders = tmp_path / "gt_imgs", tmp_path / "torso_imgs"
 
-    def run() -> list[bytes]:
+    def run(threads: int) -> list[bytes]:
+        monkeypatch.setattr(parallel, "job_threads", lambda: threads)
         main(
             clip=dataset / "clip.json",
             images=dataset / "ori_imgs",
@@ -100,8 +102,8 @@ def test_layers_of_the_synthetic_clip(synthetic, dataset: Path, tmp_path: Path):
         )
         return [path.read_bytes() for folder in folders for path in sorted(folder.iterdir())]
 
-    first = run()
-    assert first == run()
+    first = run(threads=1)
+    assert first == run(threads=5)
     assert len(first) == 2 * Clip.load(dataset / "clip.json").frames
     for i in (0, 50, 99):
         mask = read_mask(dataset / "parsing" / f"{i}.png")

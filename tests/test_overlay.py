@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from conftest import read_mask
 
+from talker.core import parallel
 from talker.data.formats import write_track_params
 from talker.data.layout import FRAMES, HEAD, MASKS
 from talker.errors import UserError
@@ -78,6 +79,15 @@ def test_a_published_head_without_triangles_is_drawn_as_points(dataset: Path, tm
     head = read_mask(MASKS.path(dataset, FRAME)) == HEAD
     changed = np.abs(changed).sum(-1) > 60
     assert changed[head].mean() > 0.05 and changed[~head].mean() < 0.1
+
+
+def test_any_number_of_threads_gives_the_same_video(dataset: Path, tmp_path: Path, monkeypatch):
+    videos = []
+    for threads in (1, 5):
+        monkeypatch.setattr(parallel, "job_threads", lambda threads=threads: threads)
+        drawn(dataset, tmp_path / f"{threads}.mp4", dataset / "track_params.pt")
+        videos.append((tmp_path / f"{threads}.mp4").read_bytes())
+    assert videos[0] == videos[1]
 
 
 def test_poses_of_another_clip_are_refused(dataset: Path, tmp_path: Path):

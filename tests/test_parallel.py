@@ -4,9 +4,17 @@ import sys
 import threading
 import time
 
+import cv2
 import pytest
 
-from talker.core.parallel import job_threads, ordered_map, usable_cores
+from talker.core import parallel
+from talker.core.parallel import (
+    MAX_THREADS,
+    job_threads,
+    one_opencv_thread,
+    ordered_map,
+    usable_cores,
+)
 from talker.media.mediapipe import silence
 
 
@@ -68,6 +76,27 @@ def test_all_cores_count_where_processes_are_not_bound(monkeypatch):
 def test_a_job_uses_the_threads_of_its_rule(variable, threads, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", variable)
     assert job_threads() == threads
+
+
+@pytest.mark.parametrize(("threads", "ahead"), [(3, 6), (1000, 2 * MAX_THREADS)])
+def test_the_threads_of_the_job_are_used_up_to_a_limit(threads, ahead, monkeypatch):
+    monkeypatch.setattr(parallel, "job_threads", lambda: threads)
+    taken = []
+    next(ordered_map(taken.append, iter(range(100))))
+    assert len(taken) <= ahead
+    together = threading.Barrier(ahead // 2, timeout=5)
+    assert all(ordered_map(lambda _: together.wait() >= 0, range(ahead)))
+
+
+def test_opencv_uses_one_thread_inside_the_block_only():
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(3)
+    try:
+        with one_opencv_thread():
+            assert cv2.getNumThreads() == 1
+        assert cv2.getNumThreads() == 3
+    finally:
+        cv2.setNumThreads(before)
 
 
 def test_stderr_is_discarded_until_the_last_of_several_silent_blocks_ends(capfd):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import av
 import pytest
+import yaml
 from slurm import Slurm
 
 ROOT = Path(__file__).parent.parent
@@ -164,7 +165,9 @@ def test_subjects_on_a_cluster_survive_everything(tmp_path: Path, clips: list[Pa
     names = {f"s{i}": kinds[i % len(kinds)] for i in range(SUBJECTS - 1)}
     study = Study(tmp_path / "study", clips, names | {"broken": (CLIPS, 0)})
     # the machine has fewer cores than the nodes claim
-    threads = ["--set-threads", *(f"{rule}=1" for rule in (*GPU_RULES, "frames", "layers"))]
+    settings = yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text("utf-8"))
+    wide = [entry.partition("=")[0] for entry in settings["set-threads"]]
+    threads = ["--set-threads", *(f"{rule}=1" for rule in (*GPU_RULES, *wide))]
     twins = {kind: f"l{i}" for i, kind in enumerate(sorted(set(names.values())))}
     local = Study(tmp_path / "local", clips, {name: kind for kind, name in twins.items()})
     profile = ["--workflow-profile", str(ROOT / "profiles/batch")]

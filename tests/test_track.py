@@ -22,6 +22,7 @@ from talker import fit as fit_stage
 from talker import shots as shots_stage
 from talker import track as track_stage
 from talker.clip import Clip, Source, load_per_frame, save_per_frame
+from talker.core import parallel
 from talker.core.config import from_mapping
 from talker.data.formats import read_fit, read_shots, write_fit
 from talker.errors import UserError
@@ -241,9 +242,12 @@ def test_missed_frames_keep_their_row(dataset: Path, tmp_path: Path, synthetic):
     assert reasons[60] == "the landmarks do not fit the head" and reasons[30] == "no face"
 
 
-def test_same_input_gives_the_same_bytes(dataset: Path, tmp_path: Path):
-    folders = [run(tmp_path / name, dataset, *given(dataset)) for name in ("a", "b")]
-    for name in ("track_params.pt", "transforms_train.json", "track_report.json"):
+def test_any_number_of_threads_gives_the_same_bytes(dataset: Path, tmp_path: Path, monkeypatch):
+    folders = []
+    for threads in (1, 5):
+        monkeypatch.setattr(parallel, "job_threads", lambda threads=threads: threads)
+        folders.append(run(tmp_path / str(threads), dataset, *given(dataset)))
+    for name in ("fit.npz", "track_params.pt", "transforms_train.json", "track_report.json"):
         first, second = ((folder / name).read_bytes() for folder in folders)
         assert first == second, name
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import threading
@@ -49,6 +50,23 @@ def test_on_a_single_machine_only_trainings_wait_for_a_gpu(profile: str) -> None
     on_gpus = {rule.partition(":")[0] for rule in rules.split("\nrule ")[1:] if "gpu=GPU" in rule}
     settings = yaml.safe_load((ROOT / f"profiles/{profile}/config.yaml").read_text("utf-8"))
     assert set(settings["set-resources"]) == {f"{rule}:gpu=0" for rule in on_gpus - {"train"}}
+
+
+@pytest.mark.parametrize("profile", ["slurm", "cluster-generic"])
+def test_a_job_that_prepares_a_subject_requests_two_cores(profile: str) -> None:
+    """Most of its rules use one; on a single machine, some use more."""
+    rules = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "rules").glob("*.smk"))
+    threads = {
+        rule.partition(":")[0]: int(found[1])
+        for rule in rules.split("\nrule ")[1:]
+        if (found := re.search(r"threads: (\d+)", rule))
+    }
+    settings = yaml.safe_load((ROOT / f"profiles/{profile}/config.yaml").read_text("utf-8"))
+    groups = dict(entry.split("=") for entry in settings["groups"])
+    limits = dict(entry.split("=") for entry in settings["set-threads"])
+    prepare = {rule for rule, group in groups.items() if group == "prepare"}
+    assert {rule for rule in prepare if threads[rule] > 1} == set(limits)
+    assert max(map(int, limits.values())) == 2
 
 
 class Bucket(BaseHTTPRequestHandler):

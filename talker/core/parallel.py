@@ -14,6 +14,9 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+MAX_THREADS = 16
+"""Largest number of threads that `ordered_map` uses by default, which bounds its memory."""
+
 
 def usable_cores() -> int:
     """Return the number of CPU cores that this process may use.
@@ -38,12 +41,18 @@ def job_threads() -> int:
 
 
 def ordered_map(
-    function: Callable[[Item], Result], items: Iterable[Item], threads: int = 2
+    function: Callable[[Item], Result], items: Iterable[Item], threads: int | None = None
 ) -> Generator[Result]:
     """Yield `function(item)` for each item, in order.
 
     At most `2 * threads` results are kept in memory.
+
+    Args:
+        function: what the threads compute.
+        items: its arguments, which the thread of the caller takes one after another.
+        threads: number of threads; by default, those of the job, but at most `MAX_THREADS`.
     """
+    threads = threads or min(job_threads(), MAX_THREADS)
     with ThreadPoolExecutor(threads) as pool:
         pending: deque[Future[Result]] = deque()
         try:
@@ -73,3 +82,20 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def one_opencv_thread() -> Iterator[None]:
+    """Limit OpenCV to one thread inside the block, which runs several threads of its own.
+
+    OpenCV would otherwise use all cores for every operation, whatever the `threads` of the job, and
+    its threads keep cores busy while they wait for work.
+    """
+    import cv2
+
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(threads)

@@ -12,10 +12,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Integer, UInt8
 
 from talker.clip import Clip, chunks, runs
+from talker.core.parallel import one_opencv_thread, ordered_map
 from talker.core.progress import progress
 from talker.head.flow import Flow, follow_points
 from talker.head.fusion import FOLLOWED
-from talker.media.images import read_numbered
+from talker.media.images import read_frame, read_numbered
 
 CUT_JUMP = 0.08
 """Displacement of the face between two frames, as a fraction of its width, above which the pair is
@@ -181,15 +182,21 @@ def _head_differences(
     size = max(1, round(clip.width * scale)), max(1, round(clip.height * scale))
     low = (scale * (start - HEAD_MARGIN * width)).clip(0, np.array(size) - 1).astype(int)
     high = np.maximum((scale * (end + HEAD_MARGIN * width)).astype(int), low + 1)
+
+    def reduce(i: int) -> np.ndarray:
+        gray = cv2.cvtColor(read_frame(images, clip, i), cv2.COLOR_RGB2GRAY)
+        return cv2.resize(gray, size, interpolation=cv2.INTER_AREA).astype(np.float32)
+
     differences = np.zeros((3, clip.frames))
     recent: deque[np.ndarray] = deque(maxlen=3)
-    for i, image in enumerate(progress(read_numbered(images, clip), "cuts", clip.frames)):
-        gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-        small = cv2.resize(gray, size, interpolation=cv2.INTER_AREA).astype(np.float32)
-        head = slice(low[i, 1], high[i, 1]), slice(low[i, 0], high[i, 0])
-        for k, before in enumerate(reversed(recent)):
-            differences[k, i] = np.abs(_normalized(small[head]) - _normalized(before[head])).mean()
-        recent.append(small)
+    reduced = progress(ordered_map(reduce, range(clip.frames)), "cuts", clip.frames)
+    with one_opencv_thread():
+        for i, small in enumerate(reduced):
+            head = slice(low[i, 1], high[i, 1]), slice(low[i, 0], high[i, 0])
+            present = _normalized(small[head])
+            for k, before in enumerate(reversed(recent)):
+                differences[k, i] = np.abs(present - _normalized(before[head])).mean()
+            recent.append(small)
     return differences
 
 

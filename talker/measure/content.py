@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from talker.clip import load_per_frame
+from talker.core.parallel import one_opencv_thread, ordered_map
 from talker.data import layout
 from talker.data.formats import TrackParams, read_au45, read_track_params, read_track_report
 from talker.errors import UserError, counted
@@ -77,7 +78,8 @@ def image_faults(folder: FolderSpec) -> Iterator[str]:
             share,
         )
 
-    composites, torsos, shares = np.array(list(folder.map_frames(measure))).T
+    with one_opencv_thread():
+        composites, torsos, shares = np.array(list(ordered_map(measure, folder.ids))).T
     findings = (
         (
             _outliers(composites, *COMPOSITE_LIMITS),

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
@@ -40,9 +39,7 @@ POSE_TOLERANCE = 1e-5
 NAMED_FRAMES = 5
 """Number of frames that a message names."""
 THREADS = 8
-"""Number of files that are read at the same time."""
-
-Value = TypeVar("Value")
+"""Number of files whose headers are read at the same time, which takes time but no computing."""
 
 
 @dataclass(frozen=True)
@@ -105,14 +102,10 @@ class FolderSpec:
     def check_frames(self, check: Callable[[int], str | None]) -> dict[str, list[int]]:
         """Run a check for every frame in threads; return {fault: frames that have it}."""
         faults: dict[str, list[int]] = {}
-        for i, fault in enumerate(self.map_frames(check)):
+        for i, fault in enumerate(ordered_map(check, self.ids, THREADS)):
             if fault is not None:
                 faults.setdefault(fault, []).append(i)
         return faults
-
-    def map_frames(self, function: Callable[[int], Value]) -> Iterator[Value]:
-        """Yield `function(i)` for every frame i in order, computed in threads."""
-        yield from ordered_map(function, self.ids, THREADS)
 
 
 def folder_faults(folder: FolderSpec) -> list[str]:

@@ -118,22 +118,29 @@ def read_numbered(
     """Yield the images of the frames `ids` of a clip in order; all frames if `ids` is None.
 
     Raises:
-        UserError: an image is missing, unreadable, not of the clip's size, or has an alpha channel.
+        UserError: as in `read_frame`.
     """
+    numbers = range(clip.frames) if ids is None else ids
+    return ordered_map(lambda i: read_frame(folder, clip, i, suffix), numbers)
 
-    def read(i: int) -> np.ndarray:
-        path = folder / f"{i}{suffix}"
-        image = read_image(path)
-        if image.shape[:2] != (clip.height, clip.width):
-            raise UserError(
-                f"{path} has {image.shape[1]}x{image.shape[0]} pixels, but clip.json "
-                f"declares {clip.width}x{clip.height}. Run `talker frames` again."
-            )
-        if image.shape[2] != 3:
-            raise UserError(f"{path} has an alpha channel. Use an image without one.")
-        return image
 
-    return ordered_map(read, range(clip.frames) if ids is None else ids)
+def read_frame(folder: Path, clip: Clip, i: int, suffix: str = ".jpg") -> np.ndarray:
+    """Read the image of frame i of a clip as RGB uint8 [H, W, 3].
+
+    Raises:
+        UserError: the image is missing, unreadable, not of the clip's size, or has an alpha
+            channel.
+    """
+    path = folder / f"{i}{suffix}"
+    image = read_image(path)
+    if image.shape[:2] != (clip.height, clip.width):
+        raise UserError(
+            f"{path} has {image.shape[1]}x{image.shape[0]} pixels, but clip.json "
+            f"declares {clip.width}x{clip.height}. Run `talker frames` again."
+        )
+    if image.shape[2] != 3:
+        raise UserError(f"{path} has an alpha channel. Use an image without one.")
+    return image
 
 
 def image_header(path: Path) -> tuple[int, int, int]:
