@@ -8,6 +8,7 @@ The poses of rejected frames are interpolated; frames keep their numbers.
 
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from talker.data.formats import (
     EXPRESSIONS,
     FocalPrior,
     HeadFit,
+    Shots,
     read_fit,
     write_track_params,
     write_transforms,
@@ -37,6 +39,7 @@ from talker.head.fusion import common_motion, fuse
 from talker.head.poses import fill_poses, move_origin
 from talker.head.shots import (
     FACE,
+    HeadImages,
     covered_frames,
     face_patch,
     find_jump_cuts,
@@ -137,9 +140,8 @@ def track(clip: Clip, images: Path, points: np.ndarray, fit: HeadFit, config: Co
         UserError: no frame can be tracked.
     """
     shots, K = fit.shots, intrinsics(fit.focal, clip.width, clip.height)
-    shots.cuts = sorted({*shots.cuts, *find_jump_cuts(clip, images, points, shots.usable)})
-    shot = np.searchsorted(shots.cuts, np.arange(clip.frames), side="right")
-    poses = fuse_with_flow(clip, images, points, fit, K, shot, config)
+    poses = fuse_with_flow(clip, images, points, fit, K, config)
+    shot = shot_of_frames(shots)
     ids = shots.accepted_frames
     viewmats = fill_poses(poses.final[ids], ids, clip.frames)
     residual = np.full(clip.frames, np.nan)
@@ -177,15 +179,13 @@ def fuse_with_flow(
     points: np.ndarray,
     fit: HeadFit,
     K: np.ndarray,
-    shot: np.ndarray,
     config: Config,
 ) -> FusedPoses:
-    """Fuse the landmark poses with optical flow; reject frozen and occluded frames.
+    """Fuse the landmark poses with optical flow; add jump cuts, reject frozen and occluded frames.
 
     Args:
         points: meshes [T, 478, 3] in pixels.
         K: [3, 3], intrinsics in pixels.
-        shot: int [T], index of each frame's shot.
 
     Raises:
         UserError: no frame remains.
@@ -195,8 +195,10 @@ def fuse_with_flow(
     stable = fit.mesh[fit.stable]
     from_landmarks = fill_poses(fit.viewmats, shots.accepted_frames, clip.frames)
     expected = project(stable[followed], from_landmarks, K)
-    flows, patches = compute_flow(clip, images, points, expected)
     usable = shots.usable
+    flows, patches, differences = compute_flow(clip, images, points, expected, usable)
+    shots.cuts = sorted({*shots.cuts, *find_jump_cuts(differences, usable)})
+    shot = shot_of_frames(shots)
     final = fuse(
         from_landmarks,
         points[:, fit.stable, :2].astype(float) / fit.unit,
@@ -224,27 +226,41 @@ def fuse_with_flow(
 
 
 def compute_flow(
-    clip: Clip, images: Path, points: np.ndarray, expected: np.ndarray
-) -> tuple[dict[int, Flow], np.ndarray]:
-    """Read all frames once and compute the optical flow and the face patches.
+    clip: Clip, images: Path, points: np.ndarray, expected: np.ndarray, usable: np.ndarray
+) -> tuple[dict[int, Flow], np.ndarray, np.ndarray]:
+    """Read all frames once and compute the optical flow, face patches and image differences.
 
     Args:
         points: meshes [T, 478, 3] in pixels, which align the patches.
         expected: [T, Q, 2], expected pixels of the followed points.
+        usable: bool [T], frames that show a usable face.
 
     Returns:
-        {step: Flow} over `STEPS`, and patches uint8 [T, 64, 64] (`talker.head.shots`).
+        {step: Flow} over `STEPS`, patches uint8 [T, 64, 64], and the differences of the images of
+        the head [3, T] (`talker.head.shots`).
     """
     patches = np.zeros((clip.frames, *FACE.shape), np.uint8)
+    heads = HeadImages(clip, points, usable)
 
-    def read(i: int) -> np.ndarray:
+    def read(i: int) -> tuple[np.ndarray, np.ndarray]:
         image = read_frame(images, clip, i)
         patches[i] = face_patch(image, points[i])
-        return image
+        return image, heads.reduce(image)
 
-    frames = progress(ordered_map(read, range(clip.frames)), "flow", clip.frames)
+    def frames() -> Iterator[np.ndarray]:
+        pairs = ordered_map(read, range(clip.frames))
+        for image, reduced in progress(pairs, "flow", clip.frames):
+            heads.compare(reduced)
+            yield image
+
     with one_opencv_thread():
-        return follow_points(frames, expected, STEPS), patches
+        flows = follow_points(frames(), expected, STEPS)
+    return flows, patches, heads.differences
+
+
+def shot_of_frames(shots: Shots) -> np.ndarray:
+    """Return the index of each frame's shot, int [T]."""
+    return np.searchsorted(shots.cuts, np.arange(len(shots.reasons)), side="right")
 
 
 def save_params(path: Path, track: Track, model: str) -> None:

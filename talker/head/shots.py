@@ -12,11 +12,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Integer, UInt8
 
 from talker.clip import Clip, chunks, runs
-from talker.core.parallel import one_opencv_thread, ordered_map
-from talker.core.progress import progress
 from talker.head.flow import Flow, follow_points
 from talker.head.fusion import FOLLOWED
-from talker.media.images import read_frame, read_numbered
+from talker.media.images import read_numbered
 
 CUT_JUMP = 0.08
 """Displacement of the face between two frames, as a fraction of its width, above which the pair is
@@ -134,7 +132,7 @@ def _face_motion(points: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def find_jump_cuts(
-    clip: Clip, images: Path, points: Float[np.ndarray, "T 478 3"], usable: Bool[np.ndarray, "T"]
+    differences: Float[np.ndarray, "3 T"], usable: Bool[np.ndarray, "T"]
 ) -> list[int]:
     """Return the first frame after each jump cut.
 
@@ -143,15 +141,15 @@ def find_jump_cuts(
     changes as much over one frame as over two or three, while continuous motion adds up.
 
     Args:
-        images: folder of the frames.
-        points: meshes [T, 478, 3] in pixels.
+        differences: [3, T], those of the images of the head (`HeadImages`).
         usable: bool [T], frames that show a usable face; cuts are searched for between these.
     """
-    if clip.frames < 5 or not usable.any():
+    frames = len(usable)
+    if frames < 5 or not usable.any():
         return []
-    first, second, third = _head_differences(clip, images, points, usable)
-    spike, level = np.zeros(clip.frames), np.zeros(clip.frames)
-    inner = np.arange(2, clip.frames - 2)
+    first, second, third = differences
+    spike, level = np.zeros(frames), np.zeros(frames)
+    inner = np.arange(2, frames - 2)
     around = np.max([first[inner + step] for step in (-1, 1, 2)], axis=0)
     around = np.maximum(around, first[np.maximum(inner - 2, 1)])
     across = np.max([second[inner], second[inner + 1], third[np.maximum(inner + 1, 3)]], axis=0)
@@ -165,39 +163,47 @@ def find_jump_cuts(
     return np.flatnonzero(cuts).tolist()
 
 
-def _head_differences(
-    clip: Clip, images: Path, points: np.ndarray, usable: np.ndarray
-) -> np.ndarray:
-    """Return the differences of each frame's head image to those 1, 2 and 3 frames before.
+class HeadImages:
+    """The differences of each frame's image of the head to those 1, 2 and 3 frames before.
 
-    Head images are reduced, and normalized to zero mean and unit variance, so that a change of the
+    The images are reduced, and normalized to zero mean and unit variance, so that a change of the
     exposure does not count.
 
-    Returns:
-        float64 [3, T]; 0 where there is no earlier frame.
+    Args:
+        clip: clip of T frames.
+        points: meshes [T, 478, 3] in pixels.
+        usable: bool [T], frames that show a usable face; at least one.
     """
-    start, end = points[..., :2].min(1).astype(float), points[..., :2].max(1).astype(float)
-    width = np.median(end[usable, 0] - start[usable, 0])
-    scale = min(1.0, HEAD_WIDTH / width)
-    size = max(1, round(clip.width * scale)), max(1, round(clip.height * scale))
-    low = (scale * (start - HEAD_MARGIN * width)).clip(0, np.array(size) - 1).astype(int)
-    high = np.maximum((scale * (end + HEAD_MARGIN * width)).astype(int), low + 1)
 
-    def reduce(i: int) -> np.ndarray:
-        gray = cv2.cvtColor(read_frame(images, clip, i), cv2.COLOR_RGB2GRAY)
-        return cv2.resize(gray, size, interpolation=cv2.INTER_AREA).astype(np.float32)
+    def __init__(self, clip: Clip, points: np.ndarray, usable: np.ndarray) -> None:
+        start, end = points[..., :2].min(1).astype(float), points[..., :2].max(1).astype(float)
+        width = np.median(end[usable, 0] - start[usable, 0])
+        scale = min(1.0, HEAD_WIDTH / width)
+        self._size = max(1, round(clip.width * scale)), max(1, round(clip.height * scale))
+        low = (scale * (start - HEAD_MARGIN * width)).clip(0, np.array(self._size) - 1)
+        self._low = low.astype(int)
+        high = (scale * (end + HEAD_MARGIN * width)).astype(int)
+        self._high = np.maximum(high, self._low + 1)
+        self._recent: deque[np.ndarray] = deque(maxlen=3)
+        self._frames = 0
+        self.differences = np.zeros((3, clip.frames))
+        """float64 [3, T]; 0 where there is no earlier frame."""
 
-    differences = np.zeros((3, clip.frames))
-    recent: deque[np.ndarray] = deque(maxlen=3)
-    reduced = progress(ordered_map(reduce, range(clip.frames)), "cuts", clip.frames)
-    with one_opencv_thread():
-        for i, small in enumerate(reduced):
-            head = slice(low[i, 1], high[i, 1]), slice(low[i, 0], high[i, 0])
-            present = _normalized(small[head])
-            for k, before in enumerate(reversed(recent)):
-                differences[k, i] = np.abs(present - _normalized(before[head])).mean()
-            recent.append(small)
-    return differences
+    def reduce(self, image: np.ndarray) -> np.ndarray:
+        """Return a frame, RGB uint8 [H, W, 3], in reduced size and gray, float32."""
+        gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+        return cv2.resize(gray, self._size, interpolation=cv2.INTER_AREA).astype(np.float32)
+
+    def compare(self, reduced: np.ndarray) -> None:
+        """Compare the next frame, in reduced size, with the frames before it."""
+        (left, top), (right, bottom) = self._low[self._frames], self._high[self._frames]
+        head = slice(top, bottom), slice(left, right)
+        present = _normalized(reduced[head])
+        for k, before in enumerate(reversed(self._recent)):
+            past = _normalized(before[head])
+            self.differences[k, self._frames] = np.abs(present - past).mean()
+        self._recent.append(reduced)
+        self._frames += 1
 
 
 def _normalized(image: np.ndarray) -> np.ndarray:
