@@ -74,6 +74,17 @@ def test_ssim_in_a_box_is_the_mean_of_its_map(box: m.Box) -> None:
     assert m.ssim(x, y, box) == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize(
+    "part", [(0, 0, 12, 9), (20, 17, 31, 22), (47, 39, 48, 40), (0, 0, 48, 40)]
+)
+def test_ssim_of_images_that_differ_in_a_part_is_the_mean_of_the_whole_map(part: m.Box) -> None:
+    truth, (x0, y0, x1, y1) = picture(), part
+    image = truth.copy()
+    image[y0:y1, x0:x1, 2] ^= 3
+    expected = m.ssim_map(image, truth)[5:-5, 5:-5].mean()
+    assert m.ssim(image, truth) == pytest.approx(expected, rel=1e-12)
+
+
 def test_boxes_hold_their_points_and_stay_in_the_image() -> None:
     points = face()
     for box, inner in (

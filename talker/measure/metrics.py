@@ -82,14 +82,25 @@ def ssim(
     image: UInt8[np.ndarray, "H W 3"], truth: UInt8[np.ndarray, "H W 3"], box: Box | None = None
 ) -> float:
     """Return the mean of `ssim_map` without its border, or inside a box."""
+    if box is not None:
+        return float(_ssim_inside(image, truth, box).mean())
     m = SSIM_MARGIN
-    if box is None:
-        return float(ssim_map(image, truth)[m:-m, m:-m].mean())
+    similarity = np.ones(image.shape)  # exactly the value where no pixel of the window differs
+    channels = cv2.absdiff(image, truth).reshape(len(image), -1)
+    x, y, width, height = cv2.boundingRect(channels)
+    if width:
+        changed = (max(0, x // 3 - m), max(0, y - m), (x + width + 2) // 3 + m, y + height + m)
+        _inside(similarity, changed)[:] = _ssim_inside(image, truth, changed)
+    return float(similarity[m:-m, m:-m].mean())
+
+
+def _ssim_inside(image: np.ndarray, truth: np.ndarray, box: Box) -> np.ndarray:
+    """Return the part of `ssim_map` inside a box."""
     x0, y0, x1, y1 = box
-    left, top = max(0, x0 - m), max(0, y0 - m)
-    near = np.s_[top : y1 + m, left : x1 + m]
-    similarity = ssim_map(image[near], truth[near])
-    return float(similarity[y0 - top : y1 - top, x0 - left : x1 - left].mean())
+    left, top = max(0, x0 - SSIM_MARGIN), max(0, y0 - SSIM_MARGIN)
+    near = left, top, x1 + SSIM_MARGIN, y1 + SSIM_MARGIN
+    similarity = ssim_map(_inside(image, near), _inside(truth, near))
+    return similarity[y0 - top : y1 - top, x0 - left : x1 - left]
 
 
 def head_box(landmarks: Real[np.ndarray, "68 2"], height: int, width: int) -> Box:
