@@ -24,6 +24,7 @@ from talker.measure.detection import detect_landmarks
 from talker.measure.heldout import (
     RealFrames,
     compare,
+    compare_together,
     evaluate_held_out,
     evaluated_ids,
 )
@@ -77,6 +78,22 @@ def test_shaking_poses_are_told(truth: RealFrames) -> None:
     images = truth.frames.copy()
     images[1::2] = np.roll(images[1::2], 1, axis=2)
     assert compare(images, truth).row["head_shake"] == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("threads", ["1", "3"])
+def test_renderings_are_compared_together_as_alone(
+    data: Dataset, truth: RealFrames, threads: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renderings = [truth.frames, truth.targets, np.roll(truth.frames, 1, axis=2), truth.frames // 2]
+    alone = [compare(images, truth) for images in renderings]
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    monkeypatch.setattr("talker.core.parallel.usable_cores", lambda: 4)
+    together = compare_together(zip(*renderings, strict=True), truth, len(renderings))
+    for one, other in zip(together, alone, strict=True):
+        assert one.row == other.row
+        assert np.array_equal(one.detected, other.detected, equal_nan=True)
+    again = RealFrames.load(data, data.val_ids)
+    assert np.array_equal(again.detected, truth.detected)
 
 
 def test_a_stare_is_told(truth: RealFrames) -> None:

@@ -10,6 +10,8 @@ import pytest
 from talker.core import parallel
 from talker.core.parallel import (
     MAX_THREADS,
+    ROWS_AHEAD,
+    consume_columns,
     job_threads,
     one_opencv_thread,
     ordered_map,
@@ -47,6 +49,56 @@ def test_work_is_spread_over_threads():
 def test_an_error_reaches_the_caller():
     with pytest.raises(ZeroDivisionError):
         list(ordered_map(lambda i: 1 / (i - 3), range(6)))
+
+
+def test_each_consumer_gets_its_column():
+    rows = ((i, str(i)) for i in range(50))
+    assert consume_columns(rows, [sum, "".join]) == [1225, "".join(map(str, range(50)))]
+
+
+def test_rows_are_taken_only_a_few_ahead_of_the_slowest_consumer():
+    taken, ahead = [], []
+
+    def rows():
+        for i in range(40):
+            taken.append(i)
+            yield i, i
+
+    def slow(items):
+        for i in items:
+            time.sleep(0.002)
+            ahead.append(len(taken) - i)
+
+    consume_columns(rows(), [slow, sum])
+    assert max(ahead) <= ROWS_AHEAD + 2
+
+
+def test_the_error_of_a_consumer_ends_the_iteration_and_is_raised():
+    taken = []
+
+    def rows():
+        for i in range(10_000):
+            taken.append(i)
+            yield i, i
+
+    def fail(items):
+        next(items)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        consume_columns(rows(), [list, fail])
+    assert len(taken) < 10_000
+
+
+def test_an_interrupted_iteration_stops_its_consumers():
+    def rows():
+        yield 1, 2
+        raise KeyboardInterrupt
+
+    finished = []
+    with pytest.raises(KeyboardInterrupt):
+        consume_columns(rows(), [lambda items: finished.append(list(items)), list])
+    assert finished == [[1]]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Only Linux binds processes to cores.")

@@ -11,7 +11,7 @@ from torch import nn
 from talker.avatar.drive import longest_run, nearest_valid, ping_pong
 from talker.avatar.live import live_avatar
 from talker.avatar.model import Avatar
-from talker.avatar.renderer import Drive, load_avatar, render_frames
+from talker.avatar.renderer import Drive, load_avatar, render_frames, render_together
 from talker.dataset import Dataset
 
 
@@ -110,6 +110,16 @@ def test_batches_do_not_show(data: Dataset, tmp_path: Path, length: int) -> None
     single = list(render_frames(avatar, data, Drive(frames, data.speech, windows), batch=1))
     assert len(batched) == length
     assert np.array_equal(batched, single)
+
+
+def test_drives_are_rendered_together_as_alone(data: Dataset) -> None:
+    """The last batch of each drive has one frame."""
+    avatar, frames = untrained_avatar(data), np.arange(10, 15)
+    drives = [Drive(frames, data.speech, frames + shift) for shift in (0, 30, 60)]
+    together = list(render_together(avatar, data, drives, batch=2))
+    for k, drive in enumerate(drives):
+        alone = list(render_frames(avatar, data, drive, batch=2))
+        assert np.array_equal([images[k] for images in together], alone)
 
 
 def test_renders_only_a_few_batches_ahead(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

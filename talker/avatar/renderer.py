@@ -4,7 +4,7 @@ Only the head is 3D. It is composited over the torso of a recorded frame, and bo
 background plate or over any other background.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice, repeat
@@ -114,6 +114,26 @@ def render_frames(
     Yields:
         RGB uint8 [H, W, 3], or RGBA uint8 [H, W, 4] (not premultiplied) if transparent.
     """
+    for (image,) in render_together(
+        avatar, dataset, [drive], batch, backgrounds, transparent, render_head
+    ):
+        yield image
+
+
+def render_together(
+    avatar: Avatar,
+    dataset: Dataset,
+    drives: Sequence[Drive],
+    batch: int,
+    backgrounds: Iterator[np.ndarray] | None = None,
+    transparent: bool = False,
+    render_head: HeadRenderer | None = None,
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """Render several drives that show the same recorded frames, which are decoded once.
+
+    Yields:
+        One image of each drive, for every frame. `render_frames` describes them and the arguments.
+    """
     avatar.eval()
     device = next(avatar.parameters()).device
     batch = batch or BATCH[device.type]
@@ -132,8 +152,8 @@ def render_frames(
         return dataset.background(i) if background is None else _over(dataset.torso(i), background)
 
     @torch.inference_mode()
-    def render(job: tuple[slice, list[np.ndarray]]) -> np.ndarray:
-        part, layers = job
+    def render(job: tuple[Drive, slice, list[np.ndarray]]) -> np.ndarray:
+        drive, part, layers = job
         inputs = head_inputs(avatar, dataset, drive, part)
         rgb, alpha = render_head(*inputs, dataset.height, dataset.width)
         head = torch.cat([rgb, alpha], -1) if transparent else rgb
@@ -142,19 +162,22 @@ def render_frames(
             colors[..., :3] /= colors[..., 3:].clamp_min(1e-6)
         return colors.clamp(0, 1).mul(255).round().byte().cpu().numpy()
 
-    def jobs() -> Iterator[tuple[slice, list[np.ndarray]]]:
-        ids = map(int, drive.background_frame_ids)
-        sources = zip(ids, backgrounds or repeat(None), strict=False)
+    def jobs() -> Iterator[tuple[Drive, slice, list[np.ndarray]]]:
+        ids = drives[0].background_frame_ids
+        sources = zip(map(int, ids), backgrounds or repeat(None), strict=False)
         layers = ordered_map(read_layer, sources, decoders)
-        for start in range(0, len(drive), batch):
-            part = slice(start, min(start + batch, len(drive)))
-            yield part, list(islice(layers, part.stop - start))
+        for start in range(0, len(ids), batch):
+            part = slice(start, min(start + batch, len(ids)))
+            shared = list(islice(layers, part.stop - start))
+            for drive in drives:
+                yield drive, part, shared
 
     # Each batch is rendered in its own Python thread. torch's threads would wait for each other at
     # each of the many small operations and use three times the CPU time.
     with one_thread():
-        for frames in ordered_map(render, jobs(), workers):
-            yield from frames
+        rendered = ordered_map(render, jobs(), workers)
+        while batches := list(islice(rendered, len(drives))):
+            yield from zip(*batches, strict=True)
 
 
 def head_inputs(

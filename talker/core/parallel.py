@@ -6,10 +6,14 @@ OpenCV, NumPy and the image codecs release the global interpreter lock, so threa
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
+from queue import Queue
+from typing import Any, TypeVar
+
+ROWS_AHEAD = 4
+"""Number of items that may wait for a consumer in `consume_columns`."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -65,6 +69,48 @@ def ordered_map(
         finally:
             for future in pending:
                 future.cancel()
+
+
+def consume_columns(
+    rows: Iterable[Sequence[Item]], consumers: Sequence[Callable[[Iterator[Item]], Any]]
+) -> list[Any]:
+    """Give each consumer an iterator over its own column of `rows`; return what they return.
+
+    Each consumer runs in its own thread, and at most `ROWS_AHEAD` items wait for it. The first
+    error of a consumer ends the iteration and is raised.
+    """
+    queues: list[Queue[Any]] = [Queue(ROWS_AHEAD) for _ in consumers]
+    errors: list[Exception] = []
+    end = object()
+
+    def column(queue: Queue[Any]) -> Iterator[Item]:
+        while (item := queue.get()) is not end:
+            yield item
+
+    def run(consumer: Callable[[Iterator[Item]], Any], queue: Queue[Any]) -> Any:
+        items = column(queue)
+        try:
+            return consumer(items)
+        except Exception as error:
+            errors.append(error)
+        finally:
+            for _ in items:  # so that nothing waits for the queue of a consumer that has failed
+                pass
+
+    with ThreadPoolExecutor(len(consumers)) as pool:
+        results = [pool.submit(run, *pair) for pair in zip(consumers, queues, strict=True)]
+        try:
+            for row in rows:
+                if errors:
+                    break
+                for queue, item in zip(queues, row, strict=True):
+                    queue.put(item)
+        finally:
+            for queue in queues:
+                queue.put(end)
+    if errors:
+        raise errors[0]
+    return [result.result() for result in results]
 
 
 @contextmanager

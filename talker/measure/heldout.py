@@ -1,9 +1,11 @@
 """Measure renderings of the held-out frames against the real frames and against two controls."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import cv2
@@ -11,8 +13,8 @@ import numpy as np
 from jaxtyping import Float, Integer, Real
 
 from talker.avatar.model import Avatar
-from talker.avatar.renderer import Drive, render_frames
-from talker.core.parallel import ordered_map, usable_cores
+from talker.avatar.renderer import Drive, render_together
+from talker.core.parallel import consume_columns, one_opencv_thread, ordered_map
 from talker.core.progress import progress
 from talker.data import layout
 from talker.dataset import Dataset, over
@@ -77,17 +79,18 @@ class RealFrames:
     def load(cls, dataset: Dataset, ids: np.ndarray) -> "RealFrames":
         """Read the frames `ids` [N] of a dataset and detect landmarks and motion in them."""
         images = dataset.images(ids, "real frames")
-        meshes, closure = detect_meshes(images.frame), dataset.eye[ids, 0]
         layers = zip(images.frame, images.background, images.head_mask, strict=True)
+        ((meshes, flow),) = _follow(((image,) for image in images.frame), dataset.landmarks[ids], 1)
+        closure = dataset.eye[ids, 0]
         return cls(
             ids=ids,
             frames=images.frame,
-            targets=np.stack([over(*layer) for layer in layers]),
+            targets=np.stack(list(ordered_map(lambda layer: over(*layer), layers))),
             landmarks=dataset.landmarks[ids],
             detected=landmarks68(meshes),
             closure=closure,
             brows=brow_motion(meshes, closure),
-            flow=head_flow(images.frame, dataset.landmarks[ids]),
+            flow=flow,
         )
 
 
@@ -113,16 +116,57 @@ def head_flow(
 
 def compare(images: Iterable[np.ndarray], real: RealFrames) -> Measurement:
     """Compare rendered frames uint8 [H, W, 3], one for each frame of `real`, with the real ones."""
-    images = list(images)
+    return compare_together(((image,) for image in images), real, 1)[0]
 
-    def image_quality() -> list[Row]:
-        jobs = range(len(images))
-        return list(ordered_map(lambda k: _image_quality(images[k], real, k), jobs, usable_cores()))
 
-    with ThreadPoolExecutor(2) as pool:  # the detector uses one core
-        rows, flows = pool.submit(image_quality), pool.submit(head_flow, images, real.landmarks)
-        meshes = detect_meshes(images)
-        quality, flow = rows.result(), flows.result()
+def compare_together(
+    frames: Iterable[Sequence[np.ndarray]], real: RealFrames, count: int
+) -> list[Measurement]:
+    """Compare several renderings with the real frames at the same time.
+
+    Only a few frames of each rendering are in memory at once.
+
+    Args:
+        frames: for each frame of `real`, one image uint8 [H, W, 3] of each rendering.
+        real: the real frames.
+        count: number of renderings.
+    """
+    quality: list[list[Row]] = []
+
+    def rated(numbered: tuple[int, Sequence[np.ndarray]]) -> tuple[Sequence[np.ndarray], list[Row]]:
+        k, images = numbered
+        return images, [_image_quality(image, real, k) for image in images]
+
+    def rated_frames() -> Iterator[Sequence[np.ndarray]]:
+        for images, rows in ordered_map(rated, enumerate(frames)):
+            quality.append(rows)
+            yield images
+
+    followed = _follow(rated_frames(), real.landmarks, count)
+    return [
+        _measurement(list(rows), meshes, flow, real)
+        for rows, (meshes, flow) in zip(zip(*quality, strict=True), followed, strict=True)
+    ]
+
+
+def _follow(
+    frames: Iterable[Sequence[np.ndarray]], landmarks: Float[np.ndarray, "N 68 2"], count: int
+) -> list[tuple[np.ndarray, dict[int, Flow]]]:
+    """Detect meshes [N, 478, 3], and follow the head, in `count` renderings at the same time."""
+    follow = partial(head_flow, landmarks=landmarks)
+    pairs = ([*images, *images] for images in frames)
+    with one_opencv_thread():
+        results = consume_columns(pairs, [detect_meshes] * count + [follow] * count)
+    return list(zip(results[:count], results[count:], strict=True))
+
+
+def _measurement(
+    quality: list[Row],
+    meshes: Float[np.ndarray, "N 478 3"],
+    flow: dict[int, Flow],
+    real: RealFrames,
+) -> Measurement:
+    """Compute the metrics of a rendering from those of its frames, its meshes and its motion."""
     detected = landmarks68(meshes)
     brows, real_brows = (
         on_time_axis(one, real.ids) for one in (brow_motion(meshes, real.closure), real.brows)
@@ -182,25 +226,27 @@ def evaluate_held_out(
             f"{dataset.folder / layout.TRANSFORMS_VAL} lists no tracked frame, so the avatar "
             "cannot be evaluated. Use a longer clip."
         )
-    real = RealFrames.load(dataset, ids)
-
-    def render(name: str, windows: np.ndarray, window_ids: np.ndarray) -> list[np.ndarray]:
-        frames = render_frames(avatar, dataset, Drive(ids, windows, window_ids), batch)
-        return list(progress(frames, name, len(ids)))
-
-    rendered = render("avatar", dataset.speech, ids)
-    driven = compare(rendered, real)
     mean_speech = dataset.speech[dataset.train_ids].mean(0, keepdims=True)
-    frozen = compare(render("frozen mouth", mean_speech, np.zeros_like(ids)), real)
     rotations = [dataset.frames * k // (shuffles + 1) for k in range(1, shuffles + 1)]
-    shuffled = [
-        compare(
-            render(f"shuffled audio {k}/{shuffles}", dataset.speech, (ids + by) % dataset.frames),
-            real,
-        )
-        for k, by in enumerate(rotations, 1)
+    drives = [
+        Drive(ids, dataset.speech, ids),
+        Drive(ids, mean_speech, np.zeros_like(ids)),
+        *(Drive(ids, dataset.speech, (ids + by) % dataset.frames) for by in rotations),
     ]
-    floor = compare(map(_halved, real.frames), real)
+    together = render_together(avatar, dataset, drives, batch)
+    with ThreadPoolExecutor(1) as pool:  # the first frames on a GPU take seconds
+        first = pool.submit(next, together)
+        real = RealFrames.load(dataset, ids)
+        shown = progress(chain([first.result()], together), "avatar and controls", len(ids))
+    rendered: list[np.ndarray] = []
+
+    def frames() -> Iterator[list[np.ndarray]]:
+        for image, images in zip(real.frames, shown, strict=True):
+            if networks:
+                rendered.append(images[0])
+            yield [*images, _halved(image)]
+
+    driven, frozen, *shuffled, floor = compare_together(frames(), real, len(drives) + 1)
     sound = clip_sound(dataset.folder / layout.SOUND, dataset.frames)
     sync = _sync_scores(dataset, encoder, real, driven, sound)
     return {

@@ -4,15 +4,17 @@ A blink value must close the eyes step by step, a brow value must raise the brow
 silence must close the mouth, and another head pose must not change the mouth.
 """
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float, Float32, Int64
-from scipy.stats import spearmanr
 
 from talker.avatar.model import Avatar
 from talker.avatar.renderer import Drive, render_frames
 from talker.clip import WINDOW
+from talker.core.parallel import job_threads
 from talker.core.progress import progress
 from talker.dataset import Dataset
 from talker.head.brows import brow_distance
@@ -52,41 +54,44 @@ def measure_responses(
         batch: number of frames rendered at once; 0 selects it by device.
     """
 
-    def meshes(drive: Drive, name: str) -> np.ndarray:
-        frames = render_frames(avatar, dataset, drive, batch)
-        return detect_meshes(progress(frames, name, len(drive)))
+    def rendered(drive: Drive, name: str) -> Iterator[np.ndarray]:
+        return progress(render_frames(avatar, dataset, drive, batch), name, len(drive))
 
-    def landmarks(drive: Drive, name: str) -> np.ndarray:
-        return landmarks68(meshes(drive, name))
+    def levels_of(values: np.ndarray) -> np.ndarray:
+        return np.array([finite(part) for part in values.reshape(POSES, -1).T])
 
     poses = ids[np.linspace(0, len(ids) - 1, POSES).astype(int)]
-    shuffled = landmarks(
-        Drive(ids[::-1], dataset.speech, ids, eye=dataset.eye[ids]), "other head poses"
-    )
-    before, after = mouth_opening(detected), mouth_opening(shuffled)
+    repeated = np.repeat(poses, len(EYE_LEVELS))
+    drive = Drive(repeated, dataset.speech, repeated, eye=dataset.eye[repeated])
+    closing = replace(drive, eye=_with(drive.eye, 0, np.tile(EYE_LEVELS, POSES)))
+    turned = Drive(ids[::-1], dataset.speech, ids, eye=dataset.eye[ids])
+    # A detector uses one core, so these few frames are measured at the same time as the many below.
+    with ThreadPoolExecutor(job_threads()) as pool:
+        drop, lift = pool.submit(recorded_drop, dataset, real), pool.submit(recorded_lift, dataset)
+        closed_eyes = pool.submit(detect_meshes, list(rendered(closing, "eye closure")))
+        if dataset.silence is not None:
+            window = np.tile(dataset.silence, (1, WINDOW, 1))
+            silent = Drive(poses, window, np.zeros_like(poses))
+            silent_mouth = pool.submit(detect_landmarks, list(rendered(silent, "silence")))
+        inputs, rise = lift.result()
+        if np.ptp(inputs):
+            raising = replace(drive, eye=_with(drive.eye, 1, np.tile(inputs, POSES)))
+            raised_brows = pool.submit(detect_meshes, list(rendered(raising, "brows")))
+        after = mouth_opening(detect_landmarks(rendered(turned, "other head poses")))
+    before = mouth_opening(detected)
     row = {
         "pose_mouth_correlation": correlation(after, before),
         "pose_mouth_std_ratio": std_ratio(after, before),
     }
-    count = len(EYE_LEVELS)
-    repeated = np.repeat(poses, count)
-    drive = Drive(repeated, dataset.speech, repeated, eye=dataset.eye[repeated])
-    closing = replace(drive, eye=_with(drive.eye, 0, np.tile(EYE_LEVELS, POSES)))
-    ratios = eye_aspect_ratio(landmarks(closing, "eye closure"))
-    levels = np.array([finite(part) for part in ratios.reshape(POSES, count).T])
-    row |= _blink_row(levels, recorded_drop(dataset, real))
-    inputs, lift = recorded_lift(dataset)
+    levels = levels_of(eye_aspect_ratio(landmarks68(closed_eyes.result())))
+    row |= _blink_row(levels, drop.result())
     row |= {"brow_rank_correlation": float("nan"), "brow_lifting": float("nan")}
     if np.ptp(inputs):
-        raising = replace(drive, eye=_with(drive.eye, 1, np.tile(inputs, POSES)))
-        distances = brow_distance(meshes(raising, "brows"))
-        levels = np.array([finite(part) for part in distances.reshape(POSES, count).T])
+        levels = levels_of(brow_distance(raised_brows.result()))
         row["brow_rank_correlation"] = _rank_correlation(inputs, levels)
-        row["brow_lifting"] = float((levels[-1] - levels[0]) / lift) if lift > 0 else float("nan")
+        row["brow_lifting"] = float((levels[-1] - levels[0]) / rise) if rise > 0 else float("nan")
     if dataset.silence is not None:
-        window = np.tile(dataset.silence, (1, WINDOW, 1))
-        drive = Drive(poses, window, np.zeros_like(poses))
-        opening = finite(mouth_opening(landmarks(drive, "silence")))
+        opening = finite(mouth_opening(silent_mouth.result()))
         recorded = mouth_opening(real)
         closed = finite(recorded[recorded <= np.nanquantile(recorded, CLOSED_SHARE)])
         row["silence_opening"] = (opening - closed) / (finite(recorded) - closed)
@@ -137,8 +142,13 @@ def _with(
 def _rank_correlation(inputs: Float32[np.ndarray, "L"], levels: Float[np.ndarray, "L"]) -> float:
     """Return the Spearman correlation, nan if a level is unknown or all are equal."""
     known = np.isfinite(levels).all() and np.ptp(levels) > 0
-    rank = spearmanr(inputs, levels).statistic if known else float("nan")
-    return float(rank)
+    return correlation(_ranks(inputs), _ranks(levels)) if known else float("nan")
+
+
+def _ranks(values: Float[np.ndarray, "L"]) -> Float[np.ndarray, "L"]:
+    """Return the ranks of values; equal values have the mean of their ranks."""
+    _, groups, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[groups]
 
 
 def _blink_row(levels: Float[np.ndarray, "L"], drop: float) -> dict[str, float]:
