@@ -16,7 +16,8 @@ import jinja2
 from markupsafe import Markup, escape
 
 from talker.avatar.bundle import disclosure_of
-from talker.avatar.renderer import avatar_dataset, load_avatar
+from talker.avatar.model import Avatar
+from talker.avatar.renderer import avatar_dataset
 from talker.clip import load_json
 from talker.core.config import AtLeast1, NonNegative, validated
 from talker.core.files import Output, atomic_write
@@ -132,7 +133,7 @@ def main(
         benchmarks: Folder with Snakemake's benchmark files.
         config: Options.
     """
-    model = load_avatar(avatar)
+    model = Avatar.load(avatar)
     dataset = avatar_dataset(data, model)
 
     def measured() -> Section:
@@ -150,7 +151,9 @@ def main(
         ),
         "tiles": _section("key numbers", lambda: {"tiles": tiles(measured())}),
         "comparison": held_out,
-        "stills": _section("stills", lambda: stills(model, dataset, config.stills)),
+        "stills": _section(
+            "stills", lambda: stills(_given(video, "video"), dataset, config.stills)
+        ),
         "curves": _section("curves", lambda: mouth_curves(measured())),
         "numbers": _section("numbers", lambda: numbers(measured())),
         "overlays": _section(

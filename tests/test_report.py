@@ -23,6 +23,7 @@ from fake_avatar import FakeAvatar
 from test_disclosure import SOURCE, TYPE, xmp_of_boxes
 
 from talker import report as stage
+from talker.avatar.model import Avatar
 from talker.dataset import Dataset
 from talker.measure import figures
 from talker.measure.definitions import CONTROLS, DEFINITIONS, DETECTOR_FLOOR
@@ -43,7 +44,7 @@ def inputs(
 ) -> dict[str, Path | Config]:
     """Write the results of a finished run with a fake avatar."""
     data = Dataset.load(dataset, 64)
-    monkeypatch.setattr(stage, "load_avatar", lambda folder: FakeAvatar(data))
+    monkeypatch.setattr(Avatar, "load", lambda folder: FakeAvatar(data))
     avatar, benchmarks = tmp_path / "avatar", tmp_path / "benchmarks"
     avatar.mkdir()
     rows = [
@@ -221,7 +222,7 @@ def test_what_is_missing_is_said(inputs: dict) -> None:
     for option in ("metrics", "video", "novel", "benchmarks"):
         assert f"--{option} was not given" in page
     assert "log.jsonl" in page
-    assert page.count('alt="avatar frame') == 3
+    assert page.count('alt="68 landmarks') == 2
 
 
 @pytest.mark.parametrize("damage", ["", "{}", "not JSON", '{"held_out": {}}'])

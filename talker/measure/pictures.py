@@ -2,6 +2,7 @@
 
 import heapq
 import tempfile
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from talker.avatar.model import Avatar
-from talker.avatar.renderer import Drive, render_frames
 from talker.clip import FPS, SAMPLES_PER_FRAME, load_json
+from talker.core.parallel import ordered_map
 from talker.data import layout
 from talker.dataset import Dataset
 from talker.errors import UserError
@@ -51,14 +51,20 @@ DIFFERENCE_GAIN = 4
 Section = dict[str, Any]
 
 
-def stills(avatar: Avatar, dataset: Dataset, count: int) -> Section:
-    """Render held-out frames and crops of their mouths, next to the real ones, as images."""
-    ids = _spread(dataset.val_ids, count)
-    if len(ids) == 0:
-        raise ValueError("the clip has no held-out frame")
-    rendered = render_frames(avatar, dataset, Drive(ids, dataset.speech, ids), batch=count)
+def stills(video: Path, dataset: Dataset, count: int) -> Section:
+    """Show rendered held-out frames and crops of their mouths, next to the real ones, as images.
+
+    Args:
+        video: video of the held-out part, written by `talker render --split val`.
+
+    Raises:
+        UserError: the video is missing or damaged, or the clip has no held-out frame.
+    """
+    chosen = set(_spread(dataset.val_ids, count).tolist())
     columns = []
-    for i, image in zip(ids, rendered, strict=True):
+    for i, image in _rendered(video, dataset):
+        if i not in chosen:
+            continue
         real = dataset.frame(i)
         box = m.mouth_box(dataset.landmarks[i], dataset.height, dataset.width)
         columns.append(
@@ -114,22 +120,21 @@ def comparison(video: Path, dataset: Dataset, count: int, disclosure: Disclosure
     Raises:
         UserError: the video is missing or damaged, or the clip has no held-out frame.
     """
-    if len(dataset.val_ids) == 0:
-        raise UserError(f"The clip in {dataset.folder} has no held-out frame.")
+    rendered = _rendered(video, dataset)
     first = int(dataset.val_ids[0])
     count_frames = min(int(dataset.val_ids[-1]) + 1 - first, COMPARED_SECONDS * FPS)
-    size = dataset.width, dataset.height
     pairs: list[tuple[float, int, np.ndarray, np.ndarray]] = []
     poster = None
+
+    def with_real(numbered: tuple[int, np.ndarray]) -> tuple[int, np.ndarray, np.ndarray]:
+        return *numbered, dataset.frame(numbered[0])
+
     with tempfile.TemporaryDirectory() as folder:
         sound, joined = Path(folder) / layout.SOUND, Path(folder) / "comparison.mp4"
         start, end = (SAMPLES_PER_FRAME * i for i in (first, first + count_frames))
         write_wav(sound, clip_sound(dataset.folder / layout.SOUND, dataset.frames)[start:end])
         with video_writer(joined, sound, COMPARED_CRF, disclosure=disclosure) as write:
-            frames = islice(read_frames(video, probe(video)), count_frames)
-            for i, image in enumerate(frames, first):
-                avatar = image if image.shape[1::-1] == size else cv2.resize(image, size)
-                real = dataset.frame(i)
+            for i, avatar, real in ordered_map(with_real, islice(rendered, count_frames)):
                 both = np.concatenate([real, avatar], axis=1)
                 write(both)
                 if i == first + count_frames // 2:
@@ -145,6 +150,16 @@ def comparison(video: Path, dataset: Dataset, count: int, disclosure: Disclosure
         "seconds": count_frames / FPS,
         "worst": [_worst_column(dataset, *pair) for pair in pairs],
     }
+
+
+def _rendered(video: Path, dataset: Dataset) -> Iterator[tuple[int, np.ndarray]]:
+    """Return the numbers and images of the frames in a video of the held-out part."""
+    if len(dataset.val_ids) == 0:
+        raise UserError(f"The clip in {dataset.folder} has no held-out frame.")
+    size = dataset.width, dataset.height
+    images = read_frames(video, probe(video))
+    same_size = (one if one.shape[1::-1] == size else cv2.resize(one, size) for one in images)
+    return enumerate(same_size, int(dataset.val_ids[0]))
 
 
 def _worst(
