@@ -9,6 +9,8 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -34,7 +36,8 @@ def detect_faces(images: Iterable[np.ndarray], min_score: float = 0.5) -> Iterat
         float32 [N, 5]: x0, y0, x1, y1 in pixels (possibly outside the image) and the score, in
         descending order of the score. N may be 0.
     """
-    from mediapipe.python.solutions.face_detection import FaceDetection
+    with without_plots():
+        from mediapipe.python.solutions.face_detection import FaceDetection
 
     for image, result in _run_graph(
         lambda: FaceDetection(model_selection=1, min_detection_confidence=min_score), images
@@ -61,7 +64,8 @@ def track_meshes(images: Iterable[np.ndarray], max_faces: int = 1) -> Iterator[n
         float32 [N, 478, 3]: x and y in pixels and z in the same scale (negative values are nearer
         than the center of the head), one mesh for each face. N may be 0.
     """
-    from mediapipe.python.solutions.face_mesh import FaceMesh
+    with without_plots():
+        from mediapipe.python.solutions.face_mesh import FaceMesh
 
     # The graph assumes square images when it maps points back from a rotated face box.
     for image, result in _run_graph(
@@ -83,7 +87,8 @@ def segment_person(images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     Yields:
         float32 [H, W] from 0 to 1.
     """
-    from mediapipe.python.solutions.selfie_segmentation import SelfieSegmentation
+    with without_plots():
+        from mediapipe.python.solutions.selfie_segmentation import SelfieSegmentation
 
     for _, result in _run_graph(lambda: SelfieSegmentation(model_selection=0), images):
         yield result.segmentation_mask
@@ -110,6 +115,27 @@ def _run_graph(make_graph: Any, images: Iterable[np.ndarray]) -> Iterator[tuple[
         if graph is not None:
             with suppress(RuntimeError):  # a graph that has stopped reports its error again
                 graph.close()
+
+
+@contextmanager
+def without_plots() -> Iterator[None]:
+    """Import mediapipe inside the block without matplotlib, which takes longer than all the rest.
+
+    MediaPipe only uses it to plot landmarks; it is imported then.
+    """
+    if "mediapipe" in sys.modules or "matplotlib" in sys.modules:
+        yield
+        return
+    package, later = ModuleType("matplotlib"), ModuleType("matplotlib.pyplot")
+    vars(later)["__getattr__"] = lambda name: getattr(import_module("matplotlib.pyplot"), name)
+    vars(package)["pyplot"] = later
+    modules = {module.__name__: module for module in (package, later)}
+    sys.modules.update(modules)
+    try:
+        yield
+    finally:
+        for name in modules:
+            sys.modules.pop(name, None)
 
 
 @contextmanager

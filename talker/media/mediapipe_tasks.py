@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from talker.media.mediapipe import silence
+from talker.media.mediapipe import silence, without_plots
 
 
 def segment_classes(images: Iterable[np.ndarray], model: Path) -> Iterator[np.ndarray]:
@@ -24,7 +24,8 @@ def segment_classes(images: Iterable[np.ndarray], model: Path) -> Iterator[np.nd
     Raises:
         RuntimeError, ValueError: the file is not an image segmenter.
     """
-    from mediapipe.tasks.python import vision
+    with without_plots():
+        from mediapipe.tasks.python import vision
 
     options = vision.ImageSegmenterOptions(
         base_options=_base_options(model), output_confidence_masks=True, output_category_mask=False
@@ -58,7 +59,8 @@ def predict_blendshapes(
     Raises:
         RuntimeError, ValueError: the file is not a face landmarker.
     """
-    from mediapipe.tasks.python import vision
+    with without_plots():
+        from mediapipe.tasks.python import vision
 
     options = vision.FaceLandmarkerOptions(
         base_options=_base_options(model), output_face_blendshapes=True, num_faces=1
