@@ -20,7 +20,7 @@ rule landmarks:
         "../envs/prepare.yaml"
     envmodules:
         *ENV_MODULES["prepare"],
-    threads: 1
+    threads: 8
     resources:
         mem_mb=scale_with_attempt(2000),
         runtime=scale_with_attempt(30),
@@ -49,7 +49,7 @@ rule parsing:
         "../envs/prepare.yaml"
     envmodules:
         *ENV_MODULES["prepare"],
-    threads: 1
+    threads: 8
     resources:
         mem_mb=scale_with_attempt(3000),
         runtime=scale_with_attempt(30),

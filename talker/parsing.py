@@ -6,6 +6,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
+import cv2
 import numpy as np
 from pydantic import Field
 
@@ -13,7 +14,7 @@ from talker.backends import load_backend
 from talker.clip import Clip, load_per_frame
 from talker.core.config import AtLeast1, validated
 from talker.core.files import Output, atomic_write
-from talker.core.parallel import ordered_map
+from talker.core.parallel import one_opencv_thread, ordered_map
 from talker.core.progress import progress
 from talker.data.layout import COLORS, MASKS
 from talker.media.images import write_image
@@ -54,12 +55,13 @@ def main(
     described = Clip.load(clip)
     points = load_per_frame(landmarks, described.frames, "points")["points"]
     parse = load_backend("parsing", config.backend).parse
-    with atomic_write(masks) as (scratch,):
+    with atomic_write(masks) as (scratch,), one_opencv_thread():
         scratch.mkdir()
+        palette = np.resize(COLORS, (256, 1, 3))  # OpenCV requires 256 colors
 
         def write(numbered: tuple[int, np.ndarray]) -> None:
             i, mask = numbered
-            write_image(scratch / MASKS.file_name(i), COLORS.take(mask, axis=0))
+            write_image(scratch / MASKS.file_name(i), cv2.applyColorMap(mask, palette))
 
         parsed = progress(parse(described, images, points, config), "masks", described.frames)
         for _ in ordered_map(write, enumerate(parsed)):

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import av
@@ -5,7 +7,10 @@ import cv2
 import numpy as np
 import pytest
 
+from talker.backends import landmarks_mediapipe
+from talker.backends.landmarks_mediapipe import LONG_PART, SHORT_PART, WARM_UP, parts
 from talker.clip import Clip, Source, load_per_frame
+from talker.core import parallel
 from talker.errors import UserError
 from talker.head.follow import follow_face, interpolate_frames, rival_area
 from talker.head.landmarks68 import landmarks68
@@ -134,6 +139,60 @@ def test_same_bytes_again(synthetic, tmp_path: Path):
         main(clip=tmp_path / "clip.json", images=tmp_path, landmarks=tmp_path / f"{name}.npz")
         made.append([(tmp_path / f"{name}.npz").read_bytes(), (tmp_path / "5.lms").read_bytes()])
     assert made[0] == made[1]
+
+
+def test_parts_cover_a_clip_and_hardly_depend_on_its_length():
+    for frames in (*range(1, 1500), 8208, 90_000):
+        found = parts(frames)
+        own = [part.ids[part.warm_up :] for part in found]
+        assert [i for ids in own for i in ids] == list(range(frames))
+        assert all(part.warm_up == WARM_UP for part in found[1:]) and not found[0].warm_up
+        assert all(min(frames, SHORT_PART) <= len(ids) <= LONG_PART for ids in own)
+        assert frames < 8 * SHORT_PART or len(found) % 8 == 0
+
+
+def test_parts_of_a_clip_are_tracked_like_the_whole(
+    synthetic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Also where a part starts in a gap, and for any number of threads."""
+    images = list(synthetic.images)
+    for i in (*range(30, 36), 50, 51, 99):
+        images[i] = synthetic.truth.plate
+    clip = write_clip(tmp_path, images)
+    whole = find_landmarks(clip, tmp_path, CONFIG)
+    monkeypatch.setattr(landmarks_mediapipe, "SHORT_PART", 16)
+    made = []
+    for threads in (1, 3):
+        monkeypatch.setattr(parallel, "job_threads", lambda count=threads: count)
+        made.append(find_landmarks(clip, tmp_path, CONFIG))
+    assert [part.ids.start for part in parts(100)] == [0, 0, 17, 34, 50, 67]
+    for name, values in made[0].items():
+        assert values.tobytes() == made[1][name].tobytes()
+        assert name in ("points", "box") or (values == whole[name]).all()
+    error = np.linalg.norm((made[0]["points"] - whole["points"])[..., :2], axis=-1)
+    steps = np.linalg.norm(np.diff(whole["points"], axis=0)[..., :2], axis=-1)
+    assert 0 < np.sqrt((error**2).mean()) < 0.1 * np.sqrt((steps**2).mean())
+    assert error.max() < 1
+
+
+def test_images_can_be_processed_at_the_same_time(synthetic):
+    images = [*synthetic.images[:20], synthetic.truth.plate]
+    for network in (detect_faces, segment_person):
+        one, several = list(network(images)), list(network(images, threads=3))
+        assert [each.tobytes() for each in one] == [each.tobytes() for each in several]
+
+
+def test_the_networks_do_not_import_matplotlib_until_it_is_used():
+    code = """if True:
+        import sys
+        import numpy as np
+        from talker.media.mediapipe import track_meshes
+        list(track_meshes([np.zeros((64, 64, 3), np.uint8)]))
+        assert not [name for name in sys.modules if name.startswith("matplotlib")]
+        from mediapipe.python.solutions.drawing_utils import plt
+        assert plt.colormaps()
+    """
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_networks_are_quiet(synthetic, capfd: pytest.CaptureFixture[str]):

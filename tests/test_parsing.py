@@ -7,8 +7,9 @@ import pytest
 from conftest import read_mask
 
 from talker.backends.color_model import Pose, align_heads, color_bins, learn, posterior
-from talker.backends.parsing_color import label, parse, smooth_in_time
+from talker.backends.parsing_color import label, parse, smooth, with_neighbors
 from talker.clip import Clip, Source, load_per_frame
+from talker.core import parallel
 from talker.data.layout import BACKGROUND, COLORS, HEAD, NECK, TORSO
 from talker.errors import UserError
 from talker.head.landmarks68 import landmarks68
@@ -72,6 +73,21 @@ def test_files_have_the_exact_colours_and_the_same_bytes_again(dataset: Path, tm
     assert set(first) == {f"{i}.png" for i in range(6)}
     colours = np.unique(read_image(masks / "3.png").reshape(-1, 3), axis=0).tolist()
     assert sorted(colours) == [[0, 0, 255], [0, 255, 0], [255, 0, 0], [255, 255, 255]]
+
+
+def test_masks_do_not_depend_on_the_number_of_threads(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    clip, landmarks = few_frames(dataset, tmp_path, 12)
+    opencv = cv2.getNumThreads()
+    made = []
+    for threads in (1, 3):
+        monkeypatch.setattr(parallel, "job_threads", lambda count=threads: count)
+        masks = tmp_path / f"{threads}"
+        main(clip=clip, images=dataset / "ori_imgs", landmarks=landmarks, masks=masks)
+        made.append([(masks / f"{i}.png").read_bytes() for i in range(12)])
+    assert made[0] == made[1]
+    assert cv2.getNumThreads() == opencv
 
 
 def test_missing_frame_is_named(dataset: Path, tmp_path: Path):
@@ -140,13 +156,13 @@ def test_a_dark_collar_that_meets_the_cheek_is_no_hair():
 
 def test_smoothing_keeps_what_moves_evenly_and_has_no_lag():
     ramp = [(np.full(3, float(i)), np.array(2.0 * i)) for i in range(6)]
-    smooth = list(smooth_in_time(iter(ramp)))
-    assert len(smooth) == 6
-    for given, made in zip(ramp[1:-1], smooth[1:-1], strict=True):
+    smoothed = [smooth(three) for three in with_neighbors(iter(ramp))]
+    assert len(smoothed) == 6
+    for given, made in zip(ramp[1:-1], smoothed[1:-1], strict=True):
         assert made[0] == pytest.approx(given[0])
         assert made[1] == pytest.approx(given[1])
-    assert smooth[0][1] == pytest.approx(0.5)
-    assert len(list(smooth_in_time(iter(ramp[:1])))) == 1
+    assert smoothed[0][1] == pytest.approx(0.5)
+    assert len(list(with_neighbors(iter(ramp[:1])))) == 1
 
 
 def drawn_person() -> tuple[np.ndarray, np.ndarray, np.ndarray]:

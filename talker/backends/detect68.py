@@ -40,7 +40,7 @@ def detect_with(
     Returns:
         As `talker.backends.landmarks_mediapipe.detect`.
     """
-    faces = progress(detect_faces(read_numbered(images, clip)), "faces", clip.frames)
+    faces = progress(detect_faces(read_numbered(images, clip), threads=None), "faces", clip.frames)
     boxes = [each[:, :4] for each in faces]
     rows = follow_face(boxes, options.min_overlap, options.patience)
     ids = np.flatnonzero(rows >= 0)

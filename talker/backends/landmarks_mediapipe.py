@@ -1,20 +1,35 @@
 """Landmarks by MediaPipe's face mesh, whose networks come with the mediapipe wheel."""
 
-from itertools import tee
+from collections.abc import Callable, Iterator
+from itertools import chain, islice, tee
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from talker.clip import Clip
+from talker.core.parallel import ordered_map
 from talker.core.progress import progress
 from talker.head.follow import bounding_boxes, chosen_rows, follow_face, rival_area
-from talker.media.images import read_numbered
+from talker.media.images import read_frame
 from talker.media.mediapipe import MESH_POINTS, detect_faces, track_meshes
 
 SMALL_FACE = 0.25
 """Face width, as a fraction of the longer image side, below which only the surroundings of the face
 are given to the face mesh; its own detector misses faces below about 1/8."""
+
+WARM_UP = 16
+"""Frames that the face mesh tracks before the first frame of a part. After that, it hardly depends
+on the frame at which it started (docs/performance.md)."""
+
+SHORT_PART, LONG_PART = 64, 160
+"""Smallest and largest number of frames in a part of a clip; only a shorter clip has fewer."""
+
+BATCH = 8
+"""The number of parts of a long clip is a multiple of this, so that 2, 4 or 8 threads finish at the
+same time."""
+
+Result = TypeVar("Result")
 
 
 class Options(Protocol):
@@ -30,29 +45,37 @@ def detect(clip: Clip, images: Path, options: Options) -> dict[str, np.ndarray]:
 
     The face detector and the face mesh read the frames in one pass. A second pass of the mesh
     follows only if the detector found several faces or a small one, because the mesh then needs
-    another crop or must track more faces.
+    another crop or must track more faces. Both passes process several parts of the clip at the same
+    time; the parts do not depend on the number of threads.
 
     Returns:
         valid bool [T]; points float32 [T, 478, 3] in pixels, 0 where not valid; n_faces int32 [T];
         rival float32 [T], area of the largest other face divided by that of this one.
     """
-    for_faces, for_meshes = tee(read_numbered(images, clip))
-    both = zip(detect_faces(for_faces), track_meshes(for_meshes), strict=True)
-    boxes: list[np.ndarray] = []
-    meshes: list[np.ndarray] = []
-    for faces, found in progress(both, "faces", clip.frames):
-        boxes.append(faces[:, :4])
-        meshes.append(found)
+
+    def read(part: Part) -> Iterator[np.ndarray]:
+        return (read_frame(images, clip, i) for i in part.ids)
+
+    def first_pass(part: Part) -> list[tuple[np.ndarray, np.ndarray]]:
+        for_faces, for_meshes = tee(read(part))
+        faces = detect_faces(islice(for_faces, part.warm_up, None))
+        meshes = islice(track_meshes(for_meshes), part.warm_up, None)
+        return [(boxes[:, :4], found) for boxes, found in zip(faces, meshes, strict=True)]
+
+    def second_pass(part: Part) -> list[np.ndarray]:
+        crops = (np.ascontiguousarray(each[rows, columns]) for each in read(part))
+        meshes = islice(track_meshes(crops, max_faces=most), part.warm_up, None)
+        return [mesh + shift for mesh in meshes]
+
+    boxes, meshes = zip(*_in_parts(first_pass, clip.frames, "faces"), strict=True)
     n_faces = np.array([len(each) for each in boxes], np.int32)
     followed = follow_face(boxes, options.min_overlap, options.patience)
     most = int(np.clip(n_faces.max(), 1, options.max_faces))
     rows, columns = _window(chosen_rows(boxes, followed), clip.height, clip.width)
     whole = (rows, columns) == (slice(0, clip.height), slice(0, clip.width))
     if most > 1 or not whole:
-        crops = (np.ascontiguousarray(each[rows, columns]) for each in read_numbered(images, clip))
         shift = np.array([columns.start, rows.start, 0], np.float32)
-        tracked = progress(track_meshes(crops, max_faces=most), "meshes", clip.frames)
-        meshes = [mesh + shift for mesh in tracked]
+        meshes = list(_in_parts(second_pass, clip.frames, "meshes"))
     mesh_boxes = [bounding_boxes(mesh) for mesh in meshes]
     chosen = follow_face(mesh_boxes, options.min_overlap, options.patience)
     valid = chosen >= 0
@@ -66,6 +89,29 @@ def detect(clip: Clip, images: Path, options: Options) -> dict[str, np.ndarray]:
         "n_faces": n_faces,
         "rival": np.array(rival, np.float32),
     }
+
+
+class Part(NamedTuple):
+    """Consecutive frames of a clip."""
+
+    ids: range
+    """Frames to process."""
+    warm_up: int
+    """Number of frames at the start of `ids` that belong to the part before."""
+
+
+def parts(frames: int) -> list[Part]:
+    """Divide a clip into parts of about the same length."""
+    count = min(max(frames // SHORT_PART, 1), BATCH * -(-frames // (BATCH * LONG_PART)))
+    borders = [frames * i // count for i in range(count + 1)]
+    starts = [max(border - WARM_UP, 0) for border in borders]
+    return [Part(range(starts[i], borders[i + 1]), borders[i] - starts[i]) for i in range(count)]
+
+
+def _in_parts(process: Callable[[Part], list[Result]], frames: int, name: str) -> Iterator[Result]:
+    """Process the parts of a clip in threads, and yield the result of each frame in order."""
+    results = ordered_map(process, parts(frames))
+    return progress(chain.from_iterable(results), name, frames)
 
 
 def _window(boxes: np.ndarray, height: int, width: int) -> tuple[slice, slice]:

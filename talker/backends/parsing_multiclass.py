@@ -12,6 +12,7 @@ import numpy as np
 
 from talker.backends.weights import require_weights, wrong_weights
 from talker.clip import Clip
+from talker.core.parallel import ordered_map
 from talker.data.layout import BACKGROUND, HEAD, NECK, TORSO
 from talker.data.weights import WEIGHTS
 from talker.media.images import read_numbered
@@ -60,14 +61,14 @@ def parse(clip: Clip, images: Path, points: np.ndarray, options: Options) -> Ite
     except (RuntimeError, ValueError) as error:
         raise wrong_weights(file, str(error).splitlines()[0][:200], PUBLISHED) from error
 
-    def masks() -> Iterator[np.ndarray]:
-        for probabilities, mesh in zip(predicted, points, strict=True):
-            if len(probabilities) != OTHERS + 1:
-                reason = f"it has {len(probabilities)} classes, not {OTHERS + 1}"
-                raise wrong_weights(file, reason, PUBLISHED)
-            yield merge_classes(probabilities.argmax(0), mesh)
+    def mask(frame: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        probabilities, mesh = frame
+        if len(probabilities) != OTHERS + 1:
+            reason = f"it has {len(probabilities)} classes, not {OTHERS + 1}"
+            raise wrong_weights(file, reason, PUBLISHED)
+        return merge_classes(probabilities.argmax(0), mesh)
 
-    return masks()
+    return ordered_map(mask, zip(predicted, points, strict=True))
 
 
 def merge_classes(classes: np.ndarray, mesh: np.ndarray) -> np.ndarray:

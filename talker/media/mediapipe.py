@@ -1,7 +1,8 @@
 """Detect faces and people with the networks in the mediapipe wheel; only this file imports it.
 
 Three generators take images in order and yield one result for each image: the boxes of all faces,
-478-point meshes tracked from image to image, and person masks. Results are deterministic.
+478-point meshes tracked from image to image, and person masks. Results are deterministic, and do
+not depend on the number of threads.
 """
 
 import os
@@ -13,24 +14,35 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+import cv2
 import numpy as np
 
+from talker.core.parallel import ordered_map
 from talker.errors import UserError
 
 MESH_POINTS = 478
 """Points of the refined face mesh, irises included."""
+
+# MediaPipe contains another copy of OpenCV, whose threads would wait for each other in busy loops.
+# The variable does not affect our copy, which has read it when it returns its number of threads.
+cv2.getNumThreads()
+os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")
 
 _silence_lock = threading.Lock()
 _silenced: list[int] = []
 """The kept descriptor of stderr, once for each block of `silence` that is active."""
 
 
-def detect_faces(images: Iterable[np.ndarray], min_score: float = 0.5) -> Iterator[np.ndarray]:
+def detect_faces(
+    images: Iterable[np.ndarray], min_score: float = 0.5, threads: int | None = 1
+) -> Iterator[np.ndarray]:
     """Detect all faces in each image independently (full-range BlazeFace, about 7 ms per image).
 
     Args:
         images: RGB uint8 [H, W, 3].
         min_score: smallest accepted confidence, from 0 to 1.
+        threads: number of images that are processed at the same time; if None, as many as the job
+            has threads.
 
     Yields:
         float32 [N, 5]: x0, y0, x1, y1 in pixels (possibly outside the image) and the score, in
@@ -40,7 +52,9 @@ def detect_faces(images: Iterable[np.ndarray], min_score: float = 0.5) -> Iterat
         from mediapipe.python.solutions.face_detection import FaceDetection
 
     for image, result in _run_graph(
-        lambda: FaceDetection(model_selection=1, min_detection_confidence=min_score), images
+        lambda: FaceDetection(model_selection=1, min_detection_confidence=min_score),
+        images,
+        threads,
     ):
         height, width = image.shape[:2]
         boxes = []
@@ -78,11 +92,13 @@ def track_meshes(images: Iterable[np.ndarray], max_faces: int = 1) -> Iterator[n
         yield np.array(meshes, np.float32).reshape(-1, MESH_POINTS, 3) * np.float32(len(image))
 
 
-def segment_person(images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+def segment_person(images: Iterable[np.ndarray], threads: int | None = 1) -> Iterator[np.ndarray]:
     """Predict the probability that each pixel shows a person (256 px network, about 9 ms).
 
     Args:
         images: RGB uint8 [H, W, 3].
+        threads: number of images that are processed at the same time; if None, as many as the job
+            has threads.
 
     Yields:
         float32 [H, W] from 0 to 1.
@@ -90,29 +106,44 @@ def segment_person(images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     with without_plots():
         from mediapipe.python.solutions.selfie_segmentation import SelfieSegmentation
 
-    for _, result in _run_graph(lambda: SelfieSegmentation(model_selection=0), images):
+    for _, result in _run_graph(lambda: SelfieSegmentation(model_selection=0), images, threads):
         yield result.segmentation_mask
 
 
-def _run_graph(make_graph: Any, images: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, Any]]:
-    graph = None
-    try:
-        for image in images:
-            try:
-                if graph is None:
-                    with silence():
-                        graph = make_graph()
-                        result = graph.process(image)
-                else:
+def _run_graph(
+    make_graph: Any, images: Iterable[np.ndarray], threads: int | None = 1
+) -> Iterator[tuple[np.ndarray, Any]]:
+    """Yield each image and the result of the graph; with several threads, each has a graph."""
+    graphs: list[Any] = []
+    idle: list[Any] = []
+
+    def process(image: np.ndarray) -> tuple[np.ndarray, Any]:
+        graph = None
+        with suppress(IndexError):
+            graph = idle.pop()
+        try:
+            if graph is None:
+                with silence():
+                    graph = make_graph()
+                    graphs.append(graph)
                     result = graph.process(image)
-            except RuntimeError as error:
-                reason = (str(error).splitlines() or ["no reason given"])[0]
-                raise UserError(
-                    f"MediaPipe stopped: {reason}. The usual cause is too little memory."
-                ) from error
-            yield image, result
+            else:
+                result = graph.process(image)
+        except RuntimeError as error:
+            reason = (str(error).splitlines() or ["no reason given"])[0]
+            raise UserError(
+                f"MediaPipe stopped: {reason}. The usual cause is too little memory."
+            ) from error
+        idle.append(graph)
+        return image, result
+
+    try:
+        if threads == 1:
+            yield from map(process, images)
+        else:
+            yield from ordered_map(process, images, threads)
     finally:
-        if graph is not None:
+        for graph in graphs:
             with suppress(RuntimeError):  # a graph that has stopped reports its error again
                 graph.close()
 
