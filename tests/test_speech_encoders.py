@@ -6,10 +6,9 @@ import librosa
 import numpy as np
 import pytest
 
-from talker.encoders import Choice, Encoder, load_encoder, transformer
+from talker.encoders import Choice, Encoder, load_encoder, mel, transformer
 from talker.encoders.features import extract
 from talker.encoders.loudness import gain_between, pauses, silence_of, slot_levels, speech_level
-from talker.encoders.spectrogram import log_mel, mel_filters
 from talker.errors import UserError
 from talker.media.audio import write_wav
 
@@ -139,23 +138,16 @@ def test_missing_weights_are_named(tmp_path: Path) -> None:
 
 
 def test_a_tone_lies_in_its_mel_band() -> None:
-    filters, bands = mel_filters(), []
+    filters, bands = librosa.filters.mel(sr=16_000, n_fft=400, n_mels=80), []
     for pitch in (200, 1000, 4000):
         tone = 0.1 * np.sin(2 * np.pi * pitch * np.arange(8000) / 16_000)
-        rows = log_mel(tone.astype(np.float32))
+        rows = mel.log_mel(tone.astype(np.float32))
         assert rows.shape == (51, 80)
         bands.append(int(rows[25].argmax()))
         low, high = (np.flatnonzero(filters[bands[-1]])[[0, -1]] * 40).tolist()
         assert low - 40 <= pitch <= high + 40
     assert bands == sorted(bands)
-    assert log_mel(np.zeros(640, np.float32)).max() == pytest.approx(np.log(1e-10))
-
-
-@pytest.mark.parametrize("samples", [400, 12_345])
-def test_the_mel_spectrogram_is_that_of_librosa(samples: int) -> None:
-    sound = np.random.default_rng(0).normal(0, 0.1, samples).astype(np.float32)
-    power = librosa.feature.melspectrogram(y=sound, sr=16_000, n_fft=400, hop_length=160, n_mels=80)
-    np.testing.assert_allclose(log_mel(sound), np.log(np.maximum(power.T, 1e-10)), atol=1e-5)
+    assert mel.log_mel(np.zeros(640, np.float32)).max() == pytest.approx(np.log(1e-10))
 
 
 def scores(frames: int) -> np.ndarray:

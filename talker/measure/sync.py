@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Real
+from librosa.feature import melspectrogram
 
 from talker.clip import FPS, SAMPLE_RATE
 from talker.core.pca import pca
@@ -22,13 +23,18 @@ from talker.dataset import Dataset
 from talker.encoders import Choice, Encoder, load_encoder
 from talker.encoders.features import SLOTS_PER_FRAME, extract, windows
 from talker.encoders.loudness import pauses, slot_levels, speech_level
-from talker.encoders.spectrogram import BANDS, HOP, log_mel
 from talker.head.landmarks68 import mouth_shape
 from talker.measure.metrics import correlation, lag_curve
 from talker.media.audio import Waveform, clip_sound
 
 logger = logging.getLogger(__name__)
 
+BANDS = 80
+"""Number of bands of the mel spectrogram."""
+HOP = SAMPLE_RATE // 100
+"""Samples between the rows of the mel spectrogram: 10 ms."""
+FLOOR = 1e-10
+"""Power of a band below which it counts as silence."""
 COMPONENTS = 40
 """Number of principal components of the features."""
 LOUD_RANGE = 25.0
@@ -52,14 +58,15 @@ and nearly equal shifts (10 % of unrelated recordings pass a 5 % test with 75 fr
 it with 100)."""
 
 
-MEL = Encoder(
-    name="mel",
-    dims=BANDS,
-    rate=SAMPLE_RATE / HOP,
-    first_center=0.0,
-    sha256="",
-    extract=lambda sound, start: log_mel(sound),
-)
+def log_mel(sound: Float[np.ndarray, "S"], start: int = 0) -> Float[np.ndarray, "N 80"]:
+    """Return the log-mel spectrogram [1 + S // 160, 80] of audio, float32 [S]."""
+    power = melspectrogram(
+        y=sound, sr=SAMPLE_RATE, n_fft=SAMPLE_RATE // 40, hop_length=HOP, n_mels=BANDS
+    )
+    return np.log(np.maximum(power.T, FLOOR))
+
+
+MEL = Encoder("mel", BANDS, SAMPLE_RATE / HOP, first_center=0.0, sha256="", extract=log_mel)
 """The mel spectrogram in the form of an encoder."""
 
 
