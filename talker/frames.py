@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+import av
 import cv2
 import numpy as np
 from pydantic import Field
@@ -22,7 +23,13 @@ from talker.errors import UserError
 from talker.media.ffmpeg import filtered
 from talker.media.images import write_image
 from talker.media.mediapipe import detect_faces
-from talker.media.video_reader import frame_count, probe, read_frames
+from talker.media.video_reader import (
+    UprightConverter,
+    decode_frames,
+    frame_count,
+    probe,
+    read_frames,
+)
 
 MIN_FRAMES = 2 * FPS
 """Length of the shortest accepted clip in frames at 25 fps."""
@@ -148,12 +155,13 @@ def write_frames(video: Path, clip: Clip, folder: Path, quality: int) -> None:
         UserError: the video cannot be decoded to its end.
     """
     folder.mkdir()
+    to_rgb = UprightConverter(video, clip.source)
 
-    def write(numbered: tuple[int, np.ndarray]) -> None:
-        i, image = numbered
-        write_image(folder / f"{i}.jpg", crop_and_resize(image, clip), quality)
+    def write(numbered: tuple[int, av.VideoFrame]) -> None:
+        i, frame = numbered
+        write_image(folder / f"{i}.jpg", crop_and_resize(to_rgb(frame), clip), quality)
 
-    written = ordered_map(write, enumerate(read_frames(video, clip.source)))
+    written = ordered_map(write, enumerate(decode_frames(video, clip.source)))
     with one_opencv_thread():
         for _ in progress(written, "frames", clip.frames):
             pass

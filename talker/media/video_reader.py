@@ -16,6 +16,7 @@ with an error that names the reason.
 """
 
 import logging
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -183,23 +184,52 @@ def read_frames(path: Path, source: Source, every: int = 1) -> Iterator[np.ndarr
     Raises:
         UserError: a frame cannot be decoded, or the video ends too early.
     """
+    to_rgb = UprightConverter(path, source)
+    converted, pixels = None, np.empty(0)
+    for frame in decode_frames(path, source, every):
+        if frame is not converted:
+            converted, pixels = frame, to_rgb(frame)
+        yield pixels
+
+
+def decode_frames(path: Path, source: Source, every: int = 1) -> Iterator[av.VideoFrame]:
+    """Yield the frames of `read_frames` before their conversion by `UprightConverter`.
+
+    Raises:
+        UserError: a frame cannot be decoded, or the video ends too early.
+    """
     early = min(Fraction(1, FPS), 1 / Fraction(source.fps)) / 2
-    orientation = Orientation.of_source(source)
-    stored = source.height, source.width
-    height, width = stored[::-1] if orientation.transpose else stored
-    converter = RgbConverter(height, width, path)
     with open_media(path, "a video") as container:
         stream = video_stream(container, path)
         stream.thread_type = "AUTO"
         decoded = _same_aspect(_decode(container, stream, path, source), source, path)
         shown = _at_frame_rate(_deinterlace(decoded), early, frame_count(source))
-        converted, pixels = None, np.empty(0)
-        for frame in islice(shown, 0, None, every):
-            if frame is not converted:
-                converted, pixels = frame, orientation.apply(converter.convert(frame))
-                assert pixels.shape == (source.height, source.width, 3)
-                assert pixels.dtype == np.uint8
-            yield pixels
+        yield from islice(shown, 0, None, every)
+
+
+class UprightConverter:
+    """Convert decoded frames to RGB under the contract of this module, in any number of threads."""
+
+    def __init__(self, path: Path, source: Source) -> None:
+        self._path = path
+        self._orientation = Orientation.of_source(source)
+        self._shape = source.height, source.width, 3
+        self._threads = threading.local()
+
+    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
+        """Return RGB uint8 [H, W, 3].
+
+        Raises:
+            UserError: the color description of the frame is not supported.
+        """
+        if not hasattr(self._threads, "converter"):  # a filter graph serves one thread
+            stored = self._shape[:2]
+            height, width = stored[::-1] if self._orientation.transpose else stored
+            self._threads.converter = RgbConverter(height, width, self._path)
+        pixels = self._orientation.apply(self._threads.converter.convert(frame))
+        assert pixels.shape == self._shape
+        assert pixels.dtype == np.uint8
+        return pixels
 
 
 def video_stream(container: av.container.InputContainer, path: Path) -> av.VideoStream:
