@@ -75,7 +75,7 @@ def detect_speaker(video: Path, source: Source, every: int) -> np.ndarray:
     """
     examined = -(-frame_count(source) // every)
     images = progress(read_frames(video, source, every), "face", examined)
-    boxes = [detections[:, :4] for detections in detect_faces(images)]
+    boxes = [detections[:, :4] for detections in detect_faces(images, threads=None)]
     with_face = [frame_boxes for frame_boxes in boxes if len(frame_boxes)]
     if not with_face or 2 * len(with_face) < examined:
         raise UserError(
