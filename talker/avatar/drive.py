@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64, Real
 from scipy.ndimage import gaussian_filter1d
-from scipy.spatial.transform import Rotation
 
 from talker.avatar.model import Avatar
 from talker.clip import FPS, load_arrays, load_text, runs
@@ -149,6 +148,8 @@ def scaled_poses(
     viewmats: Float[np.ndarray, "N 4 4"], factor: float
 ) -> Float32[np.ndarray, "N 4 4"]:
     """Scale head motion about its mean pose, [N, 4, 4] -> float32 [N, 4, 4]; 0 stops it."""
+    from scipy.spatial.transform import Rotation  # takes 0.4 s, and few renderings need it
+
     rotations = Rotation.from_matrix(viewmats[:, :3, :3].astype(np.float64))
     mean = rotations.mean()
     scaled = np.tile(np.eye(4), (len(viewmats), 1, 1))

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, Integer, UInt8
-from scipy.spatial import KDTree
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -132,6 +131,8 @@ def initial_gaussians(
         points: [G, 3] centers, dm.
         colors: [G, 3], 0..1.
     """
+    from scipy.spatial import KDTree  # takes 0.4 s, and only training needs it
+
     count = len(points)
     gaps, _ = KDTree(points).query(points, k=NEIGHBORS + 1)
     radius = np.sqrt(np.mean(gaps[:, 1:] ** 2, axis=1)).clip(1e-4)
