@@ -183,6 +183,16 @@ def test_a_still_head_trains(data: Dataset, subset: TrainingSet) -> None:
     )
 
 
+def test_view_dependent_colors_learn_slowly(data: Dataset, subset: TrainingSet) -> None:
+    """The first update of Adam is the learning rate, whatever the gradient."""
+    trainer = Trainer(data, subset, TINY)
+    before = weights_of(trainer)["canonical.sh"]
+    trainer.train_step()
+    moved = (weights_of(trainer)["canonical.sh"] - before).abs()
+    assert moved[:, 0].amax() == pytest.approx(TINY.rates.sh, rel=0.01)
+    assert moved[:, 1:].amax() == pytest.approx(TINY.rates.sh / 20, rel=0.01)
+
+
 def test_the_map_from_speech_depends_on_the_opening_of_the_mouth(
     data: Dataset, subset: TrainingSet, tmp_path: Path
 ) -> None:

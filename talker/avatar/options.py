@@ -38,7 +38,8 @@ class LearningRates:
     opacities: NonNegative = 0.05
     """Learning rate of the opacity logits of the Gaussians. It does not decay."""
     sh: NonNegative = 2.5e-3
-    """Learning rate of the color coefficients of the Gaussians. It does not decay."""
+    """Learning rate of the color coefficients of the Gaussians. It does not decay. Coefficients of
+    colors that depend on the viewing direction learn at a twentieth of this rate."""
     planes: NonNegative = 5e-3
     """Learning rate of the tri-planes."""
     network: NonNegative = 1e-3

@@ -58,6 +58,10 @@ COLOR_FRAMES = 16
 """Number of training frames from which the initial colors of the Gaussians are computed."""
 LOG_EVERY = 20
 """Steps between two entries of the training log."""
+HARMONICS_RATE = 0.05
+"""Learning rate of the color coefficients that depend on the viewing direction, relative to that of
+the constant ones (Kerbl et al., 2023). If they learn fast, the colors are wrong in all head poses
+that differ from those of the training frames."""
 EYE_LEVELS = 10
 """Number of degrees of eye closure that `blink_share` makes equally frequent."""
 CPU_CHUNK = 2
@@ -306,7 +310,10 @@ class Trainer:
         for parameter, gradient in zip(self._parameters(), gradients, strict=True):
             parameter.grad = gradient
         self._decay_rates()
+        harmonics = self.avatar.canonical["sh"].detach()[:, 1:]
+        old = harmonics.clone()
         self.optimizer.step()
+        harmonics.lerp_(old, 1 - HARMONICS_RATE)  # an update of Adam is proportional to its rate
         if canonical and self.density.accumulates_gradients(self.step):
             for part in done:
                 self.density.observe(part.centers, part.radii, *subset.size, len(rows))
