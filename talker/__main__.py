@@ -82,7 +82,7 @@ TOOLS = {
     "weights",
 }
 """Commands in `talker/tools`. They are not stages between a video and the report on its avatar."""
-GPU_STAGES = {"train": False, "bench": False, "render": True, "evaluate": True, "report": True}
+GPU_STAGES = {"train": False, "bench": False, "render": True, "evaluate": True}
 """Stages that take a slot of a GPU before they start, and whether they share it with other jobs.
 `speak` takes none, because live speech must not wait."""
 WORKFLOW_KEYS = {"preset", "encoder", "options", "subjects"}
