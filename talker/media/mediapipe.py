@@ -23,11 +23,6 @@ from talker.errors import UserError
 MESH_POINTS = 478
 """Points of the refined face mesh, irises included."""
 
-# MediaPipe contains another copy of OpenCV, whose threads would wait for each other in busy loops.
-# The variable does not affect our copy, which has read it when it returns its number of threads.
-cv2.getNumThreads()
-os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")
-
 _silence_lock = threading.Lock()
 _silenced: list[int] = []
 """The kept descriptor of stderr, once for each block of `silence` that is active."""
@@ -48,7 +43,7 @@ def detect_faces(
         float32 [N, 5]: x0, y0, x1, y1 in pixels (possibly outside the image) and the score, in
         descending order of the score. N may be 0.
     """
-    with without_plots():
+    with lean_import():
         from mediapipe.python.solutions.face_detection import FaceDetection
 
     for image, result in _run_graph(
@@ -78,7 +73,7 @@ def track_meshes(images: Iterable[np.ndarray], max_faces: int = 1) -> Iterator[n
         float32 [N, 478, 3]: x and y in pixels and z in the same scale (negative values are nearer
         than the center of the head), one mesh for each face. N may be 0.
     """
-    with without_plots():
+    with lean_import():
         from mediapipe.python.solutions.face_mesh import FaceMesh
 
     # The graph assumes square images when it maps points back from a rotated face box.
@@ -103,7 +98,7 @@ def segment_person(images: Iterable[np.ndarray], threads: int | None = 1) -> Ite
     Yields:
         float32 [H, W] from 0 to 1.
     """
-    with without_plots():
+    with lean_import():
         from mediapipe.python.solutions.selfie_segmentation import SelfieSegmentation
 
     for _, result in _run_graph(lambda: SelfieSegmentation(model_selection=0), images, threads):
@@ -149,11 +144,16 @@ def _run_graph(
 
 
 @contextmanager
-def without_plots() -> Iterator[None]:
-    """Import mediapipe inside the block without matplotlib, which takes longer than all the rest.
+def lean_import() -> Iterator[None]:
+    """Import mediapipe inside the block without what only slows it down.
 
-    MediaPipe only uses it to plot landmarks; it is imported then.
+    - matplotlib, which takes longer to import than all the rest. MediaPipe only uses it to plot
+      landmarks; it is imported then.
+    - the threads of its own copy of OpenCV, which wait for each other in busy loops. The copy reads
+      the variable when it is loaded. Ours has read it when it returns its number of threads.
     """
+    cv2.getNumThreads()
+    os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")
     if "mediapipe" in sys.modules or "matplotlib" in sys.modules:
         yield
         return

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from talker.media.mediapipe import silence, without_plots
+from talker.media.mediapipe import lean_import, silence
 
 
 def segment_classes(images: Iterable[np.ndarray], model: Path) -> Iterator[np.ndarray]:
@@ -24,7 +24,7 @@ def segment_classes(images: Iterable[np.ndarray], model: Path) -> Iterator[np.nd
     Raises:
         RuntimeError, ValueError: the file is not an image segmenter.
     """
-    with without_plots():
+    with lean_import():
         from mediapipe.tasks.python import vision
 
     options = vision.ImageSegmenterOptions(
@@ -59,7 +59,7 @@ def predict_blendshapes(
     Raises:
         RuntimeError, ValueError: the file is not a face landmarker.
     """
-    with without_plots():
+    with lean_import():
         from mediapipe.tasks.python import vision
 
     options = vision.FaceLandmarkerOptions(
