@@ -53,8 +53,8 @@ def test_on_a_single_machine_only_trainings_wait_for_a_gpu(profile: str) -> None
 
 
 @pytest.mark.parametrize("profile", ["slurm", "cluster-generic"])
-def test_a_job_that_prepares_a_subject_requests_two_cores(profile: str) -> None:
-    """Most of its rules use one; on a single machine, some use more."""
+def test_rules_that_prepare_a_subject_on_a_cluster_use_at_most_two_cores(profile: str) -> None:
+    """On a single machine, some use more."""
     rules = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "rules").glob("*.smk"))
     threads = {
         rule.partition(":")[0]: int(found[1])

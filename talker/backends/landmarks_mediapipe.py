@@ -1,7 +1,9 @@
 """Landmarks by MediaPipe's face mesh, whose networks come with the mediapipe wheel."""
 
-from collections.abc import Callable, Iterator
-from itertools import chain, islice, tee
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -25,7 +27,7 @@ on the frame at which it started (docs/performance.md)."""
 SHORT_PART, LONG_PART = 64, 160
 """Smallest and largest number of frames in a part of a clip; only a shorter clip has fewer."""
 
-BATCH = 8
+PARTS_MULTIPLE = 8
 """The number of parts of a long clip is a multiple of this, so that 2, 4 or 8 threads finish at the
 same time."""
 
@@ -53,17 +55,26 @@ def detect(clip: Clip, images: Path, options: Options) -> dict[str, np.ndarray]:
         rival float32 [T], area of the largest other face divided by that of this one.
     """
 
-    def read(part: Part) -> Iterator[np.ndarray]:
-        return (read_frame(images, clip, i) for i in part.ids)
+    def read(ids: Iterable[int]) -> Iterator[np.ndarray]:
+        return (read_frame(images, clip, i) for i in ids)
 
     def first_pass(part: Part) -> list[tuple[np.ndarray, np.ndarray]]:
-        for_faces, for_meshes = tee(read(part))
-        faces = detect_faces(islice(for_faces, part.warm_up, None))
-        meshes = islice(track_meshes(for_meshes), part.warm_up, None)
-        return [(boxes[:, :4], found) for boxes, found in zip(faces, meshes, strict=True)]
+        before, own = part.ids[: part.warm_up], part.ids[part.warm_up :]
+        waiting: deque[np.ndarray] = deque()  # images that only the detector has seen
+
+        def kept() -> Iterator[np.ndarray]:
+            for image in read(own):
+                waiting.append(image)
+                yield image
+
+        again = chain(read(before), (waiting.popleft() for _ in own))
+        meshes = islice(track_meshes(again), part.warm_up, None)
+        return [
+            (boxes[:, :4], found) for boxes, found in zip(detect_faces(kept()), meshes, strict=True)
+        ]
 
     def second_pass(part: Part) -> list[np.ndarray]:
-        crops = (np.ascontiguousarray(each[rows, columns]) for each in read(part))
+        crops = (np.ascontiguousarray(each[rows, columns]) for each in read(part.ids))
         meshes = islice(track_meshes(crops, max_faces=most), part.warm_up, None)
         return [mesh + shift for mesh in meshes]
 
@@ -102,7 +113,8 @@ class Part(NamedTuple):
 
 def parts(frames: int) -> list[Part]:
     """Divide a clip into parts of about the same length."""
-    count = min(max(frames // SHORT_PART, 1), BATCH * -(-frames // (BATCH * LONG_PART)))
+    multiples = math.ceil(frames / (PARTS_MULTIPLE * LONG_PART))
+    count = min(max(frames // SHORT_PART, 1), PARTS_MULTIPLE * multiples)
     borders = [frames * i // count for i in range(count + 1)]
     starts = [max(border - WARM_UP, 0) for border in borders]
     return [Part(range(starts[i], borders[i + 1]), borders[i] - starts[i]) for i in range(count)]

@@ -51,8 +51,8 @@ OUT_OF_MEMORY = (
     "(`--cores 1`), or use a shorter video"
 )
 OUT_OF_GPU_MEMORY = (
-    "the GPU has run out of memory. Stop other programs that use it (see `nvidia-smi`), run one "
-    "job per GPU (`jobs_per_gpu: 1`), or reduce {options}"
+    "the GPU has run out of memory. Stop other programs that use it (see `nvidia-smi`), run fewer "
+    "jobs at once (`jobs_per_gpu: 1`, or a smaller `--cores`), or reduce {options}"
 )
 GPU_MEMORY_OPTIONS = {"render": "`--batch`", "evaluate": "`--batch`"}
 """Options that reduce the GPU memory of a stage; other stages need a smaller avatar instead."""

@@ -10,16 +10,16 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from queue import Queue
+from threading import Semaphore
 from typing import Any, TypeVar
 
+MAX_THREADS = 16
+"""Largest number of threads that `ordered_map` uses by default, which bounds its memory."""
 ROWS_AHEAD = 4
 """Number of items that may wait for a consumer in `consume_columns`."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-MAX_THREADS = 16
-"""Largest number of threads that `ordered_map` uses by default, which bounds its memory."""
 
 
 def usable_cores() -> int:
@@ -76,21 +76,24 @@ def consume_columns(
 ) -> list[Any]:
     """Give each consumer an iterator over its own column of `rows`; return what they return.
 
-    Each consumer runs in its own thread, and at most `ROWS_AHEAD` items wait for it. The first
-    error of a consumer ends the iteration and is raised.
+    Each consumer has its own thread, of which only as many work at a time as the job has threads.
+    At most `ROWS_AHEAD` items wait for a consumer. The first error of a consumer ends the iteration
+    and is raised.
     """
+    turns = Semaphore(job_threads())
     queues: list[Queue[Any]] = [Queue(ROWS_AHEAD) for _ in consumers]
     errors: list[Exception] = []
     end = object()
 
     def column(queue: Queue[Any]) -> Iterator[Item]:
         while (item := queue.get()) is not end:
-            yield item
+            with turns:  # until the consumer asks for the next item
+                yield item
 
     def run(consumer: Callable[[Iterator[Item]], Any], queue: Queue[Any]) -> Any:
         items = column(queue)
         try:
-            return consumer(items)
+            return consumer(item for item in items)
         except Exception as error:
             errors.append(error)
         finally:
@@ -135,7 +138,8 @@ def one_opencv_thread() -> Iterator[None]:
     """Limit OpenCV to one thread inside the block, which runs several threads of its own.
 
     OpenCV would otherwise use all cores for every operation, whatever the `threads` of the job, and
-    its threads keep cores busy while they wait for work.
+    its threads keep cores busy while they wait for work. Such blocks must not overlap in several
+    threads, because the limit belongs to the process.
     """
     import cv2
 

@@ -42,7 +42,10 @@ class Flow:
 
 
 def follow_points(
-    images: Iterable[np.ndarray], places: Float[np.ndarray, "T P 2"], steps: Sequence[int]
+    images: Iterable[np.ndarray],
+    places: Float[np.ndarray, "T P 2"],
+    steps: Sequence[int],
+    threads: int | None = None,
 ) -> dict[int, Flow]:
     """Follow points over one or several frame distances (Lucas-Kanade in OpenCV, Bouguet 2001).
 
@@ -50,6 +53,7 @@ def follow_points(
         images: T frames, RGB uint8 [H, W, 3].
         places: [T, P, 2], expected positions in pixels (pixel centers at +0.5).
         steps: frame distances; a distance of T or more gives a flow without rows.
+        threads: number of threads; by default, those of `ordered_map`.
 
     Returns:
         {step: Flow}.
@@ -82,7 +86,7 @@ def follow_points(
         )
         for step in steps
     }
-    for i, tracked in enumerate(ordered_map(follow, windows())):
+    for i, tracked in enumerate(ordered_map(follow, windows(), threads)):
         for step, (moved, good) in tracked.items():
             flows[step].moved[i - step], flows[step].good[i - step] = moved, good
     return flows

@@ -111,7 +111,7 @@ def head_flow(
     images: Iterable[np.ndarray], landmarks: Float[np.ndarray, "N 68 2"]
 ) -> dict[int, Flow]:
     """Follow the head's steady points through frames uint8 [H, W, 3], from landmarks [N, 68, 2]."""
-    return follow_points(images, landmarks[:, m.STEADY], list(SHAKE_STEPS.values()))
+    return follow_points(images, landmarks[:, m.STEADY], list(SHAKE_STEPS.values()), threads=1)
 
 
 def compare(images: Iterable[np.ndarray], real: RealFrames) -> Measurement:
@@ -124,7 +124,7 @@ def compare_together(
 ) -> list[Measurement]:
     """Compare several renderings with the real frames at the same time.
 
-    Only a few frames of each rendering are in memory at once.
+    Only a few batches of each rendering are in memory at once.
 
     Args:
         frames: for each frame of `real`, one image uint8 [H, W, 3] of each rendering.

@@ -1,4 +1,4 @@
-"""Detect faces and people with the networks in the mediapipe wheel; only this file imports it.
+"""Detect faces and people with the networks in the mediapipe wheel.
 
 Three generators take images in order and yield one result for each image: the boxes of all faces,
 478-point meshes tracked from image to image, and person masks. Results are deterministic, and do
@@ -23,6 +23,7 @@ from talker.errors import UserError
 MESH_POINTS = 478
 """Points of the refined face mesh, irises included."""
 
+_import_lock = threading.Lock()
 _silence_lock = threading.Lock()
 _silenced: list[int] = []
 """The kept descriptor of stderr, once for each block of `silence` that is active."""
@@ -154,34 +155,43 @@ def lean_import() -> Iterator[None]:
     """
     cv2.getNumThreads()
     os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")
-    if "mediapipe" in sys.modules or "matplotlib" in sys.modules:
-        yield
-        return
-    package, later = ModuleType("matplotlib"), ModuleType("matplotlib.pyplot")
-    vars(later)["__getattr__"] = lambda name: getattr(import_module("matplotlib.pyplot"), name)
-    vars(package)["pyplot"] = later
-    modules = {module.__name__: module for module in (package, later)}
-    sys.modules.update(modules)
-    try:
-        yield
-    finally:
-        for name in modules:
-            sys.modules.pop(name, None)
+    with _import_lock:  # threads that import different parts of mediapipe would wait for each other
+        if "mediapipe" in sys.modules or "matplotlib" in sys.modules:
+            yield
+            return
+        package, later = ModuleType("matplotlib"), ModuleType("matplotlib.pyplot")
+        vars(later)["__getattr__"] = _attribute_of_pyplot
+        vars(package)["pyplot"] = later
+        modules = {module.__name__: module for module in (package, later)}
+        sys.modules.update(modules)
+        try:
+            yield
+        finally:
+            for name in modules:
+                sys.modules.pop(name, None)
+
+
+def _attribute_of_pyplot(name: str) -> Any:
+    """Import matplotlib when one of its functions is used, but not when a module is inspected."""
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return getattr(import_module("matplotlib.pyplot"), name)
 
 
 @contextmanager
 def silence() -> Iterator[None]:
     """Discard stderr of native code: these graphs print warnings that no log level suppresses.
 
-    Blocks may overlap in several threads; stderr is restored when the last of them ends.
+    Blocks may overlap in several threads; stderr is restored when the last of them ends. What other
+    threads write to stderr meanwhile is lost, and processes that they start have no stderr.
     """
     with _silence_lock:
         if not _silenced:
             sys.stderr.flush()
-            _silenced.append(os.dup(2))
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, 2)
-            os.close(nowhere)
+            with open(os.devnull, "wb") as nowhere:
+                kept = os.dup(2)
+                os.dup2(nowhere.fileno(), 2)
+            _silenced.append(kept)
         else:
             _silenced.append(_silenced[-1])
     try:
