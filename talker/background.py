@@ -53,6 +53,8 @@ def clean_plate(
     """
     plate = np.zeros((*size, 3), np.uint8)
     farthest = np.full(size, clearance, np.float32)
+    # With one thread, OpenCV would call Intel's library, whose distances vary in the last digits.
+    cv2.ipp.setUseIPP(False)
     for image, mask in frames:
         clear = (mask == BACKGROUND).astype(np.uint8)
         distance = cv2.distanceTransform(clear, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)

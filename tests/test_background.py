@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -48,6 +49,23 @@ def test_each_pixel_comes_from_the_frame_where_the_person_is_farthest():
     found, _ = clean_plate(frames, (8, 30), 2.0)
     assert (found[:, 8] == 20).all()
     assert (found[:, 3] == 10).all()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_of_frames_with_the_same_mask_the_first_is_used(threads):
+    """Distances must not vary from call to call, which they do in some builds of OpenCV."""
+    random = np.random.default_rng(0)
+    y, x = np.mgrid[:320, :320]
+    discs = [np.hypot(y - a, x - b) < 40 for a, b in random.integers(0, 320, (6, 2))]
+    mask = np.where(np.any(discs, 0), HEAD, BACKGROUND).astype(np.uint8)
+    images = [np.full((320, 320, 3), k, np.uint8) for k in range(1, 9)]
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(threads)
+    try:
+        plate, visible = clean_plate([(image, mask) for image in images], mask.shape, CLEARANCE)
+    finally:
+        cv2.setNumThreads(before)
+    assert (plate[visible] == 1).all()
 
 
 def test_unseen_pixels_continue_their_surroundings():
