@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float, Float32, Int64
+from scipy.stats import spearmanr
 
 from talker.avatar.model import Avatar
 from talker.avatar.renderer import Drive, render_frames
@@ -142,13 +143,8 @@ def _with(
 def _rank_correlation(inputs: Float32[np.ndarray, "L"], levels: Float[np.ndarray, "L"]) -> float:
     """Return the Spearman correlation, nan if a level is unknown or all are equal."""
     known = np.isfinite(levels).all() and np.ptp(levels) > 0
-    return correlation(_ranks(inputs), _ranks(levels)) if known else float("nan")
-
-
-def _ranks(values: Float[np.ndarray, "L"]) -> Float[np.ndarray, "L"]:
-    """Return the ranks of values; equal values have the mean of their ranks."""
-    _, groups, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[groups]
+    rank = spearmanr(inputs, levels).statistic if known else float("nan")
+    return float(rank)
 
 
 def _blink_row(levels: Float[np.ndarray, "L"], drop: float) -> dict[str, float]:
