@@ -53,15 +53,26 @@ def clean_plate(
     """
     plate = np.zeros((*size, 3), np.uint8)
     farthest = np.full(size, clearance, np.float32)
-    # With one thread, OpenCV would call Intel's library, whose distances vary in the last digits.
-    cv2.ipp.setUseIPP(False)
     for image, mask in frames:
-        clear = (mask == BACKGROUND).astype(np.uint8)
-        distance = cv2.distanceTransform(clear, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+        distance = _distance_from_person(mask)
         better = distance > farthest
         farthest[better] = distance[better]
         plate[better] = image[better]
     return plate, farthest > clearance
+
+
+def _distance_from_person(mask: np.ndarray) -> np.ndarray:
+    """Return the distance of each pixel from the foreground of uint8 [H, W], float32 [H, W].
+
+    With one thread, OpenCV would call Intel's library, whose distances vary in the last digits.
+    """
+    clear = (mask == BACKGROUND).astype(np.uint8)
+    uses_intel = cv2.ipp.useIPP()
+    cv2.ipp.setUseIPP(False)
+    try:
+        return cv2.distanceTransform(clear, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    finally:
+        cv2.ipp.setUseIPP(uses_intel)
 
 
 def fill(plate: np.ndarray, visible: np.ndarray) -> np.ndarray:
