@@ -143,7 +143,7 @@ def _with(
 def _rank_correlation(inputs: Float32[np.ndarray, "L"], levels: Float[np.ndarray, "L"]) -> float:
     """Return the Spearman correlation, nan if a level is unknown or all are equal."""
     known = np.isfinite(levels).all() and np.ptp(levels) > 0
-    rank = spearmanr(inputs, levels).statistic if known else float("nan")
+    rank = spearmanr(inputs, levels)[0] if known else float("nan")
     return float(rank)
 
 
